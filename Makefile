@@ -1,0 +1,50 @@
+# `make` alone lists the targets. PROFILE is smoke, default or paper.
+PROFILE ?= default
+VENV ?= .venv
+PYTHON ?= python3
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+RUN := python -m pipelines.orchestration
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro flow status ui publish test test-slow lint readme clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed  ## create .venv from requirements.lock (VENV=… for another place)
+
+$(VENV)/.installed: pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python >= 3.11 is needed, found " + sys.version.split()[0] + "; name another one with PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint requirements.lock --editable '.[test]'
+	touch $@
+
+repro: setup  ## run what has changed, to the report (PROFILE=smoke|default|paper)
+	@$(RUN) repro --profile $(PROFILE)
+
+flow: setup  ## the same stages as a Prefect flow, in parallel
+	@$(RUN) flow --profile $(PROFILE)
+
+status: setup  ## what a run would do
+	@$(RUN) status --profile $(PROFILE)
+
+ui: setup  ## MLflow on the runs so far, at http://127.0.0.1:5000
+	@$(RUN) ui
+
+publish: setup  ## copy the runs of bare `dvc repro` to MLflow
+	@$(RUN) publish
+
+test: setup  ## the tests
+	@python -m pytest -m "not slow"
+
+test-slow: setup  ## the tests that take minutes
+	@python -m pytest -m slow
+
+lint: setup  ## ruff and mypy
+	@ruff check . && ruff format --check . && mypy
+
+readme: setup  ## write the results of data/tables into README.md
+	@python -m pipelines.readme
+
+clean:  ## remove what a run leaves behind, except DVC's cache and MLflow's store
+	rm -rf .checkpoints .workspaces .flowmatch .prefect

@@ -1,0 +1,31 @@
+"""What a coupling is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+__all__ = ["Coupling"]
+
+
+class Coupling(ABC):
+    """A rule that pairs the rows of a batch of noise with the rows of a batch of data.
+
+    The data and their conditions stay in place, the noise is rearranged: row `i` of the three results
+    belongs together.
+    """
+
+    @abstractmethod
+    def __call__(
+        self, x0: Tensor, x1: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return `(x0, x1, cond)` with the rows of `x0` paired with those of `x1`.
+
+        Arguments:
+            x0: The noise, with shape `(batch, *event)`.
+            x1: The data, with the same shape.
+            cond: The conditions of the data, with shape `(batch, c)`.
+            generator: The source of randomness of a coupling that draws.
+        """

@@ -1,0 +1,370 @@
+"""Closed-form truths: Gaussian mixtures along a path, and successor measures of linear-Gaussian processes.
+
+They need no training, so they can stand in for a network: as the target of a temporal-difference loss, as
+the model of a sampler or a likelihood, or as the ground truth of a metric.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from flowmatch_core.fields import Time, VelocityField, as_time
+from flowmatch_core.paths import AffinePath, CondOT
+
+_CHUNK = 1_000_000  # numbers a temporary of shape (samples, rows, components, dimensions) may hold
+
+
+class GaussianMixture:
+    r"""A Gaussian mixture, with its exact density, velocity and score along an affine path.
+
+    .. math:: m_t(x) = \sum_n w_n N(x; \alpha_t\mu_n, C_n), \qquad C_n = \alpha_t^2\Sigma_n + \sigma_t^2 I
+
+    .. math:: v_t(x) = \sum_n \rho_n(x)\,\bigl[\dot\alpha_t\mu_n
+        + (\alpha_t\dot\alpha_t\Sigma_n + \sigma_t\dot\sigma_t I)\,C_n^{-1}(x - \alpha_t\mu_n)\bigr],
+        \qquad \rho_n \propto w_n N(x; \alpha_t\mu_n, C_n)
+
+    One mixture can hold a row per condition: ``means`` is ``(*rows, n, d)``, while ``weights`` ``(n,)`` and
+    ``covariances`` ``(n, d, d)`` are shared. Points are ``(*samples, *rows, d)``, times
+    ``(*rows,)`` or a number.
+    ``mean`` and ``second_moment`` may be given where the mixture truncates a series whose moments are known.
+
+    Reference: Farebrother et al., Temporal Difference Flows, ICML 2025 (the mixture velocity of Lemma 1).
+
+    >>> g = torch.Generator().manual_seed(0)
+    >>> m = GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-2.0], [2.0]]), torch.ones(2, 1, 1))
+    >>> m.sample(3, generator=g).shape, m.log_prob(torch.zeros(5, 1)).shape
+    (torch.Size([3, 1]), torch.Size([5]))
+    >>> m.velocity(0.0, torch.ones(5, 1)).flatten()      # at t=0 the velocity is E[X] - x
+    tensor([-1., -1., -1., -1., -1.])
+    """
+
+    def __init__(
+        self,
+        weights: Tensor,
+        means: Tensor,
+        covariances: Tensor,
+        *,
+        mean: Tensor | None = None,
+        second_moment: Tensor | None = None,
+    ) -> None:
+        n, d = means.shape[-2:]
+        if weights.shape != (n,) or covariances.shape != (n, d, d):
+            raise ValueError(
+                f"weights and covariances had shapes {tuple(weights.shape)} and {tuple(covariances.shape)}, "
+                f"but means of shape {tuple(means.shape)} need ({n},) and ({n}, {d}, {d})."
+            )
+        self.weights, self.means, self.covariances = weights, means, covariances
+        variances, self._axes = torch.linalg.eigh(covariances)
+        self._variances = variances.clamp_min(0.0)  # a singular covariance may come out as -1e-17
+        self._mean, self._second_moment = mean, second_moment
+
+    def with_means(self, means: Tensor) -> GaussianMixture:
+        """The same weights and covariances around other means ``(*rows, n, d)``."""
+        other = copy.copy(self)
+        other.means, other._mean, other._second_moment = means, None, None
+        return other
+
+    @property
+    def mean(self) -> Tensor:
+        """E[X], ``(*rows, d)``."""
+        if self._mean is not None:
+            return self._mean
+        return torch.einsum("n,...nd->...d", self.weights, self.means)
+
+    @property
+    def second_moment(self) -> Tensor:
+        """E[X X^T], ``(*rows, d, d)``."""
+        if self._second_moment is not None:
+            return self._second_moment
+        outer = torch.einsum("n,...nd,...ne->...de", self.weights, self.means, self.means)
+        return outer + torch.einsum("n,nde->de", self.weights, self.covariances)
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """``n`` independent draws for every row, ``(n, *rows, d)``."""
+        rows, (components, d) = self.means.shape[:-2], self.means.shape[-2:]
+        device = self.means.device
+        chosen = torch.multinomial(self.weights, n * math.prod(rows), replacement=True, generator=generator)
+        noise = torch.randn(n, *rows, d, generator=generator, dtype=self.means.dtype, device=device)
+        factors = self._axes * self._variances.sqrt().unsqueeze(-2)
+        spread = torch.einsum("kde,ke->kd", factors[chosen], noise.reshape(-1, d)).view(n, *rows, d)
+        flat = self.means.reshape(-1, components, d)
+        row = torch.arange(flat.shape[0], device=device).repeat(n)
+        return flat[row, chosen].view(n, *rows, d) + spread
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log m(x) in nats, ``(*samples, *rows)``."""
+        one, zero = x.new_ones(()), x.new_zeros(())
+
+        def density(x: Tensor, means: Tensor, t: Tensor) -> Tensor:
+            return self._joint(x, means, one, zero)[0].logsumexp(-1)
+
+        return self._in_chunks(density, x, one)
+
+    def marginal_log_prob(self, t: Time, x: Tensor, path: AffinePath = CondOT()) -> Tensor:
+        """log m_t(x), the density of the path's marginal at time t, ``(*samples, *rows)``."""
+
+        def density(x: Tensor, means: Tensor, t: Tensor) -> Tensor:
+            return self._joint(x, means, path.alpha(t), path.sigma(t))[0].logsumexp(-1)
+
+        return self._in_chunks(density, x, _time(t, x))
+
+    def velocity(self, t: Time, x: Tensor, path: AffinePath = CondOT()) -> Tensor:
+        """The path's marginal velocity v_t(x), like ``x``; finite at t=0 and t=1."""
+
+        def velocity(x: Tensor, means: Tensor, t: Tensor) -> Tensor:
+            alpha, sigma, d_alpha, d_sigma = path.alpha(t), path.sigma(t), path.d_alpha(t), path.d_sigma(t)
+            joint, offset, variance = self._joint(x, means, alpha, sigma)
+            gain = _column(alpha * d_alpha) * self._variances + _column(sigma * d_sigma)
+            moved = torch.einsum("...ne,nde->...nd", gain / variance * offset, self._axes)
+            return torch.einsum("...n,...nd->...d", joint.softmax(-1), _column(d_alpha) * means + moved)
+
+        return self._in_chunks(velocity, x, _time(t, x))
+
+    def score(self, t: Time, x: Tensor, path: AffinePath = CondOT()) -> Tensor:
+        """The gradient of log m_t(x) in x, like ``x``."""
+
+        def score(x: Tensor, means: Tensor, t: Tensor) -> Tensor:
+            joint, offset, variance = self._joint(x, means, path.alpha(t), path.sigma(t))
+            return -torch.einsum("...n,...ne,nde->...d", joint.softmax(-1), offset / variance, self._axes)
+
+        return self._in_chunks(score, x, _time(t, x))
+
+    def velocity_field(self, path: AffinePath = CondOT()) -> VelocityField:
+        """The velocity as a field ``field(t, x, cond=None)``, for which ``cond`` means nothing."""
+
+        def field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+            return self.velocity(t, x, path)
+
+        return field
+
+    def _joint(self, x: Tensor, means: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log w_n N(x; alpha mu_n, C_n), and x - alpha mu_n and C_n in the axes where C_n is diagonal."""
+        offset = torch.einsum("...nd,nde->...ne", x.unsqueeze(-2) - _column(alpha) * means, self._axes)
+        variance = _column(alpha) ** 2 * self._variances + _column(sigma) ** 2
+        variance = variance.clamp_min(torch.finfo(x.dtype).eps ** 2)  # atoms at t=1: the nearest wins, no nan
+        log_normal = -0.5 * (offset**2 / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
+        return self.weights.log() + log_normal, offset, variance
+
+    def _in_chunks(self, function: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
+        """``function(x, means, t)`` over slices of the leading dimension, none of them larger than _CHUNK."""
+        n, d = self.means.shape[-2:]
+        shape = np.broadcast_shapes(x.shape[:-1], self.means.shape[:-2], t.shape)
+        if not shape:
+            return function(x, self.means, t)
+        size = max(1, _CHUNK // (n * d * math.prod(shape[1:])))
+        x, means, t = x.expand(*shape, d), self.means.expand(*shape, n, d), t.expand(shape)
+        return torch.cat([function(x[rows], means[rows], t[rows]) for rows in _slices(shape[0], size)])
+
+
+@dataclass(frozen=True, eq=False)
+class LinearGaussianMDP:
+    r"""Linear dynamics with Gaussian noise under a linear policy: successor measure and values.
+
+    .. math:: s' = A s + B a + c + w, \quad w \sim N(0, W), \quad a = K s + k
+
+    With :math:`F = A + BK` and :math:`f = Bk + c`, the n-th next state is Gaussian,
+
+    .. math:: \mu_1 = A s + B a + c, \; \Sigma_1 = W, \qquad
+        \mu_{n+1} = F\mu_n + f, \; \Sigma_{n+1} = F\Sigma_n F^\top + W
+
+    and the successor measure, whose first sample is the NEXT state, is
+    :math:`m(\cdot|s,a) = \sum_{n\ge 1} (1-\gamma)\gamma^{n-1} N(\mu_n, \Sigma_n)`.
+
+    Shapes: ``A`` (d, d), ``B`` (d, p), ``c`` (d,), ``W`` (d, d), ``K`` (p, d), ``k`` (p,); states
+    ``(*rows, d)``, actions ``(*rows, p)``. An action of ``None`` means the policy's.
+
+    >>> I = torch.eye(2)
+    >>> mdp = LinearGaussianMDP(A=0.9 * I, B=I, c=torch.zeros(2), W=0.01 * I, K=-0.1 * I, k=torch.zeros(2))
+    >>> m = mdp.successor(torch.ones(5, 2), None, gamma=0.5)
+    >>> m.mean[0]                                            # (1 - 0.5) 0.8 / (1 - 0.5 * 0.8)
+    tensor([0.6667, 0.6667])
+    >>> m.sample(7, generator=torch.Generator().manual_seed(0)).shape
+    torch.Size([7, 5, 2])
+    """
+
+    A: Tensor
+    B: Tensor
+    c: Tensor
+    W: Tensor
+    K: Tensor
+    k: Tensor
+
+    def __post_init__(self) -> None:
+        d, p = self.A.shape[-1], self.B.shape[-1]
+        expected = {"A": (d, d), "B": (d, p), "c": (d,), "W": (d, d), "K": (p, d), "k": (p,)}
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                found = tuple(getattr(self, name).shape)
+                raise ValueError(f"{name} had shape {found}, but with {d} states and {p} actions it should be {shape}.")
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> LinearGaussianMDP:
+        """The same process with its tensors elsewhere or of another precision."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device, dtype) for f in fields(self)})
+
+    def policy(self, state: Tensor) -> Tensor:
+        """a = K s + k."""
+        return linear(state, self.K, self.k)
+
+    def step(self, state: Tensor, action: Tensor | None, *, generator: torch.Generator | None = None) -> Tensor:
+        """A next state for every row."""
+        mean = self._next_mean(state, action)
+        variances, axes = torch.linalg.eigh(self.W)
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        return mean + linear(noise * variances.clamp_min(0.0).sqrt(), axes)
+
+    def successor(
+        self, state: Tensor, action: Tensor | None, gamma: float, *, tolerance: float = 1e-6
+    ) -> GaussianMixture:
+        """The successor measure of every row.
+
+        The mass gamma^N <= ``tolerance`` beyond the N-th step is put on the stationary law, or on step N
+        where there is none; ``mean`` and ``second_moment`` are those of the whole series.
+        """
+        powers, offsets, mixture = self._table(gamma, tolerance)
+        first = self._next_mean(state, action)
+        means = torch.einsum("nde,...e->...nd", powers, first) + offsets
+        mean, second_moment = self._moments(first, gamma)
+        return GaussianMixture(mixture.weights, means, mixture.covariances, mean=mean, second_moment=second_moment)
+
+    def velocity_field(
+        self,
+        gamma: float,
+        path: AffinePath = CondOT(),
+        *,
+        tolerance: float = 1e-6,
+    ) -> VelocityField:
+        """The exact velocity as a field ``field(t, x, cond)``: a stand-in for a trained network.
+
+        ``cond`` is ``cat([state, action])``, or the state alone for the policy's action.
+
+        >>> I = torch.eye(1)
+        >>> mdp = LinearGaussianMDP(A=I, B=I, c=torch.ones(1), W=I, K=-I, k=torch.zeros(1))
+        >>> mdp.velocity_field(gamma=0.9)(0.0, torch.full((3, 1), -2.0), torch.zeros(3, 1)).mean()
+        tensor(3.0000)
+        """
+        powers, offsets, mixture = self._table(gamma, tolerance)
+        (n, d), p = offsets.shape, self.B.shape[-1]
+
+        def field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+            if cond is None or cond.shape[-1] not in (d, d + p):
+                found = None if cond is None else tuple(cond.shape)
+                raise ValueError(f"cond had shape {found}, but its rows should hold {d} states or {d} + {p} actions.")
+            first = self._next_mean(cond[:, :d], cond[:, d:] if cond.shape[-1] > d else None)
+            times = as_time(t, x).expand(len(x))
+            velocities = []
+            for rows in _slices(len(x), max(1, _CHUNK // (n * d))):
+                means = torch.einsum("nde,be->bnd", powers, first[rows]) + offsets
+                velocities.append(mixture.with_means(means).velocity(times[rows], x[rows], path))
+            return torch.cat(velocities)
+
+        return field
+
+    def value_linear(
+        self, state: Tensor, action: Tensor | None, gamma: float, *, weight: Tensor, offset: float = 0.0
+    ) -> Tensor:
+        """Q of the reward r(x) = weight . x + offset, ``(*rows,)``."""
+        return (self._moments(self._next_mean(state, action), gamma)[0] @ weight + offset) / (1 - gamma)
+
+    def value_quadratic(self, state: Tensor, action: Tensor | None, gamma: float, *, matrix: Tensor) -> Tensor:
+        """Q of the reward r(x) = x^T matrix x, ``(*rows,)``."""
+        second_moment = self._moments(self._next_mean(state, action), gamma)[1]
+        return torch.einsum("de,...de->...", matrix, second_moment) / (1 - gamma)
+
+    def value_bump(self, state: Tensor, action: Tensor | None, gamma: float, *, goal: Tensor, spread: Tensor) -> Tensor:
+        r"""Q of the reward :math:`r(x) = \exp(-\frac12 (x-g)^\top\Lambda^{-1}(x-g))`, ``(*rows,)``.
+
+        The expected bump is a convolution: the density at the goal :math:`g` of the mixture widened by the
+        spread :math:`\Lambda`, times the bump's integral.
+        """
+        m = self.successor(state, action, gamma)
+        widened = GaussianMixture(m.weights, m.means, m.covariances + spread)
+        integral: Tensor = torch.linalg.det(2 * math.pi * spread).sqrt()
+        return widened.log_prob(goal.expand(state.shape)).exp() * integral / (1 - gamma)
+
+    def _next_mean(self, state: Tensor, action: Tensor | None) -> Tensor:
+        action = self.policy(state) if action is None else action
+        return linear(state, self.A, self.c) + linear(action, self.B)
+
+    def _closed_loop(self) -> tuple[Tensor, Tensor]:
+        return self.A + self.B @ self.K, self.B @ self.k + self.c
+
+    def _table(self, gamma: float, tolerance: float) -> tuple[Tensor, Tensor, GaussianMixture]:
+        """The maps mu_n = powers_n mu_1 + offsets_n and the mixture of N(0, Sigma_n), tail included."""
+        F, f = self._closed_loop()
+        radius = _spectral_radius(F, gamma)
+        steps = max(1, math.ceil(math.log(tolerance) / math.log(gamma))) if gamma > 0 else 1
+        identity = torch.eye(len(F), dtype=F.dtype, device=F.device)
+        powers, offsets, covariances = [identity], [torch.zeros_like(f)], [self.W]
+        for _ in range(steps - 1):
+            powers.append(F @ powers[-1])
+            offsets.append(F @ offsets[-1] + f)
+            covariances.append(F @ covariances[-1] @ F.mT + self.W)
+        weights = (1 - gamma) * gamma ** torch.arange(steps, dtype=F.dtype, device=F.device)
+        if radius < 1:
+            powers.append(torch.zeros_like(F))
+            offsets.append(torch.linalg.solve(identity - F, f))
+            covariances.append(_discounted_lyapunov(F, self.W, 1.0))
+            weights = torch.cat([weights, weights.new_tensor([gamma**steps])])
+        else:
+            weights[-1] += gamma**steps
+        zeros = torch.zeros_like(torch.stack(offsets))
+        return (
+            torch.stack(powers),
+            torch.stack(offsets),
+            GaussianMixture(weights, zeros, torch.stack(covariances)),
+        )
+
+    def _moments(self, first: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+        """E[X] and E[X X^T] given mu_1 of every row: geometric series, summed exactly."""
+        F, f = self._closed_loop()
+        _spectral_radius(F, gamma)
+        identity = torch.eye(len(F), dtype=F.dtype, device=F.device)
+        start = (first + gamma / (1 - gamma) * f).unsqueeze(-1)
+        u = torch.linalg.solve(identity - gamma * F, start).squeeze(-1)
+        cross = gamma * _outer(u @ F.mT, f.expand_as(u))
+        tail = gamma / (1 - gamma) * (_outer(f, f) + self.W)
+        source = self.W + _outer(first, first) + cross + cross.mT + tail
+        return (1 - gamma) * u, (1 - gamma) * _discounted_lyapunov(F, source, gamma)
+
+
+def _spectral_radius(F: Tensor, gamma: float) -> float:
+    """The largest modulus of F's eigenvalues; refuses a gamma without a finite second moment."""
+    radius = float(torch.linalg.eigvals(F).abs().max())
+    bound = 1.0 if radius <= 1 else 1 / radius**2
+    if not 0 <= gamma < bound:
+        raise ValueError(
+            f"gamma was {gamma}, but should be in [0, {bound:.6g}), "
+            f"where the second moment is finite (A + B K has spectral radius {radius:.6g})."
+        )
+    return radius
+
+
+def _discounted_lyapunov(F: Tensor, source: Tensor, gamma: float) -> Tensor:
+    """U with U - gamma F U F^T = source, ``(*rows, d, d)``."""
+    operator = torch.eye(F.numel(), dtype=F.dtype, device=F.device) - gamma * torch.kron(F, F)
+    solution: Tensor = torch.linalg.solve(operator, source.flatten(-2).unsqueeze(-1))
+    return solution.view_as(source)
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return a.unsqueeze(-1) * b.unsqueeze(-2)
+
+
+def _time(t: Time, x: Tensor) -> Tensor:
+    return torch.as_tensor(t, dtype=x.dtype, device=x.device)
+
+
+def _column(value: Tensor) -> Tensor:
+    return value[..., None, None]
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, max(length, 1), size))

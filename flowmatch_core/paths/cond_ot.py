@@ -1,0 +1,49 @@
+"""The straight path of conditional optimal transport."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from flowmatch_core.fields import Time
+from flowmatch_core.paths._affine import AffinePath, time_tensor
+
+__all__ = ["CondOT"]
+
+
+@final
+@dataclass(frozen=True)
+class CondOT(AffinePath):
+    r"""The straight path :math:`\alpha_t = t`, :math:`\sigma_t = 1 - (1 - \sigma_{\min}) t`.
+
+    References:
+        | Flow Matching for Generative Modeling (Lipman et al., 2023), https://arxiv.org/abs/2210.02747
+
+    Arguments:
+        sigma_min: The standard deviation :math:`\sigma_{\min}` left around the data at `t = 1`.
+
+    Example:
+        >>> CondOT(sigma_min=0.1).sigma(torch.tensor([0.0, 1.0]))
+        tensor([1.0000, 0.1000])
+    """
+
+    sigma_min: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma_min < 1:
+            raise ValueError(f"sigma_min is {self.sigma_min}, but should be at least 0 and below 1.")
+
+    def alpha(self, t: Time) -> Tensor:
+        return time_tensor(t)
+
+    def sigma(self, t: Time) -> Tensor:
+        return 1 - (1 - self.sigma_min) * time_tensor(t)
+
+    def d_alpha(self, t: Time) -> Tensor:
+        return torch.ones_like(time_tensor(t))
+
+    def d_sigma(self, t: Time) -> Tensor:
+        return torch.full_like(time_tensor(t), self.sigma_min - 1)

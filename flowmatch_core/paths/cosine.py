@@ -1,0 +1,42 @@
+"""The curved, variance-preserving path of the quarter circle."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from flowmatch_core.fields import Time
+from flowmatch_core.paths._affine import AffinePath, time_tensor
+
+__all__ = ["Cosine"]
+
+
+@final
+@dataclass(frozen=True)
+class Cosine(AffinePath):
+    r"""The quarter circle :math:`\alpha_t = \sin(\pi t / 2)`, :math:`\sigma_t = \cos(\pi t / 2)`.
+
+    References:
+        | Stochastic Interpolants (Albergo et al., 2023), https://arxiv.org/abs/2303.08797
+        | Temporal Difference Flows (Farebrother et al., 2025), section 5.1, https://arxiv.org/abs/2503.09817
+
+    Example:
+        >>> Cosine().sigma(torch.tensor([0.0, 1.0]))
+        tensor([1., 0.])
+    """
+
+    def alpha(self, t: Time) -> Tensor:
+        return torch.sin(math.pi / 2 * time_tensor(t))
+
+    def sigma(self, t: Time) -> Tensor:
+        return torch.sin(math.pi / 2 * (1 - time_tensor(t)))  # cos(pi t / 2), but exactly zero at t = 1
+
+    def d_alpha(self, t: Time) -> Tensor:
+        return math.pi / 2 * self.sigma(t)
+
+    def d_sigma(self, t: Time) -> Tensor:
+        return -math.pi / 2 * self.alpha(t)

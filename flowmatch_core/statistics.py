@@ -1,0 +1,69 @@
+"""Intervals for means over a few seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+__all__ = ["Interval", "paired_difference", "t_interval"]
+
+Values = Sequence[float] | NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A mean, the ends of its confidence interval, and the number of values behind it."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def t_interval(values: Values, level: float = 0.95) -> Interval:
+    r"""Return the mean with its t interval :math:`\bar x \pm t_{n-1} s / \sqrt n`.
+
+    Exact for normal values at any `n`, where a percentile bootstrap of three seeds covers 73 % for a
+    nominal 95 %. A single value has no interval: its ends are `nan`, which no comparison passes.
+
+    Arguments:
+        values: One value per seed.
+        level: The probability with which the interval covers the true mean.
+
+    Example:
+        >>> t_interval([1.0, 2.0, 3.0]).n
+        3
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}, but should be between 0 and 1.")
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or x.size == 0:
+        raise ValueError(f"values has shape {x.shape}, but should be a list of at least one number.")
+    n, mean = x.size, float(x.mean())
+    if n == 1:
+        return Interval(mean, math.nan, math.nan, n)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * x.std(ddof=1) / math.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def paired_difference(a: Values, b: Values, level: float = 0.95) -> Interval:
+    r"""Return the t interval of :math:`a_i - b_i` over shared seeds; `a` differs from `b` if it excludes
+    zero.
+
+    Arguments:
+        a: One value per seed.
+        b: One value per seed, in the same order of seeds.
+        level: The probability with which the interval covers the true difference.
+
+    Example:
+        >>> paired_difference([2.0, 3.0], [1.0, 2.0])
+        Interval(mean=1.0, low=1.0, high=1.0, n=2)
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.shape != y.shape:
+        raise ValueError(f"b has shape {y.shape}, but should have the shape of a, {x.shape}.")
+    return t_interval(x - y, level)

@@ -1,0 +1,52 @@
+r"""MC-CFM: regress on samples of the successor measure, taken from on-policy futures, without a bootstrap.
+
+.. math:: X_1 = S_T, \; T \sim \mathrm{Geometric}(1-\gamma) \text{ on } 1, 2, \dots, \quad
+    \ell(\theta) = E\,\|v_t(X_t|S,A;\theta) - (\dot\alpha_t X_1 + \dot\sigma_t X_0)\|^2
+
+Reference: Farebrother et al., Temporal Difference Flows, ICML 2025, equation 6.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowmatch_core.fields import VelocityField
+from flowmatch_core.paths import AffinePath, CondOT
+from flowmatch_core.successor.bootstrap import (
+    Loss,
+    TimeSampler,
+    noise_like,
+    squared_error,
+    time_like,
+)
+from flowmatch_core.successor.transitions import Transitions
+
+
+def mc_cfm_loss(
+    field: VelocityField,
+    batch: Transitions,
+    future: Tensor,
+    *,
+    path: AffinePath = CondOT(),
+    time: TimeSampler = torch.rand,
+    generator: torch.Generator | None = None,
+) -> Loss:
+    """The MC-CFM loss of ``field``; ``future`` holds a state S_T of the policy for every row, ``(batch, d)``.
+
+    Only the batch's state and action are read. The bootstrap term is 0, so ``total`` equals ``direct``.
+
+    >>> s = torch.zeros(64, 2)
+    >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
+    >>> loss = mc_cfm_loss(lambda t, x, cond: -x, batch, future=s, generator=torch.Generator().manual_seed(0))
+    >>> bool(loss.total == loss.direct), float(loss.bootstrap)
+    (True, 0.0)
+    """
+    if future.shape != batch.state.shape:
+        raise ValueError(
+            f"future had shape {tuple(future.shape)}, but should have state's shape {tuple(batch.state.shape)}."
+        )
+    t = time_like(future, time, generator)
+    sample = path.sample(noise_like(future, generator), future, t)
+    direct = squared_error(field(t, sample.x_t, batch.condition), sample.velocity)
+    return Loss(direct, direct, torch.zeros_like(direct))

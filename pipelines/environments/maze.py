@@ -1,0 +1,221 @@
+"""The point-mass maze of Temporal Difference Flows (arXiv 2503.09817) on MuJoCo, with scripted policies.
+
+A ball slides in a square arena of 0.6 m whose plus-shaped wall leaves four rooms, joined by passages along
+the border. State (x, y, vx, vy) in m and m/s, action (ux, uy) in [-1, 1]: a motor's force along each axis.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, final
+
+import numpy as np
+from pydantic import Field
+
+from pipelines import members
+from pipelines.environments import Array, Environment
+
+ARENA = 0.3  # half width between the border planes
+LIMIT = 0.29  # range of the ball's centre
+RADIUS = 0.01
+ARM, THICKNESS = 0.18, 0.02  # half lengths of the two boxes that form the plus
+MASS, DAMPING, GEAR, TIMESTEP = 0.3, 1.0, 0.1, 0.02
+TERMINAL_SPEED = GEAR / DAMPING
+
+# The ball's height is that of the boxes' middle, so all contacts are horizontal; there is no floor to rub on.
+MJCF = f"""
+<mujoco model="point mass maze">
+  <option timestep="{TIMESTEP}" integrator="Euler"/>
+  <worldbody>
+    <geom name="arm_x" type="box" size="{ARM} {THICKNESS} {RADIUS}" pos="0 0 {RADIUS}"/>
+    <geom name="arm_y" type="box" size="{THICKNESS} {ARM} {RADIUS}" pos="0 0 {RADIUS}"/>
+    <geom name="left" type="plane" size="1 1 1" pos="-{ARENA} 0 0" zaxis="1 0 0"/>
+    <geom name="right" type="plane" size="1 1 1" pos="{ARENA} 0 0" zaxis="-1 0 0"/>
+    <geom name="bottom" type="plane" size="1 1 1" pos="0 -{ARENA} 0" zaxis="0 1 0"/>
+    <geom name="top" type="plane" size="1 1 1" pos="0 {ARENA} 0" zaxis="0 -1 0"/>
+    <body name="ball" pos="0 0 {RADIUS}">
+      <joint name="x" type="slide" axis="1 0 0" limited="true" range="-{LIMIT} {LIMIT}" damping="{DAMPING}"/>
+      <joint name="y" type="slide" axis="0 1 0" limited="true" range="-{LIMIT} {LIMIT}" damping="{DAMPING}"/>
+      <geom name="ball" type="sphere" size="{RADIUS}" mass="{MASS}"/>
+    </body>
+  </worldbody>
+  <actuator>
+    <motor joint="x" gear="{GEAR}" ctrllimited="true" ctrlrange="-1 1"/>
+    <motor joint="y" gear="{GEAR}" ctrllimited="true" ctrlrange="-1 1"/>
+  </actuator>
+</mujoco>
+"""
+
+ROOMS = {
+    "top_left": (-1, 1),
+    "top_right": (1, 1),
+    "bottom_right": (1, -1),
+    "bottom_left": (-1, -1),
+}  # clockwise
+GOALS = {f"reach_{name}": 0.15 * np.array(signs, dtype=float) for name, signs in ROOMS.items()}
+GOAL_RADIUS, GOAL_MARGIN = 0.015, 6 * 0.015
+DIAMOND = 0.24  # the loop runs along |x| + |y| = DIAMOND, and crosses a passage at this coordinate
+
+
+class Settings(members.Settings):
+    """Which policy moves the ball, and how long an action lasts."""
+
+    task: Literal["loop", "reach_top_left", "reach_top_right", "reach_bottom_left", "reach_bottom_right"] = Field(
+        "loop", description="the scripted policy"
+    )
+    action_repeat: int = Field(5, ge=1, le=10, description="physics steps of 0.02 s that one transition lasts")
+
+
+def clearance(position: Array) -> Array:
+    """Distance in m of points to the wall, 0 inside; where it is at least the radius, the ball is free.
+
+    >>> clearance(np.array([[0.1, 0.05], [0.0, 0.0]]))
+    array([0.03, 0.  ])
+    """
+    outside_x = np.maximum(np.abs(position) - [ARM, THICKNESS], 0)
+    outside_y = np.maximum(np.abs(position) - [THICKNESS, ARM], 0)
+    distance: Array = np.minimum(np.hypot(*outside_x.T), np.hypot(*outside_y.T))
+    return distance
+
+
+def room_signs(position: Array) -> Array:
+    """The sign of each coordinate, (n, 2); zero belongs to the room that it has in the paper's rewards."""
+    return np.stack([np.where(position[:, 0] > 0, 1.0, -1.0), np.where(position[:, 1] >= 0, 1.0, -1.0)], -1)
+
+
+def linear_tolerance(x: Array, lower: float, upper: float, margin: float) -> Array:
+    """1 between the bounds, falling linearly to 0 at the margin beyond them.
+
+    >>> linear_tolerance(np.array([0.0, 1.5, 3.0]), -1.0, 1.0, 1.0)
+    array([1. , 0.5, 0. ])
+    """
+    beyond = np.maximum(np.maximum(lower - x, x - upper), 0)
+    return np.maximum(1 - beyond / margin, 0)
+
+
+def loop_reward(state: Array) -> Array:
+    """The mean of three terms: each velocity clockwise at .06 to .1 m/s, and within .02 m of the diamond."""
+    position, velocity = state[:, :2], state[:, 2:]
+    signs = room_signs(position)
+    along = velocity * clockwise(signs)
+    distance = np.abs(np.abs(position).sum(-1) - DIAMOND) / np.sqrt(2)
+    terms = [linear_tolerance(along[:, axis], 0.06, 0.1, 0.01) for axis in (0, 1)]
+    return (terms[0] + terms[1] + linear_tolerance(distance, 0.0, 0.02, 0.02)) / 3
+
+
+def reach_reward(state: Array, goal: Array) -> Array:
+    """1 within .015 m of the goal, then a Gaussian that is .1 at .09 m beyond; without the control factor."""
+    beyond = np.maximum(np.hypot(*(state[:, :2] - goal).T) - GOAL_RADIUS, 0)
+    value: Array = 0.1 ** ((beyond / GOAL_MARGIN) ** 2)
+    return value
+
+
+def clockwise(signs: Array) -> Array:
+    """Signs of the velocity that goes round clockwise: top left (+, +), top right (+, -), ..."""
+    return np.stack([signs[:, 1], -signs[:, 0]], -1)
+
+
+def drive(wanted: Array, velocity: Array) -> Array:
+    """The action that takes the ball to a wanted velocity: what holds it, plus a correction."""
+    wanted = np.clip(wanted, -TERMINAL_SPEED, TERMINAL_SPEED)
+    action: Array = np.clip(wanted / TERMINAL_SPEED + 10 * (wanted - velocity), -1, 1)
+    return action
+
+
+def loop_velocity(position: Array, velocity: Array) -> Array:
+    """Clockwise along the diamond, turning 0.2 s ahead of its corners, with a pull towards it."""
+    outside = (np.abs(position).sum(-1, keepdims=True) - DIAMOND) / np.sqrt(2)
+    along = clockwise(room_signs(position + 0.2 * velocity))
+    wanted: Array = 0.07 * along - 3 * outside * room_signs(position)
+    return wanted
+
+
+def reach_target(position: Array, goal: Array) -> Array:
+    """The point to head for, (n, 2): the goal in its own room, else the next passage round the wall.
+
+    The way is the shorter one, clockwise from the opposite room. A ball that has not cleared the tip of an
+    arm moves along the arm before it crosses.
+    """
+    signs = room_signs(position)
+    order = np.array(list(ROOMS.values()))
+    room = (signs[:, None, :] == order).all(-1).argmax(-1)
+    rooms_ahead = (int((np.sign(goal) == order).all(-1).argmax()) - room) % 4
+    # Rooms alternate between leaving clockwise along x and along y; counter-clockwise it is the other axis.
+    cross_x = (room % 2 == 0) == (rooms_ahead < 3)
+    size = np.abs(position)
+    cleared = np.where(cross_x, size[:, 1], size[:, 0]) > ARM + 2.5 * RADIUS
+    crossing = np.where(cleared, -0.1, np.where(cross_x, size[:, 0], size[:, 1]))
+    along = np.full(len(position), DIAMOND)
+    passage = np.where(cross_x[:, None], np.stack([crossing, along], -1), np.stack([along, crossing], -1))
+
+    # In the goal's room, a ball still between tip and border leaves the passage straight before it turns.
+    in_passage = (size < 0.05) & (size[:, ::-1] > ARM - RADIUS)
+    leaving = np.where(in_passage, 0.1, DIAMOND)
+    home = np.where(in_passage.any(-1, keepdims=True), signs * leaving, goal)
+    return np.where((rooms_ahead == 0)[:, None], home, signs * passage)
+
+
+@final
+class Maze(Environment):
+    """The maze with the policy of one task."""
+
+    state_names = ("x", "y", "vx", "vy")
+    action_names = ("ux", "uy")
+    bounds = (-ARENA, -ARENA, ARENA, ARENA)
+    walls = ((-ARM, -THICKNESS, ARM, THICKNESS), (-THICKNESS, -ARM, THICKNESS, ARM))
+    source = "point_mass_maze of ExORL and controllable_agent, tasks and rewards of offline_rl; own MuJoCo model"
+    fidelity = "same dynamics and rewards (without the control factor of reach); scripted policies, own transitions"
+
+    def __init__(self, settings: Settings) -> None:
+        # Nothing is rendered, so MuJoCo need not look for a display.
+        os.environ.setdefault("MUJOCO_GL", "disabled")
+        import mujoco
+
+        self.settings = settings
+        self.model = mujoco.MjModel.from_xml_string(MJCF)
+
+    def policy(self, state: Array) -> Array:
+        """The scripted action: round the diamond, or to the goal of the task."""
+        position, velocity = state[:, :2], state[:, 2:]
+        if self.settings.task == "loop":
+            return drive(loop_velocity(position, velocity), velocity)
+        return drive(4 * (reach_target(position, GOALS[self.settings.task]) - position), velocity)
+
+    def step(self, state: Array, action: Array, rng: np.random.Generator) -> Array:
+        """`action_repeat` physics steps under a constant action, each row for itself."""
+        from mujoco import MjData, rollout
+
+        initial = np.concatenate([np.zeros((len(state), 1)), state], -1)  # MuJoCo's state begins with the time
+        control = np.broadcast_to(action[:, None], (len(action), self.settings.action_repeat, 2))
+        trajectory, _ = rollout.rollout(self.model, MjData(self.model), initial, control)
+        following: Array = trajectory[:, -1, 1:]
+        return following
+
+    def coverage(self, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
+        """Uniform: positions over free space, velocities in [-.1, .1]^2, actions in [-1, 1]^2."""
+        free = np.empty((0, 2))
+        while len(free) < n:
+            drawn = rng.uniform(-LIMIT, LIMIT, (2 * n, 2))
+            free = np.concatenate([free, drawn[clearance(drawn) >= RADIUS]])
+        velocity = rng.uniform(-TERMINAL_SPEED, TERMINAL_SPEED, (n, 2))
+        return np.concatenate([free[:n], velocity], -1), rng.uniform(-1, 1, (n, 2))
+
+    def starts(self, rng: np.random.Generator, n: int) -> Array:
+        """At rest in the outer corner of the top left room."""
+        x, y = rng.uniform(-LIMIT, -0.15, n), rng.uniform(0.15, LIMIT, n)
+        return np.stack([x, y, np.zeros(n), np.zeros(n)], -1)
+
+    def rewards(self, state: Array) -> dict[str, Array]:
+        """The rewards of all tasks, whichever policy moves the ball."""
+        return {"loop": loop_reward(state)} | {name: reach_reward(state, goal) for name, goal in GOALS.items()}
+
+
+def build(settings: Settings) -> Maze:
+    """The maze of some settings.
+
+    >>> maze = build(Settings(task="reach_top_right"))
+    >>> state = maze.starts(np.random.default_rng(0), 3)
+    >>> maze.step(state, maze.policy(state), np.random.default_rng(0)).shape
+    (3, 4)
+    """
+    return Maze(settings)

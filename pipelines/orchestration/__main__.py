@@ -1,0 +1,195 @@
+"""Run the pipeline and look at it: `python -m pipelines.orchestration repro --profile smoke`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from pipelines import params as parameters
+from pipelines import records
+from pipelines.errors import UserError
+from pipelines.orchestration import dag, runner, workspace
+
+REPORT = Path("data") / "report" / "index.html"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command; its exit status."""
+    options = _parser().parse_args(arguments)
+    os.environ.setdefault("FLOWMATCH_HOME", str(Path.cwd() / ".flowmatch"))  # a workspace's runs are the project's
+    try:
+        return int(globals()[f"_{options.command}"](options))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except runner.Stopped as stopped:
+        print(f"stopped by {stopped}; what is finished stays finished, {_continue(options)}.", file=sys.stderr)
+        return stopped.status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.orchestration", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument(
+            "--profile",
+            default="default",
+            help="a file of pipelines/profiles/ (default: params.yaml as it is)",
+        )
+        return command
+
+    for name, text in (
+        ("repro", "bring stages up to date by dvc repro"),
+        ("flow", "the same as a Prefect flow, in parallel"),
+    ):
+        command = add(name, text)
+        command.add_argument("targets", nargs="*", help="stages, with what they need (default: all)")
+        command.add_argument("--force", action="store_true", help="run stages that have not changed too")
+        if name == "flow":
+            command.add_argument("--workers", type=int, help="stages at once (default: as many as cores, at most 4)")
+    add("status", "which stages have changed")
+    add("validate", "check params.yaml with the profile, and run nothing")
+    add("publish", "copy what ran without an orchestrator to MLflow")
+    add("ui", "show the runs in MLflow on this machine").add_argument("--port", type=int, default=5000)
+    add("serve", "retrain on a schedule").add_argument(
+        "--cron", default="0 3 * * *", help="when (default: %(default)s)"
+    )
+    return parser
+
+
+def _prepare(options: argparse.Namespace) -> Path:
+    """The profile's folder, with parameters that are in order."""
+    root = Path.cwd()
+    for name in ("dvc.yaml", "params.yaml"):
+        if not (root / name).exists():
+            raise UserError(f"there is no {name} in {root}; run from the project's root.")
+    here = workspace.prepare(root, options.profile)
+    parameters.load(here / "params.yaml")
+    return here
+
+
+def _repro(options: argparse.Namespace) -> int:
+    here = _prepare(options)
+    if not _has_work(here, options):
+        return 0
+    from pipelines.orchestration import tracking
+
+    command = [
+        sys.executable,
+        "-m",
+        "dvc",
+        "repro",
+        *(["--force"] if options.force else []),
+        *options.targets,
+    ]
+    invocation = records.name_of(psutil.Process())
+    runner.raise_on_signals()
+    with tracking.live(here, invocation) as outcome:
+        status = runner.run_foreground(command, here, runner.environment(invocation))
+        outcome.status = "FAILED" if status else "FINISHED"
+    return _said(status, here, invocation, options)
+
+
+def _flow(options: argparse.Namespace) -> int:
+    here = _prepare(options)
+    if not _has_work(here, options):
+        return 0
+    invocation = records.name_of(psutil.Process())
+    status = _by_prefect(
+        "run", invocation, root=here, targets=options.targets, force=options.force, workers=options.workers
+    )
+    return _said(status, here, invocation, options)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    _prepare(options)
+    return _by_prefect("serve", "", root=Path.cwd(), profile=options.profile, cron=options.cron)
+
+
+def _by_prefect(what: str, invocation: str, **arguments: object) -> int:
+    command = [sys.executable, "-m", "pipelines.orchestration.flow", what, json.dumps(arguments, default=str)]
+    runner.raise_on_signals()
+    return runner.run_foreground(command, Path.cwd(), runner.environment(invocation))
+
+
+def _status(options: argparse.Namespace) -> int:
+    here = _prepare(options)
+    changed = dag.dirty(here)
+    for name in dag.load(here):
+        print(f"{'changed' if name in changed else 'up to date':10}  {name}")
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    _prepare(options)
+    print(f"params.yaml is in order for profile {options.profile}.")
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from pipelines.orchestration import tracking
+
+    tracking.publish()
+    print(f"published to {tracking.uri(records.home())}")
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    _publish(options)
+    from pipelines.orchestration import tracking
+
+    print(f"MLflow: http://127.0.0.1:{options.port} (Ctrl-C ends it)", flush=True)
+    runner.raise_on_signals()
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking.uri(records.home())]
+    command += ["--host", "127.0.0.1", "--port", str(options.port), "--workers", "1"]
+    env = runner.environment("") | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    try:
+        return runner.run_foreground(command, Path.cwd(), env)
+    except runner.Stopped:
+        return 0
+
+
+def _has_work(here: Path, options: argparse.Namespace) -> bool:
+    nodes = dag.load(here, options.targets)
+    if options.force or not dag.dirty(here).isdisjoint(nodes):
+        return True
+    print(f"nothing has changed: all {len(nodes)} stages are up to date.")
+    _point_to_report(here)
+    return False
+
+
+def _said(status: int, here: Path, invocation: str, options: argparse.Namespace) -> int:
+    """The last lines of a run: where the report is, or what failed and how to go on."""
+    if status == 0:
+        _point_to_report(here)
+        return 0
+    failed = [record for record in records.read(records.home() / "runs" / invocation) if record.status != "FINISHED"]
+    names = ", ".join(record.stage for record in failed) or "a stage"
+    print(
+        f"{names} failed; what is finished stays finished, mend the cause and {_continue(options)}.",
+        file=sys.stderr,
+    )
+    return status
+
+
+def _point_to_report(here: Path) -> None:
+    if (here / REPORT).exists():
+        print(os.path.relpath(here / REPORT))
+
+
+def _continue(options: argparse.Namespace) -> str:
+    command = "make flow" if options.command == "flow" else "make repro"
+    profile = "" if options.profile == "default" else f" PROFILE={options.profile}"
+    return f"continue with `{command}{profile}`"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

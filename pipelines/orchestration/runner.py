@@ -1,0 +1,212 @@
+"""One stage as one child process, which can be stopped with all that it started."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal, NoReturn
+
+import psutil
+
+from pipelines import records
+
+How = Literal["ran", "restored", "unchanged"]
+
+GRACE_SECONDS = 5.0  # what a stage is given to close its record after SIGTERM
+_LEADER_GRACE_SECONDS = 30.0  # what a scheduler is given to stop its stages and say so
+STOPPING = threading.Event()  # set once: from then on no stage starts and none is tried again
+_groups: set[int] = set()
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LOCK_TRIES = 5
+_LOCKED = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
+
+
+class Stopped(BaseException):
+    """A signal asked this process to end."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.status = 128 + signum
+
+
+class StageFailed(Exception):
+    """A stage ended with an error, took too long or was stopped; the text is one sentence."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What became of a stage that is now up to date."""
+
+    name: str
+    how: How
+    seconds: float
+
+
+def environment(invocation: str) -> dict[str, str]:
+    """The environment of child processes: this interpreter's commands first, nobody told about the run."""
+    here = str(Path(sys.executable).parent)
+    return os.environ | {
+        "PATH": os.pathsep.join((here, os.environ.get("PATH", os.defpath))),
+        "FLOWMATCH_HOME": str(records.home()),
+        "FLOWMATCH_INVOCATION": invocation,
+        "PYTHONUNBUFFERED": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # A private server keeps its state in the project; its first start makes a database.
+        "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(records.home().parent / ".prefect"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    }
+
+
+async def run_stage(
+    name: str,
+    root: Path,
+    *,
+    force: bool = False,
+    timeout: float | None = None,
+    env: Mapping[str, str],
+    log: Callable[[str], object] = print,
+) -> StageResult:
+    """Bring one stage up to date by DVC, given that what it depends on is.
+
+    Raises:
+        StageFailed: the stage failed, took longer than `timeout` seconds, or was stopped.
+    """
+    # DVC waits for its lock on the repository, not for those on paths, which a sibling may hold for a moment.
+    for attempt in range(_LOCK_TRIES):
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout):
+                status, lines = await _run(name, root, force, env, log)
+        except TimeoutError:
+            raise StageFailed(f"{name} took longer than its {timeout:g} s (meta.prefect.timeout_seconds).") from None
+        if STOPPING.is_set():
+            raise StageFailed(f"{name} was stopped.")
+        if status == 0:
+            return StageResult(name, _how(lines), time.monotonic() - started)
+        if _how(lines) == "ran" or not _LOCKED.search("\n".join(lines)):
+            break
+        await asyncio.sleep(1 + attempt)
+    raise StageFailed(f"{name} failed with exit status {status}: {_last_word(lines)}")
+
+
+async def _run(
+    name: str, root: Path, force: bool, env: Mapping[str, str], log: Callable[[str], object]
+) -> tuple[int, list[str]]:
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+    if force:
+        command.append("--force")
+    if STOPPING.is_set():
+        raise StageFailed(f"{name} was not started.")
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=root,
+        env=dict(env),
+        start_new_session=True,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        limit=2**20,
+    )
+    _groups.add(process.pid)
+    lines: list[str] = []
+    try:
+        if STOPPING.is_set():  # stop_all may have looked before this group was known
+            kill_groups({process.pid})
+        assert process.stdout is not None
+        async for raw in process.stdout:
+            lines.append(raw.decode(errors="replace").rstrip())
+            log(lines[-1])
+        return await process.wait(), lines
+    except BaseException:
+        kill_groups({process.pid})
+        await process.wait()
+        raise
+    finally:
+        _groups.discard(process.pid)
+
+
+def _how(lines: Sequence[str]) -> How:
+    if any(line.startswith("Running stage") for line in lines):
+        return "ran"
+    if any("is cached - skipping run" in line for line in lines):
+        return "restored"
+    return "unchanged"
+
+
+def _last_word(lines: Sequence[str]) -> str:
+    """The last line that is not DVC's account of how it ran the stage."""
+    own = [line for line in lines if line and not line.startswith((">", "Running stage", "ERROR: failed to rep"))]
+    return (own or lines or ["it printed nothing"])[-1].strip()
+
+
+def run_foreground(command: Sequence[str], root: Path, env: Mapping[str, str]) -> int:
+    """Run a command on this terminal, yet out of reach of its Ctrl-C.
+
+    A signal that stops us stops the command first, which may need its children to end, then what is left.
+    """
+    process = subprocess.Popen(command, cwd=root, env=dict(env), stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        return process.wait()
+    except Stopped:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_LEADER_GRACE_SECONDS)
+        raise
+    finally:
+        kill_groups({process.pid})
+        process.wait()
+
+
+def raise_on_signals() -> None:
+    """Turn the signals that ask for an end into `Stopped`, so that what was started is stopped as well."""
+    for signum in _ENDING:
+        signal.signal(signum, _stop)
+
+
+def stop_all() -> None:
+    """Stop every stage that runs and let none start."""
+    STOPPING.set()
+    kill_groups(set(_groups))
+
+
+def kill_groups(groups: set[int]) -> None:
+    """Ask process groups to end; after a grace, make them."""
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        for group in groups:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signum)
+        until = time.monotonic() + GRACE_SECONDS
+        while _any_alive(groups):
+            if time.monotonic() > until:
+                break
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _any_alive(groups: set[int]) -> bool:
+    """Whether a member still runs; a zombie, whose parent has not looked yet, does not."""
+    for process in psutil.process_iter(["status"]):
+        with suppress(ProcessLookupError):
+            if process.info["status"] != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) in groups:
+                return True
+    return False
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    for each in _ENDING:  # what follows takes seconds at most, and a second Ctrl-C must not leave it half done
+        signal.signal(each, signal.SIG_IGN)
+    raise Stopped(signum)

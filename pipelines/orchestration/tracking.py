@@ -1,0 +1,400 @@
+"""Records become MLflow runs: one parent an invocation, a nested child a stage. Only this file knows MLflow.
+
+Everything here can be repeated: what was published is found again by its tags, so a crash between two steps,
+a second publisher or a deleted database only means that the next `publish` does more. A stage that DVC skips
+leaves no record, so an invocation that has ended is completed from DVC's side: all metrics of the workspace
+go to the parent, and `lineage.json` names for each stage the run that made its present output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipelines import records, store
+from pipelines.orchestration import dag
+from pipelines.params import Params, read_yaml
+from pipelines.records import Parameter, Record, Status
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+EXPERIMENT = "flowmatch"
+_LOCK_SECONDS = 120.0
+_BATCH = {"metrics": 900, "params": 100}  # MLflow refuses more in one request
+
+
+@dataclass
+class Snapshot:
+    """A workspace as an invocation left it, by DVC."""
+
+    invocation: str
+    workspace: str  # relative to the project's folder
+    status: Status | None  # None: nobody watched how it ended
+    time: float
+    params: dict[str, Parameter]
+    metrics: dict[str, float]
+    lock: str  # the text of dvc.lock
+
+
+@dataclass
+class Outcome:
+    """How an orchestrated run ended; killed, unless whoever runs it gets so far as to say otherwise."""
+
+    status: Status = "KILLED"
+
+
+@contextmanager
+def live(workspace: Path, invocation: str, every: float = 3.0) -> Iterator[Outcome]:
+    """Publish while stages run, every so many seconds, and complete the invocation when they end."""
+    done = threading.Event()
+    broken: list[str] = []
+
+    def watch() -> None:
+        while not done.wait(every):
+            with _harmless(broken):
+                publish(invocation)
+
+    settle(workspace)
+    thread = threading.Thread(target=watch, name="publisher", daemon=True)
+    thread.start()
+    outcome = Outcome()
+    try:
+        yield outcome
+    finally:
+        done.set()
+        thread.join()
+        with _harmless(broken):
+            snapshot(invocation, workspace, outcome.status)
+            publish(invocation)
+
+
+def publish_quietly(invocation: str) -> None:
+    """Publish at the end of a stage that no orchestrator runs; whatever goes wrong, the stage does not."""
+    with _harmless([]):
+        if ".dvc/tmp/" in Path.cwd().as_posix():  # an experiment's own copy, which vanishes when it ends
+            snapshot(invocation, Path.cwd(), None)
+        publish(invocation)
+
+
+def publish(invocation: str | None = None) -> None:
+    """Copy the records of an invocation, or of all that are not complete in MLflow, to MLflow."""
+    from filelock import FileLock
+
+    home = records.home()
+    if invocation is None:
+        for workspace in {record.workspace for found in _by_invocation(home).values() for record in found}:
+            settle(home.parent / workspace)
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / "publish.lock", timeout=_LOCK_SECONDS):
+        names = [invocation] if invocation else _invocations(home)
+        tracker = _Tracker(home)
+        for name in names:
+            tracker.publish(name)
+
+
+def settle(workspace: Path) -> None:
+    """Take the snapshot of a workspace's last invocation if nobody did, before something else runs there."""
+    home = records.home()
+    here = os.path.relpath(workspace.absolute(), home.parent)
+    mine = {name: found for name, found in _by_invocation(home).items() if found[-1].workspace == here}
+    if not mine:
+        return
+    last = max(mine, key=lambda name: mine[name][-1].started)
+    if not _snapshot_path(home, last).exists() and _is_over(last, mine[last]) and (workspace / "dvc.lock").exists():
+        snapshot(last, workspace, None)
+
+
+def snapshot(invocation: str, workspace: Path, status: Status | None) -> None:
+    """Keep what DVC knows of a workspace now: all metrics, the parameters and the lock."""
+    home = records.home()
+    with dag.repository(workspace) as repo:
+        shown = repo.metrics.show().get("", {}).get("data", {})
+    lock = workspace / "dvc.lock"
+    params = workspace / "params.yaml"
+    kept = Snapshot(
+        invocation=invocation,
+        workspace=os.path.relpath(workspace.absolute(), home.parent),
+        status=status,
+        time=time.time(),
+        params=records.flat(read_yaml(params)) if params.exists() else {},
+        metrics={key: value for path, found in shown.items() for key, value in _numbers(path, found.get("data"))},
+        lock=lock.read_text() if lock.exists() else "",
+    )
+    store.write_json(_snapshot_path(home, invocation), asdict(kept))
+
+
+def uri(home: Path) -> str:
+    """Where runs are kept: `$MLFLOW_TRACKING_URI`, else a database in the project's folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.parent / 'mlflow.db'}"
+
+
+class _Tracker:
+    """The open store and the experiment in it; made and used under the publisher's lock."""
+
+    def __init__(self, home: Path) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is away must not hold a run up
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        from mlflow import MlflowClient
+
+        for name in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.home = home
+        self.client: MlflowClient = MlflowClient(tracking_uri=uri(home))
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found:
+            self.experiment = found.experiment_id
+        else:
+            # The default lies in the folder of whoever comes first, maybe an experiment's that vanishes.
+            own = "MLFLOW_TRACKING_URI" not in os.environ
+            location = (home.parent / "mlartifacts").as_uri() if own else None
+            self.experiment = self.client.create_experiment(EXPERIMENT, artifact_location=location)
+
+    def publish(self, invocation: str) -> None:
+        runs = self._search(f"tags.`flowmatch.invocation` = '{invocation}'")
+        parent = next((run for run in runs if "mlflow.parentRunId" not in run.data.tags), None)
+        if parent and (parent.data.tags.get("flowmatch.complete") or parent.info.lifecycle_stage != "active"):
+            return
+        found = records.read(self.home / "runs" / invocation)
+        last = _read_snapshot(self.home, invocation)
+        if not found and not last:
+            return
+        if parent is None:
+            parent = self._create_parent(invocation, found, last)
+        children = {
+            (run.data.tags["dvc.stage"], run.data.tags["flowmatch.started"]): run
+            for run in runs
+            if "mlflow.parentRunId" in run.data.tags
+        }
+        latest: dict[str, str] = {}
+        for record in found:
+            child = children.pop((record.stage, repr(record.started)), None) or self._create_child(parent, record)
+            latest[record.stage] = child.info.run_id
+            self._update_child(child, record)
+        for replaced in children.values():  # an attempt that was tried again before its end was seen
+            if replaced.info.status == "RUNNING":
+                self.client.set_terminated(replaced.info.run_id, "FAILED")
+        if found:
+            self._log_params(
+                parent, {k: v for k, v in found[0].params.items() if k.split(".")[0] in Params.model_fields}
+            )
+        if last:
+            finished = {record.stage: latest[record.stage] for record in found if record.status == "FINISHED"}
+            self._complete(parent, last, finished)
+        if (last and last.status) or _is_over(invocation, found):
+            status = (last and last.status) or _worst(found)
+            ended = max([record.ended or record.started for record in found], default=last.time if last else 0.0)
+            self.client.set_terminated(parent.info.run_id, status, _ms(ended))
+            self.client.set_tag(parent.info.run_id, "flowmatch.complete", "true")
+
+    def _create_parent(self, invocation: str, found: Sequence[Record], last: Snapshot | None) -> Run:
+        owner = records.owner_of(invocation)[1]
+        started = owner or min([record.started for record in found], default=last.time if last else 0.0)
+        params = found[0].params if found else last.params if last else {}
+        profile = str(params.get("profile", "default"))
+        name = f"{profile} {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(started))}"
+        tags = {"flowmatch.invocation": invocation, "profile": profile} | (_code(found[0]) if found else {})
+        return self.client.create_run(self.experiment, _ms(started), tags, name)
+
+    def _create_child(self, parent: Run, record: Record) -> Run:
+        tags = {
+            "mlflow.parentRunId": parent.info.run_id,
+            "flowmatch.invocation": record.invocation,
+            "flowmatch.started": repr(record.started),
+            "dvc.stage": record.stage,
+        }
+        tags |= _code(record) | {_key(key): value for key, value in record.tags.items()}
+        return self.client.create_run(self.experiment, _ms(record.started), tags, record.stage)
+
+    def _update_child(self, child: Run, record: Record) -> None:
+        if child.info.status != "RUNNING":
+            return
+        self._log_params(child, record.params)
+        self._log_curves(child, record)
+        if record.status == "RUNNING":
+            return
+        ended = _ms(record.ended or record.started)
+        self._log_metrics(child.info.run_id, [(key, value, ended, 0) for key, value in record.metrics.items()])
+        for key, value in record.tags.items():
+            self.client.set_tag(child.info.run_id, _key(key), value)
+        if record.message:
+            self.client.set_tag(child.info.run_id, "mlflow.note.content", record.message)
+        for name in record.artifacts:
+            path = self.home.parent / record.workspace / name
+            if path.exists():
+                self.client.log_artifact(child.info.run_id, str(path))
+        self.client.set_terminated(child.info.run_id, record.status, ended)
+
+    def _log_curves(self, child: Run, record: Record) -> None:
+        """What was added to the stage's curves since the offset in the run's tag."""
+        offset = done = int(child.data.tags.get("flowmatch.offset", 0))
+        batch: list[tuple[str, float | None, int, int]] = []
+        for end, at, step, values in records.points(self.home / "runs" / record.invocation, record.stage, done):
+            batch += [(key, value, _ms(at), step) for key, value in values.items()]
+            offset = end
+        if offset > done:
+            self._log_metrics(child.info.run_id, batch)
+            self.client.set_tag(child.info.run_id, "flowmatch.offset", str(offset))
+
+    def _complete(self, parent: Run, last: Snapshot, finished: Mapping[str, str]) -> None:
+        """Put what DVC knows on the parent, and say which run made each stage's present output."""
+        run = parent.info.run_id
+        self._log_params(parent, last.params)
+        self._log_metrics(run, [(key, value, _ms(last.time), 0) for key, value in last.metrics.items()])
+        lineage: dict[str, str | None] = {}
+        for stage, entry in ((yaml.safe_load(last.lock) or {}).get("stages") or {}).items():
+            digest = _digest(entry)
+            if stage in finished:
+                self.client.set_tag(finished[stage], "dvc.lock_hash", digest)
+            made = finished.get(stage) or next(
+                (
+                    earlier.info.run_id
+                    for earlier in self._search(f"tags.`dvc.stage` = '{stage}' and tags.`dvc.lock_hash` = '{digest}'")
+                    if earlier.info.lifecycle_stage == "active"
+                ),
+                None,
+            )
+            lineage[stage] = made
+        self.client.log_dict(run, lineage, "lineage.json")
+        self.client.log_text(run, last.lock, "dvc.lock")
+        self.client.set_tag(run, "dvc.lock_md5", hashlib.md5(last.lock.encode()).hexdigest())
+
+    def _search(self, condition: str) -> list[Run]:
+        from mlflow.entities import ViewType
+
+        found: list[Run] = []
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment],
+                condition,
+                ViewType.ALL,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def _log_params(self, run: Run, params: Mapping[str, Parameter]) -> None:
+        """Those that the run does not have: a parameter of a run never changes."""
+        from mlflow.entities import Param
+
+        new = [Param(_key(key), str(value)) for key, value in params.items() if _key(key) not in run.data.params]
+        run.data.params.update({param.key: param.value for param in new})
+        for start in range(0, len(new), _BATCH["params"]):
+            self.client.log_batch(run.info.run_id, params=new[start : start + _BATCH["params"]])
+
+    def _log_metrics(self, run_id: str, points: Sequence[tuple[str, float | None, int, int]]) -> None:
+        """Points (key, value, milliseconds, step); equal ones are kept once, so they may be sent again."""
+        from mlflow.entities import Metric
+
+        metrics: list[Metric] = [
+            Metric(_key(key), math.nan if value is None else value, at, step) for key, value, at, step in points
+        ]
+        for start in range(0, len(metrics), _BATCH["metrics"]):
+            self.client.log_batch(run_id, metrics=metrics[start : start + _BATCH["metrics"]])
+
+
+@contextmanager
+def _harmless(said: list[str]) -> Iterator[None]:
+    """A tracker that cannot be had costs one line, once, and never the run."""
+    try:
+        yield
+    except Exception as error:
+        if not said:
+            again = "`python -m pipelines.orchestration publish` tries again"
+            print(f"tracking: not published ({_first_line(error)}); {again}.", file=sys.stderr)
+        said.append(str(error))
+
+
+def _invocations(home: Path) -> list[str]:
+    """All there are traces of, the oldest first, so that lineage finds the earlier ones."""
+    traces = [*(home / "runs").glob("*"), *(home / "snapshots").glob("*.json")]
+    first: dict[str, float] = {}
+    for trace in traces:
+        name = trace.name.removesuffix(".json")
+        first[name] = min(first.get(name, math.inf), trace.stat().st_mtime)
+    return sorted(first, key=lambda name: first[name])
+
+
+def _by_invocation(home: Path) -> dict[str, list[Record]]:
+    found = {folder.name: records.read(folder) for folder in (home / "runs").glob("*")}
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def _is_over(invocation: str, found: Sequence[Record]) -> bool:
+    """Whether nothing more can come: no stage runs, nor does what starts them (if not a stage)."""
+    owner = records.owner_of(invocation)
+    by_hand = any(record.pid == owner[0] for record in found)
+    return all(record.status != "RUNNING" for record in found) and (by_hand or not records.is_alive(*owner))
+
+
+def _worst(found: Sequence[Record]) -> Status:
+    statuses = {record.status for record in found}
+    return "FAILED" if "FAILED" in statuses else "KILLED" if "KILLED" in statuses else "FINISHED"
+
+
+def _snapshot_path(home: Path, invocation: str) -> Path:
+    return home / "snapshots" / f"{invocation}.json"
+
+
+def _read_snapshot(home: Path, invocation: str) -> Snapshot | None:
+    path = _snapshot_path(home, invocation)
+    return Snapshot(**json.loads(path.read_text())) if path.exists() else None
+
+
+def _numbers(path: str, nested: Any, inner: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers in a metrics file by name: {"nll": 1} in `data/metrics/moons/cfm.json` is moons/cfm/nll."""
+    parts = Path(path).with_suffix("").parts
+    while len(parts) > 1 and parts[0] in {"data", "metrics"}:
+        parts = parts[1:]
+    if isinstance(nested, Mapping):
+        for key, value in nested.items():
+            yield from _numbers(path, value, f"{inner}/{key}")
+    elif isinstance(nested, int | float) and not isinstance(nested, bool):
+        yield "/".join(parts) + inner, nested
+
+
+def _code(record: Record) -> dict[str, str]:
+    if record.commit is None:
+        return {}
+    return {"mlflow.source.git.commit": record.commit, "git.dirty": str(record.dirty).lower()}
+
+
+def _digest(entry: Any) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _key(name: str) -> str:
+    """A name that MLflow accepts.
+
+    >>> _key("train@moons-cfm/loss")
+    'train:moons-cfm/loss'
+    """
+    return re.sub(r"[^\w\-. :/]", ":", name)
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

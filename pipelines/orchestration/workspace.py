@@ -1,0 +1,140 @@
+"""Profiles: a folder for each in which params.yaml says what the profile changes.
+
+Stages read only the params.yaml of the folder they run in, so DVC sees a profile like any other edit, and the
+developer's own data and dvc.lock stay as they are. Workspaces share DVC's cache, run cache included.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from filecmp import cmp
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines import store
+from pipelines.errors import UserError
+from pipelines.params import read_yaml
+
+WORKSPACES = ".workspaces"
+# What each folder has of its own: results, DVC's state and caches. Inputs in data/raw are the project's.
+_OWN = frozenset({"data", "dvc.lock", "mlartifacts", "mlflow.db", "__pycache__"})
+_PROJECT_HIDDEN = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
+
+
+def prepare(root: Path, profile: str, *, apart: bool = False) -> Path:
+    """The folder to run a profile in, brought up to date: the project itself for `default`, unless `apart`.
+
+    Raises:
+        UserError: there is no such profile, or a file of parameters cannot be read.
+    """
+    changes = {} if profile == "default" else read_yaml(_profile(root, profile))
+    if profile == "default" and not apart:
+        return root
+    workspace = root / WORKSPACES / (f"{profile}-apart" if apart else profile)
+    _synchronise(root, workspace, merge(read_yaml(root / "params.yaml"), changes))
+    return workspace
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with changes: mappings merge, lists and values are replaced, a mapping set to null goes.
+
+    >>> merge({"fit": {"lr": 1, "hidden": [8, 8]}, "sets": {"a": {}, "b": {}}}, {"fit": {"hidden": [2]}})
+    {'fit': {'lr': 1, 'hidden': [2]}, 'sets': {'a': {}, 'b': {}}}
+    >>> merge({"sets": {"a": {}, "b": {}}, "mirror": "x"}, {"sets": {"a": None}, "mirror": None})
+    {'sets': {'b': {}}, 'mirror': None}
+    """
+    merged = dict(base)
+    for key, value in changes.items():
+        here = merged.get(key)
+        if isinstance(here, Mapping) and value is None:
+            del merged[key]
+        elif isinstance(here, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(here, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _profile(root: Path, profile: str) -> Path:
+    folder = root / "pipelines" / "profiles"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if profile not in known:
+        near = get_close_matches(profile, ["default", *known], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise UserError(f"no profile {profile!r}; pipelines/profiles/ has {', '.join(known)}, beside default{hint}")
+    return folder / f"{profile}.yaml"
+
+
+def _synchronise(root: Path, workspace: Path, params: Mapping[str, Any]) -> None:
+    workspace.mkdir(parents=True, exist_ok=True)
+    manifest = workspace.with_suffix(".files.json")
+    before = set(json.loads(manifest.read_text())) if manifest.exists() else set()
+    files = set(_files(root)) - {"params.yaml"}
+    store.write_json(manifest, sorted(before | files))  # before the work, so that an interrupted copy can be cleaned
+    for name in before - files:
+        (workspace / name).unlink(missing_ok=True)
+    for name in files:
+        source, target = root / name, workspace / name
+        if not (target.is_file() and cmp(source, target, shallow=False)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with store.replacing(target) as temporary:
+                shutil.copy2(source, temporary)
+    _write(workspace / "params.yaml", yaml.safe_dump(dict(params), sort_keys=False))
+    _write(workspace / ".dvc" / "config.local", _dvc_settings(root, workspace))
+    store.write_json(manifest, sorted(files))
+
+
+def _files(root: Path) -> Iterator[str]:
+    """The project's files, relative to it: what git knows or would add; without git, what is not hidden."""
+    listed = (
+        subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+        ).stdout.split("\0")
+        if shutil.which("git")
+        else []
+    )
+    for name in filter(None, listed) if any(listed) else _walk(root):
+        if _is_shared(name) and (root / name).is_file():
+            yield name
+
+
+def _walk(root: Path) -> Iterator[str]:
+    for folder, below, names in os.walk(root):
+        here = Path(folder).relative_to(root)
+        below[:] = [name for name in below if not name.startswith(".") or (here / name) == Path(".dvc")]
+        below[:] = [name for name in below if name != "__pycache__"]
+        for name in names:
+            yield (here / name).as_posix()
+
+
+def _is_shared(name: str) -> bool:
+    first, _, rest = name.partition("/")
+    if first.startswith("."):
+        return name in _PROJECT_HIDDEN
+    return first not in _OWN or (first == "data" and rest.startswith("raw/"))
+
+
+def _dvc_settings(root: Path, workspace: Path) -> str:
+    """A workspace lies in a folder that git ignores, and shares the project's cache."""
+    from dvc.config import Config
+
+    settings = Config(str(root / ".dvc"))["cache"]
+    cache = root / ".dvc" / (settings.get("dir") or "cache")
+    return f"[core]\n    no_scm = true\n[cache]\n    dir = {os.path.relpath(cache, workspace / '.dvc')}\n"
+
+
+def _write(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with store.replacing(path) as temporary:
+            temporary.write_text(text)

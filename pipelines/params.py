@@ -1,0 +1,316 @@
+"""The typed schema of `params.yaml` and its only reader.
+
+Every number that a user may change is declared here with its range. A mistake is reported before anything runs, in one
+sentence that names the key, what was found and what is expected.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines import members
+from pipelines.errors import UserError
+from pipelines.members import Settings
+
+Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
+FixedSolver = Literal["euler", "midpoint", "heun", "rk4"]
+SUCCESSOR = "flowmatch_core.successor"
+M = TypeVar("M", bound=BaseModel)
+
+
+def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("expected every seed once")
+    return seeds
+
+
+def _member_of(family: str) -> AfterValidator:
+    def check(name: str) -> str:
+        members.check(family, name)
+        return name
+
+    return AfterValidator(check)
+
+
+def _successor_loss(name: str) -> str:
+    """The file of that name must hold the loss of that name; it is read, not imported, as torch takes seconds."""
+    known = [*(n for n in members.names(SUCCESSOR) if f"{n}_loss" in members.source(SUCCESSOR, n)), "oracle"]
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        raise ValueError(f"expected one of {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return name
+
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_different)]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]  # becomes a folder and part of a stage's name
+PathName = Annotated[str, _member_of("flowmatch_core.paths")]
+Coupling = Annotated[str, _member_of("flowmatch_core.couplings")]
+SuccessorLoss = Annotated[str, AfterValidator(_successor_loss)]
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("it should be auto, cpu, cuda or cuda:N")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_device)]
+
+
+class Fit(Settings):
+    """A network and how it is trained."""
+
+    hidden: Widths = Field(description="width of each hidden layer")
+    frequencies: int = Field(ge=1, description="Fourier frequencies of the time embedding")
+    activation: Literal["silu", "tanh", "softplus"]
+    steps: int = Field(ge=1, description="gradient steps")
+    batch: int = Field(ge=2, description="regression rows a step")
+    lr: float = Field(gt=0, description="peak learning rate; linear warm-up, cosine to zero")
+    warmup: int = Field(ge=0, description="steps of linear warm-up")
+    weight_decay: float = Field(ge=0, description="AdamW's decoupled decay")
+    adam_eps: float = Field(gt=0, description="AdamW's epsilon")
+    ema_step: float = Field(gt=0, le=1, description="weight of the newest weights in the averaged network, per step")
+    log_every: int = Field(ge=1, description="steps between two rows of the loss curve")
+
+
+class SuccessorFit(Fit):
+    """The same for a successor model, with the solver that makes its bootstrap targets."""
+
+    ode_solver: FixedSolver
+    ode_steps: int = Field(ge=1, description="solver steps of one bootstrap target")
+
+
+class PathChoice(BaseModel):
+    """A probability path: the file of that name in `flowmatch_core/paths/` and the arguments of its class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, float]
+    name: PathName
+
+    @property
+    def arguments(self) -> dict[str, float]:
+        return dict(self.__pydantic_extra__)
+
+
+class DensityMethod(Settings):
+    """A way to train a density model: path, coupling and loss, each a file of that name in `flowmatch_core`."""
+
+    path: PathChoice
+    coupling: Coupling
+    loss: Literal["cfm"]
+
+
+class SuccessorMethod(Settings):
+    """A way to obtain a successor model; `oracle` is the closed form, where the environment has one."""
+
+    path: PathChoice
+    loss: SuccessorLoss
+
+
+class Member(BaseModel):
+    """A data set or an environment: `kind` names its file, whose `Settings` check the keys not declared here."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    family: ClassVar[str]
+    kind: str
+    fit: dict[str, Any] = Field(default={}, description="what differs from the common `fit` for this entry")
+
+    @property
+    def member(self) -> dict[str, Any]:
+        """The keys that the member's own `Settings` declare."""
+        return self.__pydantic_extra__ or {}
+
+    def settings(self) -> Any:
+        """The member's own settings, validated by its file."""
+        return members.load(self.family, self.kind).Settings.model_validate(self.member)
+
+
+class Dataset(Member):
+    family: ClassVar[str] = "pipelines.datasets"
+    kind: Annotated[str, _member_of("pipelines.datasets")]
+
+
+class Environment(Member):
+    family: ClassVar[str] = "pipelines.environments"
+    kind: Annotated[str, _member_of("pipelines.environments")]
+    gamma: float = Field(ge=0, lt=1, description="discount, per transition")
+    transitions: int = Field(ge=1, description="offline transitions to collect")
+    rollouts: int = Field(ge=2, description="on-policy episodes for Monte-Carlo training")
+    length: int = Field(ge=2, description="transitions of a rollout; gamma^length of the horizon's mass is cut off")
+    starts: int = Field(ge=2, description="start states of the evaluation")
+    reward: str = Field(description="the reward of the environment whose value is compared")
+
+
+class DensitySample(Settings):
+    samples: int = Field(ge=2, description="samples a model")
+    solver: Solver
+    steps: int = Field(ge=1)
+
+
+class DensityEvaluation(Settings):
+    rows: int = Field(ge=2, description="test rows and samples in the distances (EMD is cubic in it)")
+    likelihood_rows: int = Field(ge=2, description="test rows whose likelihood is computed, at most")
+    projections: int = Field(ge=1, description="directions of the sliced Wasserstein distance")
+    solver: FixedSolver
+    steps: int = Field(ge=1, description="solver steps of the likelihood; its error is found with half as many")
+
+
+class SuccessorSample(Settings):
+    samples: int = Field(ge=2, description="samples a start state")
+    solver: Solver
+    steps: int = Field(ge=1)
+
+
+class SuccessorEvaluation(Settings):
+    likelihood_rows: int = Field(ge=2, description="true samples a start state whose likelihood is computed")
+    solver: FixedSolver
+    steps: int = Field(ge=1)
+
+
+class Density(Settings):
+    methods: dict[Name, DensityMethod] = Field(min_length=1)
+    seeds: Seeds
+    fit: Fit
+    sample: DensitySample
+    evaluate: DensityEvaluation
+
+    def fit_for(self, dataset: Dataset) -> Fit:
+        return Fit.model_validate({**self.fit.model_dump(), **dataset.fit})
+
+
+class Successor(Settings):
+    methods: dict[Name, SuccessorMethod] = Field(min_length=1)
+    seeds: Seeds
+    fit: SuccessorFit
+    sample: SuccessorSample
+    evaluate: SuccessorEvaluation
+
+    def fit_for(self, environment: Environment) -> SuccessorFit:
+        return SuccessorFit.model_validate({**self.fit.model_dump(), **environment.fit})
+
+
+class Params(Settings):
+    """All of `params.yaml`."""
+
+    profile: str = Field(description="name under which runs are filed; a profile's file sets it")
+    seed: int = Field(ge=0, description="base seed; every stage derives its own from it")
+    device: Device
+    threads: int = Field(ge=1, description="CPU threads of one training process")
+    mirror: Path | None = Field(description="folder with local copies of real data sets")
+    datasets: dict[Name, Dataset] = Field(min_length=1)
+    density: Density
+    environments: dict[Name, Environment] = Field(min_length=1)
+    successor: Successor
+
+
+def load(path: Path | str = "params.yaml") -> Params:
+    """Read and check a parameter file.
+
+    Raises:
+        UserError: the file is missing, is not YAML, repeats a key, or a value is out of place.
+    """
+    path = Path(path)
+    params = _validate(Params, read_yaml(path), path)
+    for section, entries, common in (
+        ("datasets", params.datasets, params.density.fit),
+        ("environments", params.environments, params.successor.fit),
+    ):
+        for name, entry in entries.items():
+            _validate(members.load(entry.family, entry.kind).Settings, entry.member, path, (section, name))
+            _validate(type(common), {**common.model_dump(), **entry.fit}, path, (section, name, "fit"))
+    return params
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A loader that refuses a repeated key, of which plain YAML silently keeps the last."""
+
+
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        line = key_node.start_mark.line + 1
+        if key in seen:
+            raise UserError(f"the key {key!r} stands twice, on lines {seen[key]} and {line}; remove one of them.")
+        seen[key] = line
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeys.add_constructor("tag:yaml.org,2002:map", _mapping)
+# YAML 1.1 reads 1e-3 as a string; everyone who writes it means a number.
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, refusing repeated keys."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UserError(f"{path} could not be read ({error.strerror}); run from the project's root.") from None
+    try:
+        raw = yaml.load(text, _UniqueKeys)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" on line {where.line + 1}" if where else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path} is not valid YAML{line} ({problem}); mend that line.") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds {type(raw).__name__}; expected a mapping with {', '.join(Params.model_fields)}.")
+    return raw
+
+
+def _validate(model: type[M], raw: Any, path: Path, prefix: tuple[str, ...] = ()) -> M:
+    try:
+        # As JSON, so that strict types still let a list become a tuple and a string a path.
+        return model.model_validate_json(json.dumps(raw, default=str), strict=True)
+    except ValidationError as error:
+        raise UserError(_sentence(error, model, path, prefix)) from None
+
+
+def _sentence(error: ValidationError, model: type[BaseModel], path: Path, prefix: tuple[str, ...]) -> str:
+    """The first mistake as one sentence, with the number of the others."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in (*prefix, *first["loc"]))
+    found = first["input"]
+    if first["type"] == "extra_forbidden":
+        known = _keys_beside(model, first["loc"])
+        near = get_close_matches(str(first["loc"][-1]), known, 1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}."
+        what = f"{key} is not a known key (found {found!r}); {remedy}"
+    elif first["type"] == "missing":
+        what = f"{key} is missing; add it."
+    else:
+        message = str(first["msg"]).removeprefix("Value error, ")
+        for theirs, ours in (
+            ("Input should", "it should"),
+            ("String should match", "it should match"),
+            ("array", "list"),
+        ):
+            message = message.replace(theirs, ours)
+        what = f"{key} is {found!r}; {message}{'' if message.endswith(('.', '?')) else '.'}"
+    others = error.error_count() - 1
+    return f"{path}: {what}" + (f" (and {others} more)" if others else "")
+
+
+def _keys_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that may stand where an unknown one was found."""
+    here: Any = model
+    for part in loc[:-1]:
+        fields = getattr(here, "model_fields", None)
+        if fields is not None:
+            here = fields[part].annotation if part in fields else None
+        else:  # dict[str, X]: any name leads to X
+            here = get_args(here)[-1] if get_args(here) else None
+    return list(getattr(here, "model_fields", {}))

@@ -1,0 +1,150 @@
+"""Train a model of the successor measure of an environment's policy, one network a seed.
+
+A loss that takes a `future` is given on-policy futures; one that takes a `target` is given the averaged network. The
+closed form (`oracle`) needs no training: its file says what it is, so that sampling and evaluation treat it as a model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines import store
+from pipelines.params import SuccessorFit, SuccessorMethod
+from pipelines.stage import DATA, Stage, run
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from torch import Tensor, nn
+
+    from flowmatch_core.successor import Transitions
+    from pipelines.fitting import Task
+
+    Draw = Callable[[int, torch.Generator], tuple[Transitions, Tensor | None]]
+
+
+def main(stage: Stage, environment: str, method: str) -> None:
+    entry, successor = stage.params.environments[environment], stage.params.successor
+    choice, folder = successor.methods[method], DATA / "transitions" / environment
+    if choice.loss == "oracle":
+        return _describe_oracle(stage, environment, method, store.read_json(folder / "provenance.json")["closed_form"])
+    from pipelines.fitting import fit_seeds
+
+    fit = successor.fit_for(entry)
+    return fit_seeds(
+        stage,
+        environment,
+        method,
+        partial(job, folder=folder, choice=choice, fit=fit, gamma=entry.gamma),
+        fit,
+        successor.seeds,
+        config={"environment": environment, "gamma": entry.gamma, "method": choice.model_dump(mode="json")},
+        inputs=[folder / "transitions.parquet", folder / "rollouts.parquet"],
+    )
+
+
+def _describe_oracle(stage: Stage, environment: str, method: str, closed_form: bool) -> None:
+    reason = None if closed_form else f"{environment} has no closed form"
+    with stage.output(DATA / "models" / environment / method) as output:
+        store.write_json(output / "oracle.json", {"skipped": reason})
+    for name, content in ((".csv", "step\n"), (".json", "{}\n")):
+        with stage.output((DATA / "logs" / environment / method).with_suffix(name)) as log:
+            log.write_text(content)
+    stage.log(reason or "the closed form, nothing to train")
+
+
+def job(device: torch.device, *, folder: Path, choice: SuccessorMethod, fit: SuccessorFit, gamma: float) -> Task:
+    """The task of one seed. States are standardised, actions stay as they are."""
+    import torch
+
+    from flowmatch_core.networks import MLPField
+    from pipelines import models
+    from pipelines.fitting import Task
+
+    provenance = store.read_json(folder / "provenance.json")
+    states, actions = provenance["state_names"], provenance["action_names"]
+    loc, scale = (torch.tensor(provenance[name], device=device) for name in ("loc", "scale"))
+    loss, path = models.successor_loss(choice.loss), models.path(choice.path)
+    on_policy = "future" in inspect.signature(loss).parameters
+    if on_policy:
+        draw = _on_policy(store.read_table(folder / "rollouts.parquet"), states, actions, gamma, loc, scale)
+    else:
+        draw = _off_policy(store.read_table(folder / "transitions.parquet"), states, actions, loc, scale)
+
+    def terms(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
+        if on_policy:
+            batch, future = draw(fit.batch, generator)
+            value = loss(network, batch, future, path=path, generator=generator)
+        else:
+            batch, _ = draw(fit.batch // 2, generator)
+            value = loss(
+                network,
+                average,
+                batch,
+                gamma=gamma,
+                path=path,
+                steps=fit.ode_steps,
+                solver=fit.ode_solver,
+                generator=generator,
+            )
+        return {"loss": value.total, "direct": value.direct, "bootstrap": value.bootstrap}
+
+    config = models.network_config(len(states), len(states) + len(actions), fit)
+    return Task(MLPField(**config).to(device), terms, loc, scale, {"network": config, "gamma": gamma})
+
+
+def _off_policy(table: pd.DataFrame, states: list[str], actions: list[str], loc: Tensor, scale: Tensor) -> Draw:
+    """Transitions drawn with replacement."""
+    import torch
+
+    from flowmatch_core.successor import Transitions
+
+    state, next_state = ((_tensor(table, part, states, loc) - loc) / scale for part in ("state", "next_state"))
+    action, next_action = (_tensor(table, part, actions, loc) for part in ("action", "next_action"))
+
+    def draw(n: int, generator: torch.Generator) -> tuple[Transitions, None]:
+        i = torch.randint(len(state), (n,), generator=generator, device=loc.device)
+        return Transitions(state[i], action[i], next_state[i], next_action[i]), None
+
+    return draw
+
+
+def _on_policy(
+    table: pd.DataFrame, states: list[str], actions: list[str], gamma: float, loc: Tensor, scale: Tensor
+) -> Draw:
+    """States of an episode's first half, each with the state T ~ Geometric(1 - gamma) steps later (or the last one)."""
+    import torch
+
+    from flowmatch_core.successor import Transitions
+
+    episodes = table["episode"].nunique()
+    state = ((_tensor(table, "state", states, loc) - loc) / scale).reshape(episodes, -1, len(states))
+    action = _tensor(table, "action", actions, loc).reshape(episodes, -1, len(actions))
+    last = state.shape[1] - 1
+
+    def draw(n: int, generator: torch.Generator) -> tuple[Transitions, Tensor]:
+        episode = torch.randint(episodes, (n,), generator=generator, device=loc.device)
+        step = torch.randint((last + 1) // 2, (n,), generator=generator, device=loc.device)
+        u = torch.rand(n, generator=generator, dtype=torch.float64, device=loc.device)
+        wait = 1 + torch.floor(torch.log1p(-u) / math.log(gamma)).long() if gamma else torch.ones_like(step)
+        now, soon = (episode, step), (episode, step + 1)
+        batch = Transitions(state[now], action[now], state[soon], action[soon])
+        return batch, state[episode, (step + wait).clamp(max=last)]
+
+    return draw
+
+
+def _tensor(table: pd.DataFrame, part: str, names: list[str], like: Tensor) -> Tensor:
+    import torch
+
+    columns = [f"{part}_{name}" for name in names]
+    return torch.tensor(table[columns].to_numpy(), dtype=torch.float32, device=like.device)
+
+
+if __name__ == "__main__":
+    run(main)

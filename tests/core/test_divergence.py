@@ -1,0 +1,163 @@
+"""Laws of the divergence, in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flowmatch_core.divergence import DivergenceMethod, divergence, rademacher
+from flowmatch_core.fields import Time, VelocityField, expand_time
+from flowmatch_core.networks import MLPField
+
+MATRIX = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def points(n: int, *event: int) -> Tensor:
+    return torch.randn(n, *event, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def nonlinear(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    assert cond is not None
+    return torch.tanh(x @ MATRIX + expand_time(t, x)) * cond
+
+
+def convolution() -> VelocityField:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.Tanh(), nn.Conv2d(5, 2, 3, padding=1)).double()
+    return lambda t, x, cond: net(x) * (1 + expand_time(t, x))
+
+
+def trace(field: VelocityField, t: Tensor, x: Tensor, cond: Tensor | None) -> Tensor:
+    """The trace of the whole Jacobian, row by row."""
+    traces = []
+    for i in range(len(x)):
+        c = None if cond is None else cond[i : i + 1]
+        jacobian = torch.autograd.functional.jacobian(  # type: ignore[no-untyped-call]
+            lambda row, i=i, c=c: field(t[i : i + 1], row, c), x[i : i + 1]
+        )
+        traces.append(jacobian.reshape(x[0].numel(), x[0].numel()).trace())
+    return torch.stack(traces)
+
+
+@pytest.mark.parametrize("event", [(4,), (2, 3, 3)])
+@pytest.mark.parametrize("grad", [False, True])
+def test_exact_is_the_trace_of_the_jacobian(event: tuple[int, ...], grad: bool) -> None:
+    field, cond = (nonlinear, points(4, 4)) if event == (4,) else (convolution(), None)
+    x, t = points(4, *event), torch.linspace(0, 1, 4, dtype=torch.float64)
+    with torch.set_grad_enabled(grad):
+        velocity, result = divergence(field, t, x, cond, method="exact")
+        torch.testing.assert_close(velocity, field(t, x, cond))
+    torch.testing.assert_close(result, trace(field, t, x, cond))
+
+
+def test_auto_uses_the_closed_form_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = points(4, 4)
+    shallow, deep = (MLPField(4, hidden).double() for hidden in ((8, 8), (8, 8, 8)))
+    for field in (shallow, deep):
+        expected = divergence(field, 0.3, x, method="exact")
+        torch.testing.assert_close(divergence(field, 0.3, x), expected)
+    with torch.no_grad():
+        monkeypatch.setattr(torch.autograd, "grad", None)  # the closed form differentiates nothing
+        divergence(shallow, 0.3, x)
+        with pytest.raises(TypeError):
+            divergence(deep, 0.3, x)
+
+
+def test_hutchinson_is_unbiased_with_the_known_variance() -> None:
+    probes = 40_000
+    estimates = divergence(
+        lambda t, x, cond: x @ MATRIX.T,
+        0.0,
+        points(1, 4).expand(probes, 4),
+        method="hutchinson",
+        generator=torch.Generator().manual_seed(2),
+    )[1]
+    symmetric = (MATRIX + MATRIX.T) / 2
+    variance = 2 * (symmetric.square().sum() - symmetric.diagonal().square().sum())
+    assert abs(estimates.mean() - MATRIX.trace()) < 4 * math.sqrt(variance / probes)
+    assert float(estimates.var()) == pytest.approx(float(variance), rel=0.05)
+
+
+def test_probes_are_averaged() -> None:
+    x, cond = points(3, 4), points(3, 4)
+    noise = rademacher(x, 500, torch.Generator().manual_seed(0))
+    each = [divergence(nonlinear, 0.5, x, cond, "hutchinson", noise=probe[None])[1] for probe in noise]
+    together = divergence(nonlinear, 0.5, x, cond, "hutchinson", noise=noise)[1]
+    torch.testing.assert_close(together, torch.stack(each).mean(0))
+    drawn = divergence(nonlinear, 0.5, x, cond, "hutchinson", probes=500, generator=torch.Generator().manual_seed(0))[1]
+    torch.testing.assert_close(drawn, together)
+
+
+def test_all_orthogonal_sign_vectors_give_the_exact_trace() -> None:
+    hadamard = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float64)
+    x, cond = points(3, 4), points(3, 4)
+    noise = hadamard[:, None].expand(4, 3, 4)
+    estimate = divergence(nonlinear, 0.5, x, cond, "hutchinson", noise=noise)[1]
+    torch.testing.assert_close(estimate, divergence(nonlinear, 0.5, x, cond, "exact")[1])
+
+
+@pytest.mark.parametrize("method", ["auto", "exact", "hutchinson"])
+@pytest.mark.parametrize("hidden", [(8,), (8, 8), (8, 8, 8)])
+def test_graph_is_kept_only_for_gradients(method: DivergenceMethod, hidden: tuple[int, ...]) -> None:
+    field, x = MLPField(4, hidden).double(), points(2, 4)
+    with torch.no_grad():
+        velocity, result = divergence(field, 0.1, x, method=method)
+        assert not velocity.requires_grad and not result.requires_grad
+        assert not x.requires_grad
+    noise = rademacher(x, 2, torch.Generator().manual_seed(0)) if method == "hutchinson" else None
+    weight = field.from_x.weight
+
+    def total() -> Tensor:
+        return divergence(field, 0.1, x, method=method, noise=noise)[1].sum()
+
+    (gradient,) = torch.autograd.grad(total(), weight)
+    with torch.no_grad():
+        numeric, step = torch.zeros_like(weight), 1e-6
+        for i in range(weight.numel()):
+            for sign in (1, -1):
+                weight.view(-1)[i] += sign * step
+                numeric.view(-1)[i] += sign * total() / (2 * step)
+                weight.view(-1)[i] -= sign * step
+    torch.testing.assert_close(gradient, numeric, rtol=1e-5, atol=1e-8)
+
+
+def test_gradient_reaches_the_point() -> None:
+    x = points(2, 4).requires_grad_()
+    cond = points(2, 4)
+    assert torch.autograd.gradcheck(lambda x: divergence(nonlinear, 0.5, x, cond, "exact"), x)
+
+
+def test_no_second_graph_is_built_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    original = torch.autograd.grad
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs["create_graph"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", spy)
+    x, cond = points(2, 4), points(2, 4)
+    with torch.no_grad():
+        divergence(nonlinear, 0.5, x, cond, "exact")
+    assert asked == [False] * 4
+
+
+def test_field_that_ignores_the_point_has_none() -> None:
+    x = points(3, 2)
+    assert (divergence(lambda t, x, cond: torch.ones_like(x), 0.0, x)[1] == 0).all()
+
+
+def test_bad_arguments_are_named() -> None:
+    x, cond = points(3, 4), points(3, 4)
+    with pytest.raises(ValueError, match="method is 'trace'"):
+        divergence(nonlinear, 0.0, x, cond, method="trace")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="probes is 0"):
+        divergence(nonlinear, 0.0, x, cond, method="hutchinson", probes=0)
+    with pytest.raises(ValueError, match="noise has shape"):
+        divergence(nonlinear, 0.0, x, cond, method="hutchinson", noise=torch.ones(3, 4))
+    with pytest.raises(TypeError):
+        divergence(nonlinear, 0.0, x, cond, metod="exact")  # type: ignore[call-arg]

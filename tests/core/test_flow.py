@@ -1,0 +1,311 @@
+"""Laws of the flow as a distribution, in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, MultivariateNormal, Normal
+
+from flowmatch_core import flow as flow_module
+from flowmatch_core.divergence import DivergenceMethod, rademacher
+from flowmatch_core.fields import Time, expand_time
+from flowmatch_core.flow import ContinuousFlow, _simpson_weights
+from flowmatch_core.networks import MLPField
+from flowmatch_core.solvers import SOLVERS, SolverError, solve
+
+MATRIX = torch.tensor([[0.3, 0.8], [-0.5, -0.4]], dtype=torch.float64)
+SHIFT = torch.tensor([0.5, -1.0], dtype=torch.float64)
+
+
+def linear(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    return x @ MATRIX.T + SHIFT
+
+
+def linear_law() -> MultivariateNormal:
+    """The law of the linear flow: x1 = e^A x0 + int_0^1 e^(A s) ds b."""
+    push = torch.linalg.matrix_exp(MATRIX)
+    mean = torch.linalg.solve(MATRIX, (push - torch.eye(2, dtype=torch.float64)) @ SHIFT)
+    return MultivariateNormal(mean, push @ push.T)
+
+
+def exact(law: Distribution, x: Tensor) -> Tensor:
+    result: Tensor = law.log_prob(x)
+    return result
+
+
+def network(dim: int = 2, cond_dim: int = 0, hidden: tuple[int, ...] = (16, 16)) -> MLPField:
+    field = MLPField(dim, hidden, cond_dim, generator=torch.Generator().manual_seed(3)).double()
+    field.last.weight.data *= 20
+    field.from_time.weight.data[:, 3:9] = 0  # slow in time, so that few steps are enough
+    field.from_time.weight.data[:, 11:] = 0
+    return field
+
+
+def image_field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    """A field on (batch, 1, 4, 4) that mixes neighbours."""
+    return torch.tanh(x.roll(1, -1) - 0.5 * x) * (1 - 0.3 * expand_time(t, x))
+
+
+def points(n: int, *event: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, *event, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "tolerance"),
+    [
+        ("euler", 800, 1e-2),
+        ("midpoint", 100, 1e-4),
+        ("heun", 100, 1e-4),
+        ("rk4", 20, 1e-6),
+        ("dopri5", 20, 1e-4),
+    ],
+)
+@pytest.mark.parametrize("standardised", [False, True])
+def test_linear_flow_is_a_known_gaussian(solver: str, steps: int, tolerance: float, standardised: bool) -> None:
+    law, x = linear_law(), points(50, 2)
+    loc, scale = torch.tensor([3.0, -40.0]).double(), torch.tensor([0.01, 7.0]).double()
+    if standardised:
+        flow = ContinuousFlow(linear, (2,), solver, steps, loc=loc, scale=scale)
+        x, truth = x * scale + loc, exact(law, x) - scale.log().sum()
+    else:
+        flow, truth = ContinuousFlow(linear, (2,), solver, steps), exact(law, x)
+    close(flow.log_prob(x), truth, tolerance)
+
+
+def test_scalar_scale_counts_once_per_dimension() -> None:
+    x, scale = points(5, 2), torch.tensor(3.0).double()
+    flow = ContinuousFlow(linear, (2,), "rk4", scale=scale)
+    close(flow.log_prob(3 * x), exact(linear_law(), x) - 2 * math.log(3), 1e-6)
+
+
+def test_samples_follow_the_law() -> None:
+    n, g = 200_000, torch.Generator().manual_seed(0)
+    loc, scale = torch.tensor([3.0, -4.0]).double(), torch.tensor([0.1, 7.0]).double()
+    law = linear_law()
+    x = (ContinuousFlow(linear, (2,), "rk4", 10, loc=loc, scale=scale).sample((n,), generator=g) - loc) / scale
+    assert ((x.mean(0) - law.mean).abs() < 5 * law.stddev / math.sqrt(n)).all()
+    close(x.T.cov(), law.covariance_matrix, 0.03)
+
+
+def test_density_integrates_to_one() -> None:
+    flow = ContinuousFlow(network(), (2,), "rk4", 16, loc=SHIFT, scale=torch.tensor([0.5, 2.0]).double())
+    side = torch.linspace(-12, 12, 241, dtype=torch.float64)
+    grid = torch.cartesian_prod(side, side) * torch.tensor([0.5, 2.0]) + SHIFT
+    with torch.no_grad():
+        density = flow.log_prob(grid).exp()
+    assert float(density.sum()) * 0.1**2 == pytest.approx(1, abs=1e-4)
+    gaussian = exact(Normal(grid.new_zeros(2), 1), grid).sum(1).exp()
+    assert (density - gaussian).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("event", [(2,), (1, 4, 4)])
+@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+def test_log_prob_of_a_sample_is_that_of_its_noise_less_the_volume(event: tuple[int, ...], solver: str) -> None:
+    """The change of variables by the autograd Jacobian of the whole sampler."""
+    field = network() if event == (2,) else image_field
+    like = points(1, *event).squeeze(0)
+    flow = ContinuousFlow(field, event, solver, 32, loc=0.1 * like, scale=like.abs() + 0.5, rtol=1e-8, atol=1e-8)
+    g = torch.Generator()
+    x = flow.sample((4,), generator=g.manual_seed(7))
+    noise = torch.randn(4, *event, generator=g.manual_seed(7), dtype=torch.float64)
+    size = math.prod(event)
+
+    def push(z: Tensor) -> Tensor:
+        end = solve(field, z[None], solver=solver, steps=32, rtol=1e-8, atol=1e-8).x[0]
+        return end * (like.abs() + 0.5) + 0.1 * like
+
+    for i in range(4):
+        close(push(noise[i]), x[i], 1e-6)
+        jacobian = torch.autograd.functional.jacobian(push, noise[i])  # type: ignore[no-untyped-call]
+        volume = torch.linalg.slogdet(jacobian.reshape(size, size)).logabsdet
+        start = exact(Normal(noise.new_zeros(()), 1), noise[i]).sum()
+        close(flow.log_prob(x[i : i + 1])[0], start - volume, 1e-5)
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "rk4", "dopri5"])
+@pytest.mark.parametrize("hidden", [(8, 8), (8, 8, 8)])
+@pytest.mark.parametrize("method", ["auto", "hutchinson"])
+def test_gradient_is_that_of_finite_differences(solver: str, hidden: tuple[int, ...], method: DivergenceMethod) -> None:
+    field = network(hidden=hidden, cond_dim=1)
+    scale = torch.tensor([0.5, 2.0]).double().requires_grad_()
+    flow = ContinuousFlow(field, (2,), solver, 4, method, probes=2, scale=scale, rtol=1e-10, atol=1e-10)
+    x, cond, weight = points(3, 2).requires_grad_(), points(3, 1).requires_grad_(), field.from_x.weight
+
+    def loss() -> Tensor:
+        return flow.log_prob(x, cond, generator=torch.Generator().manual_seed(0)).square().sum()
+
+    leaves = (x, cond, weight, scale)
+    gradients = torch.autograd.grad(loss(), leaves)
+    for leaf, gradient in zip(leaves, gradients, strict=True):
+        direction, step = torch.ones_like(leaf), 1e-4
+        with torch.no_grad():
+            leaf += step * direction
+            above = loss()
+            leaf -= 2 * step * direction
+            below = loss()
+            leaf += step * direction
+        close((gradient * direction).sum(), (above - below) / (2 * step), 1e-5)
+
+
+def test_value_is_the_same_with_and_without_gradients() -> None:
+    flow, x = ContinuousFlow(network(), (2,), "rk4", 6), points(5, 2)
+    with_graph = flow.log_prob(x)
+    with torch.no_grad():
+        close(flow.log_prob(x), with_graph.detach())
+        assert not flow.log_prob(x).requires_grad
+    assert with_graph.requires_grad
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("midpoint", 8), ("heun", 8), ("rk4", 4), ("rk4", 5), ("dopri5", 1)])
+def test_error_estimate_covers_the_error_and_shrinks(solver: str, steps: int) -> None:
+    field, x = network(), points(200, 2)
+    with torch.no_grad():
+        truth = ContinuousFlow(field, (2,), "rk4", 512).log_prob(x)
+        value, error = ContinuousFlow(field, (2,), solver, steps, rtol=1e-4, atol=1e-4).log_prob_with_error(x)
+        better = ContinuousFlow(field, (2,), solver, 4 * steps, rtol=1e-7, atol=1e-7).log_prob_with_error(x)
+    assert (value - truth).square().mean() < error.square().mean()
+    assert better[1].mean() < error.mean() / 4
+    assert (value - truth).abs().max() > 1e-9
+
+
+def test_error_estimate_uses_the_same_probes() -> None:
+    flow = ContinuousFlow(network(), (2,), "rk4", 16, "hutchinson")
+    error = flow.log_prob_with_error(points(50, 2), generator=torch.Generator().manual_seed(0))[1]
+    assert error.max() < 1e-3
+
+
+@pytest.mark.parametrize("steps", range(1, 10))
+def test_quadrature_is_exact_for_cubics(steps: int) -> None:
+    weights = _simpson_weights(steps, torch.zeros(1, dtype=torch.float64))
+    t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    for power in range(4 if steps > 1 else 2):
+        assert float(weights @ t**power) == pytest.approx(1 / (power + 1))
+
+
+def test_points_are_split_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = ContinuousFlow(network(cond_dim=1), (2,), "rk4", 7, "hutchinson", probes=3)
+    x, cond = points(5, 2), points(5, 1)
+    whole = flow.log_prob(x, cond, generator=torch.Generator().manual_seed(0))
+    for rows in (1, 10, 12):
+        monkeypatch.setattr(flow_module, "ROWS_AT_ONCE", rows)
+        close(flow.log_prob(x, cond, generator=torch.Generator().manual_seed(0)), whole)
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "dopri5"])
+def test_hutchinson_averages_to_the_exact_value(solver: str) -> None:
+    field, x = network(), points(2, 2)
+    truth = ContinuousFlow(field, (2,), solver, 8, rtol=1e-7, atol=1e-7).log_prob(x)
+    g = torch.Generator().manual_seed(0)
+    many = ContinuousFlow(field, (2,), solver, 8, "hutchinson", rtol=1e-7, atol=1e-7)
+    with torch.no_grad():
+        estimates = many.log_prob(x.repeat(4000, 1), generator=g).reshape(4000, 2)
+    assert ((estimates.mean(0) - truth).abs() < 4.5 * estimates.std(0) / math.sqrt(4000)).all()
+    assert (estimates.std(0) > 1e-3).all()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_probes_stay_the_same_along_a_path(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def count(x: Tensor, probes: int, generator: torch.Generator | None) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return rademacher(x, probes, generator)
+
+    monkeypatch.setattr(flow_module, "rademacher", count)
+    flow = ContinuousFlow(network(), (2,), solver, 4, "hutchinson")
+    seeded = [flow.log_prob(points(3, 2), generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    close(seeded[0], seeded[1])
+    assert not torch.equal(seeded[0], seeded[2]) and calls == 3
+
+
+def test_log_prob_does_not_depend_on_the_batch() -> None:
+    flow, x, cond = ContinuousFlow(network(cond_dim=1), (2,)), points(64, 2), points(64, 1, seed=1)
+    together = flow.log_prob(x, cond)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    close(flow.log_prob(x[order], cond[order]), together[order])
+    close(flow.log_prob(x[:1], cond[:1]), together[:1])
+
+
+def test_leading_shapes_and_conditions_broadcast() -> None:
+    flow = ContinuousFlow(network(cond_dim=1), (2,))
+    cond, g = points(3, 1), torch.Generator().manual_seed(0)
+    x = flow.sample((4,), cond, generator=g)
+    assert x.shape == (4, 3, 2)
+    together = flow.log_prob(x, cond)
+    assert together.shape == (4, 3)
+    for i in range(3):
+        close(flow.log_prob(x[:, i], cond[i]), together[:, i])
+    close(flow.log_prob(x[0, 0], cond[0]), together[0, 0])
+    assert flow.sample((), cond).shape == (3, 2) and flow.sample((5,), cond[0]).shape == (5, 2)
+    assert flow.sample((0,), cond).shape == (0, 3, 2) and flow.log_prob(x[:0], cond).shape == (0, 3)
+
+
+def test_condition_and_sample_belong_together() -> None:
+    def field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        assert cond is not None
+        return cond.expand_as(x)
+
+    cond = torch.tensor([[0.0], [100.0]], dtype=torch.float64)
+    x = ContinuousFlow(field, (1,)).sample((1000,), cond, torch.Generator().manual_seed(0))
+    close(x.mean((0, 2)), cond[:, 0], 0.2)
+
+
+def test_it_is_a_distribution() -> None:
+    flow = ContinuousFlow(network(), event_shape=(2,))
+    assert isinstance(flow, Distribution) and flow.event_shape == (2,) and flow.batch_shape == ()
+    assert flow.support.event_dim == 1
+    assert flow.has_rsample and flow.rsample((3,)).requires_grad and not flow.sample((3,)).requires_grad
+    assert flow.sample().shape == (2,)
+    assert repr(flow) == "ContinuousFlow(event_shape=(2,), solver='midpoint', steps=20)"
+
+
+def test_randomness_comes_from_the_generator_alone() -> None:
+    flow, state = ContinuousFlow(network(), (2,)), torch.get_rng_state()
+    a, b, c = (flow.sample((5,), generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c) and torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_nan_field_is_an_error(solver: str) -> None:
+    flow = ContinuousFlow(lambda t, x, cond: x * math.nan, (2,), solver)
+    with pytest.raises(SolverError):
+        flow.log_prob(points(3, 2))
+    with pytest.raises(SolverError):
+        flow.sample((3,))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ContinuousFlow(linear, (2,), solver="rk5"), "solver is 'rk5'"),
+        (lambda: ContinuousFlow(linear, (2,), scale=torch.tensor([1.0, 0.0])), "scale holds values"),
+        (lambda: ContinuousFlow(linear, (2,), scale=torch.ones(3)), r"scale has shape \(3,\)"),
+        (lambda: ContinuousFlow(linear, (2,), loc=torch.ones(3, 2)), r"loc has shape \(3, 2\)"),
+        (lambda: ContinuousFlow(linear, (2,)).log_prob(torch.ones(3, 4)), r"value has shape \(3, 4\)"),
+        (lambda: ContinuousFlow(linear, (2,)).log_prob(torch.ones(4)), r"value has shape \(4,\)"),
+        (lambda: ContinuousFlow(linear, (2,)).log_prob(torch.ones(3, 2), torch.ones(2, 1)), "cond has shape"),
+        (
+            lambda: ContinuousFlow(linear, (2,), divergence="trace"),  # type: ignore[arg-type]
+            "divergence is 'trace'",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_misspelt_arguments_are_refused() -> None:
+    with pytest.raises(TypeError):
+        ContinuousFlow(linear, (2,), step=5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        ContinuousFlow(linear, (2,)).sample((3,), methodd="rk4")  # type: ignore[call-arg]

@@ -1,0 +1,389 @@
+"""Laws of the successor losses, with the closed-form oracle as target and without training.
+
+Statistical laws are z-tests: an estimate may lie 4.5 standard errors from its value; the seeds are fixed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flowmatch_core.fields import Time, VelocityField
+from flowmatch_core.oracles import GaussianMixture, LinearGaussianMDP
+from flowmatch_core.paths import AffinePath, CondOT, Cosine
+from flowmatch_core.successor import (
+    Loss,
+    SuccessorLoss,
+    Transitions,
+    logit_normal,
+    mc_cfm_loss,
+    td2_cfm_loss,
+    td_cfm_coupled_loss,
+    td_cfm_loss,
+)
+
+TD_LOSSES = [td_cfm_loss, td_cfm_coupled_loss, td2_cfm_loss]
+CURVES = [CondOT(), Cosine()]
+SETTINGS = [(CondOT(), torch.rand), (Cosine(), torch.rand), (CondOT(), logit_normal)]
+BOUND = 4.5
+
+
+def names(losses: list[SuccessorLoss]) -> list[str]:
+    return [loss.__name__ for loss in losses]  # type: ignore[attr-defined]
+
+
+def tensor(*values: object) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def randn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def line(F: float = 0.7, noise: float = 0.6, shift: float = 0.5) -> LinearGaussianMDP:
+    """One dimension: A + B K = F, and actions that matter."""
+    return LinearGaussianMDP(
+        A=tensor([F + 0.8]),
+        B=tensor([1.0]),
+        c=tensor(shift),
+        W=tensor([noise**2]),
+        K=tensor([-0.8]),
+        k=tensor(0.2),
+    )
+
+
+def transitions(mdp: LinearGaussianMDP, n: int, seed: int = 1) -> Transitions:
+    """Off-policy data: states and actions that the policy would not take."""
+    state, action = randn(n, len(mdp.c), seed=seed), 1.5 * randn(n, len(mdp.k), seed=seed + 1)
+    next_state = mdp.step(state, action, generator=generator(seed + 2))
+    return Transitions(state=state, action=action, next_state=next_state, next_action=mdp.policy(next_state))
+
+
+def from_one_start(mdp: LinearGaussianMDP, n: int) -> tuple[Transitions, Tensor, Tensor]:
+    state, action = tensor(1.5).expand(n, 1), tensor(-1.0).expand(n, 1)
+    next_state = mdp.step(state, action, generator=generator(3))
+    return Transitions(state, action, next_state, mdp.policy(next_state)), state[:1], action[:1]
+
+
+def z_scores(samples: Tensor, truth: Tensor | float) -> Tensor:
+    return (samples.mean(0) - truth) / (samples.std(0) / math.sqrt(len(samples)))
+
+
+class Probe:
+    """A field plus theta . phi with a theta for each row, whose gradient is that of the row's own loss."""
+
+    def __init__(self, field: VelocityField, rows: int) -> None:
+        self.field, self.rows = field, rows
+        self.theta = torch.zeros(rows, 6, dtype=torch.float64, requires_grad=True)
+
+    def __call__(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        assert isinstance(t, Tensor)
+        assert cond is not None
+        with torch.no_grad():
+            v = self.field(t, x, cond)
+        s, a = cond[:, 0], cond[:, -1]
+        phi = torch.stack([torch.ones_like(t), t, x[:, 0], t * x[:, 0], s * x[:, 0], a], -1)
+        theta = self.theta.repeat(len(x) // self.rows, 1)
+        return v + (theta * phi).sum(-1, keepdim=True)
+
+    def gradients(self, loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, self.theta)[0] * self.rows
+
+
+class Recorder:
+    """A field that remembers what it was asked."""
+
+    def __init__(self, field: VelocityField) -> None:
+        self.field, self.calls = field, list[tuple[Time, Tensor, Tensor | None]]()
+
+    def __call__(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        self.calls.append((t, x, cond))
+        return self.field(t, x, cond)
+
+
+def ones(n: int, **options: object) -> Tensor:
+    return torch.ones(n, dtype=torch.float64)
+
+
+def halves(n: int, **options: object) -> Tensor:
+    return torch.full((n,), 0.5, dtype=torch.float64)
+
+
+# The oracle is stationary
+
+
+@pytest.mark.parametrize(("path", "time"), SETTINGS, ids=str)
+def test_oracle_is_stationary_for_mc_cfm(path: AffinePath, time: Callable[..., Tensor]) -> None:
+    mdp, gamma = line(), 0.8
+    batch = transitions(mdp, 10_000)
+    future = mdp.successor(batch.state, batch.action, gamma).sample(1, generator=generator(5))[0]
+    probe = Probe(mdp.velocity_field(gamma, path), len(future))
+    loss = mc_cfm_loss(probe, batch, future, path=path, time=time, generator=generator())
+    assert z_scores(probe.gradients(loss.total), 0.0).abs().max() < BOUND
+
+
+@pytest.mark.parametrize(("path", "time"), SETTINGS, ids=str)
+@pytest.mark.parametrize("td_loss", [td_cfm_loss, td2_cfm_loss], ids=names([td_cfm_loss, td2_cfm_loss]))
+def test_oracle_is_stationary(td_loss: SuccessorLoss, path: AffinePath, time: Callable[..., Tensor]) -> None:
+    """E[(v* - target) phi] = 0 when the target is v*, td-flows 4.6 item 4; TD-CFM(C) has another velocity."""
+    mdp, gamma = line(), 0.8
+    batch, oracle = transitions(mdp, 10_000), mdp.velocity_field(gamma, path)
+    probe = Probe(oracle, 10_000)
+    loss = td_loss(probe, oracle, batch, gamma=gamma, path=path, time=time, generator=generator())
+    assert z_scores(probe.gradients(loss.total), 0.0).abs().max() < BOUND
+
+
+def test_one_exact_td2_backup_from_the_zero_field_is_stationary() -> None:
+    """The first iterate is known: v_1 = (1-g) P_t u / ((1-g) P_t + g N(0, I)), td-flows 4.6 item 6."""
+    mdp, gamma = line(), 0.8
+    batch = transitions(mdp, 20_000)
+
+    def first_iterate(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        assert cond is not None
+        one_step = mdp.successor(cond[:, :1], cond[:, 1:], 0.0)
+        density = (1 - gamma) * one_step.marginal_log_prob(t, x).exp()
+        noise = gamma * torch.exp(-0.5 * x[:, 0] ** 2) / math.sqrt(2 * math.pi)
+        return one_step.velocity(t, x) * (density / (density + noise))[:, None]
+
+    probe = Probe(first_iterate, 20_000)
+    loss = td2_cfm_loss(probe, lambda t, x, cond=None, /: 0 * x, batch, gamma=gamma, generator=generator())
+    assert z_scores(probe.gradients(loss.total), 0.0).abs().max() < BOUND
+
+
+# The points each method trains on
+
+
+@pytest.mark.parametrize("td_loss", TD_LOSSES, ids=names(TD_LOSSES))
+def test_points_at_the_end_of_time_follow_the_successor_measure(td_loss: SuccessorLoss) -> None:
+    """(1-g) delta_{S'} + g X_1 has the law m: for TD-CFM(C), the one thing that it shares with the others."""
+    mdp, gamma, n = line(), 0.8, 20_000
+    batch, state, action = from_one_start(mdp, n)
+    field = Recorder(mdp.velocity_field(gamma))
+    td_loss(field, field.field, batch, gamma=gamma, time=ones, steps=20, generator=generator())
+    direct, bootstrap = field.calls[0][1].chunk(2)
+    assert torch.equal(direct, batch.next_state)
+    m = mdp.successor(state, action, gamma)
+    for power, truth in ((1, m.mean), (2, m.second_moment)):
+        mixed = (1 - gamma) * direct**power + gamma * bootstrap**power
+        assert z_scores(mixed, truth.squeeze()).abs().max() < BOUND
+
+
+@pytest.mark.parametrize(
+    ("td_loss", "variance"), [(td_cfm_loss, 0.5), (td2_cfm_loss, 0.5), (td_cfm_coupled_loss, 1.0)],
+    ids=names([td_cfm_loss, td2_cfm_loss, td_cfm_coupled_loss]),
+)  # fmt: skip
+def test_points_midway_tell_the_coupled_method_apart(td_loss: SuccessorLoss, variance: float) -> None:
+    """Next states N(mu, 1) whatever the state: at t = 1/2 the path has variance 1/2, the coupled one 1."""
+    mdp = line(F=0.0, noise=1.0)
+    batch, _, _ = from_one_start(mdp, 20_000)
+    field = Recorder(mdp.velocity_field(0.8))
+    td_loss(field, field.field, batch, gamma=0.8, time=halves, steps=20, generator=generator())
+    x = field.calls[0][1].chunk(2)[1]
+    assert abs(z_scores((x - x.mean()) ** 2, variance)) < BOUND
+
+
+def test_td2_asks_the_target_for_the_velocity_where_its_own_flow_arrives() -> None:
+    """From noise x0 the field dx/dt = b(s', a') arrives at x0 + t b, each row at its own t."""
+    batch = transitions(line(), 50)
+
+    def drift(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        assert cond is not None
+        return cond[:, :1] - 2 * cond[:, 1:]
+
+    target, field = Recorder(drift), Recorder(drift)
+    loss = td2_cfm_loss(field, target, batch, gamma=0.9, steps=3, generator=generator())
+    t, x = field.calls[0][0], field.calls[0][1].chunk(2)[1]
+    assert isinstance(t, Tensor)
+    assert torch.equal(*t.chunk(2))
+    assert len(set(t.tolist())) == 50
+    b = drift(t[:50], x, batch.next_condition)
+    start = target.calls[0][1]
+    torch.testing.assert_close(x, start + t[:50, None] * b)
+    expected = (drift(t[:50], x, batch.condition) - b).square().mean()
+    torch.testing.assert_close(loss.bootstrap, expected)
+
+
+@pytest.mark.parametrize("td_loss", TD_LOSSES, ids=names(TD_LOSSES))
+def test_field_is_trained_here_and_the_target_asked_there(td_loss: SuccessorLoss) -> None:
+    """The field sees (S, A) only; the target sees (S', pi(S')) only."""
+    batch = transitions(line(), 8)
+    field, target = Recorder(line().velocity_field(0.9)), Recorder(line().velocity_field(0.9))
+    td_loss(field, target, batch, gamma=0.9, steps=2, generator=generator())
+    assert batch.action is not None
+    assert batch.next_action is not None
+    here = torch.cat([batch.state, batch.action], -1)
+    there = torch.cat([batch.next_state, batch.next_action], -1)
+    seen, asked = ([cond for _, _, cond in calls if cond is not None] for calls in (field.calls, target.calls))
+    assert len(field.calls) == 1
+    assert torch.equal(seen[0], torch.cat([here, here]))
+    assert all(torch.equal(cond, there) for cond in asked)
+    assert len(target.calls) == 4 + (td_loss is td2_cfm_loss)
+
+
+@pytest.mark.parametrize("td_loss", TD_LOSSES, ids=names(TD_LOSSES))
+def test_target_is_not_differentiated(td_loss: SuccessorLoss) -> None:
+    """A network that bootstraps from itself has the gradient that it has with a frozen copy as target."""
+
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(tensor(0.3, -0.2, 0.5))
+
+        def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+            assert cond is not None
+            return (torch.cat([x, cond], -1) @ self.weight)[:, None]
+
+    batch, net, copy = transitions(line(), 64), Linear(), Linear()
+    gradients = [
+        torch.autograd.grad(td_loss(net, target, batch, gamma=0.9, generator=generator()).total, net.weight)[0]
+        for target in (net, copy)
+    ]
+    torch.testing.assert_close(*gradients, atol=0, rtol=0)
+
+
+# The losses' values
+
+
+@pytest.mark.parametrize("td_loss", TD_LOSSES, ids=names(TD_LOSSES))
+@pytest.mark.parametrize("path", CURVES, ids=str)
+def test_total_weighs_the_terms_and_fusing_changes_nothing(td_loss: SuccessorLoss, path: AffinePath) -> None:
+    batch, oracle = transitions(line(), 64), line().velocity_field(0.9, path)
+    off = Recorder(lambda t, x, cond=None, /: oracle(t, x, cond) + 0.3 * x)
+    fused, apart = (
+        td_loss(off, oracle, batch, gamma=0.75, path=path, fused=fused, generator=generator())
+        for fused in (True, False)
+    )
+    assert len(off.calls) == 3
+    for a, b in zip(fused, apart, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+    torch.testing.assert_close(fused.total, 0.25 * fused.direct + 0.75 * fused.bootstrap, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("td_loss", TD_LOSSES, ids=names(TD_LOSSES))
+def test_without_discount_it_is_flow_matching_on_the_next_state(td_loss: SuccessorLoss) -> None:
+    batch, oracle = transitions(line(), 64), line().velocity_field(0.9)
+    loss = td_loss(oracle, oracle, batch, gamma=0.0, generator=generator())
+    plain = mc_cfm_loss(oracle, batch, batch.next_state, generator=generator())
+    assert torch.equal(loss.total, plain.total)
+
+
+def iid(n: int) -> tuple[GaussianMixture, Tensor, Transitions, float]:
+    """Independent next states N(mu, Sigma) in two dimensions: m = P, and its irreducible loss."""
+    covariance = tensor([0.8, 0.3], [0.3, 0.5])
+    m = GaussianMixture(tensor(1.0), tensor([1.0, -2.0]), covariance[None])
+    state = randn(n, 2, seed=1)
+    next_state = m.sample(n, generator=generator(2))
+    irreducible = math.pi / 2 * float(torch.linalg.eigvalsh(covariance).sqrt().sum())
+    return m, next_state, Transitions(state, None, next_state, None), irreducible
+
+
+def repeated(loss: Callable[[Transitions, torch.Generator], Loss], batch: Transitions) -> Tensor:
+    """The loss on 40 slices of the batch, ``(40, 3)``: estimates with a standard error."""
+    size, g = len(batch.state) // 40, generator(7)
+    parts = [slice(i * size, (i + 1) * size) for i in range(40)]
+    losses = [loss(Transitions(batch.state[p], None, batch.next_state[p], None), g) for p in parts]
+    return torch.stack([torch.stack(list(one)) for one in losses])
+
+
+def test_irreducible_losses_of_independent_next_states() -> None:
+    """At the optimum: MC and TD-CFM (pi/2) tr Sigma^(1/2), TD2 (1-g) times that, td-flows 4.7."""
+    m, _, batch, irreducible = iid(80_000)
+    v, gamma = m.velocity_field(), 0.75
+    mc = repeated(lambda b, g: mc_cfm_loss(v, b, b.next_state, generator=g), batch)
+    td = repeated(lambda b, g: td_cfm_loss(v, v, b, gamma=gamma, steps=20, generator=g), batch)
+    td2 = repeated(lambda b, g: td2_cfm_loss(v, v, b, gamma=gamma, generator=g), batch)
+    truth = tensor(irreducible, irreducible, 0.0)
+    assert z_scores(mc, truth)[:2].abs().max() < BOUND
+    assert mc[:, 2].max() == 0
+    assert z_scores(td, irreducible).abs().max() < BOUND
+    assert z_scores(td2[:, :2], tensor((1 - gamma) * irreducible, irreducible)).abs().max() < BOUND
+    assert td2[:, 2].max() < 1e-12
+
+
+@pytest.mark.parametrize("error", [0.0, 0.7])
+def test_gap_between_td_and_td2_is_the_same_for_every_model(error: float) -> None:
+    """E l_TD - E l_TD2 = g E tr Cov(u | X_t, S') = g (pi/2) tr Sigma^(1/2), td-flows 4.7."""
+    m, _, batch, irreducible = iid(80_000)
+    v, gamma = m.velocity_field(), 0.75
+
+    def model(t: Time, x: Tensor, cond: Tensor | None = None, /) -> Tensor:
+        assert cond is not None
+        return v(t, x, cond) + error * (cond + x.sin())
+
+    td = repeated(lambda b, g: td_cfm_loss(model, v, b, gamma=gamma, steps=20, generator=g), batch)
+    td2 = repeated(lambda b, g: td2_cfm_loss(model, v, b, gamma=gamma, steps=20, generator=g), batch)
+    assert abs(z_scores(td[:, 2] - td2[:, 2], irreducible)) < BOUND
+    assert abs(z_scores(td[:, 0] - td2[:, 0], gamma * irreducible)) < BOUND
+
+
+@pytest.mark.parametrize("gamma", [0.4, 0.8])
+def test_td_gradients_vary_more_by_the_amount_of_theorem_2(gamma: float) -> None:
+    """s2_TD - s2_TD2 = g^2 E tr Cov(2 phi u | X_t); here Cov(u | x_t) = tau^2 / ((1-t)^2 + t^2 tau^2)."""
+    n, tau = 100_000, 0.6
+    m = GaussianMixture(tensor(1.0), tensor([1.0]), tensor([[tau**2]]))
+    state, next_state = randn(n, 1, seed=1), m.sample(n, generator=generator(2))
+    batch, v = Transitions(state, None, next_state, None), m.velocity_field()
+
+    def variance(td_loss: SuccessorLoss) -> tuple[float, float]:
+        probe = Probe(v, n)
+        field = Recorder(probe)
+        loss = td_loss(field, v, batch, gamma=gamma, steps=20, generator=generator())
+        total = float(probe.gradients(loss.total).var(0).sum())
+        t, x, cond = (part.chunk(2)[1] for part in field.calls[0])  # type: ignore[union-attr]
+        phi = torch.stack([torch.ones_like(t), t, x[:, 0], t * x[:, 0], cond[:, 0] * x[:, 0], cond[:, 0]], -1)
+        conditional = tau**2 / ((1 - t) ** 2 + t**2 * tau**2)
+        return total, float((4 * phi.square().sum(-1) * conditional).mean())
+
+    (td, gap), (td2, _) = variance(td_cfm_loss), variance(td2_cfm_loss)
+    assert td > td2
+    assert td - td2 == pytest.approx(gamma**2 * gap, rel=0.05)
+
+
+def test_logit_normal_times_are_sigmoids_of_normals() -> None:
+    t = logit_normal(20_000, generator=generator(), dtype=torch.float64)
+    assert z_scores(torch.logit(t), 0.0).abs() < BOUND
+    assert z_scores(torch.logit(t) ** 2, 1.0).abs() < BOUND
+
+
+# Mistakes
+
+
+def bad_gamma(gamma: float) -> Callable[[], object]:
+    batch, oracle = transitions(line(), 4), line().velocity_field(0.9)
+    return lambda: td2_cfm_loss(oracle, oracle, batch, gamma=gamma)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (bad_gamma(1.0), r"gamma was 1.0, but should be in \[0, 1\)"),
+        (
+            lambda: mc_cfm_loss(lambda t, x, cond, /: x.mT, transitions(line(), 4), randn(4, 1, seed=0)),
+            r"field returned shape \(1, 4\), but should return \(4, 1\)",
+        ),
+        (bad_gamma(-0.1), r"gamma was -0.1, but should be in \[0, 1\)"),
+        (
+            lambda: Transitions(randn(3, 1, seed=0), None, randn(2, 1, seed=0), None),
+            r"next_state had shape \(2, 1\)",
+        ),
+        (
+            lambda: Transitions(randn(3, 1, seed=0), randn(3, 1, seed=1), randn(3, 1, seed=2), None),
+            r"next_action had shape None, but should have action's shape \(3, 1\)",
+        ),
+        (
+            lambda: mc_cfm_loss(line().velocity_field(0.9), transitions(line(), 4), randn(4, 2, seed=0)),
+            r"future had shape \(4, 2\), but should have state's shape \(4, 1\)",
+        ),
+    ],
+)
+def test_mistakes_are_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

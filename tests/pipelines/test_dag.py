@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PARAMS, write
+
+from pipelines.errors import UserError
+from pipelines.orchestration import dag
+
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # of DVC
+PROJECT = Path(__file__).parents[2]
+
+
+def edges_by_dvc(root: Path) -> set[tuple[str, str]]:
+    """The edges (before, after) that DVC itself draws, chains of several stages on one line included."""
+    drawn = subprocess.run(
+        [sys.executable, "-m", "dvc", "dag", "--dot"], cwd=root, check=True, capture_output=True, text=True
+    ).stdout
+    return {
+        (before, after)
+        for line in drawn.splitlines()
+        for names in [re.findall(r'"([^"]+)"', line)]
+        for before, after in itertools.pairwise(names)
+    }
+
+
+def edges_by_us(root: Path) -> set[tuple[str, str]]:
+    return {(dep, node.name) for node in dag.load(root).values() for dep in node.deps}
+
+
+def test_edges_are_those_that_dvc_draws(project: Path) -> None:
+    assert edges_by_us(project) == edges_by_dvc(project) == {("leaf@a", "join"), ("leaf@b", "join")}
+
+
+def test_edges_of_the_real_project_are_those_that_dvc_draws() -> None:
+    drawn = edges_by_dvc(PROJECT)
+    assert len(drawn) > 20
+    assert edges_by_us(PROJECT) == drawn
+
+
+@pytest.mark.parametrize("root", ["project", "real"])
+def test_the_order_is_topological_with_the_longest_chains_first(root: str, project: Path) -> None:
+    nodes = dag.load(project if root == "project" else PROJECT)
+    order = list(nodes)
+    for name, node in nodes.items():
+        assert all(order.index(dep) < order.index(name) for dep in node.deps)
+    if root == "project":
+        assert order == ["leaf@a", "leaf@b", "join", "side"]
+
+
+def test_a_node_holds_what_dvc_yaml_says(project: Path) -> None:
+    node = dag.load(project)["leaf@a"]
+    assert node.cmd == "python step.py a"
+    assert node.outs == ("data/a.txt", "data/metrics/a.json")
+    assert node.hints == {"retries": 1, "retry_delay_seconds": 0}
+    assert dag.load(project)["side"].hints == {}
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [(["side"], ["side"]), (["join"], ["leaf@a", "leaf@b", "join"]), (["leaf"], ["leaf@a", "leaf@b"])],
+)
+def test_targets_bring_what_they_need(project: Path, targets: list[str], expected: list[str]) -> None:
+    assert list(dag.load(project, targets)) == expected
+
+
+def test_what_is_dirty(project: Path) -> None:
+    assert dag.dirty(project) == {"leaf@a", "leaf@b", "join", "side"}
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
+    assert dag.dirty(project) == set()
+    write(project, "params.yaml", PARAMS.replace("side: {value: 3}", "side: {value: 4}"))
+    assert dag.dirty(project) == {"side"}
+    (project / "data/a.txt").unlink()
+    assert dag.dirty(project) == {"side", "leaf@a", "join"}
+
+
+def test_names_do_not_depend_on_the_current_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = set(dag.load(project)), dag.dirty(project)
+    monkeypatch.chdir(project.parent)
+    assert (set(dag.load(project)), dag.dirty(project)) == here
+    assert list(dag.load(project, ["side"])) == ["side"]
+
+
+def test_data_without_a_command_is_no_node(project: Path) -> None:
+    write(project, "raw.txt", "1")
+    subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "raw.txt"], check=True)
+    write(project, "dvc.yaml", "stages: {s: {cmd: cp raw.txt out.txt, deps: [raw.txt], outs: [out.txt]}}")
+    assert {name: node.deps for name, node in dag.load(project).items()} == {"s": ()}
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (lambda root: (root / ".dvc").rename(root / "x"), "dvc init"),
+        (lambda root: write(root, ".dvc/config", ""), "git init"),
+        (
+            lambda root: write(root, "dvc.yaml", "stages: {a: {cmd: x, outs: [o]}, b: {cmd: y, outs: [o]}}"),
+            "o",
+        ),
+        (lambda root: write(root, "dvc.yaml", "stages: {a: {cmd: 'x ${nothing}'}}"), "nothing"),
+    ],
+)
+def test_a_project_that_dvc_refuses_is_a_sentence(project: Path, break_it: object, says: str) -> None:
+    break_it(project)  # type: ignore[operator]
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        dag.load(project)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_target_is_a_sentence(project: Path) -> None:
+    with pytest.raises(UserError, match="nonsense"):
+        dag.load(project, ["nonsense"])

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import write
+from test_runner import MARK, settings, sleepers, status_of, wait_for
+
+from pipelines.errors import UserError
+from pipelines.orchestration import dag, runner
+from pipelines.orchestration.runner import StageFailed, StageResult
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for all tests of this file: making its database takes longer than the flow."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture
+def flow(prefect_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("PREFECT_HOME", str(prefect_home))
+    monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    from pipelines.orchestration import flow
+
+    runner.STOPPING.clear()
+    yield flow
+    runner.STOPPING.clear()
+
+
+def start_flow(root: Path, prefect_home: Path, **options: object) -> subprocess.Popen[str]:
+    env = runner.environment("test") | {"PREFECT_HOME": str(prefect_home), "PREFECT_LOGGING_COLORS": "false"}
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.orchestration.flow",
+        "run",
+        json.dumps({"root": str(root)} | options),
+    ]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line, on a project whose parameters are not flowmatch's."""
+    code = """
+import sys
+from pipelines import params
+params.load = lambda path: None
+from pipelines.orchestration.__main__ import main
+sys.exit(main())
+"""
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+
+
+# ---- the task, without a server
+
+
+def stage(flow: Any, project: Path, changed: bool, upstream: list[StageResult]) -> Any:
+    env, slots = runner.environment("test"), flow.Slots(1, {})
+    node = dag.load(project)["side"]
+    return asyncio.run(flow.dvc_stage.fn(node, project, changed, False, upstream, slots, env)).name
+
+
+def test_a_task_starts_a_process_only_where_something_changed(
+    flow: Any, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger("test"))
+    unchanged, ran = StageResult("x", "unchanged", 0.0), StageResult("x", "ran", 1.0)
+    assert stage(flow, project, True, []) == "Completed"
+    monkeypatch.setattr(runner, "run_stage", lambda *_, **__: pytest.fail("a process for what cannot have changed"))
+    assert stage(flow, project, False, [unchanged]) == "Unchanged"
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger("test"))
+    assert stage(flow, project, False, [unchanged, ran]) == "Unchanged"  # DVC looked, and found it up to date
+
+
+def test_a_stage_that_we_stopped_is_not_tried_again(flow: Any) -> None:
+    assert flow.should_retry(None, None, None)
+    runner.STOPPING.set()
+    assert not flow.should_retry(None, None, None)
+
+
+def test_slots_bound_how_many_run_at_once(flow: Any) -> None:
+    slots = flow.Slots(2, {"gpu": 1})
+    running: list[str] = []
+    most = {"all": 0, "gpu": 0}
+
+    async def work(tag: str) -> None:
+        async with slots.taken([tag]):
+            running.append(tag)
+            most["all"] = max(most["all"], len(running))
+            most["gpu"] = max(most["gpu"], running.count("gpu"))
+            await asyncio.sleep(0.3)
+            running.remove(tag)
+
+    async def together() -> None:
+        await asyncio.gather(*(work(tag) for tag in ("gpu", "gpu", "gpu", "cpu", "cpu")))
+
+    asyncio.run(together())
+    assert most == {"all": 2, "gpu": 1}
+
+
+def test_a_failure_loses_its_traceback_and_a_defect_keeps_it(flow: Any) -> None:
+    def record(error: Exception) -> logging.LogRecord:
+        return logging.LogRecord("x", logging.ERROR, "", 0, "", (), (type(error), error, None))
+
+    expected, defect = record(StageFailed("s failed")), record(ValueError("a defect"))
+    assert flow._without_traceback(expected)
+    assert flow._without_traceback(defect)
+    assert expected.exc_info is None
+    assert defect.exc_info is not None
+
+
+def test_a_schedule_without_a_server_is_a_sentence(flow: Any, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in ("", "http://127.0.0.1:9/api"):
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        with pytest.raises(UserError, match="prefect server start"):
+            flow.serve(project, "default", "0 3 * * *")
+
+
+# ---- the flow
+
+
+def test_a_failing_stage_is_tried_again_and_stops_only_what_needs_it(project: Path, prefect_home: Path) -> None:
+    settings(project, leaf={"fail": 1, "sleep": 1}, join={"fail": 9}, side={"sleep": 4})
+    with start_flow(project, prefect_home, workers=3) as process:
+        said, _ = process.communicate(timeout=150)
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    attempts = {p.name: len(p.read_text().splitlines()) for p in (project / "seen").iterdir() if not p.suffix}
+    assert attempts == {"a": 2, "b": 2, "join": 1, "side": 1}
+    starts = {name: float((project / "seen" / name).read_text().split()[0]) for name in ("a", "b", "side")}
+    ends = {name: float((project / "seen" / f"{name}.end").read_text()) for name in ("a", "b", "side")}
+    assert max(starts.values()) < min(ends.values())  # independent stages overlapped
+    assert set(yaml.safe_load((project / "dvc.lock").read_text())["stages"]) == {"leaf@a", "leaf@b", "side"}
+    assert dag.dirty(project) == {"join"}
+    from pipelines.orchestration import tracking
+
+    store = tracking._Tracker(project / ".flowmatch")
+    names = sorted((run.info.run_name, run.info.status) for run in store._search("tags.`dvc.stage` != ''"))
+    assert ("join", "FAILED") in names
+    assert ("side", "FINISHED") in names
+    (parent,) = store._search("tags.`flowmatch.complete` = 'true'")
+    assert parent.info.status == "FAILED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_cancelled_flow_leaves_nothing(project: Path, prefect_home: Path, signum: int) -> None:
+    import psutil
+
+    settings(project, side={"sleep": 60, "child": MARK + 30 + signum})
+    with start_flow(project, prefect_home, targets=["side"]) as process:
+        wait_for(lambda: sleepers(MARK + 30 + signum), 120)
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert any("uvicorn" in child.cmdline() for child in started)
+        process.send_signal(signum)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum, said
+    wait_for(lambda: not [c for c in started if c.is_running() and c.status() != psutil.STATUS_ZOMBIE])
+    assert sleepers(MARK + 30 + signum) == []
+    assert status_of(project, "side") == "KILLED"
+    assert len((project / "seen/side").read_text().splitlines()) == 1
+
+
+# ---- the command line
+
+
+def test_repro_runs_then_has_nothing_to_do(project: Path) -> None:
+    write(project, "data/report/index.html", "x")
+    first = command("repro")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.splitlines()[-1] == "data/report/index.html"
+    second = command("repro")
+    assert second.returncode == 0
+    assert second.stdout == "nothing has changed: all 4 stages are up to date.\ndata/report/index.html\n"
+    assert len(list((project / ".flowmatch/runs").iterdir())) == 1
+    assert command("flow").stdout == second.stdout
+    status = command("status")
+    assert status.stdout.splitlines()[0].split() == ["up", "to", "date", "leaf@a"]
+
+
+def test_a_failed_repro_ends_in_a_sentence_that_says_how_to_go_on(project: Path) -> None:
+    write(project, "pipelines/profiles/smoke.yaml", "profile: smoke\nside: {fail: 1}\n")
+    failed = command("repro", "--profile", "smoke", "side")
+    assert failed.returncode not in (0, 1)  # DVC's own status
+    said = failed.stderr.splitlines()[-1]
+    assert said.startswith("side failed; ")
+    assert said.endswith("continue with `make repro PROFILE=smoke`.")
+    assert "Traceback" not in failed.stderr
+    assert not (project / "dvc.lock").exists()
+    again = command("repro", "--profile", "smoke", "side")
+    assert again.returncode == 0
+    assert (project / ".workspaces/smoke/data/side.txt").read_text() == "3"
+    assert len(list((project / ".flowmatch/runs").iterdir())) == 2  # a workspace's runs are the project's
+
+
+def test_a_signal_ends_repro_and_its_stages(project: Path) -> None:
+    settings(project, side={"sleep": 60, "child": MARK + 50})
+    code = "from pipelines import params; params.load = lambda path: None\n"
+    code += "import sys; from pipelines.orchestration.__main__ import main; sys.exit(main(['repro', 'side']))"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: sleepers(MARK + 50))
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1].startswith("stopped by SIGINT; ")
+    assert sleepers(MARK + 50) == []
+
+
+def test_mistakes_are_sentences(project: Path) -> None:
+    for arguments, says in (
+        (("repro", "--profile", "smok"), "no profile 'smok'"),
+        (("repro", "nonsense"), "nonsense"),
+    ):
+        done = command(*arguments)
+        assert done.returncode == 1
+        assert says in done.stderr
+        assert done.stderr.count("\n") == 1
+    (project / "dvc.yaml").unlink()
+    assert "run from the project's root" in command("validate").stderr
+
+
+def test_parameters_are_checked_before_anything_runs(project: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "pipelines.orchestration", "flow"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("params.yaml") or "params.yaml:" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (project / ".prefect").exists()
+    assert not (project / "seen").exists()

@@ -1,0 +1,184 @@
+"""Every mistake in params.yaml is one sentence that names the key, what was found and what is expected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines import params
+from pipelines.errors import UserError
+from pipelines.orchestration import workspace
+
+ROOT = Path(__file__).parents[2]
+
+
+def changed(tmp_path: Path, key: str, value: Any) -> Path:
+    """The project's params.yaml with one value put in place of another."""
+    raw = params.read_yaml(ROOT / "params.yaml")
+    here = raw
+    *parents, last = key.split(".")
+    for part in parents:
+        here = here[part]
+    here[last] = value
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def sentence(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        params.load(path)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "Traceback" not in text
+    assert str(path) in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("density.fit.lrr", 0.1, ["density.fit.lrr", "0.1", "'lr'"]),
+        ("sead", 1, ["sead", "'seed'"]),
+        ("density.methods.cfm.couplin", "x", ["density.methods.cfm.couplin", "'coupling'"]),
+        ("datasets.moons.nois", 0.1, ["datasets.moons.nois", "'noise'"]),
+        ("environments.maze_loop.tasc", "loop", ["environments.maze_loop.tasc", "'task'"]),
+        ("density.fit.lr", -1.0, ["density.fit.lr", "-1.0", "greater than 0"]),
+        ("density.fit.lr", "fast", ["density.fit.lr", "'fast'", "number"]),
+        ("density.fit.steps", 0, ["density.fit.steps", "0", "greater than or equal to 1"]),
+        ("density.fit.steps", 10.5, ["density.fit.steps", "10.5", "integer"]),
+        ("density.fit.steps", "3000", ["density.fit.steps", "'3000'", "integer"]),
+        ("density.fit.steps", True, ["density.fit.steps", "True", "integer"]),
+        ("density.fit.steps", None, ["density.fit.steps", "None", "integer"]),
+        ("density.fit.hidden", [], ["density.fit.hidden", "at least 1 item"]),
+        ("density.fit.hidden", [0], ["density.fit.hidden.0", "0"]),
+        ("density.fit.hidden", 128, ["density.fit.hidden", "128", "list"]),
+        ("density.fit.activation", "selu", ["density.fit.activation", "'selu'", "'silu'"]),
+        ("density.fit.ema_step", 2.0, ["density.fit.ema_step", "2.0", "less than or equal to 1"]),
+        ("density.fit.lr", float("nan"), ["density.fit.lr", "finite"]),
+        ("density.fit.lr", float("inf"), ["density.fit.lr", "finite"]),
+        ("density.sample.solver", "rk45", ["density.sample.solver", "'rk45'", "'rk4'"]),
+        ("density.evaluate.solver", "dopri5", ["density.evaluate.solver", "'dopri5'"]),
+        ("density.seeds", [], ["density.seeds", "at least 1 item"]),
+        ("density.seeds", [0, 0], ["density.seeds", "every seed once"]),
+        ("density.seeds", [-1], ["density.seeds.0", "-1"]),
+        ("density.methods", {}, ["density.methods", "at least 1 item"]),
+        (
+            "density.methods.cfm.coupling",
+            "minibatch",
+            ["coupling", "'minibatch'", "'minibatch_ot'", "independent"],
+        ),
+        ("density.methods.cfm.path.name", "condot", ["path.name", "'condot'", "'cond_ot'"]),
+        ("density.methods.cfm.path", {}, ["density.methods.cfm.path.name", "missing"]),
+        ("density.methods.cfm.loss", "fm", ["density.methods.cfm.loss", "'fm'", "'cfm'"]),
+        ("successor.methods.td2_cfm.loss", "td3_cfm", ["loss", "'td3_cfm'", "td2_cfm"]),
+        ("successor.fit.ode_steps", 0, ["successor.fit.ode_steps", "0"]),
+        ("successor.fit.ode_solver", "dopri5", ["successor.fit.ode_solver", "'dopri5'"]),
+        ("environments.spiral.gamma", 1, ["environments.spiral.gamma", "1", "less than 1"]),
+        ("environments.spiral.gamma", -0.1, ["environments.spiral.gamma", "greater than or equal to 0"]),
+        ("environments.maze_loop.task", "lop", ["environments.maze_loop.task", "'lop'", "'loop'"]),
+        ("environments.maze_loop.kind", "labyrinth", ["environments.maze_loop.kind", "'labyrinth'", "maze"]),
+        ("environments.spiral.fit", {"lrr": 1.0}, ["environments.spiral.fit.lrr", "'lr'"]),
+        ("environments.spiral.transitions", 0, ["environments.spiral.transitions", "0"]),
+        ("datasets.moons.kind", "moon", ["datasets.moons.kind", "'moon'", "'moons'"]),
+        ("datasets.moons.noise", -1.0, ["datasets.moons.noise", "-1.0"]),
+        ("datasets.moons.train", "many", ["datasets.moons.train", "'many'"]),
+        ("datasets.digits.fit", {"steps": "x"}, ["datasets.digits.fit.steps", "'x'"]),
+        ("datasets", {}, ["datasets", "at least 1 item"]),
+        ("datasets", {"Bad Name": {"kind": "moons"}}, ["Bad Name", "pattern"]),
+        ("device", "gpu", ["device", "'gpu'", "cuda:N"]),
+        ("device", 0, ["device", "0", "string"]),
+        ("seed", -1, ["seed", "-1"]),
+        ("threads", 0, ["threads", "0"]),
+        ("mirror", 3, ["mirror", "3"]),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path: Path, key: str, value: Any, words: list[str]) -> None:
+    text = sentence(changed(tmp_path, key, value))
+    for word in words:
+        assert word in text, text
+
+
+@pytest.mark.parametrize(
+    "key", ["seed", "density", "density.fit.lr", "environments.spiral.gamma", "datasets.moons.kind"]
+)
+def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
+    path = changed(tmp_path, "profile", "x")
+    raw = yaml.safe_load(path.read_text())
+    here = raw
+    *parents, last = key.split(".")
+    for part in parents:
+        here = here[part]
+    del here[last]
+    path.write_text(yaml.safe_dump(raw))
+    text = sentence(path)
+    assert key in text
+    assert "missing" in text
+
+
+def test_a_repeated_key_is_named_with_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("seed: 0\ndensity:\n  lr: 1\n  lr: 2\n")
+    text = sentence(path)
+    assert "'lr'" in text
+    assert "3" in text
+    assert "4" in text
+
+
+@pytest.mark.parametrize("content", ["a: [1, 2", "- 1\n- 2\n", "", "a: b: c\n", "\t\tx: 1\n"])
+def test_a_malformed_file_is_one_sentence(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    sentence(path)
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    assert "project's root" in sentence(tmp_path / "params.yaml")
+
+
+def test_several_mistakes_are_counted(tmp_path: Path) -> None:
+    path = changed(tmp_path, "density.fit", {"lr": -1.0})
+    assert "more)" in sentence(path)
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text().replace("1.0e-8", "1e-8"))
+    assert params.load(path).density.fit.adam_eps == 1e-8
+
+
+def test_zero_is_a_seed(tmp_path: Path) -> None:
+    assert params.load(changed(tmp_path, "seed", 0)).seed == 0
+
+
+@pytest.mark.parametrize("profile", ["default", "smoke", "paper"])
+def test_every_profile_is_valid(tmp_path: Path, profile: str) -> None:
+    raw = params.read_yaml(ROOT / "params.yaml")
+    if profile != "default":
+        raw = workspace.merge(raw, params.read_yaml(ROOT / "pipelines" / "profiles" / f"{profile}.yaml"))
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    assert params.load(path).profile == profile
+
+
+def test_the_paper_profile_has_the_papers_settings(tmp_path: Path) -> None:
+    """Temporal Difference Flows, tables 5 to 8."""
+    raw = params.read_yaml(ROOT / "params.yaml")
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(workspace.merge(raw, params.read_yaml(ROOT / "pipelines/profiles/paper.yaml"))))
+    loaded = params.load(path)
+    fit = loaded.successor.fit
+    assert (fit.steps, fit.batch // 2, fit.lr, fit.ema_step) == (3_000_000, 1024, 1e-4, 1e-3)
+    assert (fit.weight_decay, fit.adam_eps, fit.ode_solver, fit.ode_steps) == (1e-3, 1e-4, "midpoint", 10)
+    mazes = [entry for entry in loaded.environments.values() if entry.kind == "maze"]
+    assert {entry.member["task"] for entry in mazes} == {
+        "loop",
+        *(f"reach_{room}" for room in ("top_left", "top_right", "bottom_left", "bottom_right")),
+    }
+    for entry in mazes:
+        assert (entry.gamma, entry.member["action_repeat"], entry.starts, entry.length) == (0.99, 1, 64, 1000)
+    assert loaded.successor.sample.samples == 2048
+    assert len(loaded.successor.seeds) == 3

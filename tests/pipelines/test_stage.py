@@ -1,0 +1,207 @@
+"""A stage as a process: exit status, one sentence, nothing half-written, and the same weights after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from pipelines import params, store
+from pipelines.orchestration import workspace
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with the smoke profile's params.yaml."""
+    raw = params.read_yaml(ROOT / "params.yaml")
+    merged = workspace.merge(raw, params.read_yaml(ROOT / "pipelines" / "profiles" / "smoke.yaml"))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(merged))
+    return tmp_path
+
+
+def environment() -> dict[str, str]:
+    """As under an orchestrator, which does the publishing."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "FLOWMATCH_INVOCATION": "test"}
+
+
+def command(stage: str, **cell: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        f"pipelines.stages.{stage}",
+        *(w for k, v in cell.items() for w in (f"--{k}", v)),
+    ]
+
+
+def run(project: Path, stage: str, **cell: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(stage, **cell),
+        cwd=project,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def fails(project: Path, stage: str, *words: str, **cell: str) -> None:
+    """One sentence with these words on stderr, exit status 1, and no temporary files."""
+    result = run(project, stage, **cell)
+    assert result.returncode == 1, result
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for word in words:
+        assert word in result.stderr, result.stderr
+    assert not [p for p in (project / "data").rglob("*.tmp")] if (project / "data").exists() else True
+
+
+def override(project: Path, key: str, value: object) -> None:
+    raw = yaml.safe_load((project / "params.yaml").read_text())
+    here = raw
+    *parents, last = key.split(".")
+    for part in parents:
+        here = here[part]
+    here[last] = value
+    (project / "params.yaml").write_text(yaml.safe_dump(raw))
+
+
+def test_prepare_writes_tables_that_it_describes(project: Path) -> None:
+    assert run(project, "prepare", dataset="moons").returncode == 0
+    folder = project / "data" / "prepared" / "moons"
+    provenance = store.read_json(folder / "provenance.json")
+    train = store.read_table(folder / "train.parquet", ["x", "y"])
+    assert provenance["rows"]["train"] == len(train)
+    np.testing.assert_allclose(train.mean(), provenance["loc"])
+    np.testing.assert_allclose(train.std(ddof=0), provenance["scale"])
+    record = json.loads((project / ".flowmatch/runs/test/prepare@moons.json").read_text())
+    assert record["status"] == "FINISHED"
+    assert record["metrics"]["train_rows"] == len(train)
+
+
+def test_the_same_parameters_give_the_same_bytes(project: Path) -> None:
+    written = []
+    for _ in range(2):
+        for stage, cell in (
+            ("prepare", {"dataset": "moons"}),
+            ("train_density", {"dataset": "moons", "method": "cfm"}),
+        ):
+            result = run(project, stage, **cell)
+            assert result.returncode == 0, result.stderr
+        files = [p for folder in ("prepared", "models") for p in (project / "data" / folder).rglob("*.*")]
+        written.append({p.name: p.read_bytes() for p in files})
+        shutil.rmtree(project / "data")
+    assert len(written[0]) == 5
+    assert written[0] == written[1]
+
+
+def test_a_malformed_params_file_stops_every_stage(project: Path) -> None:
+    override(project, "density.fit.lrr", 0.1)
+    fails(project, "prepare", "params.yaml", "density.fit.lrr", "'lr'", dataset="moons")
+    fails(project, "tables", "params.yaml", "density.fit.lrr")
+    assert not (project / "data").exists()
+
+
+def test_a_missing_input_is_named(project: Path) -> None:
+    fails(project, "train_density", "data/prepared/moons", "make repro", dataset="moons", method="cfm")
+    fails(
+        project,
+        "train_successor",
+        "data/transitions/spiral",
+        "make repro",
+        environment="spiral",
+        method="td_cfm",
+    )
+    fails(project, "sample_density", "data/prepared/moons", dataset="moons")
+    fails(project, "evaluate_successor", "data/transitions/spiral", environment="spiral")
+    fails(project, "report", "data/")
+
+
+def test_a_corrupt_table_is_named(project: Path) -> None:
+    run(project, "prepare", dataset="moons")
+    path = project / "data/prepared/moons/train.parquet"
+    path.write_bytes(path.read_bytes()[:500])
+    fails(project, "train_density", "train.parquet", "delete it", dataset="moons", method="cfm")
+    assert not (project / "data/models").exists()
+
+
+def test_a_nan_in_the_data_is_named(project: Path) -> None:
+    run(project, "prepare", dataset="moons")
+    path = project / "data/prepared/moons/train.parquet"
+    table = pd.read_parquet(path)
+    table.loc[7, "y"] = np.nan
+    table.to_parquet(path)
+    fails(project, "train_density", "train.parquet", "nan", "'y'", "row 7", dataset="moons", method="cfm")
+    assert not (project / "data/models").exists()
+
+
+def test_a_corrupt_model_is_named(project: Path) -> None:
+    raw = yaml.safe_load((project / "params.yaml").read_text())
+    del raw["density"]["methods"]["ot_cfm"]
+    (project / "params.yaml").write_text(yaml.safe_dump(raw))
+    run(project, "prepare", dataset="moons")
+    run(project, "train_density", dataset="moons", method="cfm")
+    path = project / "data/models/moons/cfm/seed0.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    fails(project, "sample_density", "seed0.safetensors", "delete it", dataset="moons")
+    assert not list((project / "data/samples").iterdir())
+
+
+def test_a_cuda_device_that_is_not_there_is_named(project: Path) -> None:
+    run(project, "prepare", dataset="moons")
+    override(project, "device", "cuda:99")
+    fails(project, "train_density", "device is 'cuda:99'", "auto or cpu", dataset="moons", method="cfm")
+
+
+def test_a_path_with_wrong_arguments_is_named(project: Path) -> None:
+    run(project, "prepare", dataset="moons")
+    override(project, "density.methods.cfm.path", {"name": "cond_ot", "sigma_max": 1.0})
+    fails(project, "train_density", "'cond_ot'", "sigma_max", dataset="moons", method="cfm")
+
+
+def test_a_mirror_that_is_not_there_is_named(project: Path) -> None:
+    override(project, "datasets.boone", {"kind": "miniboone"})
+    fails(project, "prepare", "mirror", dataset="boone")
+    override(project, "mirror", str(project / "nowhere"))
+    fails(project, "prepare", "miniboone", "nowhere", dataset="boone")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_training_resumes_to_the_same_weights(project: Path, sent: signal.Signals) -> None:
+    """Two seeds in two processes, killed after a checkpoint; DVC would run the same command again."""
+    override(project, "density.seeds", [0, 1])
+    override(project, "density.fit.steps", 4000)
+    run(project, "prepare", dataset="moons")
+    cell = {"dataset": "moons", "method": "cfm"}
+    whole = run(project, "train_density", **cell)
+    assert whole.returncode == 0, whole.stderr
+    models = project / "data/models/moons/cfm"
+    expected = {path.name: path.read_bytes() for path in models.iterdir()}
+    assert set(expected) == {"seed0.safetensors", "seed1.safetensors"}
+    assert not list((project / ".checkpoints").rglob("*.checkpoint"))
+    shutil.rmtree(models)
+
+    process = subprocess.Popen(
+        command("train_density", **cell), cwd=project, env=environment(), stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not list((project / ".checkpoints").rglob("*.checkpoint")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(sent)
+    assert process.wait(30) != 0
+    assert not models.exists()
+    resumed = run(project, "train_density", **cell)
+    assert resumed.returncode == 0, resumed.stderr
+    assert {path.name: path.read_bytes() for path in models.iterdir()} == expected

@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PARAMS, write
+
+from pipelines import records
+from pipelines.orchestration import tracking
+from pipelines.records import RunRecord
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+GONE = "999999999-1.00"  # an invocation whose owner does not run
+
+
+@pytest.fixture(scope="module")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database, since MLflow takes seconds to make one."""
+    home = tmp_path_factory.mktemp("schema") / ".flowmatch"
+    code = "from mlflow import MlflowClient; import sys; MlflowClient(sys.argv[1]).search_experiments()"
+    subprocess.run([sys.executable, "-c", code, tracking.uri(home)], check=True, capture_output=True)
+    return home.parent / "mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def database(request: pytest.FixtureRequest, project: Path, schema: Path) -> None:
+    if "fresh" not in request.node.name:
+        shutil.copy(schema, project / "mlflow.db")
+
+
+@pytest.fixture
+def owner(monkeypatch: pytest.MonkeyPatch) -> str:
+    """An invocation that still runs, as an orchestrator's."""
+    import psutil
+
+    name = f"{psutil.Process().ppid()}-{psutil.Process(psutil.Process().ppid()).create_time():.2f}"
+    monkeypatch.setenv("FLOWMATCH_INVOCATION", name)
+    return name
+
+
+def runs(project: Path) -> list[Any]:
+    from mlflow.entities import ViewType
+
+    tracker = tracking._Tracker(project / ".flowmatch")
+    return list(tracker.client.search_runs([tracker.experiment], "", ViewType.ALL))
+
+
+def parents(project: Path) -> list[Any]:
+    found = [run for run in runs(project) if "mlflow.parentRunId" not in run.data.tags]
+    return sorted(found, key=lambda run: run.info.start_time)
+
+
+def children(project: Path, parent: Any) -> dict[str, Any]:
+    own = [run for run in runs(project) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len({run.info.run_name for run in own}) == len(own)
+    return {run.info.run_name: run for run in own}
+
+
+def curve(project: Path, run: Any, key: str = "loss") -> list[tuple[int, float]]:
+    client = tracking._Tracker(project / ".flowmatch").client
+    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
+
+
+def kept(project: Path, run: Any, name: str) -> str:
+    return (project / "mlartifacts" / run.info.run_id / "artifacts" / name).read_text()
+
+
+def everything(project: Path) -> Any:
+    return [
+        (
+            run.info.run_id,
+            run.info.status,
+            run.data.metrics,
+            run.data.params,
+            run.data.tags,
+            curve(project, run),
+        )
+        for run in sorted(runs(project), key=lambda run: str(run.info.run_id))
+    ]
+
+
+def repro(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q", *arguments], check=True)
+
+
+def test_a_run_is_published_as_it_goes_on(project: Path, owner: str) -> None:
+    record = RunRecord.start("train@moons-cfm", {"dataset": "moons", "seed": 3, "fit": {"lr": 0.1}, "device": "cpu"})
+    record._flushed = -100.0  # so that the next point is written at once
+    record.series(0, {"loss": 4.0})
+    tracking.publish(owner)
+    (parent,) = parents(project)
+    child = children(project, parent)["train@moons-cfm"]
+    assert (parent.info.status, child.info.status) == ("RUNNING", "RUNNING")
+    assert curve(project, child) == [(0, 4.0)]
+    assert parent.data.params == {"seed": "3", "device": "cpu"}  # those of params.yaml, not of the cell
+    assert child.data.params == {"dataset": "moons", "seed": "3", "fit.lr": "0.1", "device": "cpu"}
+    record.series(1, {"loss": 2.0})
+    record.metrics({"nll@test": 1.5})
+    record.finish("FINISHED")
+    tracking.publish(owner)
+    child = children(project, parents(project)[0])["train@moons-cfm"]
+    assert curve(project, child) == [(0, 4.0), (1, 2.0)]
+    assert child.data.metrics["nll:test"] == 1.5
+    assert child.info.status == "FINISHED"
+    assert parents(project)[0].info.status == "RUNNING"  # others may follow
+
+
+def test_publishing_again_changes_nothing(project: Path) -> None:
+    repro()
+    tracking.publish()
+    before = everything(project)
+    assert len(before) == 5
+    tracking.publish()
+    assert everything(project) == before
+    client = tracking._Tracker(project / ".flowmatch").client
+    for run in runs(project):  # as if the publisher had died after the points and before their offset
+        client.set_tag(run.info.run_id, "flowmatch.offset", "0")
+        client.delete_tag(run.info.run_id, "flowmatch.offset")
+        client.update_run(run.info.run_id, "RUNNING")
+        if "flowmatch.complete" in run.data.tags:
+            client.delete_tag(run.info.run_id, "flowmatch.complete")
+    tracking.publish()
+    assert everything(project) == before
+
+
+def test_a_bare_repro_is_completed_from_dvcs_side(project: Path) -> None:
+    repro()
+    tracking.publish()
+    (parent,) = parents(project)
+    own = children(project, parent)
+    assert set(own) == {"leaf@a", "leaf@b", "join", "side"}
+    assert {run.info.status for run in [parent, *own.values()]} == {"FINISHED"}
+    assert parent.data.metrics == {
+        "a/score": 1.5,
+        "a/nested/two": 2.0,
+        "b/score": 1.5,
+        "b/nested/two": 2.0,
+        "join/score": 2.0,
+        "join/nested/two": 2.0,
+    }
+    assert parent.data.params["join.value"] == "2"
+    assert json.loads(kept(project, parent, "lineage.json")) == {k: run.info.run_id for k, run in own.items()}
+    assert kept(project, parent, "dvc.lock") == (project / "dvc.lock").read_text()
+    assert kept(project, own["side"], "side.txt") == "3"
+    assert curve(project, own["side"]) == [(0, 3.0), (1, 1.5), (2, 1.0)]
+
+
+def test_what_dvc_skips_or_restores_points_to_the_run_that_made_it(project: Path) -> None:
+    repro()
+    tracking.publish()
+    first = {name: run.info.run_id for name, run in children(project, parents(project)[0]).items()}
+    write(project, "params.yaml", PARAMS.replace("side: {value: 3}", "side: {value: 4}"))
+    repro()
+    tracking.publish()
+    second = parents(project)[1]
+    (side,) = children(project, second).values()
+    expected = {**first, "side": side.info.run_id}
+    assert json.loads(kept(project, second, "lineage.json")) == expected
+    assert second.data.metrics["join/score"] == 2.0  # of a stage that did not run
+    write(project, "params.yaml", PARAMS)
+    with tracking.live(project, GONE) as outcome:  # nothing runs: side comes back from the run cache
+        repro()
+        outcome.status = "FINISHED"
+    third = next(run for run in parents(project) if run.data.tags["flowmatch.invocation"] == GONE)
+    assert children(project, third) == {}
+    assert json.loads(kept(project, third, "lineage.json")) == first
+
+
+def test_an_output_of_an_unknown_run_points_to_none(project: Path) -> None:
+    repro("side")
+    for path in (project / ".flowmatch/runs").rglob("*.json*"):
+        path.unlink()
+    repro("leaf@a")
+    tracking.publish()
+    (parent,) = parents(project)
+    own = children(project, parent)
+    assert json.loads(kept(project, parent, "lineage.json")) == {
+        "leaf@a": own["leaf@a"].info.run_id,
+        "side": None,
+    }
+
+
+def test_a_crash_becomes_killed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWMATCH_INVOCATION", GONE)
+    code = """
+import os
+from pipelines.records import RunRecord
+r = RunRecord.start('s', {})
+r._flushed = -100.0
+r.series(0, {'loss': 1})
+r.series(1, {'loss': 0.5})
+os.abort()
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    tracking.publish()
+    (parent,) = parents(project)
+    child = children(project, parent)["s"]
+    assert (parent.info.status, child.info.status) == ("KILLED", "KILLED")
+    assert "gone without a word" in child.data.tags["mlflow.note.content"]
+    assert curve(project, child) == [(0, 1.0)]
+
+
+def test_an_attempt_that_was_tried_again_stays_visible(project: Path, owner: str) -> None:
+    RunRecord.start("s", {})
+    tracking.publish(owner)
+    time.sleep(0.01)
+    RunRecord.start("s", {}).finish("FINISHED")
+    tracking.publish(owner)
+    statuses = sorted(run.info.status for run in runs(project) if run.info.run_name == "s")
+    assert statuses == ["FAILED", "FINISHED"]
+
+
+def test_concurrent_publishers_on_a_fresh_store_do_no_harm(project: Path) -> None:
+    repro()
+    command = [sys.executable, "-c", "from pipelines.orchestration import tracking; tracking.publish()"]
+    processes = [subprocess.Popen(command) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    (parent,) = parents(project)
+    assert set(children(project, parent)) == {"leaf@a", "leaf@b", "join", "side"}
+
+
+def test_a_store_that_was_deleted_is_made_afresh(project: Path) -> None:
+    repro("side")
+    code = "from pipelines.orchestration import tracking; tracking.publish()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    (project / "mlflow.db").unlink()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert len(parents(project)) == 1
+
+
+def test_a_run_that_was_deleted_by_hand_stays_deleted(project: Path) -> None:
+    repro("side")
+    tracking.publish()
+    client = tracking._Tracker(project / ".flowmatch").client
+    for run in runs(project):
+        client.delete_run(run.info.run_id)
+    tracking.publish()
+    assert {run.info.lifecycle_stage for run in runs(project)} == {"deleted"}
+    assert len(runs(project)) == 2
+
+
+def test_the_snapshot_is_taken_before_the_next_run_overwrites(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repro()
+    monkeypatch.setenv("FLOWMATCH_INVOCATION", GONE)
+    write(project, "params.yaml", PARAMS.replace("join: {value: 2}", "join: {value: 9}"))
+    with tracking.live(project, GONE) as outcome:
+        repro()
+        outcome.status = "FINISHED"
+    tracking.publish()
+    scores = {run.data.tags["flowmatch.invocation"] == GONE: run.data.metrics["join/score"] for run in parents(project)}
+    assert scores == {False: 2.0, True: 9.0}
+
+
+def test_the_outcome_is_the_orchestrators(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWMATCH_INVOCATION", GONE)
+
+    def interrupted() -> None:
+        with tracking.live(project, GONE):
+            RunRecord.start("s", {}).finish("FINISHED")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [run.info.status for run in parents(project)] == ["KILLED"]
+
+
+def test_live_publishes_while_stages_run(project: Path, owner: str) -> None:
+    with tracking.live(project, owner, every=0.1) as outcome:
+        RunRecord.start("s", {})
+        until = time.monotonic() + 60
+        while not runs(project):
+            assert time.monotonic() < until, "nothing was published meanwhile"
+            time.sleep(0.2)
+        outcome.status = "FINISHED"
+
+
+def test_a_tracker_that_is_away_costs_one_line(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    record = RunRecord.start("s", {})
+    record.finish("FINISHED")
+    tracking.publish_quietly(record.invocation)
+    said = capsys.readouterr().err
+    assert said.startswith("tracking: not published (")
+    assert said.count("\n") == 1
+    with tracking.live(project, record.invocation, every=0.01):
+        time.sleep(0.3)
+    assert capsys.readouterr().err.count("not published") == 1
+
+
+def test_importing_the_tracker_does_not_import_mlflow() -> None:
+    code = "import sys, pipelines.records, pipelines.orchestration.tracking; print('mlflow' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown == "False\n"
+
+
+def test_a_stage_by_hand_is_complete_at_once(project: Path) -> None:
+    record = RunRecord.start("s", {})
+    record.finish("FINISHED")
+    tracking.publish_quietly(record.invocation)
+    assert [run.info.status for run in parents(project)] == ["FINISHED"]
+
+
+def test_records_know_their_invocation(project: Path) -> None:
+    assert records.owner_of(GONE) == (999999999, 1.0)
+    assert not records.is_alive(*records.owner_of(GONE))

@@ -1,0 +1,125 @@
+"""The training loop: resumed runs end at the same bits, the average is the average, a bad loss stops it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipelines import training
+from pipelines.errors import UserError
+from pipelines.params import Fit
+from pipelines.training import Progress, Trained
+
+FIT = Fit(
+    hidden=(8,), frequencies=1, activation="silu", steps=40, batch=16, lr=1e-2, warmup=5, weight_decay=0.01,
+    adam_eps=1e-8, ema_step=0.1, log_every=7,
+)  # fmt: skip
+
+
+class Killed(Exception):
+    pass
+
+
+def terms(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
+    """Bootstraps from the average, so that it too must come back from a checkpoint."""
+    x = torch.randn(16, 2, generator=generator)
+    with torch.no_grad():
+        target = x.sum(1, keepdim=True) + 0.5 * average(x)
+    loss = (network(x) - target).square().mean()
+    return {"loss": loss, "twice": 2 * loss.detach()}
+
+
+def fitted(checkpoint: Path, stop_at: int | None = None, fit: Fit = FIT) -> tuple[Trained, list[Progress]]:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1))
+    rows: list[Progress] = []
+
+    def report(row: Progress) -> None:
+        rows.append(row)
+
+    def step(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
+        if stop_at is not None and rows and rows[-1].step >= stop_at:
+            raise Killed
+        return terms(network, average, generator)
+
+    generator = torch.Generator().manual_seed(1)
+    return training.train(network, step, fit, generator, checkpoint, report), rows
+
+
+@pytest.mark.parametrize("stop_at", [7, 21, 35])
+def test_a_killed_run_resumes_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
+    whole, _ = fitted(tmp_path / "whole")
+    with pytest.raises(Killed):
+        fitted(tmp_path / "killed", stop_at)
+    resumed, rows = fitted(tmp_path / "killed")
+    assert rows[0].step == stop_at + 7 or rows[0].step == FIT.steps
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+    assert resumed.curve == whole.curve
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
+    path = tmp_path / "checkpoint"
+    with pytest.raises(Killed):
+        fitted(path, 21)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"checkpoint .* is damaged; delete it"):
+        fitted(path)
+
+
+def test_the_curve_holds_means_and_all_steps(tmp_path: Path) -> None:
+    trained, rows = fitted(tmp_path / "c")
+    assert [row["step"] for row in trained.curve] == [7, 14, 21, 28, 35, 40]
+    assert all(row["twice"] == pytest.approx(2 * row["loss"]) for row in trained.curve)
+    every, _ = fitted(tmp_path / "d", fit=FIT.model_copy(update={"log_every": 1}))
+    losses = [row["loss"] for row in every.curve]
+    assert trained.curve[1]["loss"] == pytest.approx(sum(losses[7:14]) / 7)
+    assert trained.curve[-1]["loss"] == pytest.approx(sum(losses[35:40]) / 5)
+    assert [row.step for row in rows] == [7, 14, 21, 28, 35, 40]
+
+
+def test_the_average_follows_the_weights(tmp_path: Path) -> None:
+    """With a step of 1 the average is the network itself; with a small one it stays near the start."""
+    torch.manual_seed(0)
+    start = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1)).state_dict()["0.weight"].clone()
+    fast, _ = fitted(tmp_path / "fast", fit=FIT.model_copy(update={"ema_step": 1.0}))
+    slow, _ = fitted(tmp_path / "slow", fit=FIT.model_copy(update={"ema_step": 1e-6}))
+    moved = (fast.network.state_dict()["0.weight"] - start).abs().max()
+    assert moved > 1e-2
+    assert (slow.network.state_dict()["0.weight"] - start).abs().max() < 1e-3 * moved
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [training.learning_rate(step, FIT) for step in range(FIT.steps + 1)]
+    assert rates.index(max(rates)) == FIT.warmup
+    assert rates[: FIT.warmup] == sorted(rates[: FIT.warmup])
+    assert rates[FIT.warmup :] == sorted(rates[FIT.warmup :], reverse=True)
+    assert rates[-1] == pytest.approx(0.0, abs=1e-12)
+    assert 0 < rates[0] < FIT.lr
+
+
+def test_a_loss_that_is_not_finite_ends_training(tmp_path: Path) -> None:
+    def broken(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
+        return {"loss": network(torch.full((1, 2), torch.nan)).sum()}
+
+    with pytest.raises(UserError, match="the loss is nan at step 7; expected a finite number, so lower lr"):
+        training.train(nn.Linear(2, 1), broken, FIT, torch.Generator(), tmp_path / "checkpoint", lambda row: None)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_cuda_device_that_is_not_there_is_named() -> None:
+    count = torch.cuda.device_count()
+    with pytest.raises(UserError, match=rf"device is 'cuda:{count}', but torch sees {count} CUDA devices"):
+        training.device(f"cuda:{count}")
+    assert training.device("cpu").type == "cpu"
+    assert training.device("auto").type == ("cuda" if count else "cpu")
