@@ -95,7 +95,9 @@ def fields(velocities: Mapping[str, pd.DataFrame]) -> Figure:
             x, y, u, v = (
                 table.loc[table["time"] == time, name].to_numpy() for name in ("x", "y", "velocity_x", "velocity_y")
             )
-            axis.quiver(x, y, u, v, np.hypot(u, v), cmap="viridis", clim=(0, speed), scale=20 * speed, width=0.006)
+            norm = np.hypot(u, v)
+            unit = np.maximum(norm, 1e-12)  # arrows of one length: the colour shows the speed
+            axis.quiver(x, y, u / unit, v / unit, norm, cmap="viridis", clim=(0, speed), scale=25, width=0.007)
             axis.set(xticks=[], yticks=[], aspect="equal")
             axis.set_title(f"{method}, t = {time:g}")
     return figure

@@ -6,21 +6,20 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from pipelines.errors import UserError
 
 R = TypeVar("R")
-
-_queue: SimpleQueue[Any]
+Work = Callable[[int, Callable[[Any], None]], R]
 
 
 def side_by_side(
-    work: Callable[[int, Callable[[Any], None]], R],
+    work: Work[R],
     seeds: Sequence[int],
     report: Callable[[int, Any], None],
     processes: int | None = None,
@@ -34,7 +33,7 @@ def side_by_side(
         threads: torch's threads in each process.
 
     Raises:
-        UserError: what `work` raised, or that a process was killed from outside.
+        UserError: what `work` raised, or that a process was killed from outside; the others are ended.
     """
     import torch
 
@@ -43,45 +42,59 @@ def side_by_side(
         torch.set_num_threads(threads)
         return [work(seed, lambda row, seed=seed: report(seed, row)) for seed in seeds]  # type: ignore[misc]
     context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    listener = threading.Thread(target=_listen, args=(queue, report), daemon=True)
-    listener.start()
+    waiting, results = list(seeds), dict[int, R]()
+    running: dict[Connection, tuple[int, SpawnProcess]] = {}
     try:
-        with ProcessPoolExecutor(processes, context, _begin, (queue, threads)) as pool:
-            try:
-                futures = [pool.submit(_work, work, seed) for seed in seeds]
-                for future in as_completed(futures):
-                    future.result()  # the first failure ends all, in whatever order they were asked for
-            except BaseException:
-                for child in multiprocessing.active_children():
-                    child.terminate()
-                raise
-    except BrokenProcessPool:
-        raise UserError(
-            f"one of {processes} training processes was killed from outside, most often for lack of memory; "
-            "expected each to have about 0.5 GiB: close other programs or list fewer seeds in params.yaml."
-        ) from None
-    # Only after a success: a worker that was terminated may have died with the queue's lock.
-    queue.put(None)
-    listener.join()
-    return [future.result() for future in futures]
+        while waiting or running:
+            while waiting and len(running) < processes:
+                here, there = context.Pipe(duplex=False)
+                process = context.Process(target=_run, args=(there, work, waiting[0], threads), daemon=True)
+                process.start()
+                there.close()  # so that the end of the process is the end of the pipe
+                running[here] = waiting.pop(0), process
+            for pipe in wait(list(running)):
+                assert isinstance(pipe, Connection)
+                seed, process = running[pipe]
+                try:
+                    kind, value = pipe.recv()
+                except EOFError:
+                    raise UserError(
+                        f"the training process of seed {seed} was killed from outside, most often for lack of memory; "
+                        "each needs about 0.5 GiB: close other programs or list fewer seeds in params.yaml."
+                    ) from None
+                if kind == "error":
+                    raise value
+                if kind == "row":
+                    report(seed, value)
+                else:
+                    results[seed] = value
+                    process.join()
+                    del running[pipe]
+    finally:
+        for _, process in running.values():
+            process.kill()
+            process.join()
+    return [results[seed] for seed in seeds]
 
 
-def _listen(queue: SimpleQueue[Any], report: Callable[[int, Any], None]) -> None:
-    while (item := queue.get()) is not None:
-        report(*item)
-
-
-def _begin(queue: SimpleQueue[Any], threads: int) -> None:
-    """A worker leaves Ctrl-C to its parent and does not outlive it."""
-    import torch
-
-    global _queue
-    _queue = queue
-    torch.set_num_threads(threads)
+def _run(pipe: Connection, work: Work[Any], seed: int, threads: int) -> None:
+    """The life of a worker: it leaves Ctrl-C to its parent and does not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        result = work(seed, lambda row: pipe.send(("row", row)))
+    except UserError as error:
+        pipe.send(("error", error))
+    except Exception as error:
+        defect = RuntimeError(f"{type(error).__name__}: {error}")  # the error itself may not survive the way
+        defect.add_note(traceback.format_exc())
+        pipe.send(("error", defect))
+    else:
+        pipe.send(("done", result))
 
 
 def _die_with_parent() -> None:
@@ -89,7 +102,3 @@ def _die_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _work(work: Callable[[int, Callable[[Any], None]], R], seed: int) -> R:
-    return work(seed, lambda row: _queue.put((seed, row)))

@@ -1,6 +1,7 @@
 """Data sets: one file each, found by its name (`pipelines.members.load("pipelines.datasets", name)`).
 
-A member holds `Settings` and `build(settings, *, rng, mirror) -> Dataset`. A member whose density is known
+A member holds `Settings` and `build(settings, *, rng, mirror) -> Dataset`; one that reads files also holds
+`check(mirror)`, which says before anything runs what is missing. A member whose density is known
 also holds `log_prob(settings, x) -> (n,)`, the exact log density in nats of rows as `build` returns them, so
 that evaluation can put the entropy `-E[log p(X)]`, the best NLL any model can reach, beside the NLL.
 """

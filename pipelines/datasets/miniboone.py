@@ -35,17 +35,33 @@ class Settings(members.Settings):
     )
 
 
-def read(mirror: Path | None, name: str, sha: str, shape: tuple[int, ...], key: str = "") -> Array:
-    """An array of a `.npy` or `.npz` file below the mirror, checked against its hash and shape.
+def check(mirror: Path | None) -> None:
+    """Whether the files are there, without reading them."""
+    for name in ("miniboone_train_partial.npz", "miniboone_val.npy", "miniboone_test.npy"):
+        find(mirror, name)
+
+
+def find(mirror: Path | None, name: str) -> Path:
+    """The path of a file below the mirror.
 
     Raises:
-        UserError: when there is no mirror, or the file is missing, unreadable or not the one expected.
+        UserError: when there is no mirror or no such file.
     """
     if mirror is None:
         raise UserError(f"the data set miniboone reads maf/{name} below a mirror, found no mirror; {REMEDY}.")
     path = mirror / "maf" / name
     if not path.is_file():
         raise UserError(f"{path} is missing, expected this file of MINIBOONE below the mirror; {REMEDY}.")
+    return path
+
+
+def read(mirror: Path | None, name: str, sha: str, shape: tuple[int, ...], key: str = "") -> Array:
+    """An array of a `.npy` or `.npz` file below the mirror, checked against its hash and shape.
+
+    Raises:
+        UserError: when there is no mirror, or the file is missing, unreadable or not the one expected.
+    """
+    path = find(mirror, name)
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)

@@ -160,6 +160,9 @@ def _ui(options: argparse.Namespace) -> int:
 def _has_work(here: Path, options: argparse.Namespace) -> bool:
     nodes = dag.load(here, options.targets)
     if options.force or not dag.dirty(here).isdisjoint(nodes):
+        from pipelines import preflight
+
+        preflight.check(parameters.load(here / "params.yaml"))
         return True
     print(f"nothing has changed: all {len(nodes)} stages are up to date.")
     _point_to_report(here)

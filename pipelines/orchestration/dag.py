@@ -38,6 +38,7 @@ def repository(root: Path) -> Iterator[Repo]:
         UserError: DVC cannot read the project, or its graph is not well formed.
     """
     from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.lock import LockError
     from dvc.repo import Repo
     from dvc.scm import SCMError
 
@@ -50,6 +51,8 @@ def repository(root: Path) -> Iterator[Repo]:
             f"{root} has no .dvc folder, so DVC does not know the project; "
             "run `dvc init` there (`dvc init --no-scm` without git)."
         ) from None
+    except LockError:
+        raise UserError(f"another DVC command is at work in {root}; wait until it ends, then run this again.") from None
     except SCMError:
         raise UserError(
             f"{root} is not in a git repository, which DVC expects; run `git init` there, "

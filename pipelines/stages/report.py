@@ -102,8 +102,8 @@ def _environment(page: Page, params: Params, name: str) -> None:
         section,
         f"{name}-occupancy",
         figures.occupancy(truth, samples, starts, provenance["bounds"], provenance["walls"]),
-        f"Where the policy will be (γ = {params.environments[name].gamma:g}): truth and samples of every method, one row "
-        "a start state (red).",
+        f"Where the policy will be (γ = {params.environments[name].gamma:g}): truth and samples of every method, one "
+        "row a start state (red).",
     )
     logs = {method: _curve(name, method) for method in params.successor.methods}
     for term in ("direct", "bootstrap"):

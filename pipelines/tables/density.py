@@ -45,4 +45,4 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
     for dataset in params.datasets:
         origin = provenance[dataset]
         notes.append(f"{dataset}: {origin['fidelity']}; {origin['source']}. {origin['notes']}".strip())
-    return Table("density", "Density models", pd.DataFrame(rows), tuple(notes))
+    return Table("density", "Density models", pd.DataFrame(rows).dropna(axis=1, how="all"), tuple(notes))

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PARAMS, write
 
 from pipelines.errors import UserError
 from pipelines.orchestration import dag
+from tests.pipelines.conftest import PARAMS, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # of DVC
 PROJECT = Path(__file__).parents[2]
@@ -110,6 +110,16 @@ def test_a_project_that_dvc_refuses_is_a_sentence(project: Path, break_it: objec
     with pytest.raises(UserError, match=re.escape(says)) as caught:
         dag.load(project)
     assert "\n" not in str(caught.value)
+
+
+def test_a_project_where_dvc_is_at_work_is_a_sentence(project: Path) -> None:
+    code = "from dvc.repo import Repo; r = Repo('.'); r.lock.lock(); print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        with pytest.raises(UserError, match="another DVC command is at work"):
+            dag.dirty(project)
+        other.communicate(b"\n")
 
 
 def test_an_unknown_target_is_a_sentence(project: Path) -> None:

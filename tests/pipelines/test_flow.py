@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import write
-from test_runner import MARK, settings, sleepers, status_of, wait_for
 
 from pipelines.errors import UserError
 from pipelines.orchestration import dag, runner
 from pipelines.orchestration.runner import StageFailed, StageResult
+from tests.pipelines.conftest import write
+from tests.pipelines.test_runner import MARK, settings, sleepers, status_of, wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -55,8 +55,8 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line, on a project whose parameters are not flowmatch's."""
     code = """
 import sys
-from pipelines import params
-params.load = lambda path: None
+from pipelines import params, preflight
+params.load = preflight.check = lambda given: None
 from pipelines.orchestration.__main__ import main
 sys.exit(main())
 """
@@ -209,7 +209,7 @@ def test_a_failed_repro_ends_in_a_sentence_that_says_how_to_go_on(project: Path)
 
 def test_a_signal_ends_repro_and_its_stages(project: Path) -> None:
     settings(project, side={"sleep": 60, "child": MARK + 50})
-    code = "from pipelines import params; params.load = lambda path: None\n"
+    code = "from pipelines import params, preflight; params.load = preflight.check = lambda given: None\n"
     code += "import sys; from pipelines.orchestration.__main__ import main; sys.exit(main(['repro', 'side']))"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: sleepers(MARK + 50))

@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import PARAMS, write
 
 from pipelines import records
 from pipelines.orchestration import runner
 from pipelines.orchestration.runner import StageFailed, StageResult
+from tests.pipelines.conftest import PARAMS, write
 
 MARK = 86400.0  # each test's sleeping grandchild is known by its own number of seconds
 
@@ -143,6 +143,23 @@ def test_independent_stages_overlap_and_do_not_disturb_each_other(project: Path)
         spans.append((float(line.split()[0]), float((project / "seen" / f"{name}.end").read_text())))
     assert max(start for start, _ in spans) < min(end for _, end in spans)
     assert set(yaml.safe_load((project / "dvc.lock").read_text())["stages"]) == {"leaf@a", "leaf@b", "side"}
+
+
+def test_only_the_stage_itself_is_touched(project: Path) -> None:
+    with pytest.raises(StageFailed, match=r"data/a\.txt"):  # which the flow would have made before
+        run(project, "join")
+    assert not (project / "seen").exists()
+
+
+def test_another_command_of_dvc_is_waited_for(project: Path) -> None:
+    from dvc.repo import Repo
+
+    said: list[str] = []
+    with Repo(str(project)) as repo:
+        repo.lock.lock()
+        threading.Timer(6.0, repo.lock.unlock).start()  # DVC by itself gives up after 3 s
+        assert run(project, "side", log=said.append).how == "ran"
+    assert [line for line in said if "ERROR" in line] == []
 
 
 def test_children_find_this_interpreter_first() -> None:

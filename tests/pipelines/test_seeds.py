@@ -28,6 +28,8 @@ def fail(seed: int, tell: Callable[[Any], None], *, how: str, done: Path) -> int
     if seed == 1:
         if how == "mistake":
             raise UserError("the sentence.")
+        if how == "defect":
+            raise ZeroDivisionError("here")
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
     done.touch()
@@ -45,10 +47,23 @@ def test_results_come_in_order_and_reports_arrive(processes: int) -> None:
     assert {result[2] for result in results} == {1}
 
 
-@pytest.mark.parametrize(("how", "words"), [("mistake", "the sentence."), ("killed", "lack of memory")])
-def test_a_failure_ends_the_others_and_is_a_sentence(tmp_path: Path, how: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "kind", "words"),
+    [
+        ("mistake", UserError, "the sentence."),
+        ("killed", UserError, "seed 1 was killed .* lack of memory"),
+        ("defect", RuntimeError, "ZeroDivisionError: here"),
+    ],
+)
+def test_a_failure_ends_the_others(tmp_path: Path, how: str, kind: type[Exception], words: str) -> None:
     done = tmp_path / "done"
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(kind, match=words):
         side_by_side(partial(fail, how=how, done=done), (0, 1), lambda seed, row: None, 2)
     assert not done.exists()
     assert multiprocessing.active_children() == []
+
+
+def test_more_seeds_than_processes_take_turns() -> None:
+    results = side_by_side(square, (1, 2, 3), lambda seed, row: None, 2)
+    assert [result[0] for result in results] == [1, 4, 9]
+    assert os.getpid() not in {result[1] for result in results}

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PARAMS, write
 
 from pipelines import records
 from pipelines.orchestration import tracking
 from pipelines.records import RunRecord
+from tests.pipelines.conftest import PARAMS, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

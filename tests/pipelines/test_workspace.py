@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import write
 
 from pipelines.errors import UserError
 from pipelines.orchestration import workspace
+from tests.pipelines.conftest import write
 
 
 def tree(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -1,0 +1,65 @@
+"""The stages of each profile, by name: a change of the grid is seen here before it is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import params
+from pipelines.orchestration import dag, workspace
+
+ROOT = Path(__file__).parents[1]
+
+
+def expected(loaded: params.Params) -> set[str]:
+    density = [f"{d}-{m}" for d in loaded.datasets for m in loaded.density.methods]
+    successor = [f"{e}-{m}" for e in loaded.environments for m in loaded.successor.methods]
+    return {
+        *(f"{stage}@{d}" for stage in ("prepare", "sample_density", "evaluate_density") for d in loaded.datasets),
+        *(f"{s}@{e}" for s in ("collect", "sample_successor", "evaluate_successor") for e in loaded.environments),
+        *(f"train_density@{cell}" for cell in density),
+        *(f"train_successor@{cell}" for cell in successor),
+        "tables",
+        "report",
+    }
+
+
+@pytest.fixture(scope="module")
+def here() -> dict[str, dag.Node]:
+    return dag.load(ROOT)
+
+
+def test_the_default_profile_has_a_stage_for_every_cell(here: dict[str, dag.Node]) -> None:
+    assert set(here) == expected(params.load(ROOT / "params.yaml"))
+    assert len(here) == 38
+
+
+@pytest.mark.parametrize(("profile", "stages"), [("smoke", 19), ("paper", 75)])
+def test_the_other_profiles_too(tmp_path: Path, profile: str, stages: int) -> None:
+    folder = workspace.prepare(ROOT, profile)
+    loaded = params.load(folder / "params.yaml")
+    nodes = dag.load(folder)
+    assert set(nodes) == expected(loaded)
+    assert len(nodes) == stages
+
+
+def test_a_stage_waits_for_what_it_reads_and_for_nothing_else(here: dict[str, dag.Node]) -> None:
+    deps = {name: set(node.deps) for name, node in here.items()}
+    assert deps["prepare@moons"] == deps["collect@spiral"] == set()
+    assert deps["train_density@moons-cfm"] == {"prepare@moons"}
+    assert deps["train_successor@spiral-td2_cfm"] == {"collect@spiral"}
+    methods = ("mc_cfm", "td_cfm", "td_cfm_coupled", "td2_cfm", "oracle")
+    trained = {f"train_successor@spiral-{m}" for m in methods}
+    assert deps["sample_successor@spiral"] == {"collect@spiral", *trained}
+    assert deps["evaluate_successor@spiral"] == {"collect@spiral", "sample_successor@spiral", *trained}
+    assert {f"evaluate_density@{d}" for d in ("moons", "digits")} < deps["tables"]
+    assert "tables" in deps["report"]
+
+
+def test_data_sets_and_environments_do_not_wait_for_each_other(here: dict[str, dag.Node]) -> None:
+    def above(name: str) -> set[str]:
+        return {name}.union(*(above(dep) for dep in here[name].deps))
+
+    assert not above("evaluate_density@moons") & above("evaluate_successor@spiral")
+    assert not above("evaluate_successor@maze_loop") & above("evaluate_successor@spiral")

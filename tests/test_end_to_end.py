@@ -1,0 +1,171 @@
+"""The whole pipeline on the smoke profile, in a copy of the project, as a user would run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LEFT_OUT = shutil.ignore_patterns(
+    ".venv", ".git", "cache", "tmp", "data", "mlflow.db*", "mlartifacts", ".flowmatch", ".prefect", ".workspaces",
+    ".checkpoints", "__pycache__", ".*_cache", "*.egg-info", "dvc.lock",
+)  # fmt: skip
+
+
+def run(project: Path, *arguments: str, timeout: int = 600) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("FLOWMATCH", "MLFLOW", "DVC", "PREFECT"))}
+    environment |= {
+        "PYTHONPATH": str(project),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=project, env=environment, capture_output=True, text=True,
+        timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh copy of the project without its results, where the smoke profile ran once."""
+    copy = tmp_path_factory.mktemp("fresh") / "flowmatch"
+    shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
+    subprocess.run(["git", "init", "-q"], cwd=copy, check=True)
+    first = run(copy, "pipelines.orchestration", "repro", "--profile", "smoke")
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
+    assert first.stdout.strip().splitlines()[-1].endswith("data/report/index.html")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def workspace(project: Path) -> Path:
+    return project / ".workspaces" / "smoke"
+
+
+def metrics(workspace: Path, name: str) -> dict[str, dict[str, float]]:
+    loaded: dict[str, dict[str, float]] = json.loads((workspace / "data" / "metrics" / f"{name}.json").read_text())
+    return loaded
+
+
+def test_the_oracles_numbers_are_the_known_ones(workspace: Path) -> None:
+    """The closed form goes through sampling, likelihood and evaluation: a wrong number is a fault of the plumbing."""
+    spiral = metrics(workspace, "spiral")
+    oracle, floor = spiral["oracle"], spiral["floor"]
+    assert oracle["nll"] == pytest.approx(floor["nll"], abs=2e-3)
+    assert oracle["emd"] < 1.35 * floor["emd"]
+    assert oracle["mse_v"] < 4 * floor["mse_v"] + 0.05
+    for method in ("td_cfm", "td2_cfm"):
+        assert spiral[method]["nll"] > floor["nll"] + 0.05
+    assert metrics(workspace, "maze_loop")["oracle"] == {"skipped": "maze_loop has no closed form"}
+
+
+def test_nothing_is_written_into_the_developers_tree(project: Path) -> None:
+    assert not (project / "data").exists()
+    assert not (project / "dvc.lock").exists()
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[str] = []
+        self.outside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for key, value in attrs:
+            if key == "src" and tag == "img":
+                self.images.append(value or "")
+            if key in ("src", "href") and not (value or "").startswith(("data:", "#")):
+                self.outside.append(f"{tag} {key}={value}")
+
+
+def test_the_report_is_one_page_with_pictures_and_holes_explained(workspace: Path) -> None:
+    text = (workspace / "data" / "report" / "index.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.outside == []
+    assert len(page.images) >= 8
+    assert all(len(image) > 3000 for image in page.images)
+    assert "maze_loop, oracle: left out, maze_loop has no closed form." in text
+    assert "<script" not in text
+
+
+def test_a_second_run_does_nothing_and_says_so(project: Path) -> None:
+    again = run(project, "pipelines.orchestration", "repro", "--profile", "smoke")
+    assert again.returncode == 0
+    assert "Running stage" not in again.stdout
+    assert re.search(r"nothing|up to date", again.stdout, re.IGNORECASE), again.stdout
+
+
+def test_mlflow_has_a_parent_with_a_child_for_every_stage(project: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("flowmatch")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=200)
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    assert len(parents) == 1
+    parent = parents[0]
+    assert parent.info.status == "FINISHED"
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 19
+    assert {r.info.status for r in children} == {"FINISHED"}
+    assert any("spiral" in name and "emd" in name for name in parent.data.metrics)
+    trained = next(r for r in children if r.data.tags["mlflow.runName"] == "train_successor@spiral-td2_cfm")
+    assert len(client.get_metric_history(trained.info.run_id, "bootstrap_seed0")) == 6
+
+
+def test_dvc_answers_about_the_metrics_and_the_graph(workspace: Path) -> None:
+    shown = run(workspace, "dvc", "metrics", "show", "--json")
+    assert "emd" in shown.stdout, shown.stderr
+    graph = run(workspace, "dvc", "dag", "--dot")
+    assert '"train_successor@spiral-td2_cfm"' in graph.stdout, graph.stderr
+    assert run(workspace, "dvc", "plots", "show", "-o", "plots").returncode == 0
+
+
+def test_a_changed_parameter_runs_only_what_depends_on_it(project: Path) -> None:
+    path = project / "params.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("projections: 256", "projections: 128"))
+    planned = run(project, "pipelines.orchestration", "repro", "--profile", "smoke")
+    path.write_text(text)
+    assert planned.returncode == 0, planned.stderr
+    ran = set(re.findall(r"Running stage '([^']+)'", planned.stdout))
+    assert ran == {"evaluate_density@moons", "tables", "report"}
+
+
+def test_bad_parameters_stop_before_any_stage(project: Path) -> None:
+    path = project / "params.yaml"
+    text = path.read_text()
+    for old, new, word in (
+        ("gamma: 0.95", "gamma: 1", "gamma is 1"),
+        ("coupling: minibatch_ot", "coupling: minibatch", "'minibatch_ot'"),
+        ("seed: 0 ", "seed: 0\nseed: 1 ", "'seed' stands twice"),
+        ("device: auto", "device: cuda:7", "device is 'cuda:7'"),
+        ("kind: moons", "kind: moon", "'moons'"),
+    ):
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        result = run(project, "pipelines.orchestration", "repro", "--profile", "smoke")
+        path.write_text(text)
+        assert result.returncode == 1, new
+        assert word in result.stderr, result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+        assert "Running stage" not in result.stdout
+
+
+@pytest.mark.slow
+def test_the_flow_runs_the_same_stages(project: Path, workspace: Path) -> None:
+    path = project / "params.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("projections: 256", "projections: 64"))
+    result = run(project, "pipelines.orchestration", "flow", "--profile", "smoke")
+    path.write_text(text)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
