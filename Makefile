@@ -2,8 +2,9 @@
 PROFILE ?= default
 VENV ?= .venv
 PYTHON ?= python3
-export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-RUN := python -m pipelines.orchestration
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+RUN := $(BIN)/python -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
 .PHONY: help setup repro flow status ui publish test test-slow lint readme clean
@@ -16,7 +17,7 @@ setup: $(VENV)/.installed  ## create .venv from requirements.lock (VENV=… for 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python >= 3.11 is needed, found " + sys.version.split()[0] + "; name another one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --constraint requirements.lock --editable '.[test]'
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[test]'
 	touch $@
 
 repro: setup  ## run what has changed, to the report (PROFILE=smoke|default|paper)
@@ -35,16 +36,16 @@ publish: setup  ## copy the runs of bare `dvc repro` to MLflow
 	@$(RUN) publish
 
 test: setup  ## the tests
-	@python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow"
 
 test-slow: setup  ## the tests that take minutes
-	@python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow
 
 lint: setup  ## ruff and mypy
-	@ruff check . && ruff format --check . && mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 readme: setup  ## write the results of data/tables into README.md
-	@python -m pipelines.readme
+	@$(BIN)/python -m pipelines.readme
 
 clean:  ## remove what a run leaves behind, except DVC's cache and MLflow's store
 	rm -rf .checkpoints .workspaces .flowmatch .prefect

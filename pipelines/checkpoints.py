@@ -24,9 +24,13 @@ ROOT = Path(".checkpoints")
 
 
 def folder(stage: str, config: Mapping[str, Any], inputs: Sequence[Path]) -> Path:
-    """The folder of checkpoints that belongs to a configuration and the content of its input files."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for path in inputs:
+    """The folder of checkpoints that belongs to a configuration, the content of its inputs, and this very code."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps([config, torch.__version__], sort_keys=True, default=str).encode())
+    here = Path(__file__).parent
+    code = sorted([*here.rglob("*.py"), *(here.parent / "flowmatch_core").rglob("*.py")])
+    for path in (*inputs, *code):
         digest.update(store.read_bytes(path))
     return ROOT / stage / digest.hexdigest()[:16]
 

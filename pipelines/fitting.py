@@ -70,12 +70,7 @@ def fit_seeds(
         folder.mkdir()
         for seed in seeds:
             shutil.copy(state / f"seed{seed}.safetensors", folder)
-    _write_logs(
-        stage,
-        DATA / "logs" / data / method,
-        [s["curve"] for s in summaries],
-        [s["seconds"] for s in summaries],
-    )
+    _write_logs(stage, DATA / "logs" / data / method, dict(zip(seeds, summaries, strict=True)))
     checkpoints.clear(stage.name)
 
 
@@ -92,11 +87,10 @@ def _fit_one(
 ) -> dict[str, Any]:
     model, summary = state / f"seed{seed}.safetensors", state / f"seed{seed}.json"
     if not summary.exists():
-        # The method is not part of the key: methods meet the same initial weights and the same batches.
-        chosen = derived_seed(base, "train", data, seed)
-        torch.manual_seed(chosen)
+        # The method is not part of the keys: all methods start from the same weights.
+        torch.manual_seed(derived_seed(base, "weights", data, seed))
         task = job(torch.device(device))
-        generator = torch.Generator(device).manual_seed(chosen)
+        generator = torch.Generator(device).manual_seed(derived_seed(base, "batches", data, seed))
         trained = training.train(task.network, task.terms, fit, generator, state / f"seed{seed}.checkpoint", tell)
         models.save(model, trained.network, task.loc, task.scale, {**task.meta, "seed": seed})
         store.write_json(summary, {"curve": trained.curve, "seconds": trained.seconds})
@@ -117,20 +111,19 @@ def _reporter(stage: Stage, seeds: tuple[int, ...]) -> Callable[[int, Progress],
     return report
 
 
-def _write_logs(stage: Stage, path: Path, curves: list[list[dict[str, float]]], seconds: list[float]) -> None:
+def _write_logs(stage: Stage, path: Path, summaries: Mapping[int, Mapping[str, Any]]) -> None:
     """The loss curve (mean over seeds, then each seed) as CSV, its end as JSON; the time goes to the record alone."""
     import pandas as pd
 
-    tables = [pd.DataFrame(curve).set_index("step") for curve in curves]
-    mean = sum(tables[1:], tables[0]) / len(tables)
+    tables = {seed: pd.DataFrame(summary["curve"]).set_index("step") for seed, summary in summaries.items()}
+    mean = pd.concat(tables).groupby(level="step").mean()
+    curve = mean.join([table.add_suffix(f"_seed{seed}") for seed, table in tables.items()])
     with stage.output(path.with_suffix(".csv")) as temporary:
-        mean.join([table.add_suffix(f"_{index}") for index, table in enumerate(tables)]).to_csv(
-            temporary, float_format="%.6g"
-        )
-    tail = mean.iloc[-max(1, len(mean) // 10) :].mean()
-    final = {f"final_{name}": float(value) for name, value in tail.items()}
+        curve.to_csv(temporary, float_format="%.6g")
+    end = curve.iloc[-max(1, len(curve) // 10) :].mean()
+    final = {f"final_{name}": float(value) for name, value in end.items()}
     with stage.output(path.with_suffix(".json")) as temporary:
         store.write_json(temporary, final)
-    steps = int(mean.index[-1])
+    seconds = [summary["seconds"] for summary in summaries.values()]
     stage.metrics({**final, "seconds": sum(seconds) / len(seconds)})
-    stage.metrics({"steps_per_second": steps * len(seconds) / sum(seconds)})
+    stage.metrics({"steps_per_second": int(curve.index[-1]) * len(seconds) / sum(seconds)})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines import members
 from pipelines.errors import UserError
@@ -142,9 +142,13 @@ class Environment(Member):
     family: ClassVar[str] = "pipelines.environments"
     kind: Annotated[str, _member_of("pipelines.environments")]
     gamma: float = Field(ge=0, lt=1, description="discount, per transition")
-    transitions: int = Field(ge=1, description="offline transitions to collect")
+    transitions: int = Field(ge=2, description="offline transitions to collect")
     rollouts: int = Field(ge=2, description="on-policy episodes for Monte-Carlo training")
-    length: int = Field(ge=2, description="transitions of a rollout; gamma^length of the horizon's mass is cut off")
+    length: int = Field(
+        ge=2,
+        description="transitions of a rollout; beyond its end lies gamma^length of an evaluated horizon's mass, and at "
+        "most gamma^(length/2) of a trained one's, which starts in the first half; the last state gets it",
+    )
     starts: int = Field(ge=2, description="start states of the evaluation")
     reward: str = Field(description="the reward of the environment whose value is compared")
 
@@ -160,7 +164,7 @@ class DensityEvaluation(Settings):
     likelihood_rows: int = Field(ge=2, description="test rows whose likelihood is computed, at most")
     projections: int = Field(ge=1, description="directions of the sliced Wasserstein distance")
     solver: FixedSolver
-    steps: int = Field(ge=1, description="solver steps of the likelihood; its error is found with half as many")
+    steps: int = Field(ge=2, description="solver steps of the likelihood; its error is found with half as many")
 
 
 class SuccessorSample(Settings):
@@ -172,7 +176,7 @@ class SuccessorSample(Settings):
 class SuccessorEvaluation(Settings):
     likelihood_rows: int = Field(ge=2, description="true samples a start state whose likelihood is computed")
     solver: FixedSolver
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=2, description="solver steps of the likelihood; its error is found with half as many")
 
 
 class Density(Settings):
@@ -203,12 +207,22 @@ class Params(Settings):
     profile: str = Field(description="name under which runs are filed; a profile's file sets it")
     seed: int = Field(ge=0, description="base seed; every stage derives its own from it")
     device: Device
-    threads: int = Field(ge=1, description="CPU threads of one training process")
+    threads: int = Field(ge=1, description="CPU threads of a process that computes")
     mirror: Path | None = Field(description="folder with local copies of real data sets")
     datasets: dict[Name, Dataset] = Field(min_length=1)
     density: Density
     environments: dict[Name, Environment] = Field(min_length=1)
     successor: Successor
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Params:
+        both = sorted(self.datasets.keys() & self.environments.keys())
+        if both:
+            raise ValueError(f"{both[0]!r} names a data set and an environment; expected different names")
+        for section in ("density", "successor"):
+            if "floor" in getattr(self, section).methods:
+                raise ValueError(f"{section}.methods has 'floor', the name of the sampling floor; expected another one")
+        return self
 
 
 def load(path: Path | str = "params.yaml") -> Params:
@@ -238,6 +252,8 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
         line = key_node.start_mark.line + 1
+        if not isinstance(key, str):
+            raise UserError(f"line {line} has the key {key!r}; expected a word.")
         if key in seen:
             raise UserError(f"the key {key!r} stands twice, on lines {seen[key]} and {line}; remove one of them.")
         seen[key] = line
@@ -254,7 +270,9 @@ _UniqueKeys.add_implicit_resolver(
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, refusing repeated keys."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}: {error.reason}); save it as UTF-8.") from None
     except OSError as error:
         raise UserError(f"{path} could not be read ({error.strerror}); run from the project's root.") from None
     try:
@@ -283,14 +301,17 @@ def _sentence(error: ValidationError, model: type[BaseModel], path: Path, prefix
     """The first mistake as one sentence, with the number of the others."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in (*prefix, *first["loc"]))
-    found = first["input"]
+    found = repr(first["input"])
+    found = found if len(found) <= 80 else f"{found[:77]}..."
     if first["type"] == "extra_forbidden":
         known = _keys_beside(model, first["loc"])
         near = get_close_matches(str(first["loc"][-1]), known, 1)
         remedy = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}."
-        what = f"{key} is not a known key (found {found!r}); {remedy}"
+        what = f"{key} is not a known key (found {found}); {remedy}"
     elif first["type"] == "missing":
         what = f"{key} is missing; add it."
+    elif not first["loc"]:
+        what = str(first["msg"]).removeprefix("Value error, ") + "."
     else:
         message = str(first["msg"]).removeprefix("Value error, ")
         for theirs, ours in (
@@ -299,7 +320,7 @@ def _sentence(error: ValidationError, model: type[BaseModel], path: Path, prefix
             ("array", "list"),
         ):
             message = message.replace(theirs, ours)
-        what = f"{key} is {found!r}; {message}{'' if message.endswith(('.', '?')) else '.'}"
+        what = f"{key} is {found}; {message}{'' if message.endswith(('.', '?')) else '.'}"
     others = error.error_count() - 1
     return f"{path}: {what}" + (f" (and {others} more)" if others else "")
 

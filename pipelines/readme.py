@@ -7,14 +7,14 @@ from pathlib import Path
 
 from pipelines import store
 from pipelines.errors import UserError
+from pipelines.tables import ORDER
 
 BEGIN, END = "<!-- results: written by `make readme` -->", "<!-- /results -->"
-TABLES = ("claims", "successor", "density")
 
 
 def block(tables: Path) -> str:
     """The Markdown between the markers."""
-    return "\n".join((tables / f"{name}.md").read_text() for name in TABLES)
+    return "\n".join((tables / f"{name}.md").read_text() for name in ORDER)
 
 
 def with_results(readme: str, results: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -185,7 +186,13 @@ def is_alive(pid: int, created: float) -> bool:
 
 def read(folder: Path) -> list[Record]:
     """The records of an invocation; one that says RUNNING although its process is gone was KILLED."""
-    return sorted((_read(path) for path in folder.glob("*.json")), key=lambda record: record.started)
+    records = []
+    for path in folder.glob("*.json"):
+        try:
+            records.append(_read(path))
+        except (ValueError, TypeError) as error:  # damaged, or of another version: no reason to stop a run
+            print(f"{path} is no record of this version ({error}); delete it.", file=sys.stderr)
+    return sorted(records, key=lambda record: record.started)
 
 
 def points(folder: Path, stage: str, offset: int = 0) -> Iterator[tuple[int, float, int, dict[str, float]]]:

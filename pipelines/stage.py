@@ -22,7 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from pipelines import params as parameters
-from pipelines import store
+from pipelines import records, store
 from pipelines.errors import UserError
 from pipelines.params import Params
 from pipelines.records import RunRecord, Status
@@ -103,6 +103,7 @@ def run(main: Callable[..., None]) -> NoReturn:
 def _guarded(main: Callable[..., None], name: str, arguments: dict[str, str]) -> int:
     try:
         params = parameters.load()
+        _check_cell(params, arguments)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
@@ -120,7 +121,7 @@ def _guarded(main: Callable[..., None], name: str, arguments: dict[str, str]) ->
     except (KeyboardInterrupt, SystemExit):
         status, message, code = "KILLED", "stopped before it was done; run the same command to go on.", 130
     except BaseException as error:
-        log = Path(".flowmatch") / "logs" / f"{name}.log"
+        log = records.home() / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(traceback.format_exc())
         message = f"{type(error).__name__}: {error} (a defect; the traceback is in {log})"
@@ -130,6 +131,13 @@ def _guarded(main: Callable[..., None], name: str, arguments: dict[str, str]) ->
         print(f"{name}: {message}", file=sys.stderr)
     _publish(record)
     return code
+
+
+def _check_cell(params: Params, cell: Mapping[str, str]) -> None:
+    """Refuse a data set or an environment that params.yaml does not have."""
+    for kind, entries in (("dataset", params.datasets), ("environment", params.environments)):
+        if kind in cell and cell[kind] not in entries:
+            raise UserError(f"params.yaml has no {kind} {cell[kind]!r}, only {', '.join(entries)}.")
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:

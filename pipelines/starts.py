@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,9 @@ import torch
 from torch import Tensor
 
 from flowmatch_core.oracles import LinearGaussianMDP
+from flowmatch_core.successor import geometric
 from pipelines import store
+from pipelines.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ def read(folder: Path, device: torch.device) -> Starts:
     actions = [f"action_{name}" for name in provenance["action_names"]]
     table = store.read_table(folder / "evaluation.parquet", ["episode", "step", *states, *actions])
     episodes = table["episode"].nunique()
+    if len(table) % episodes:
+        raise UserError(
+            f"{folder / 'evaluation.parquet'} has {len(table)} rows for {episodes} episodes; expected episodes of one "
+            "length: collect again with `make repro`."
+        )
 
     def tensor(columns: list[str]) -> Tensor:
         values = torch.tensor(table[columns].to_numpy(), dtype=torch.float32, device=device)
@@ -52,6 +58,5 @@ def truth(starts: Starts, mdp: LinearGaussianMDP | None, gamma: float, n: int, g
     if mdp is not None:
         return mdp.successor(starts.state, starts.action, gamma).sample(n, generator=generator)
     episodes, rows, _ = starts.states.shape
-    u = torch.rand(n, episodes, generator=generator, dtype=torch.float64, device=starts.states.device)
-    wait = 1 + torch.floor(torch.log1p(-u) / math.log(gamma)).long() if gamma else torch.ones_like(u).long()
-    return starts.states[torch.arange(episodes, device=u.device), wait.clamp(max=rows - 1)]
+    wait = geometric(gamma, (n, episodes), generator=generator, device=starts.states.device)
+    return starts.states[torch.arange(episodes, device=wait.device), wait.clamp(max=rows - 1)]

@@ -146,6 +146,20 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise _corrupt(path, "safetensors", error) from None
 
 
+def moments(table: pd.DataFrame, source: str) -> dict[str, list[float]]:
+    """Mean and standard deviation of each column, with which models standardise.
+
+    Raises:
+        UserError: a column is constant, so that nothing can be divided by its deviation.
+    """
+    values = table.to_numpy(dtype=float)
+    loc, scale = values.mean(0), values.std(0)
+    for name, deviation in zip(table.columns, scale, strict=True):
+        if not deviation > 0:
+            raise UserError(f"the column {name!r} of {source} is constant; expected it to vary, so leave it out.")
+    return {"loc": loc.tolist(), "scale": scale.tolist()}
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _finite(v) for k, v in value.items()}

@@ -22,7 +22,7 @@ from pipelines import checkpoints
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
-    from pipelines.params import Fit
+    from pipelines.params import Fit, Params
 
 CHECKPOINT_SECONDS = 1.0  # at least so long between two checkpoints,
 CHECKPOINT_SHARE = 0.02  # and so long that they cost no more than this share of the time
@@ -57,6 +57,12 @@ class Trained:
     seconds: float
 
 
+def use(params: Params) -> torch.device:
+    """The device of `params.yaml`, with its number of threads: the last bits of a sum depend on both."""
+    torch.set_num_threads(params.threads)
+    return device(params.device)
+
+
 def device(name: str) -> torch.device:
     """The device of that name in `params.yaml`; `auto` is CUDA where there is one.
 
@@ -75,7 +81,7 @@ def device(name: str) -> torch.device:
 
 
 def learning_rate(step: int, fit: Fit) -> float:
-    """Linear warm-up over `fit.warmup` steps, then half a cosine to zero at `fit.steps`."""
+    """Half a cosine from `fit.lr` at the first step to zero at `fit.steps`, under a linear warm-up."""
     warm = min(1.0, (step + 1) / (fit.warmup + 1))
     return fit.lr * warm * 0.5 * (1.0 + math.cos(math.pi * step / fit.steps))
 

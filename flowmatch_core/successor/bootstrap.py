@@ -62,7 +62,7 @@ def time_like(x: Tensor, sampler: TimeSampler, generator: torch.Generator | None
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """The squared Euclidean norm of the error, averaged over the batch."""
+    """The squared Euclidean norm of the error (a sum over dimensions, unlike `cfm_loss`), averaged over the batch."""
     if prediction.shape != target.shape:
         raise ValueError(f"field returned shape {tuple(prediction.shape)}, but should return {tuple(target.shape)}.")
     return (prediction - target).square().flatten(1).sum(1).mean()

@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("targets", nargs="*", help="stages, with what they need (default: all)")
         command.add_argument("--force", action="store_true", help="run stages that have not changed too")
         if name == "flow":
-            command.add_argument("--workers", type=int, help="stages at once (default: as many as cores, at most 4)")
+            command.add_argument(
+                "--workers", type=_positive, help="stages at once (default: as many as cores, at most 4)"
+            )
     add("status", "which stages have changed")
     add("validate", "check params.yaml with the profile, and run nothing")
     add("publish", "copy what ran without an orchestrator to MLflow")
@@ -63,6 +65,13 @@ def _parser() -> argparse.ArgumentParser:
         "--cron", default="0 3 * * *", help="when (default: %(default)s)"
     )
     return parser
+
+
+def _positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
 
 
 def _prepare(options: argparse.Namespace) -> Path:
@@ -129,7 +138,9 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
-    _prepare(options)
+    from pipelines import preflight
+
+    preflight.check(parameters.load(_prepare(options) / "params.yaml"))
     print(f"params.yaml is in order for profile {options.profile}.")
     return 0
 

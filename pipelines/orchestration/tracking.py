@@ -70,7 +70,8 @@ def live(workspace: Path, invocation: str, every: float = 3.0) -> Iterator[Outco
             with _harmless(broken):
                 publish(invocation)
 
-    settle(workspace)
+    with _harmless(broken):
+        settle(workspace)
     thread = threading.Thread(target=watch, name="publisher", daemon=True)
     thread.start()
     outcome = Outcome()

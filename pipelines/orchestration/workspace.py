@@ -38,7 +38,10 @@ def prepare(root: Path, profile: str, *, apart: bool = False) -> Path:
     if profile == "default" and not apart:
         return root
     workspace = root / WORKSPACES / (f"{profile}-apart" if apart else profile)
-    _synchronise(root, workspace, merge(read_yaml(root / "params.yaml"), changes))
+    params = merge(read_yaml(root / "params.yaml"), changes)
+    if isinstance(params.get("mirror"), str):
+        params["mirror"] = str((root / params["mirror"]).absolute())  # relative to the project, wherever it runs
+    _synchronise(root, workspace, params)
     return workspace
 
 

@@ -36,8 +36,7 @@ def main(stage: Stage, environment: str) -> None:
                 "closed_form": built.oracle() is not None,
                 "cut_off_mass": entry.gamma**entry.length,
                 # Models standardise with these and report in the units of the environment.
-                "loc": next_state.mean().tolist(),
-                "scale": next_state.std().tolist(),
+                **store.moments(next_state, environment),
             },
         )
     stage.metrics({f"{name}_rows": len(getattr(tables, name)) for name in ("transitions", "rollouts", "evaluation")})

@@ -15,7 +15,7 @@ def main(stage: Stage, dataset: str) -> None:
     from pipelines import models, training
 
     density, settings = stage.params.density, stage.params.density.evaluate
-    device = training.device(stage.params.device)
+    device = training.use(stage.params)
     prepared = DATA / "prepared" / dataset
     provenance = store.read_json(prepared / "provenance.json")
     columns = provenance["columns"]
@@ -25,7 +25,7 @@ def main(stage: Stage, dataset: str) -> None:
 
     test = tensor(store.read_table(prepared / "test.parquet", columns))
     other = tensor(store.read_table(prepared / "val.parquet", columns))
-    size = min(settings.rows, len(test), len(other))
+    size = min(settings.rows, density.sample.samples, len(test), len(other))
     scored = test[: settings.likelihood_rows]
 
     def distances(x: torch.Tensor) -> dict[str, float]:

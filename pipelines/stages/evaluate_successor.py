@@ -27,7 +27,7 @@ def main(stage: Stage, environment: str) -> None:
 
     successor, settings = stage.params.successor, stage.params.successor.evaluate
     entry = stage.params.environments[environment]
-    device = training.device(stage.params.device)
+    device = training.use(stage.params)
     built = members.load("pipelines.environments", entry.kind).build(entry.settings())
     oracle = built.oracle()
     mdp = None if oracle is None else oracle.to(device, torch.float32)

@@ -32,8 +32,7 @@ def main(stage: Stage, dataset: str) -> None:
                 "columns": data.columns,
                 "rows": {part: len(getattr(data, part)) for part in ("train", "val", "test")},
                 # Models standardise with these and report in the units of the data.
-                "loc": data.train.mean(0).tolist(),
-                "scale": data.train.std(0).tolist(),
+                **store.moments(pd.DataFrame(data.train, columns=data.columns), dataset),
             },
         )
     stage.metrics({f"{part}_rows": len(getattr(data, part)) for part in ("train", "val", "test")})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import store
 from pipelines.params import Params
 from pipelines.stage import DATA, Stage, run
+from pipelines.tables import ORDER
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +80,7 @@ def _summary(page: Page, params: Params) -> None:
 
     metrics = {name: _metrics(name) for name in (*params.environments, *params.datasets)}
     section = page.add(Section("results", "Results"))
-    section.tables = [_table(name) for name in ("claims", "successor", "density")]
+    section.tables = [_table(name) for name in ORDER]
     caption = "Which method wins where: EMD over the floor of the data, mean over start states and seeds."
     page.picture(section, "emd", figures.against_floor(metrics), caption)
 

@@ -25,7 +25,7 @@ def main(stage: Stage, dataset: str) -> None:
     from pipelines import models, training
 
     density, settings = stage.params.density, stage.params.density.sample
-    device = training.device(stage.params.device)
+    device = training.use(stage.params)
     columns = store.read_json(DATA / "prepared" / dataset / "provenance.json")["columns"]
     with stage.output(DATA / "samples" / dataset) as folder:
         for method in density.methods:

@@ -14,7 +14,7 @@ def main(stage: Stage, environment: str) -> None:
 
     successor = stage.params.successor
     entry, settings = stage.params.environments[environment], successor.sample
-    device = training.device(stage.params.device)
+    device = training.use(stage.params)
     start = starts.read(DATA / "transitions" / environment, device)
     with stage.output(DATA / "samples" / environment) as folder:
         folder.mkdir()

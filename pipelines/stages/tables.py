@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pipelines import members, store
 from pipelines.stage import DATA, Stage, run
-
-TABLES = ("claims", "successor", "density")
+from pipelines.tables import ORDER
 
 
 def main(stage: Stage) -> None:
@@ -21,7 +20,7 @@ def main(stage: Stage) -> None:
             provenance[name] = store.read_json(DATA / folder / name / "provenance.json")
     with stage.output(DATA / "tables") as output:
         output.mkdir()
-        for name in TABLES:
+        for name in ORDER:
             table = members.load("pipelines.tables", name).build(params, metrics, logs, provenance)
             table.rows.to_csv(output / f"{name}.csv", index=False)
             (output / f"{name}.md").write_text(table.markdown())

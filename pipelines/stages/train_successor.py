@@ -7,7 +7,6 @@ closed form (`oracle`) needs no training: its file says what it is, so that samp
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -44,7 +43,7 @@ def main(stage: Stage, environment: str, method: str) -> None:
         fit,
         successor.seeds,
         config={"environment": environment, "gamma": entry.gamma, "method": choice.model_dump(mode="json")},
-        inputs=[folder / "transitions.parquet", folder / "rollouts.parquet"],
+        inputs=[folder / name for name in ("transitions.parquet", "rollouts.parquet", "provenance.json")],
     )
 
 
@@ -72,9 +71,12 @@ def job(device: torch.device, *, folder: Path, choice: SuccessorMethod, fit: Suc
     loss, path = models.successor_loss(choice.loss), models.path(choice.path)
     on_policy = "future" in inspect.signature(loss).parameters
     if on_policy:
-        draw = _on_policy(store.read_table(folder / "rollouts.parquet"), states, actions, gamma, loc, scale)
+        table = store.read_table(folder / "rollouts.parquet", ["episode", *_columns("state", states)])
+        draw = _on_policy(table, states, actions, gamma, loc, scale)
     else:
-        draw = _off_policy(store.read_table(folder / "transitions.parquet"), states, actions, loc, scale)
+        parts = [*_columns("state", states), *_columns("next_state", states), *_columns("action", actions)]
+        table = store.read_table(folder / "transitions.parquet", [*parts, *_columns("next_action", actions)])
+        draw = _off_policy(table, states, actions, loc, scale)
 
     def terms(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
         if on_policy:
@@ -120,7 +122,7 @@ def _on_policy(
     """States of an episode's first half, each with the state T ~ Geometric(1 - gamma) steps later (or the last one)."""
     import torch
 
-    from flowmatch_core.successor import Transitions
+    from flowmatch_core.successor import Transitions, geometric
 
     episodes = table["episode"].nunique()
     state = ((_tensor(table, "state", states, loc) - loc) / scale).reshape(episodes, -1, len(states))
@@ -130,8 +132,7 @@ def _on_policy(
     def draw(n: int, generator: torch.Generator) -> tuple[Transitions, Tensor]:
         episode = torch.randint(episodes, (n,), generator=generator, device=loc.device)
         step = torch.randint((last + 1) // 2, (n,), generator=generator, device=loc.device)
-        u = torch.rand(n, generator=generator, dtype=torch.float64, device=loc.device)
-        wait = 1 + torch.floor(torch.log1p(-u) / math.log(gamma)).long() if gamma else torch.ones_like(step)
+        wait = geometric(gamma, (n,), generator=generator, device=loc.device)
         now, soon = (episode, step), (episode, step + 1)
         batch = Transitions(state[now], action[now], state[soon], action[soon])
         return batch, state[episode, (step + wait).clamp(max=last)]
@@ -139,11 +140,14 @@ def _on_policy(
     return draw
 
 
+def _columns(part: str, names: list[str]) -> list[str]:
+    return [f"{part}_{name}" for name in names]
+
+
 def _tensor(table: pd.DataFrame, part: str, names: list[str], like: Tensor) -> Tensor:
     import torch
 
-    columns = [f"{part}_{name}" for name in names]
-    return torch.tensor(table[columns].to_numpy(), dtype=torch.float32, device=like.device)
+    return torch.tensor(table[_columns(part, names)].to_numpy(), dtype=torch.float32, device=like.device)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """`metrics[data set or environment][method][name]`, as `data/metrics/<name>.json` holds them; `logs` alike."""
 
+ORDER = ("claims", "successor", "density")
+"""The tables, as readers meet them."""
+
 HOLE = "–"
 
 

@@ -94,6 +94,13 @@ def sentence(path: Path) -> str:
         ("seed", -1, ["seed", "-1"]),
         ("threads", 0, ["threads", "0"]),
         ("mirror", 3, ["mirror", "3"]),
+        ("density.evaluate.steps", 1, ["density.evaluate.steps", "1", "greater than or equal to 2"]),
+        ("datasets.spiral", {"kind": "moons"}, ["'spiral' names a data set and an environment"]),
+        (
+            "successor.methods.floor",
+            {"loss": "td_cfm", "path": {"name": "cond_ot"}},
+            ["successor.methods has 'floor'"],
+        ),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, key: str, value: Any, words: list[str]) -> None:
@@ -128,10 +135,13 @@ def test_a_repeated_key_is_named_with_its_lines(tmp_path: Path) -> None:
     assert "4" in text
 
 
-@pytest.mark.parametrize("content", ["a: [1, 2", "- 1\n- 2\n", "", "a: b: c\n", "\t\tx: 1\n"])
-def test_a_malformed_file_is_one_sentence(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"a: [1, 2", b"- 1\n- 2\n", b"", b"a: b: c\n", b"\t\tx: 1\n", b"a: \xff\n", b"[1]: 2\n", b"1: 2\n", b"\x00"],
+)
+def test_a_malformed_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text(content)
+    path.write_bytes(content)
     sentence(path)
 
 

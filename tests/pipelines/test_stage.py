@@ -159,6 +159,37 @@ def test_a_corrupt_model_is_named(project: Path) -> None:
     assert not list((project / "data/samples").iterdir())
 
 
+def test_a_cell_that_is_not_there_is_named(project: Path) -> None:
+    fails(project, "prepare", "no dataset 'moon'", "moons", dataset="moon")
+
+
+def test_a_column_that_is_missing_is_named(project: Path) -> None:
+    run(project, "collect", environment="spiral")
+    path = project / "data/transitions/spiral/transitions.parquet"
+    pd.read_parquet(path).drop(columns="next_action_ux").to_parquet(path)
+    cell = {"environment": "spiral", "method": "td_cfm"}
+    fails(project, "train_successor", "transitions.parquet", "no column 'next_action_ux'", **cell)
+
+
+def test_a_checkpoint_of_other_code_is_not_resumed(project: Path) -> None:
+    code = project / "copy"
+    shutil.copytree(ROOT / "pipelines", code / "pipelines", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "flowmatch_core", code / "flowmatch_core", ignore=shutil.ignore_patterns("__pycache__"))
+    question = "from pipelines import checkpoints; print(checkpoints.folder('x', {'lr': 1}, []))"
+
+    def key() -> str:
+        env = {**os.environ, "PYTHONPATH": str(code)}
+        return subprocess.run(
+            [sys.executable, "-c", question], cwd=code, env=env, capture_output=True, text=True, check=True
+        ).stdout
+
+    before = key()
+    assert key() == before
+    with (code / "flowmatch_core" / "objectives.py").open("a") as file:
+        file.write("# changed\n")
+    assert key() != before
+
+
 def test_a_cuda_device_that_is_not_there_is_named(project: Path) -> None:
     run(project, "prepare", dataset="moons")
     override(project, "device", "cuda:99")
