@@ -1,0 +1,82 @@
+"""What the README says can be done, can be done; its numbers are the pipeline's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines import readme
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_results_are_those_of_the_tables() -> None:
+    assert readme.with_results(README, readme.block(ROOT / "data" / "tables")) == README
+
+
+def test_every_make_target_and_profile_it_names_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE))
+    assert {"repro", "test", "flow", "ui", "status", "readme"} <= named
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for profile in re.findall(r"PROFILE=([a-z]+)", README):
+        assert profile == "default" or (ROOT / "pipelines" / "profiles" / f"{profile}.yaml").exists()
+
+
+def test_every_file_it_names_exists() -> None:
+    for path in re.findall(r"\]\(((?!http|#)[^)]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_library_example_prints_what_it_promises() -> None:
+    example = next(block for block in blocks("python") if "cfm_loss" in block)
+    result = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=True)
+    numbers = [float(n) for n in re.findall(r"-?\d+\.\d+", result.stdout)]
+    mean_x, mean_y, log_prob = numbers
+    assert (mean_x, mean_y) == pytest.approx((1.0, -1.0), abs=0.1)
+    assert log_prob == pytest.approx(-0.45, abs=0.15)
+
+
+def test_a_new_data_set_is_one_file_and_one_entry(tmp_path: Path) -> None:
+    """As the README shows it: the file, the entry, and the stages appear and run."""
+    source = next(block for block in blocks("python") if "class Settings" in block)
+    entry = yaml.safe_load(next(block for block in blocks("yaml") if "kind: ring" in block))
+    copy = tmp_path / "flowmatch"
+    for name in ("pipelines", "flowmatch_core"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, copy)
+    (copy / "pipelines" / "datasets" / "ring.py").write_text(source)
+    params = yaml.safe_load((copy / "params.yaml").read_text())
+    params["datasets"] |= {"ring": {**entry["ring"], "fit": {"steps": 50}}}
+    params["density"] |= {"seeds": [0]}
+    (copy / "params.yaml").write_text(yaml.safe_dump(params))
+    env = {**os.environ, "PYTHONPATH": str(copy), "FLOWMATCH_INVOCATION": "test"}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+
+    def run(*command: str) -> str:
+        result = subprocess.run(
+            [sys.executable, "-m", *command], cwd=copy, env=env, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+        return result.stdout
+
+    run("dvc", "init", "--no-scm", "-q")
+    stages = run("dvc", "stage", "list", "--name-only").split()
+    assert {"prepare@ring", "train_density@ring-cfm", "evaluate_density@ring"} <= set(stages)
+    run("dvc", "repro", "evaluate_density@ring")
+    assert (copy / "data" / "metrics" / "ring.json").exists()
+    assert not (copy / "data" / "metrics" / "moons.json").exists()
