@@ -112,6 +112,9 @@ def occupancy(
 ) -> Figure:
     """Where the policy will be, from some start states (red): the truth and every method, with walls drawn."""
     columns = {"truth": truth, **samples}
+    if not walls:  # an unbounded space: what is drawn decides
+        shown = truth[truth["start"] < SHOWN_STARTS]
+        bounds = _limits(shown)
     figure, axes = _panels(min(SHOWN_STARTS, len(starts)), len(columns))
     for start, row in enumerate(axes):
         for axis, (label, table) in zip(row, columns.items(), strict=True):
@@ -130,10 +133,10 @@ def curves(logs: Mapping[str, pd.DataFrame], term: str, label: str) -> Figure:
     """A term of the loss over training, one line a method."""
     figure, axis = plt.subplots(figsize=(5.2, 2.8), layout="constrained")
     positive = True
-    for method, table in logs.items():
+    for index, (method, table) in enumerate(logs.items()):  # a method has one colour, whoever else is drawn
         if term in table and (table[term] > 0).any():
             smooth = table[term].rolling(5, min_periods=1).mean()
-            axis.plot(table["step"], smooth, label=method, linewidth=1.2)
+            axis.plot(table["step"], smooth, label=method, linewidth=1.2, color=f"C{index}")
             positive &= bool((smooth > 0).all())
     axis.set(xlabel="step", ylabel=label, yscale="log" if positive else "linear")
     if axis.lines:
