@@ -70,6 +70,7 @@ def fit_seeds(
         folder.mkdir()
         for seed in seeds:
             shutil.copy(state / f"seed{seed}.safetensors", folder)
+    stage.record.artifact(DATA / "models" / data / method)
     _write_logs(stage, DATA / "logs" / data / method, dict(zip(seeds, summaries, strict=True)))
     checkpoints.clear(stage.name)
 

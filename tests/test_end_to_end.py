@@ -120,6 +120,8 @@ def test_mlflow_has_a_parent_with_a_child_for_every_stage(project: Path) -> None
     assert any("spiral" in name and "emd" in name for name in parent.data.metrics)
     trained = next(r for r in children if r.data.tags["mlflow.runName"] == "train_successor@spiral-td2_cfm")
     assert len(client.get_metric_history(trained.info.run_id, "bootstrap_seed0")) == 6
+    files = [f.path for f in client.list_artifacts(trained.info.run_id, "td2_cfm")]
+    assert files == ["td2_cfm/seed0.safetensors"]
 
 
 def test_dvc_answers_about_the_metrics_and_the_graph(workspace: Path) -> None:
