@@ -7,7 +7,16 @@ from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["Time", "VelocityField", "as_time", "check_choice", "check_shape", "expand_time", "flatten_event"]
+__all__ = [
+    "Time",
+    "VelocityField",
+    "as_time",
+    "check_choice",
+    "check_floating",
+    "check_shape",
+    "expand_time",
+    "flatten_event",
+]
 
 Time = float | Tensor
 """A float, a 0-d tensor or a tensor of shape `(batch,)`; never `(batch, 1)`."""
@@ -68,6 +77,12 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], alternative: 
     """Raise a `ValueError` unless the tensor has the shape: nothing broadcasts by accident."""
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but should be {alternative}of shape {tuple(shape)}.")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise a `ValueError` unless the tensor holds floating-point numbers."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} has dtype {tensor.dtype}, but should be of a floating-point dtype.")
 
 
 def check_choice(name: str, given: str, known: Iterable[str]) -> None:

@@ -1,15 +1,30 @@
-"""Distances between samples, and units of likelihood."""
+"""Distances between samples and their sampling floors, the energy of a flow, and units of likelihood."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flowmatch_core.fields import Time, VelocityField, check_floating, flatten_event
+from flowmatch_core.solvers import solve
 from flowmatch_core.transport import optimal_plan
 
-__all__ = ["bits_per_dim", "emd", "energy_distance", "mmd", "sliced_wasserstein"]
+__all__ = [
+    "Floor",
+    "bits_per_dim",
+    "emd",
+    "energy_distance",
+    "mmd",
+    "normalised_path_energy",
+    "path_energy",
+    "sampling_floor",
+    "sliced_wasserstein",
+    "wasserstein2",
+]
 
 
 def emd(x: Tensor, y: Tensor) -> Tensor:
@@ -26,9 +41,25 @@ def emd(x: Tensor, y: Tensor) -> Tensor:
         >>> emd(torch.zeros(3, 2), torch.tensor([[3.0, 4.0]]))
         tensor(5.)
     """
-    a, b = _rows(x, y)
-    cost = _distances(a.detach().to("cpu", torch.float64), b.detach().to("cpu", torch.float64)).numpy()
-    return x.new_tensor((optimal_plan(cost) * cost).sum() / cost.size)
+    return _transport_cost(x, y, power=1)
+
+
+def wasserstein2(x: Tensor, y: Tensor) -> Tensor:
+    r"""Return the exact 2-Wasserstein distance :math:`\sqrt{\min_\pi E_\pi \lVert x - y \rVert^2}` of two
+    samples.
+
+    The ground cost is Euclidean and the weights are uniform. Computed on the CPU in float64, in about
+    :math:`n^3` time; no gradients.
+
+    Arguments:
+        x: A sample, with shape `(n, *event)`.
+        y: A sample, with shape `(m, *event)`.
+
+    Example:
+        >>> wasserstein2(torch.zeros(2, 1), torch.tensor([[3.0], [4.0]]))  # the root of (9 + 16) / 2
+        tensor(3.5355)
+    """
+    return _transport_cost(x, y, power=2).sqrt()
 
 
 def sliced_wasserstein(
@@ -52,6 +83,9 @@ def sliced_wasserstein(
         tensor(1.)
     """
     a, b = _rows(x, y)
+    for name, number in (("projections", projections), ("order", order)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}, but should be at least 1.")
     directions = torch.randn(a.shape[1], projections, generator=generator, dtype=a.dtype, device=a.device)
     directions = directions / directions.norm(dim=0)
     n, m = len(a), len(b)
@@ -76,7 +110,8 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> Tensor:
     Arguments:
         x: A sample, with shape `(n, *event)`.
         y: A sample, with shape `(m, *event)`.
-        bandwidth: The bandwidth :math:`h`; the median distance within the pooled sample by default.
+        bandwidth: The bandwidth :math:`h`; by default the median distance between different points of the
+            pooled sample.
 
     Example:
         >>> mmd(torch.zeros(1, 2), torch.ones(1, 2), bandwidth=1.0)  # 2 - 2 / e
@@ -87,10 +122,15 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> Tensor:
     distances = _distances(pooled, pooled)
     if bandwidth is not None and not bandwidth > 0:
         raise ValueError(f"bandwidth is {bandwidth}, but should be positive.")
+    scale: Tensor | float
     if bandwidth is None:
         i, j = torch.triu_indices(len(pooled), len(pooled), 1, device=a.device)
-        median = distances[i, j].median()
-    kernel = (-(distances / (median if bandwidth is None else bandwidth)).square() / 2).exp()
+        apart = distances[i, j]
+        # without the zeros, which are most of all distances if most rows are repeated; 1 if there is nothing else
+        scale = torch.where(apart > 0, apart, math.nan).nanmedian().nan_to_num(1.0)
+    else:
+        scale = bandwidth
+    kernel = (-(distances / scale).square() / 2).exp()
     return _two_sample(kernel, len(a))
 
 
@@ -117,6 +157,112 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     return _two_sample(-_distances(pooled, pooled), len(a))
 
 
+def path_energy(
+    field: VelocityField, x0: Tensor, cond: Tensor | None = None, *, solver: str = "rk4", steps: int = 50
+) -> Tensor:
+    r"""Return the energy :math:`E \int_0^1 \lVert v(t, x_t, c) \rVert^2 dt` of a flow along its trajectories.
+
+    It is at least the squared 2-Wasserstein distance of its two ends, and equal to it for the flow of the
+    optimal transport, straight and without crossings (Benamou-Brenier). It is integrated together with the
+    trajectories, so it has the order of the solver.
+
+    Arguments:
+        field: The velocity field :math:`v`.
+        x0: Starts of trajectories, with shape `(batch, *event)`.
+        cond: Their conditions, with shape `(batch, c)`.
+        solver: One of `flowmatch_core.solvers.SOLVERS`.
+        steps: The number of steps of a fixed-step method.
+
+    Example:
+        >>> path_energy(lambda t, x, cond: 2 * torch.ones_like(x), torch.zeros(5, 3), solver="euler", steps=4)
+        tensor(12.)
+    """
+
+    def with_energy(t: Time, state: Tensor, cond: Tensor | None) -> Tensor:
+        velocity = field(t, state[:, :-1].reshape(-1, *x0.shape[1:]), cond)  # a solver may leave out rows
+        flat = flatten_event(velocity)
+        return torch.cat([flat, flat.square().sum(1, keepdim=True)], 1)
+
+    start = torch.cat([flatten_event(x0), x0.new_zeros(len(x0), 1)], 1)
+    return solve(with_energy, start, cond=cond, solver=solver, steps=steps).x[:, -1].mean()
+
+
+def normalised_path_energy(
+    field: VelocityField,
+    x0: Tensor,
+    w2: Tensor | float,
+    cond: Tensor | None = None,
+    *,
+    solver: str = "rk4",
+    steps: int = 50,
+) -> Tensor:
+    r"""Return :math:`\lvert E \int_0^1 \lVert v \rVert^2 dt - W_2^2 \rvert / W_2^2`, zero for the flow of the
+    optimal transport.
+
+    The absolute value belongs to the definition: a sample's energy, or a model whose end misses the data,
+    may fall short of :math:`W_2^2`.
+
+    References:
+        | Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport
+          (Tong et al., 2024), https://arxiv.org/abs/2302.00482
+
+    Arguments:
+        field: The velocity field :math:`v`.
+        x0: Starts of trajectories, with shape `(batch, *event)`.
+        w2: The 2-Wasserstein distance between the source and the data, see `wasserstein2`.
+        cond: The conditions of the starts, with shape `(batch, c)`.
+        solver: One of `flowmatch_core.solvers.SOLVERS`.
+        steps: The number of steps of a fixed-step method.
+
+    Example:
+        >>> x0, w2 = torch.zeros(5, 1), 2.0
+        >>> normalised_path_energy(lambda t, x, cond: 2 * torch.ones_like(x), x0, w2, solver="euler", steps=4)
+        tensor(0.)
+    """
+    if not w2 > 0:
+        raise ValueError(f"w2 is {float(w2)}, but should be positive.")
+    return (path_energy(field, x0, cond, solver=solver, steps=steps) - w2**2).abs() / w2**2
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The mean of a metric between samples of the truth, its standard error, and the number of pairs of samples."""
+
+    mean: float
+    standard_error: float
+    pairs: int
+
+
+def sampling_floor(
+    metric: Callable[[Tensor, Tensor], Tensor], truth: Tensor, n: int, generator: torch.Generator | None = None
+) -> Floor:
+    r"""Return the value of a metric between two independent samples of `n` rows of the truth.
+
+    No distance between samples is zero: this is what a perfect model scores, and what a score is to be read
+    against. The rows are shuffled and cut into as many disjoint pairs of samples as there are, so the
+    values are independent and their standard error is :math:`s / \sqrt{k}`; of a single pair it is `nan`.
+
+    Arguments:
+        metric: A distance between two samples, as those of this module.
+        truth: Independent rows of the truth, with shape `(rows, *event)`.
+        n: The number of rows of a sample, the same as in the score that is to be compared.
+        generator: The source of randomness of the shuffle.
+
+    Example:
+        >>> rows = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+        >>> floor = sampling_floor(energy_distance, rows, n=100, generator=torch.Generator().manual_seed(1))
+        >>> floor.pairs, 0.02 < floor.mean < 0.05
+        (20, True)
+    """
+    if not 1 <= n <= len(truth) // 2:
+        raise ValueError(f"n is {n}, but should be at least 1 and at most half of the {len(truth)} rows of truth.")
+    order = torch.randperm(len(truth), generator=generator, device=truth.device)
+    pairs = len(truth) // (2 * n)
+    samples = truth[order[: 2 * n * pairs]].reshape(pairs, 2, n, *truth.shape[1:])
+    values = torch.stack([metric(x, y) for x, y in samples]).to(torch.float64)
+    return Floor(float(values.mean()), float(values.std()) / math.sqrt(pairs) if pairs > 1 else math.nan, pairs)
+
+
 def bits_per_dim(log_prob: Tensor, dims: int, bin_width: float = 1.0) -> Tensor:
     r"""Return :math:`-(\log p / d + \log w) / \log 2`, the bits per dimension of data in bins of width `w`.
 
@@ -133,6 +279,10 @@ def bits_per_dim(log_prob: Tensor, dims: int, bin_width: float = 1.0) -> Tensor:
         >>> bits_per_dim(torch.tensor(0.0), dims=3, bin_width=1 / 256)  # uniform on [0, 1]^3
         tensor(8.)
     """
+    if dims < 1:
+        raise ValueError(f"dims is {dims}, but should be at least 1.")
+    if not bin_width > 0:
+        raise ValueError(f"bin_width is {bin_width}, but should be positive.")
     return -(log_prob / dims + math.log(bin_width)) / math.log(2)
 
 
@@ -140,9 +290,20 @@ def _rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     for name, sample in (("x", x), ("y", y)):
         if sample.ndim < 2 or len(sample) == 0:
             raise ValueError(f"{name} has shape {tuple(sample.shape)}, but should have shape (n, *event) with n > 0.")
+        check_floating(name, sample)
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(f"y has shape {tuple(y.shape)}, but should have the event shape of x, {tuple(x.shape[1:])}.")
     return x.flatten(1), y.flatten(1)
+
+
+def _transport_cost(x: Tensor, y: Tensor, power: int) -> Tensor:
+    """Return the least mean of the distance to a power."""
+    a, b = (rows.detach().to("cpu", torch.float64) for rows in _rows(x, y))
+    for name, rows in (("x", a), ("y", b)):
+        if not rows.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite, but should hold none.")
+    cost = (_distances(a, b) ** power).numpy()
+    return x.new_tensor((optimal_plan(cost) * cost).sum() / cost.size)
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:

@@ -120,9 +120,9 @@ class GaussianMixture:
         """The path's marginal velocity v_t(x), like ``x``; finite at t=0 and t=1."""
 
         def velocity(x: Tensor, means: Tensor, t: Tensor) -> Tensor:
-            alpha, sigma, d_alpha, d_sigma = path.alpha(t), path.sigma(t), path.d_alpha(t), path.d_sigma(t)
+            alpha, sigma, d_alpha = path.alpha(t), path.sigma(t), path.d_alpha(t)
             joint, offset, variance = self._joint(x, means, alpha, sigma)
-            gain = _column(alpha * d_alpha) * self._variances + _column(sigma * d_sigma)
+            gain = _column(alpha * d_alpha) * self._variances + _column(path.sigma_d_sigma(t))
             moved = torch.einsum("...ne,nde->...nd", gain / variance * offset, self._axes)
             return torch.einsum("...n,...nd->...d", joint.softmax(-1), _column(d_alpha) * means + moved)
 

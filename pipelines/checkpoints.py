@@ -31,7 +31,8 @@ def folder(stage: str, config: Mapping[str, Any], inputs: Sequence[Path]) -> Pat
     here = Path(__file__).parent
     code = sorted([*here.rglob("*.py"), *(here.parent / "flowmatch_core").rglob("*.py")])
     for path in (*inputs, *code):
-        digest.update(store.read_bytes(path))
+        for piece in store.chunks(path):
+            digest.update(piece)
     return ROOT / stage / digest.hexdigest()[:16]
 
 

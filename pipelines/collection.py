@@ -1,28 +1,33 @@
 """Draws the tables of an environment on all cores: transitions, on-policy rollouts and evaluation rollouts.
 
 Columns: `episode`, `step`, `behaviour`, then numbers named by prefix and component (`state_x`, `action_ux`,
-`next_state_x`, `next_action_ux`, `reward_loop`). Every table is drawn in pieces of fixed size, each with a
-seed of its own, so that rows depend on the seed and not on the number of workers. Workers are threads: what
-costs time, physics and NumPy, lets go of Python's lock, and processes would take longer to start than work.
+`next_state_x`, `next_action_ux`, `reward_loop`), and `terminal`. Every table is drawn in pieces of fixed size, each
+with a seed of its own, so that rows depend on the seed and not on the number of workers. Workers are threads: what
+costs time, physics and NumPy, lets go of Python's lock, and processes would take longer to start than work. Pieces of
+transitions are handed on as they are drawn, and only a few are ever in memory.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from pipelines import members
-from pipelines.environments import Array, Environment
+from pipelines import members, store
+from pipelines.environments import Array, Beginning, Environment
 from pipelines.errors import UserError
 
 TRANSITIONS, EPISODES = 10_000, 250  # rows, respectively episodes, of a piece
+GROUP = 100_000  # rows of a row group of a file
+AHEAD = 2  # pieces a worker that may wait to be used
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,12 @@ class Collection:
     """The tables of one environment, ordered by episode and step.
 
     Attributes:
-        transitions: independent rows off the policy (each its own episode, `behaviour` "coverage") with the
-            policy's action in the next state.
+        transitions: rows off the policy, with the policy's action in the next state. Where the environment covers
+            its states each row is an episode of its own (`behaviour` "coverage"). `terminal` says whether the next
+            state ends an episode for good; a time limit does not.
         rollouts: episodes under the policy, half from coverage states ("coverage"), half from the start
-            distribution ("start"): rows S_0, ..., S_length with the policy's action.
+            distribution ("start"), or all from there: rows S_0, ..., S_length with the policy's action. A terminal
+            state is absorbing: `terminal` rows repeat it until the end.
         evaluation: the same from the start distribution only, with every reward of the row's state.
     """
 
@@ -44,12 +51,86 @@ class Collection:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a worker draws at a time: `count` episodes, numbered from `first` on."""
+    """What a worker draws at a time: rows or episodes of these numbers."""
 
-    behaviour: Literal["coverage", "start"]
-    first: int
-    count: int
+    numbers: range
     seed: np.random.SeedSequence
+
+
+class Collector:
+    """Draws the tables of one environment; each table has a seed of its own.
+
+    Arguments:
+        seed: what all rows depend on.
+        workers: threads; None is one a core.
+    """
+
+    def __init__(self, kind: str, settings: members.Settings, seed: int, workers: int | None = None) -> None:
+        self.environment: Environment = members.load("pipelines.environments", kind).build(settings)
+        self.kind = kind
+        self.seeds = np.random.SeedSequence(seed).spawn(4)
+        self.workers = workers or os.cpu_count() or 1
+
+    def transitions(self, count: int, length: int) -> Iterator[pd.DataFrame]:
+        """The table of transitions, piece by piece.
+
+        Arguments:
+            count: rows.
+            length: steps of an episode, where rows come from episodes.
+        """
+        available = self.environment.available()
+        if available is not None and count > available:
+            raise UserError(
+                f"{count} transitions were asked of the environment {self.kind!r}, which has {available}; "
+                "lower `transitions`."
+            )
+        return self._draw(partial(_transitions, self.environment, length), _pieces(count, TRANSITIONS, self.seeds[0]))
+
+    def rollouts(self, count: int, length: int) -> pd.DataFrame:
+        """`count` episodes of `length` steps under the policy, shared among the environment's beginnings."""
+        beginnings = self.environment.beginnings
+        covered = count - count // 2 if len(beginnings) > 1 else 0
+        parts = [
+            *self._episodes("coverage", _pieces(covered, EPISODES, self.seeds[1]), length),
+            *self._episodes("start", _pieces(count - covered, EPISODES, self.seeds[2], first=covered), length),
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    def evaluation(self, count: int, length: int) -> pd.DataFrame:
+        """`count` episodes of `length` steps from the start distribution, with every reward."""
+        pieces = _pieces(count, EPISODES, self.seeds[3])
+        table = pd.concat(list(self._episodes("start", pieces, length)), ignore_index=True)
+        states = table[[f"state_{name}" for name in self.environment.state_names]].to_numpy()
+        return table.assign(**{f"reward_{name}": value for name, value in self.environment.rewards(states).items()})
+
+    def _episodes(self, beginning: Beginning, pieces: list[Piece], length: int) -> Iterator[pd.DataFrame]:
+        return self._draw(partial(_rollout, self.environment, beginning, length), pieces)
+
+    def _draw(self, work: Callable[[Piece], pd.DataFrame], pieces: Iterable[Piece]) -> Iterator[pd.DataFrame]:
+        """The frames of the pieces in order, drawn by threads that are never far ahead."""
+        remaining, waiting = iter(pieces), deque[Future[pd.DataFrame]]()
+        with ThreadPoolExecutor(self.workers) as pool:
+            try:
+                while True:
+                    while len(waiting) < AHEAD * self.workers and (piece := next(remaining, None)) is not None:
+                        waiting.append(pool.submit(work, piece))
+                    if not waiting:
+                        return
+                    yield self._checked(waiting.popleft().result())
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _checked(self, frame: pd.DataFrame) -> pd.DataFrame:
+        for name in frame.columns.drop(["episode", "step", "behaviour"]):
+            bad = ~np.isfinite(frame[name].to_numpy())
+            if bad.any():
+                episode = frame["episode"].to_numpy()[bad.argmax()]
+                raise UserError(
+                    f"the environment {self.kind!r} gave NaN or infinity in column {name!r} in {int(bad.sum())} of "
+                    f"{len(frame)} rows, first in episode {episode}, expected finite numbers; mend it or change its "
+                    "settings."
+                )
+        return frame
 
 
 def collect(
@@ -63,7 +144,7 @@ def collect(
     seed: int,
     workers: int | None = None,
 ) -> Collection:
-    """Draw the tables of an environment.
+    """Draw the tables of an environment into memory.
 
     Arguments:
         transitions: rows of the table of transitions.
@@ -80,89 +161,128 @@ def collect(
     >>> len(tables.transitions), len(tables.rollouts), len(tables.evaluation)
     (10, 16, 8)
     """
-    environment: Environment = members.load("pipelines.environments", kind).build(settings)
-    seeds = np.random.SeedSequence(seed).spawn(4)
-    rollout = partial(_rollout, environment, length)
-    covered = rollouts - rollouts // 2
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        try:
-            steps = pool.map(
-                partial(_transitions, environment), _pieces("coverage", transitions, TRANSITIONS, seeds[0])
-            )
-            covering = pool.map(rollout, _pieces("coverage", covered, EPISODES, seeds[1]))
-            starting = pool.map(rollout, _pieces("start", rollouts - covered, EPISODES, seeds[2], first=covered))
-            evaluating = pool.map(rollout, _pieces("start", starts, EPISODES, seeds[3]))
-            tables = Collection(_join(kind, steps), _join(kind, covering, starting), _join(kind, evaluating))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    states = tables.evaluation[[f"state_{name}" for name in environment.state_names]].to_numpy()
-    for name, reward in environment.rewards(states).items():
-        tables.evaluation[f"reward_{name}"] = reward
-    return tables
+    collector = Collector(kind, settings, seed, workers)
+    return Collection(
+        pd.concat(list(collector.transitions(transitions, length)), ignore_index=True),
+        collector.rollouts(rollouts, length),
+        collector.evaluation(starts, length),
+    )
 
 
-def _pieces(
-    behaviour: Literal["coverage", "start"],
-    count: int,
-    size: int,
-    seed: np.random.SeedSequence,
-    first: int = 0,
-) -> list[Piece]:
+def write(path: Path, frames: Iterable[pd.DataFrame], columns: Sequence[str]) -> dict[str, list[float]]:
+    """Write frames as one parquet table, a row group at a time.
+
+    Returns:
+        `loc` and `scale`: mean and standard deviation of each of some columns, with which models standardise.
+
+    Raises:
+        UserError: one of these columns is constant.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    moments = Moments(columns)
+    with store.replacing(path) as temporary, ExitStack() as stack:
+        writer = None
+        for group in _groups(frames):
+            moments.add(group[list(columns)].to_numpy())
+            table = pa.Table.from_pandas(group, preserve_index=False)
+            if writer is None:
+                writer = stack.enter_context(parquet.ParquetWriter(temporary, table.schema))
+            writer.write_table(table)
+    return moments.result()
+
+
+class Moments:
+    """Mean and standard deviation of columns whose rows come in parts (Chan, Golub and LeVeque 1983).
+
+    >>> moments = Moments(["x"])
+    >>> moments.add(np.array([[1.0], [2.0]])), moments.add(np.array([[6.0]]))
+    (None, None)
+    >>> moments.result()
+    {'loc': [3.0], 'scale': [2.160246899469287]}
+    """
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.columns = list(columns)
+        self.count = 0
+        self.mean = self.squares = np.zeros(len(self.columns))
+        self.low, self.high = np.full(len(self.columns), np.inf), np.full(len(self.columns), -np.inf)
+
+    def add(self, rows: Array) -> None:
+        """Take rows (n, columns) into account."""
+        n, mean = len(rows), rows.mean(0)
+        total, change = self.count + n, mean - self.mean
+        self.squares = self.squares + n * rows.var(0) + change**2 * (self.count * n / total)
+        self.mean, self.count = self.mean + change * (n / total), total
+        self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
+
+    def result(self) -> dict[str, list[float]]:
+        """`loc` and `scale`.
+
+        Raises:
+            UserError: a column is constant, so that nothing can be divided by its deviation.
+        """
+        for name, low, high in zip(self.columns, self.low, self.high, strict=True):
+            if not high > low:
+                raise UserError(
+                    f"the column {name!r} of the transitions is constant ({low}); expected it to vary, so leave that "
+                    "component out of the environment's state."
+                )
+        return {"loc": self.mean.tolist(), "scale": np.sqrt(self.squares / self.count).tolist()}
+
+
+def _groups(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """The same rows in frames of at least `GROUP`."""
+    waiting, rows = list[pd.DataFrame](), 0
+    for frame in frames:
+        waiting.append(frame)
+        rows += len(frame)
+        if rows >= GROUP:
+            yield pd.concat(waiting, ignore_index=True)
+            waiting, rows = [], 0
+    if waiting:
+        yield pd.concat(waiting, ignore_index=True)
+
+
+def _pieces(count: int, size: int, seed: np.random.SeedSequence, first: int = 0) -> list[Piece]:
     offsets = range(0, count, size)
     return [
-        Piece(behaviour, first + offset, min(size, count - offset), child)
+        Piece(range(first + offset, first + min(offset + size, count)), child)
         for offset, child in zip(offsets, seed.spawn(len(offsets)), strict=True)
     ]
 
 
-def _transitions(environment: Environment, piece: Piece) -> pd.DataFrame:
-    rng = np.random.default_rng(piece.seed)
-    state, action = environment.coverage(rng, piece.count)
-    next_state = environment.step(state, action, rng)
-    numbers = {
-        **_columns("state", environment.state_names, state),
-        **_columns("action", environment.action_names, action),
-        **_columns("next_state", environment.state_names, next_state),
-        **_columns("next_action", environment.action_names, environment.policy(next_state)),
-    }
-    return _table(piece, 1, numbers)
+def _transitions(environment: Environment, length: int, piece: Piece) -> pd.DataFrame:
+    rows = environment.transitions(piece.numbers, length, np.random.default_rng(piece.seed))
+    return pd.DataFrame(
+        {
+            "episode": rows.episode,
+            "step": rows.step,
+            "behaviour": rows.behaviour,
+            **_columns("state", environment.state_names, rows.state),
+            **_columns("action", environment.action_names, rows.action),
+            **_columns("next_state", environment.state_names, rows.next_state),
+            **_columns("next_action", environment.action_names, environment.policy(rows.next_state)),
+            "terminal": rows.terminal,
+        }
+    )
 
 
-def _rollout(environment: Environment, length: int, piece: Piece) -> pd.DataFrame:
-    rng = np.random.default_rng(piece.seed)
-    if piece.behaviour == "start":
-        state = environment.starts(rng, piece.count)
-    else:
-        state, _ = environment.coverage(rng, piece.count)
-    states, actions = [state], [environment.policy(state)]
-    for _ in range(length):
-        states.append(environment.step(states[-1], actions[-1], rng))
-        actions.append(environment.policy(states[-1]))
-    numbers = {
-        **_columns("state", environment.state_names, np.stack(states, 1).reshape(-1, state.shape[1])),
-        **_columns("action", environment.action_names, np.stack(actions, 1).reshape(-1, actions[0].shape[1])),
-    }
-    return _table(piece, length + 1, numbers)
+def _rollout(environment: Environment, beginning: Beginning, length: int, piece: Piece) -> pd.DataFrame:
+    count = len(piece.numbers)
+    drawn = environment.episodes(beginning, count, length, np.random.default_rng(piece.seed))
+    return pd.DataFrame(
+        {
+            "episode": np.array(piece.numbers).repeat(length + 1),
+            "step": np.tile(np.arange(length + 1), count),
+            "behaviour": beginning,
+            **_columns("state", environment.state_names, drawn.states.reshape(-1, drawn.states.shape[2])),
+            **_columns("action", environment.action_names, drawn.actions.reshape(-1, drawn.actions.shape[2])),
+            "terminal": drawn.terminal.ravel(),
+        }
+    )
 
 
 def _columns(prefix: str, names: tuple[str, ...], rows: Array) -> dict[str, Array]:
     return {f"{prefix}_{name}": rows[:, i] for i, name in enumerate(names)}
-
-
-def _table(piece: Piece, steps: int, numbers: dict[str, Array]) -> pd.DataFrame:
-    episode = piece.first + np.arange(piece.count).repeat(steps)
-    step = np.tile(np.arange(steps), piece.count)
-    return pd.DataFrame({"episode": episode, "step": step, "behaviour": piece.behaviour, **numbers})
-
-
-def _join(kind: str, *parts: Iterator[pd.DataFrame]) -> pd.DataFrame:
-    table = pd.concat([frame for part in parts for frame in part], ignore_index=True)
-    for name in table.columns.drop(["episode", "step", "behaviour"]):
-        bad = int((~np.isfinite(table[name].to_numpy())).sum())
-        if bad:
-            raise UserError(
-                f"the environment {kind!r} gave NaN or infinity in column {name!r} in {bad} of "
-                f"{len(table)} rows, expected finite numbers; mend it or change its settings."
-            )
-    return table

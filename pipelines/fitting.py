@@ -21,13 +21,17 @@ from pipelines.training import Progress
 
 @dataclass(frozen=True)
 class Task:
-    """A network to be trained, the terms of its loss, and what is stored beside its weights."""
+    """A network to be trained, the terms of its loss, and what is stored beside its weights.
+
+    `seek` takes data that are read in an order to the place of a step, when training begins or goes on.
+    """
 
     network: nn.Module
     terms: training.Step
     loc: Tensor
     scale: Tensor
     meta: Mapping[str, Any]
+    seek: Callable[[int], None] = lambda step: None
 
 
 class Job(Protocol):
@@ -71,6 +75,7 @@ def fit_seeds(
         for seed in seeds:
             shutil.copy(state / f"seed{seed}.safetensors", folder)
     stage.record.artifact(DATA / "models" / data / method)
+    stage.record.tag("flowmatch.model", f"{data}.{method}")  # the tracker registers it under this name
     _write_logs(stage, DATA / "logs" / data / method, dict(zip(seeds, summaries, strict=True)))
     checkpoints.clear(stage.name)
 
@@ -92,7 +97,8 @@ def _fit_one(
         torch.manual_seed(derived_seed(base, "weights", data, seed))
         task = job(torch.device(device))
         generator = torch.Generator(device).manual_seed(derived_seed(base, "batches", data, seed))
-        trained = training.train(task.network, task.terms, fit, generator, state / f"seed{seed}.checkpoint", tell)
+        checkpoint = state / f"seed{seed}.checkpoint"
+        trained = training.train(task.network, task.terms, fit, generator, checkpoint, tell, task.seek)
         models.save(model, trained.network, task.loc, task.scale, {**task.meta, "seed": seed})
         store.write_json(summary, {"curve": trained.curve, "seconds": trained.seconds})
     result: dict[str, Any] = store.read_json(summary)

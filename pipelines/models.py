@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from flowmatch_core.couplings import Coupling
+from flowmatch_core.fields import VelocityField
 from flowmatch_core.flow import ContinuousFlow
-from flowmatch_core.networks import MLPField
-from flowmatch_core.paths import AffinePath
-from flowmatch_core.successor import GeometricHorizonModel
+from flowmatch_core.paths import AffinePath, VelocityOf
+from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
 from pipelines import members, store
 from pipelines.errors import UserError
+from pipelines.params import NETWORKS, PathChoice
 
 if TYPE_CHECKING:
-    from pipelines.params import Fit, PathChoice
+    from pipelines.params import Choice, CouplingChoice, DensityMethod, NetworkChoice
 
 
 def path(choice: PathChoice) -> AffinePath:
@@ -26,21 +30,59 @@ def path(choice: PathChoice) -> AffinePath:
     Raises:
         UserError: its class does not take the given arguments.
     """
-    module = members.load("flowmatch_core.paths", choice.name)
-    try:
-        built: AffinePath = getattr(module, module.__all__[0])(**choice.arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"params.yaml: the path {choice.name!r} was given {choice.arguments}, which {module.__all__[0]} does not "
-            f"take ({error}); expected the arguments of its class in flowmatch_core/paths/{choice.name}.py."
-        ) from None
+    built: AffinePath = _build("flowmatch_core.paths", choice)
     return built
 
 
-def coupling(name: str) -> Any:
-    """The coupling of that name."""
-    module = members.load("flowmatch_core.couplings", name)
-    return getattr(module, module.__all__[0])()
+def coupling(choice: CouplingChoice) -> Coupling:
+    """The coupling that a method names.
+
+    Raises:
+        UserError: its class does not take the given arguments.
+    """
+    built: Coupling = _build("flowmatch_core.couplings", choice)
+    return built
+
+
+def _build(family: str, choice: Choice) -> Any:
+    kind = _class(family, choice.name)
+    try:
+        return kind(**choice.arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"params.yaml: {choice.name!r} was given {choice.arguments}, which {kind.__name__} does not take "
+            f"({error}); expected the arguments of its class in {family.replace('.', '/')}/{choice.name}.py."
+        ) from None
+
+
+def _class(family: str, name: str) -> Any:
+    module = members.load(family, name)
+    return getattr(module, module.__all__[0])
+
+
+def density_loss(method: DensityMethod) -> Callable[..., Tensor]:
+    """The objective of a method, `(network, path, rows, generator=...)`, with its choices and arguments filled in.
+
+    Raises:
+        UserError: it does not take these arguments, or no coupling where one is chosen.
+    """
+    choice, name = method.loss, method.loss.name
+    loss = getattr(members.load("flowmatch_core.objectives", name), f"{name}_loss")
+    takes = inspect.signature(loss).parameters
+    if unknown := set(choice.arguments) - set(takes):
+        raise UserError(
+            f"params.yaml: the loss {name!r} was given {', '.join(sorted(unknown))}; expected arguments of "
+            f"{name}_loss in flowmatch_core/objectives/{name}.py."
+        )
+    options: dict[str, Any] = {"prediction": method.prediction, **choice.arguments}
+    if "coupling" in takes:
+        options["coupling"] = coupling(method.coupling)
+    elif method.coupling.name != "independent":
+        raise UserError(
+            f"params.yaml: the loss {name!r} draws its noise apart from the data, but has the coupling "
+            f"{method.coupling.name!r}; expected independent."
+        )
+    return partial(loss, **options)
 
 
 def successor_loss(name: str) -> Any:
@@ -58,15 +100,26 @@ def successor_loss(name: str) -> Any:
     return loss
 
 
-def network_config(event_dim: int, cond_dim: int, fit: Fit) -> dict[str, Any]:
-    """The arguments of `MLPField`, as they are stored beside its weights."""
-    return {
-        "event_dim": event_dim,
-        "cond_dim": cond_dim,
-        "hidden": list(fit.hidden),
-        "frequencies": fit.frequencies,
-        "activation": fit.activation,
-    }
+def network_config(choice: NetworkChoice, event_dim: int, cond_dim: int) -> dict[str, Any]:
+    """A network's name and all arguments of its class, the defaults too, as they are stored beside its weights."""
+    takes = inspect.signature(_class(NETWORKS, choice.name)).parameters.values()
+    defaults = {p.name: p.default for p in takes if p.name != "generator"}
+    return {"name": choice.name, **defaults, **choice.arguments, "event_dim": event_dim, "cond_dim": cond_dim}
+
+
+def network(config: Mapping[str, Any]) -> nn.Module:
+    """The network that `network_config` describes, with new weights from torch's own generator.
+
+    Raises:
+        UserError: its class does not take one of the arguments.
+    """
+    name, arguments = config["name"], {key: value for key, value in config.items() if key != "name"}
+    kind = _class(NETWORKS, name)
+    try:
+        built: nn.Module = kind(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the network {name!r} was given {arguments}, but {kind.__name__} says: {error}") from None
+    return built
 
 
 def save(file: Path, network: nn.Module, loc: Tensor, scale: Tensor, meta: Mapping[str, Any]) -> None:
@@ -75,32 +128,48 @@ def save(file: Path, network: nn.Module, loc: Tensor, scale: Tensor, meta: Mappi
     store.write_tensors(file, {**weights, "loc": loc, "scale": scale}, meta)
 
 
-def _load(file: Path, device: torch.device) -> tuple[MLPField, Tensor, Tensor, dict[str, Any]]:
+def _load(file: Path, device: torch.device) -> tuple[VelocityField, Tensor, Tensor, dict[str, Any]]:
+    """The field of a model, whatever its network predicts; its standardisation; its description."""
     tensors, meta = store.read_tensors(file)
+    prefix = "network."
     try:
-        config = meta["network"]
-        network = MLPField(**{**config, "hidden": tuple(config["hidden"])})
-        prefix = "network."
-        network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        loc, scale = tensors["loc"], tensors["scale"]
-    except (KeyError, TypeError, RuntimeError) as error:
+        trained = network(meta["network"])
+        trained.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        loc, scale, prediction, choice = (
+            tensors["loc"],
+            tensors["scale"],
+            meta["prediction"],
+            PathChoice(**meta["path"]),
+        )
+    except (KeyError, TypeError, RuntimeError, UserError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{file} does not hold a model of this version ({reason}); train it again: `make repro`."
         ) from None
-    return network.to(device).requires_grad_(False), loc.to(device), scale.to(device), meta
+    field: VelocityField = trained.to(device).requires_grad_(False)
+    if prediction != "velocity":
+        field = VelocityOf(field, path(choice), prediction)
+    return field, loc.to(device), scale.to(device), meta
 
 
 def load_density(file: Path, device: torch.device, solver: str, steps: int) -> ContinuousFlow:
     """A density model in the units of the data."""
-    network, loc, scale, meta = _load(file, device)
-    return ContinuousFlow(network, (meta["network"]["event_dim"],), solver=solver, steps=steps, loc=loc, scale=scale)
+    field, loc, scale, meta = _load(file, device)
+    source = float(path(PathChoice(**meta["path"])).sigma(0.0))  # of paths that do not end in unit noise
+    event_shape = (meta["network"]["event_dim"],)
+    return ContinuousFlow(field, event_shape, solver=solver, steps=steps, base_scale=source, loc=loc, scale=scale)
 
 
 def load_successor(file: Path, device: torch.device, solver: str, steps: int) -> GeometricHorizonModel:
     """A successor model in the units of the environment."""
-    network, loc, scale, meta = _load(file, device)
+    field, loc, scale, meta = _load(file, device)
     event_shape = (meta["network"]["event_dim"],)
     return GeometricHorizonModel(
-        network, event_shape, gamma=meta["gamma"], solver=solver, steps=steps, loc=loc, scale=scale
+        field, event_shape, gamma=meta["gamma"], solver=solver, steps=steps, loc=loc, scale=scale
     )
+
+
+def load(file: Path, device: torch.device, solver: str, steps: int) -> HorizonModel | ContinuousFlow:
+    """Whichever model a file holds."""
+    is_successor = "gamma" in store.read_tensors(file)[1]
+    return (load_successor if is_successor else load_density)(file, device, solver, steps)

@@ -6,14 +6,16 @@ sentence that names the key, what was found and what is expected.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from pipelines import members
 from pipelines.errors import UserError
@@ -22,6 +24,7 @@ from pipelines.members import Settings
 Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
 FixedSolver = Literal["euler", "midpoint", "heun", "rk4"]
 SUCCESSOR = "flowmatch_core.successor"
+NETWORKS = "flowmatch_core.networks"
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -39,21 +42,24 @@ def _member_of(family: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _successor_loss(name: str) -> str:
+def _loss_of(family: str, *others: str) -> AfterValidator:
     """The file of that name must hold the loss of that name; it is read, not imported, as torch takes seconds."""
-    known = [*(n for n in members.names(SUCCESSOR) if f"{n}_loss" in members.source(SUCCESSOR, n)), "oracle"]
-    if name not in known:
-        near = get_close_matches(name, known, 1)
-        raise ValueError(f"expected one of {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    return name
+
+    def check(name: str) -> str:
+        known = [*(n for n in members.names(family) if f"def {n}_loss(" in members.source(family, n)), *others]
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise ValueError(f"expected one of {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return name
+
+    return AfterValidator(check)
 
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_different)]
 Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+Activation = Literal["silu", "tanh", "softplus"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]  # becomes a folder and part of a stage's name
-PathName = Annotated[str, _member_of("flowmatch_core.paths")]
-Coupling = Annotated[str, _member_of("flowmatch_core.couplings")]
-SuccessorLoss = Annotated[str, AfterValidator(_successor_loss)]
+SuccessorLoss = Annotated[str, _loss_of("flowmatch_core.successor", "oracle")]
 
 
 def _device(name: str) -> str:
@@ -65,12 +71,66 @@ def _device(name: str) -> str:
 Device = Annotated[str, AfterValidator(_device)]
 
 
+class Choice(BaseModel):
+    """A member of an open family and the arguments of what its file defines; a bare name takes the defaults."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, float | str]
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__)
+
+
+def _network(name: str) -> str:
+    members.check(NETWORKS, name)
+    if "event_dim" not in _network_arguments(name):
+        raise ValueError("expected a network of vectors")
+    return name
+
+
+def _network_arguments(name: str) -> dict[str, str]:
+    """What a network's class takes and its annotations; the file is read, not imported, as torch takes seconds."""
+    tree = ast.parse(members.source(NETWORKS, name)).body
+    public = next(ast.literal_eval(n.value) for n in tree if isinstance(n, ast.Assign) and _is_all(n.targets[0]))
+    network = next(n for n in tree if isinstance(n, ast.ClassDef) and n.name == public[0])
+    init = next(n for n in network.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
+    return {arg.arg: ast.unparse(arg.annotation) for arg in init.args.args if arg.annotation is not None}
+
+
+def _is_all(target: ast.expr) -> bool:
+    return isinstance(target, ast.Name) and target.id == "__all__"
+
+
+class NetworkChoice(Choice):
+    """A network of vectors: a class in `flowmatch_core/networks/`; what is not stated is the class's default."""
+
+    __pydantic_extra__: dict[str, Any]  # checked by `settings`
+    name: Annotated[str, AfterValidator(_network)]
+
+    def settings(self) -> type[BaseModel]:
+        """The schema of the arguments, those apart that data and seed decide."""
+        types = {"int": Annotated[int, Field(ge=0)], "Sequence[int]": Widths, "str": Activation}
+        arguments = _network_arguments(self.name).items()
+        decided = ("event_dim", "cond_dim", "generator")
+        fields: dict[str, Any] = {key: (types[kind], None) for key, kind in arguments if key not in decided}
+        return create_model(self.name, __base__=Settings, **fields)
+
+    def __str__(self) -> str:
+        widths = next((value for value in self.arguments.values() if isinstance(value, (list, tuple))), ())
+        return f"{self.name} {'×'.join(map(str, widths))}".rstrip()
+
+
 class Fit(Settings):
     """A network and how it is trained."""
 
-    hidden: Widths = Field(description="width of each hidden layer")
-    frequencies: int = Field(ge=1, description="Fourier frequencies of the time embedding")
-    activation: Literal["silu", "tanh", "softplus"]
+    network: NetworkChoice
     steps: int = Field(ge=1, description="gradient steps")
     batch: int = Field(ge=2, description="regression rows a step")
     lr: float = Field(gt=0, description="peak learning rate; linear warm-up, cosine to zero")
@@ -86,26 +146,36 @@ class SuccessorFit(Fit):
 
     ode_solver: FixedSolver
     ode_steps: int = Field(ge=1, description="solver steps of one bootstrap target")
+    rows_in_memory: int = Field(ge=2, description="transitions in memory at a time; a longer table streams from disk")
 
 
-class PathChoice(BaseModel):
-    """A probability path: the file of that name in `flowmatch_core/paths/` and the arguments of its class."""
+class PathChoice(Choice):
+    """A probability path: a class in `flowmatch_core/paths/`."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, float]
-    name: PathName
+    name: Annotated[str, _member_of("flowmatch_core.paths")]
 
-    @property
-    def arguments(self) -> dict[str, float]:
-        return dict(self.__pydantic_extra__)
+
+class CouplingChoice(Choice):
+    """A coupling of noise and data: a class in `flowmatch_core/couplings/`."""
+
+    name: Annotated[str, _member_of("flowmatch_core.couplings")]
+
+
+class LossChoice(Choice):
+    """An objective: a function in `flowmatch_core/objectives/`."""
+
+    name: Annotated[str, _loss_of("flowmatch_core.objectives")]
 
 
 class DensityMethod(Settings):
     """A way to train a density model: path, coupling and loss, each a file of that name in `flowmatch_core`."""
 
     path: PathChoice
-    coupling: Coupling
-    loss: Literal["cfm"]
+    coupling: CouplingChoice
+    loss: LossChoice
+    prediction: Literal["velocity", "noise", "data", "score"] = Field(
+        default="velocity", description="what the network predicts and is regressed on"
+    )
 
 
 class SuccessorMethod(Settings):
@@ -116,12 +186,11 @@ class SuccessorMethod(Settings):
 
 
 class Member(BaseModel):
-    """A data set or an environment: `kind` names its file, whose `Settings` check the keys not declared here."""
+    """An entry whose `kind` names the file of a family; its `Settings` check the keys not declared here."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     family: ClassVar[str]
     kind: str
-    fit: dict[str, Any] = Field(default={}, description="what differs from the common `fit` for this entry")
 
     @property
     def member(self) -> dict[str, Any]:
@@ -133,12 +202,23 @@ class Member(BaseModel):
         return members.load(self.family, self.kind).Settings.model_validate(self.member)
 
 
-class Dataset(Member):
+class Trained(Member):
+    """A data set or an environment: models are trained on it."""
+
+    fit: dict[str, Any] = Field(default={}, description="what differs from the common `fit` for this entry")
+
+
+class Experiment(Member):
+    family: ClassVar[str] = "pipelines.experiments"
+    kind: Annotated[str, _member_of("pipelines.experiments")]
+
+
+class Dataset(Trained):
     family: ClassVar[str] = "pipelines.datasets"
     kind: Annotated[str, _member_of("pipelines.datasets")]
 
 
-class Environment(Member):
+class Environment(Trained):
     family: ClassVar[str] = "pipelines.environments"
     kind: Annotated[str, _member_of("pipelines.environments")]
     gamma: float = Field(ge=0, lt=1, description="discount, per transition")
@@ -187,7 +267,7 @@ class Density(Settings):
     evaluate: DensityEvaluation
 
     def fit_for(self, dataset: Dataset) -> Fit:
-        return Fit.model_validate({**self.fit.model_dump(), **dataset.fit})
+        return Fit.model_validate(merge(self.fit.model_dump(), dataset.fit))
 
 
 class Successor(Settings):
@@ -198,7 +278,7 @@ class Successor(Settings):
     evaluate: SuccessorEvaluation
 
     def fit_for(self, environment: Environment) -> SuccessorFit:
-        return SuccessorFit.model_validate({**self.fit.model_dump(), **environment.fit})
+        return SuccessorFit.model_validate(merge(self.fit.model_dump(), environment.fit))
 
 
 class Params(Settings):
@@ -213,6 +293,7 @@ class Params(Settings):
     density: Density
     environments: dict[Name, Environment] = Field(min_length=1)
     successor: Successor
+    experiments: dict[Name, Experiment]
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Params:
@@ -233,14 +314,47 @@ def load(path: Path | str = "params.yaml") -> Params:
     """
     path = Path(path)
     params = _validate(Params, read_yaml(path), path)
-    for section, entries, common in (
-        ("datasets", params.datasets, params.density.fit),
-        ("environments", params.environments, params.successor.fit),
+    for kind, section, entries, common in (
+        ("density", "datasets", params.datasets, params.density.fit),
+        ("successor", "environments", params.environments, params.successor.fit),
     ):
+        _check_network(common.network, path, (kind, "fit"))
         for name, entry in entries.items():
             _validate(members.load(entry.family, entry.kind).Settings, entry.member, path, (section, name))
-            _validate(type(common), {**common.model_dump(), **entry.fit}, path, (section, name, "fit"))
+            fit = _validate(type(common), merge(common.model_dump(), entry.fit), path, (section, name, "fit"))
+            _check_network(fit.network, path, (section, name, "fit"))
+    for name, experiment in params.experiments.items():
+        settings = members.load(experiment.family, experiment.kind).Settings
+        _validate(settings, experiment.member, path, ("experiments", name))
     return params
+
+
+def _check_network(choice: NetworkChoice, path: Path, prefix: tuple[str, ...]) -> None:
+    _validate(choice.settings(), choice.arguments, path, (*prefix, "network"))
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with changes: mappings merge, lists and values are replaced, a mapping set to null goes.
+
+    A choice of another name is replaced as a whole, since the arguments of the old one are not the new one's.
+
+    >>> merge({"fit": {"lr": 1, "hidden": [8, 8]}, "sets": {"a": {}, "b": {}}}, {"fit": {"hidden": [2]}})
+    {'fit': {'lr': 1, 'hidden': [2]}, 'sets': {'a': {}, 'b': {}}}
+    >>> merge({"sets": {"a": {}, "b": {}}, "mirror": "x"}, {"sets": {"a": None}, "mirror": None})
+    {'sets': {'b': {}}, 'mirror': None}
+    >>> merge({"path": {"name": "vp", "beta_max": 9}}, {"path": {"name": "cosine"}})
+    {'path': {'name': 'cosine'}}
+    """
+    merged = dict(base)
+    for key, value in changes.items():
+        here = merged.get(key)
+        if isinstance(here, Mapping) and value is None:
+            del merged[key]
+        elif isinstance(here, Mapping) and isinstance(value, Mapping) and value.get("name") in (None, here.get("name")):
+            merged[key] = merge(here, value)
+        else:
+            merged[key] = value
+    return merged
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -298,8 +412,9 @@ def _validate(model: type[M], raw: Any, path: Path, prefix: tuple[str, ...] = ()
 
 
 def _sentence(error: ValidationError, model: type[BaseModel], path: Path, prefix: tuple[str, ...]) -> str:
-    """The first mistake as one sentence, with the number of the others."""
-    first = error.errors()[0]
+    """One mistake as a sentence, and how many others; a misspelt key comes before the one that it leaves missing."""
+    mistakes = error.errors()
+    first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
     key = ".".join(str(part) for part in (*prefix, *first["loc"]))
     found = repr(first["input"])
     found = found if len(found) <= 80 else f"{found[:77]}..."

@@ -8,7 +8,7 @@ from pipelines.params import Params
 
 
 def check(params: Params) -> None:
-    """Look for the device, build every path and coupling, and look up every reward.
+    """Look for the device, build every path, coupling and loss, and look up every reward.
 
     Raises:
         UserError: with the key of `params.yaml` that cannot work here.
@@ -20,7 +20,7 @@ def check(params: Params) -> None:
     training.device(params.device)
     for density in params.density.methods.values():
         models.path(density.path)
-        models.coupling(density.coupling)
+        models.density_loss(density)
     for successor in params.successor.methods.values():
         models.path(successor.path)
     for name, entry in params.environments.items():

@@ -134,8 +134,12 @@ def _guarded(main: Callable[..., None], name: str, arguments: dict[str, str]) ->
 
 
 def _check_cell(params: Params, cell: Mapping[str, str]) -> None:
-    """Refuse a data set or an environment that params.yaml does not have."""
-    for kind, entries in (("dataset", params.datasets), ("environment", params.environments)):
+    """Refuse a data set, an environment or an experiment that params.yaml does not have."""
+    for kind, entries in (
+        ("dataset", params.datasets),
+        ("environment", params.environments),
+        ("experiment", params.experiments),
+    ):
         if kind in cell and cell[kind] not in entries:
             raise UserError(f"params.yaml has no {kind} {cell[kind]!r}, only {', '.join(entries)}.")
 

@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from pyarrow import Table
+    from pyarrow.parquet import ParquetFile
     from torch import Tensor
 
 
@@ -57,6 +60,20 @@ def read_bytes(path: Path) -> bytes:
         raise _missing(path) from None
 
 
+def chunks(path: Path) -> Iterator[bytes]:
+    """The content of a file in pieces, so that it may be larger than memory.
+
+    Raises:
+        UserError: the file is missing.
+    """
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                yield piece
+    except FileNotFoundError:
+        raise _missing(path) from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, with non-finite numbers as null."""
     with replacing(path) as temporary:
@@ -89,7 +106,6 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     Raises:
         UserError: the file is missing or corrupt, lacks a column, or holds a NaN.
     """
-    import numpy as np
     import pandas as pd
 
     try:
@@ -98,22 +114,63 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
         raise _missing(path) from None
     except Exception as error:  # pyarrow raises ArrowInvalid, OSError, ... for a damaged file
         raise _corrupt(path, "parquet", error) from None
-    lacking = [name for name in columns if name not in table]
-    if lacking:
-        raise UserError(
-            f"{path} has no column {lacking[0]!r} (it has {', '.join(map(str, table))}); make it again: {_REMAKE}"
-        )
+    _check_columns(path, list(map(str, table)), columns)
     numbers = table.select_dtypes("number")
-    bad = ~np.isfinite(numbers.to_numpy())
+    check_finite(path, list(map(str, numbers)), numbers.to_numpy())
+    return table
+
+
+def open_table(path: Path, columns: Sequence[str]) -> ParquetFile:
+    """Open a parquet table that has at least the given columns, to be read in parts.
+
+    Raises:
+        UserError: the file is missing or corrupt, or lacks a column.
+    """
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except Exception as error:
+        raise _corrupt(path, "parquet", error) from None
+    _check_columns(path, file.schema_arrow.names, columns)
+    return file
+
+
+def read_group(path: Path, file: ParquetFile, group: int, columns: Sequence[str]) -> Table:
+    """Some columns of one row group of an open table.
+
+    Raises:
+        UserError: the file is corrupt.
+    """
+    try:
+        return file.read_row_group(group, columns=list(columns), use_threads=False)
+    except Exception as error:
+        raise _corrupt(path, "parquet", error) from None
+
+
+def check_finite(path: Path, columns: Sequence[str], rows: np.ndarray, first: int = 0) -> None:
+    """Refuse rows of a table, from the `first` on, that hold a NaN or an infinity.
+
+    Raises:
+        UserError: it names the first such value.
+    """
+    import numpy as np
+
+    bad = ~np.isfinite(rows)
     if bad.any():
         row, column = (int(i) for i in np.argwhere(bad)[0])
-        name = str(numbers.columns[column])
-        found = float(numbers.to_numpy()[row, column])
         raise UserError(
-            f"{path} holds {found} in column {name!r}, row {row} ({int(bad.sum())} such values); "
-            f"expected finite numbers, so mend the source and make it again: {_REMAKE}"
+            f"{path} holds {float(rows[row, column])} in column {columns[column]!r}, row {first + row} "
+            f"({int(bad.sum())} such values); expected finite numbers, so mend the source and make it again: {_REMAKE}"
         )
-    return table
+
+
+def _check_columns(path: Path, there: Sequence[str], wanted: Sequence[str]) -> None:
+    lacking = [name for name in wanted if name not in there]
+    if lacking:
+        raise UserError(f"{path} has no column {lacking[0]!r} (it has {', '.join(there)}); make it again: {_REMAKE}")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

@@ -93,6 +93,7 @@ def train(
     generator: torch.Generator,
     checkpoint: Path,
     report: Callable[[Progress], None],
+    seek: Callable[[int], None] = lambda step: None,
 ) -> Trained:
     """Train a network in place and return its averaged copy.
 
@@ -102,6 +103,7 @@ def train(
         generator: the only source of randomness in `step_terms`.
         checkpoint: file to resume from and to save to; the caller removes it once the result is safe.
         report: called with every row of the loss curve.
+        seek: called once with the step that comes first, for data that are read in an order.
 
     Raises:
         UserError: the loss is not finite.
@@ -112,6 +114,7 @@ def train(
     optimizer = torch.optim.AdamW(weights, lr=fit.lr, eps=fit.adam_eps, weight_decay=fit.weight_decay, fused=True)
     curve: list[dict[str, float]] = []
     start, before = _restore(checkpoint, network, average, optimizer, generator, curve)
+    seek(start)
     sums: dict[str, Tensor] = {}
     began = saved = time.monotonic()
     pause = CHECKPOINT_SECONDS

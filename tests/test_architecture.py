@@ -74,7 +74,7 @@ def closure(stage: str) -> set[Path]:
 
 
 def test_the_mathematics_knows_nothing_of_the_pipeline() -> None:
-    allowed = {"torch", "torchdiffeq", "numpy", "scipy", "ot", "flowmatch_core", *sys.stdlib_module_names}
+    allowed = {"torch", "torchdiffeq", "numpy", "scipy", "ot", "zuko", "flowmatch_core", *sys.stdlib_module_names}
     for path in FILES:
         if is_in(name(path), "flowmatch_core"):
             assert {module.split(".")[0] for module in imported(path)} <= allowed, path
@@ -102,13 +102,13 @@ def test_stages_do_not_know_each_other_and_nobody_imports_one() -> None:
 def test_members_know_neither_stages_nor_training() -> None:
     outer = ("stages", "stage", "training", "fitting", "models", "orchestration", "params")
     for path in FILES:
-        if any(is_in(name(path), f"pipelines.{family}") for family in ("datasets", "environments")):
+        if any(is_in(name(path), f"pipelines.{family}") for family in ("datasets", "environments", "experiments")):
             assert not any(is_in(m, f"pipelines.{o}") for m in imported(path) for o in outer), path
 
 
-def test_only_the_stage_context_reaches_the_orchestration_from_below() -> None:
+def test_only_the_stage_context_and_the_registry_reach_the_orchestration_from_below() -> None:
     below = {user for user in users("pipelines.orchestration") if not is_in(user, "pipelines.orchestration")}
-    assert below == {"pipelines.stage"}
+    assert below == {"pipelines.stage", "pipelines.registry"}
 
 
 def test_nothing_imports_tests_or_loads_what_can_execute() -> None:

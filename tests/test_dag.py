@@ -20,6 +20,7 @@ def expected(loaded: params.Params) -> set[str]:
         *(f"{s}@{e}" for s in ("collect", "sample_successor", "evaluate_successor") for e in loaded.environments),
         *(f"train_density@{cell}" for cell in density),
         *(f"train_successor@{cell}" for cell in successor),
+        *(f"experiment@{e}" for e in loaded.experiments),
         "tables",
         "report",
     }
@@ -32,10 +33,10 @@ def here() -> dict[str, dag.Node]:
 
 def test_the_default_profile_has_a_stage_for_every_cell(here: dict[str, dag.Node]) -> None:
     assert set(here) == expected(params.load(ROOT / "params.yaml"))
-    assert len(here) == 38
+    assert len(here) == 40
 
 
-@pytest.mark.parametrize(("profile", "stages"), [("smoke", 19), ("paper", 75)])
+@pytest.mark.parametrize(("profile", "stages"), [("smoke", 21), ("paper", 77)])
 def test_the_other_profiles_too(tmp_path: Path, profile: str, stages: int) -> None:
     folder = workspace.prepare(ROOT, profile)
     loaded = params.load(folder / "params.yaml")
@@ -54,6 +55,8 @@ def test_a_stage_waits_for_what_it_reads_and_for_nothing_else(here: dict[str, da
     assert deps["sample_successor@spiral"] == {"collect@spiral", *trained}
     assert deps["evaluate_successor@spiral"] == {"collect@spiral", "sample_successor@spiral", *trained}
     assert {f"evaluate_density@{d}" for d in ("moons", "digits")} < deps["tables"]
+    assert deps["experiment@sde_vs_ode"] == set()
+    assert {f"experiment@{e}" for e in ("sde_vs_ode", "memoryless_chain")} < deps["tables"]
     assert "tables" in deps["report"]
 
 

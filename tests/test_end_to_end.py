@@ -115,13 +115,28 @@ def test_mlflow_has_a_parent_with_a_child_for_every_stage(project: Path) -> None
     parent = parents[0]
     assert parent.info.status == "FINISHED"
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == 19
+    assert len(children) == 21
     assert {r.info.status for r in children} == {"FINISHED"}
     assert any("spiral" in name and "emd" in name for name in parent.data.metrics)
     trained = next(r for r in children if r.data.tags["mlflow.runName"] == "train_successor@spiral-td2_cfm")
     assert len(client.get_metric_history(trained.info.run_id, "bootstrap_seed0")) == 6
     files = [f.path for f in client.list_artifacts(trained.info.run_id, "td2_cfm")]
     assert files == ["td2_cfm/seed0.safetensors"]
+
+
+def test_a_trained_model_loads_by_the_line_in_the_readme(project: Path) -> None:
+    example = next(
+        b for b in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL) if "registry" in b
+    )
+    code = example.replace("models:/spiral", "models:/smoke.spiral") + "print(future.shape, future.isfinite().all())"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("FLOWMATCH", "MLFLOW", "DVC"))}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env={**environment, "PYTHONPATH": str(project)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "torch.Size([512, 5, 2]) tensor(True)" in result.stdout
+    assert "nan" not in result.stdout
 
 
 def test_dvc_answers_about_the_metrics_and_the_graph(workspace: Path) -> None:

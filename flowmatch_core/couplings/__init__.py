@@ -1,7 +1,11 @@
 """How noise is paired with data; one file per coupling."""
 
 from flowmatch_core.couplings._base import Coupling
+from flowmatch_core.couplings.conditional_ot import ConditionalOT
 from flowmatch_core.couplings.independent import Independent
 from flowmatch_core.couplings.minibatch_ot import MinibatchOT
+from flowmatch_core.couplings.reflow import Reflow
+from flowmatch_core.couplings.schrodinger_bridge import SchrodingerBridge
+from flowmatch_core.couplings.sinkhorn import Sinkhorn
 
-__all__ = ["Coupling", "Independent", "MinibatchOT"]
+__all__ = ["ConditionalOT", "Coupling", "Independent", "MinibatchOT", "Reflow", "SchrodingerBridge", "Sinkhorn"]

@@ -13,8 +13,8 @@ __all__ = ["Coupling"]
 class Coupling(ABC):
     """A rule that pairs the rows of a batch of noise with the rows of a batch of data.
 
-    The data and their conditions stay in place, the noise is rearranged: row `i` of the three results
-    belongs together.
+    Row `i` of the three results belongs together. The conditions stay in place, and so do the data, unless
+    the rule makes the data from the noise (see `Reflow`); the noise is rearranged or drawn again.
     """
 
     @abstractmethod

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from flowmatch_core.couplings._base import Coupling
-from flowmatch_core.fields import check_shape, flatten_event
-from flowmatch_core.transport import optimal_plan
+from flowmatch_core.couplings._batch import centred_pair, pair_cost
+from flowmatch_core.transport import optimal_permutation
 
 __all__ = ["MinibatchOT"]
 
@@ -20,8 +20,9 @@ __all__ = ["MinibatchOT"]
 class MinibatchOT(Coupling):
     r"""The permutation of the noise with the least :math:`\sum_i \lVert x_1^i - x_0^{\pi(i)} \rVert^2`.
 
-    No row is lost and none doubled. It is computed on the CPU in float64 and does not look at the
-    conditions, so within a condition the noise is no longer Gaussian: use it for unconditional models.
+    No row is lost and none doubled. It is computed on the CPU in float64, so it waits for the device: see
+    `flowmatch_core.prefetch.ahead`. It does not look at the conditions, so within a condition the noise is
+    no longer Gaussian: use it for unconditional models, and `ConditionalOT` for others.
 
     References:
         | Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport
@@ -37,8 +38,5 @@ class MinibatchOT(Coupling):
     def __call__(
         self, x0: Tensor, x1: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        check_shape("x0", x0, x1.shape)
-        noise, data = (flatten_event(x.detach()).to("cpu", torch.float64) for x in (x0, x1))
-        distances = torch.cdist(data, noise, compute_mode="donot_use_mm_for_euclid_dist")
-        plan = optimal_plan(distances.square().numpy())
-        return x0[torch.as_tensor(plan.argmax(1), device=x0.device)], x1, cond
+        permutation = optimal_permutation(pair_cost(*centred_pair(x0, x1)))
+        return x0[torch.from_numpy(permutation).to(x0.device)], x1, cond

@@ -30,9 +30,9 @@ class PathSample:
 class AffinePath(ABC):
     r"""The path :math:`x_t = \alpha_t x_1 + \sigma_t x_0` from noise `x0` to data `x1`.
 
-    A member gives `alpha`, `sigma` and their derivatives. Each takes a time of any shape (or a float,
-    computed in float64) and returns a tensor of that shape. :math:`\sigma_t` should be exactly zero where
-    its formula is.
+    A member gives `alpha`, `sigma`, their derivatives and the inverse of their ratio. Each takes a time of
+    any shape (or a float, computed in float64) and returns a tensor of that shape. :math:`\sigma_t` should
+    be exactly zero where its formula is, and :math:`\alpha_t / \sigma_t` should increase.
 
     References:
         | Flow Matching for Generative Modeling (Lipman et al., 2023), https://arxiv.org/abs/2210.02747
@@ -52,7 +52,35 @@ class AffinePath(ABC):
 
     @abstractmethod
     def d_sigma(self, t: Time) -> Tensor:
-        r"""Return :math:`\dot\sigma_t`."""
+        r"""Return :math:`\dot\sigma_t`, which may be infinite where :math:`\sigma_t = 0`."""
+
+    @abstractmethod
+    def sigma_d_sigma(self, t: Time) -> Tensor:
+        r"""Return :math:`\sigma_t \dot\sigma_t`, half the derivative of the variance: finite at both ends."""
+
+    @abstractmethod
+    def time_of_ratio(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        r"""Return the time at which :math:`\alpha_t : \sigma_t` is the ratio of the arguments, neither negative.
+
+        A ratio that the path does not reach gives the end that is nearest to it.
+        """
+
+    def angle(self, t: Time) -> Tensor:
+        r"""Return :math:`\theta_t = \operatorname{atan2}(\alpha_t, \sigma_t)`, from 0 at pure noise to
+        :math:`\pi / 2` at pure data; :math:`\tan^2 \theta_t` is the signal-to-noise ratio.
+        """
+        return torch.atan2(self.alpha(t), self.sigma(t))
+
+    def time_of_angle(self, angle: Tensor) -> Tensor:
+        """Return the time at which the path has an angle, or the end that is nearest to it.
+
+        Example:
+            >>> from flowmatch_core.paths import CondOT
+            >>> CondOT().time_of_angle(torch.tensor([0.0, 0.7854]))
+            tensor([0.0000, 0.5000])
+        """
+        # a cosine just below zero is the rounding of a right angle
+        return self.time_of_ratio(torch.sin(angle), torch.cos(angle).clamp_min(0))
 
     def sample(self, x0: Tensor, x1: Tensor, t: Time) -> PathSample:
         r"""Return the point :math:`\alpha_t x_1 + \sigma_t x_0` and its velocity :math:`\dot\alpha_t x_1 +
@@ -93,18 +121,8 @@ class AffinePath(ABC):
         return self.convert(x1, t, x, source="data", target="velocity")
 
     def convert(self, value: Tensor, t: Time, x: Tensor, source: Quantity, target: Quantity) -> Tensor:
-        r"""Turn a prediction of one quantity at `(t, x)` into another.
-
-        All four are affine in the pair :math:`(E[x_0 \mid x], E[x_1 \mid x])`, and `x` itself fixes one
-        combination:
-
-        .. math:: x = \alpha_t x_1 + \sigma_t x_0, \quad v = \dot\alpha_t x_1 + \dot\sigma_t x_0, \quad
-                  \nabla \log p_t(x) = -x_0 / \sigma_t .
-
-        The result is exact at the ends wherever it has a limit. Where it has none (the input no longer
-        determines the output) it is the mean of the noise, zero, for a noise sought at :math:`\sigma_t = 0`
-        (see `conditional_velocity`), and `nan` for what cannot be known: the data at :math:`\alpha_t = 0`
-        from noise or score, and the score at :math:`\sigma_t = 0`.
+        r"""Turn a prediction of one quantity at `(t, x)` into another: :math:`a_t x + b_t\,\text{value}` with
+        the `coefficients` of the pair.
 
         Arguments:
             value: The prediction, with shape `(batch, *event)`.
@@ -119,27 +137,90 @@ class AffinePath(ABC):
             >>> CondOT().convert(velocity, 0.5, x, source="velocity", target="data")
             tensor([[2.5000]])
         """
+        check_shape("value", value, x.shape)
+        a, b = (expand_time(coefficient, x) for coefficient in self.coefficients(t, source, target))
+        unknown = b.isnan()  # kept out of the product, which would spoil the gradients of other rows
+        known_part = torch.where(unknown, 0.0, a) * x + torch.where(unknown, 0.0, b) * value
+        return torch.where(unknown, math.nan, known_part)
+
+    def coefficients(self, t: Time, source: Quantity, target: Quantity) -> tuple[Tensor, Tensor]:
+        r"""Return the :math:`(a_t, b_t)` with `target` :math:`= a_t x + b_t` `source`, both shaped like `t`.
+
+        All four quantities are affine in the pair :math:`(E[x_0 \mid x], E[x_1 \mid x])`, and `x` itself
+        fixes one combination:
+
+        .. math:: x = \alpha_t x_1 + \sigma_t x_0, \quad v = \dot\alpha_t x_1 + \dot\sigma_t x_0, \quad
+                  \nabla \log p_t(x) = -x_0 / \sigma_t .
+
+        The last one needs noise that is normal and independent of the data (Tweedie): a coupling that pairs
+        noise with data leaves the other three as they are, and spoils the score.
+
+        The coefficients are exact at the ends wherever the quantity sought is determined there. Where it is
+        not: a noise that :math:`\sigma_t = 0` hides is its mean, zero (see `conditional_velocity`; also the
+        noise whose coefficient :math:`\dot\sigma_t` is infinite); what cannot be known at all has the
+        coefficients `nan`: the score from noise, data or a finite velocity at :math:`\sigma_t = 0`, and the
+        data at :math:`\alpha_t = 0`, with the velocity, from noise or score.
+
+        Arguments:
+            t: The time, of any shape, or a float.
+            source: What is known beside `x`.
+            target: What is wanted.
+
+        Example:
+            >>> from flowmatch_core.paths import CondOT
+            >>> CondOT().coefficients(torch.tensor([0.0, 0.5]), "velocity", "data")
+            (tensor([1., 1.]), tensor([1.0000, 0.5000]))
+        """
         check_choice("source", source, get_args(Quantity))
         check_choice("target", target, get_args(Quantity))
-        check_shape("value", value, x.shape)
-        s = expand_time(t, x)
+        t = time_tensor(t)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
         if source == target:
-            return value
-        alpha, sigma, d_alpha, d_sigma = self.alpha(s), self.sigma(s), self.d_alpha(s), self.d_sigma(s)
+            return zero, one
         if source == "velocity":
-            determinant = d_alpha * sigma - alpha * d_sigma
-            noise = (d_alpha * x - alpha * value) / determinant
-            data = (sigma * value - d_sigma * x) / determinant
-        elif source == "data":
-            noise, data = _divide(x - alpha * value, sigma, otherwise=0.0), value
-        else:
-            noise = value if source == "noise" else -sigma * value
-            data = _divide(x - sigma * noise, alpha, otherwise=math.nan)
+            return self._from_velocity(t, alpha, sigma, target)
+        if source == "data":
+            if target == "velocity":
+                rate = _divide(self.d_sigma(t), sigma, otherwise=0.0)
+                return rate, self.d_alpha(t) - rate * alpha
+            if target == "noise":
+                return _divide(one, sigma, otherwise=0.0), -_divide(alpha, sigma, otherwise=0.0)
+            precision = _divide(one, sigma.square(), otherwise=math.nan)
+            return -precision, precision * alpha
         if target == "velocity":
-            return d_alpha * data + d_sigma * noise
+            d_alpha = self.d_alpha(t)
+            # without data and without their rate, the velocity is that of the noise
+            rate = _divide(d_alpha, alpha, otherwise=torch.where(d_alpha == 0, 0.0, math.nan))
+            if source == "score":
+                return rate, rate * sigma.square() - self.sigma_d_sigma(t)
+            d_sigma = self.d_sigma(t)
+            return rate, torch.where(d_sigma.isinf(), 0.0, d_sigma - rate * sigma)
+        if target == "data":
+            inverse = _divide(one, alpha, otherwise=math.nan)
+            return inverse, inverse * (sigma.square() if source == "score" else -sigma)
+        return zero, (-sigma if source == "score" else -_divide(one, sigma, otherwise=math.nan))
+
+    def _from_velocity(self, t: Tensor, alpha: Tensor, sigma: Tensor, target: Quantity) -> tuple[Tensor, Tensor]:
+        d_alpha, d_sigma = self.d_alpha(t), self.d_sigma(t)
         if target == "score":
-            return -_divide(noise, sigma, otherwise=math.nan)
-        return noise if target == "noise" else data
+            determinant = d_alpha * sigma.square() - alpha * self.sigma_d_sigma(t)
+            a = -_divide(d_alpha, determinant, otherwise=math.nan)
+            # without data, x is noise whatever the velocity
+            return (
+                torch.where(alpha == 0, -_divide(torch.ones_like(sigma), sigma.square(), otherwise=math.nan), a),
+                torch.where(alpha == 0, 0.0, _divide(alpha, determinant, otherwise=math.nan)),
+            )
+        determinant = d_alpha * sigma - alpha * d_sigma
+        if target == "noise":
+            a = _divide(d_alpha, determinant, otherwise=math.nan)
+            return (
+                torch.where(alpha == 0, _divide(torch.ones_like(sigma), sigma, otherwise=math.nan), a),
+                torch.where(alpha == 0, 0.0, -_divide(alpha, determinant, otherwise=math.nan)),
+            )
+        # an infinite rate of the noise leaves x = alpha x1
+        a = torch.where(d_sigma.isinf(), 1 / alpha, -_divide(d_sigma, determinant, otherwise=math.nan))
+        return a, _divide(sigma, determinant, otherwise=math.nan)
 
 
 def time_tensor(t: Time) -> Tensor:
@@ -147,6 +228,6 @@ def time_tensor(t: Time) -> Tensor:
     return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
 
 
-def _divide(numerator: Tensor, denominator: Tensor, otherwise: float) -> Tensor:
-    zero = denominator == 0  # the inner `where` keeps the gradient of the other rows finite
+def _divide(numerator: Tensor, denominator: Tensor, otherwise: float | Tensor) -> Tensor:
+    zero = denominator == 0  # the inner `where` keeps the gradient of the other times finite
     return torch.where(zero, otherwise, numerator / torch.where(zero, 1.0, denominator))

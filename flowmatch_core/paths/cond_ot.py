@@ -47,3 +47,9 @@ class CondOT(AffinePath):
 
     def d_sigma(self, t: Time) -> Tensor:
         return torch.full_like(time_tensor(t), self.sigma_min - 1)
+
+    def sigma_d_sigma(self, t: Time) -> Tensor:
+        return self.sigma(t) * self.d_sigma(t)
+
+    def time_of_ratio(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha / (sigma + (1 - self.sigma_min) * alpha)).clamp_max(1)

@@ -40,3 +40,9 @@ class Cosine(AffinePath):
 
     def d_sigma(self, t: Time) -> Tensor:
         return -math.pi / 2 * self.alpha(t)
+
+    def sigma_d_sigma(self, t: Time) -> Tensor:
+        return self.sigma(t) * self.d_sigma(t)
+
+    def time_of_ratio(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (2 / math.pi * torch.atan2(alpha, sigma)).clamp_max(1)

@@ -1,11 +1,14 @@
 r"""The two-term regression that every successor loss is an instance of.
 
-.. math:: \ell(\theta) = (1-\gamma)\,E\,\|v_t(\overrightarrow X_t|S,A;\theta) - u_t\|^2
-    + \gamma\,E\,\|v_t(\widehat X_t|S,A;\theta) - \hat u_t\|^2
+.. math:: \ell(\theta) = (1-\gamma)\,E\,\|f_t(\overrightarrow X_t|S,A;\theta) - u_t\|^2
+    + \gamma\,E\,\|f_t(\widehat X_t|S,A;\theta) - \hat u_t\|^2
 
 The direct term regresses on the next state. The bootstrap term regresses, still at (S, A), on a point and a
-velocity that the method makes from the target network at (S', A'). Both terms see every transition, at the
-same t and with independent noises.
+value that the method makes from the target network at (S', A'). Both terms see every transition, at the
+same t and with independent noises. The network predicts a velocity (flow matching) or the noise (diffusion).
+
+Where S' is terminal the process stays: its successor measure is the point S', and that row's bootstrap term
+regresses on S' itself. Leaving the term out instead would lose the mass gamma.
 
 Reference: Farebrother et al., Temporal Difference Flows, ICML 2025, Algorithm 1 and Table 4.
 """
@@ -14,18 +17,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, VelocityField
-from flowmatch_core.paths import AffinePath, CondOT
-from flowmatch_core.solvers import solve
+from flowmatch_core.fields import Time, VelocityField, as_time, check_choice, expand_time
+from flowmatch_core.paths import AffinePath, CondOT, VelocityOf
+from flowmatch_core.solvers import SOLVERS, solve
 from flowmatch_core.successor.transitions import Transitions
 
 TimeSampler = Callable[..., Tensor]
 """What has the call of `torch.rand`: `sampler(n, generator=, dtype=, device=)` gives `n` times in [0, 1]."""
+
+Prediction = Literal["velocity", "noise"]
+"""What the network of a method predicts."""
+
+_PURE = 0.01
+"""How far from 0 and 1 the weights of data and noise may be at t=0; VP and OU leave 0.007 of the data."""
 
 
 class Loss(NamedTuple):
@@ -63,9 +72,42 @@ def time_like(x: Tensor, sampler: TimeSampler, generator: torch.Generator | None
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """The squared Euclidean norm of the error (a sum over dimensions, unlike `cfm_loss`), averaged over the batch."""
+    check_prediction(prediction, target)
+    return (prediction - target).square().flatten(1).sum(1).mean()
+
+
+def check_prediction(prediction: Tensor, target: Tensor) -> None:
+    """Raise a `ValueError` unless both have one shape."""
     if prediction.shape != target.shape:
         raise ValueError(f"field returned shape {tuple(prediction.shape)}, but should return {tuple(target.shape)}.")
-    return (prediction - target).square().flatten(1).sum(1).mean()
+
+
+def check_path(path: AffinePath) -> None:
+    """Raise a `ValueError` unless the path starts in N(0, I), where the bootstrap and the horizon model start."""
+    alpha, sigma = float(path.alpha(0.0)), float(path.sigma(0.0))
+    if abs(alpha) > _PURE or abs(sigma - 1) > _PURE:
+        raise ValueError(
+            f"path was {path}, whose weights of data and noise at t=0 are {alpha:.4g} and {sigma:.4g}, "
+            "but should be 0 and 1: a source N(0, I)."
+        )
+
+
+def discount(gamma: float, batch: Transitions) -> float:
+    """The weight of the bootstrap term: gamma to the number of steps between the batch's states.
+
+    >>> s = torch.zeros(1, 2)
+    >>> discount(0.5, Transitions(state=s, action=None, next_state=s, next_action=None, direct_state=s, steps=3))
+    0.125
+    """
+    if not 0 <= gamma < 1:
+        raise ValueError(f"gamma was {gamma}, but should be in [0, 1).")
+    return float(gamma**batch.steps)
+
+
+def interpolate(path: AffinePath, prediction: Prediction, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The path's point between noise and data, and what the network should say there."""
+    sample = path.sample(x0, x1, t)
+    return sample.x_t, sample.velocity if prediction == "velocity" else x0
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +117,7 @@ class Target:
     field: VelocityField
     batch: Transitions
     path: AffinePath
+    prediction: Prediction
     steps: int
     solver: str
     generator: torch.Generator | None
@@ -83,18 +126,49 @@ class Target:
         """A fresh X_0 ~ N(0, I) for every row."""
         return noise_like(self.batch.next_state, self.generator)
 
+    def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The path's point between noise and data, and what the network should say there."""
+        return interpolate(self.path, self.prediction, x0, x1, t)
+
     def flow(self, x0: Tensor, t: Time) -> Tensor:
         """psi_t(x0 | S', A'): the target's ODE from 0 to each row's own t, in ``steps`` equal steps."""
+        if self.solver == "ddim":
+            return self._ddim(x0, t)
+        field = self.field
+        if self.prediction != "velocity":
+            field = VelocityOf(field, self.path, self.prediction)
         cond = self.batch.next_condition
-        return solve(self.field, x0, t1=t, cond=cond, solver=self.solver, steps=self.steps, check=False).x
+        return solve(field, x0, t1=t, cond=cond, solver=self.solver, steps=self.steps, check=False).x
 
-    def velocity(self, t: Tensor, x: Tensor) -> Tensor:
-        """v_t(x | S', A')."""
+    def predict(self, t: Tensor, x: Tensor) -> Tensor:
+        """v_t(x | S', A'), or the noise, whichever the network predicts."""
         return self.field(t, x, self.batch.next_condition)
+
+    def _ddim(self, x: Tensor, t: Time) -> Tensor:
+        """DDIM to each row's own t: a step keeps the noise and the data that the network sees in x.
+
+        Pure noise says nothing of the data, so a step from alpha = 0 takes their mean to be zero, which
+        misses alpha E[X] after that step: nothing for VP, whose alpha is never zero.
+        """
+        for i in range(self.steps):
+            start, end = (t * (j / self.steps) for j in (i, i + 1))
+            value = self.field(start, x, self.batch.next_condition)
+            of_noise = self.path.coefficients(start, self.prediction, "noise")
+            of_data = self.path.coefficients(start, self.prediction, "data")
+            alpha, sigma = self.path.alpha(end), self.path.sigma(end)
+            a, b = (alpha * d.nan_to_num(0.0) + sigma * n for d, n in zip(of_data, of_noise, strict=True))
+            x = expand_time(as_time(a, x), x) * x + expand_time(as_time(b, x), x) * value
+        return x
 
 
 class SuccessorLoss(Protocol):
-    """A temporal-difference loss: the regression of ``field`` on a batch, bootstrapped from ``target``."""
+    """A temporal-difference loss: the regression of ``field`` on a batch, bootstrapped from ``target``.
+
+    Its ``prediction`` says what ``field`` and ``target`` predict.
+    """
+
+    __name__: str
+    prediction: Prediction
 
     def __call__(
         self,
@@ -112,42 +186,58 @@ class SuccessorLoss(Protocol):
     ) -> Loss: ...
 
 
-def two_term(bootstrap: Callable[[Target, Tensor], tuple[Tensor, Tensor]]) -> SuccessorLoss:
-    """Make a loss of a method's bootstrap: a function of the target and the times to a point and a velocity.
+Bootstrap = Callable[[Target, Tensor], tuple[Tensor, Tensor]]
+"""What a method is: from the target and the times, a point for every row and what the field should say there."""
 
-    The path needs alpha_0 = 0 and sigma_0 = 1, so that its source is N(0, I). ``fused`` evaluates the field
-    once, on both terms' points stacked, instead of twice; the result is the same.
+
+def two_term(
+    *, prediction: Prediction = "velocity", path: AffinePath = CondOT(), steps: int = 10, solver: str = "midpoint"
+) -> Callable[[Bootstrap], SuccessorLoss]:
+    """Make a loss of a method's bootstrap, with these defaults.
+
+    The path should start in N(0, I). The target is solved by one of `solvers.SOLVERS` or by `ddim`. ``fused``
+    evaluates the field once, on both terms' points stacked, instead of twice; the result is the same.
     """
+    defaults = path, steps, solver
 
-    def loss(
-        field: VelocityField,
-        target: VelocityField,
-        batch: Transitions,
-        *,
-        gamma: float,
-        path: AffinePath = CondOT(),
-        steps: int = 10,
-        solver: str = "midpoint",
-        time: TimeSampler = torch.rand,
-        fused: bool = True,
-        generator: torch.Generator | None = None,
-    ) -> Loss:
-        if not 0 <= gamma < 1:
-            raise ValueError(f"gamma was {gamma}, but should be in [0, 1).")
-        t = time_like(batch.state, time, generator)
-        direct = path.sample(noise_like(batch.next_state, generator), batch.next_state, t)
-        with torch.no_grad():
-            point, velocity = bootstrap(Target(target, batch, path, steps, solver, generator), t)
-        cond = batch.condition
-        if fused:
-            both = field(torch.cat([t, t]), torch.cat([direct.x_t, point]), torch.cat([cond, cond]))
-            at_direct, at_bootstrap = both.chunk(2)
-        else:
-            at_direct, at_bootstrap = field(t, direct.x_t, cond), field(t, point, cond)
-        direct_term = squared_error(at_direct, direct.velocity)
-        bootstrap_term = squared_error(at_bootstrap, velocity)
-        return Loss((1 - gamma) * direct_term + gamma * bootstrap_term, direct_term, bootstrap_term)
+    def decorate(bootstrap: Bootstrap) -> SuccessorLoss:
+        def loss(
+            field: VelocityField,
+            target: VelocityField,
+            batch: Transitions,
+            *,
+            gamma: float,
+            path: AffinePath = defaults[0],
+            steps: int = defaults[1],
+            solver: str = defaults[2],
+            time: TimeSampler = torch.rand,
+            fused: bool = True,
+            generator: torch.Generator | None = None,
+        ) -> Loss:
+            weight = discount(gamma, batch)
+            check_path(path)
+            check_choice("solver", solver, (*SOLVERS, "ddim"))
+            t = time_like(batch.state, time, generator)
+            noise = noise_like(batch.next_state, generator)
+            direct, direct_value = interpolate(path, prediction, noise, batch.visited, t)
+            with torch.no_grad():
+                point, value = bootstrap(Target(target, batch, path, prediction, steps, solver, generator), t)
+                if batch.terminal is not None:
+                    stay = interpolate(path, prediction, noise, batch.next_state, t)
+                    point, value = batch.where_terminal(stay[0], point), batch.where_terminal(stay[1], value)
+            cond = batch.condition
+            if fused:
+                both = field(torch.cat([t, t]), torch.cat([direct, point]), torch.cat([cond, cond]))
+                at_direct, at_bootstrap = both.chunk(2)
+            else:
+                at_direct, at_bootstrap = field(t, direct, cond), field(t, point, cond)
+            direct_term = squared_error(at_direct, direct_value)
+            bootstrap_term = squared_error(at_bootstrap, value)
+            return Loss((1 - weight) * direct_term + weight * bootstrap_term, direct_term, bootstrap_term)
 
-    loss.__name__, loss.__qualname__ = bootstrap.__name__, bootstrap.__qualname__
-    loss.__module__, loss.__doc__ = bootstrap.__module__, bootstrap.__doc__
-    return loss
+        loss.__name__, loss.__qualname__ = bootstrap.__name__, bootstrap.__qualname__
+        loss.__module__, loss.__doc__ = bootstrap.__module__, bootstrap.__doc__
+        loss.prediction = prediction  # type: ignore[attr-defined]
+        return cast(SuccessorLoss, loss)
+
+    return decorate

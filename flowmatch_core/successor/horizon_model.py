@@ -2,64 +2,47 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from flowmatch_core.fields import VelocityField
 from flowmatch_core.flow import ContinuousFlow
+from flowmatch_core.grids import TimeGrid, Uniform
 from flowmatch_core.successor.transitions import condition
 
 
-class GeometricHorizonModel:
-    r"""The law of :math:`X = S_T`, :math:`T \sim \mathrm{Geometric}(1-\gamma)` on 1, 2, 3, ..., given (s, a).
+class HorizonModel(ABC):
+    r"""A model of :math:`X = S_T`, :math:`T \sim \mathrm{Geometric}(1-\gamma)` on 1, 2, 3, ..., given (s, a).
 
     The first sample is the NEXT state. All arguments and results are in raw units. With ``loc`` and ``scale``
-    the field works on standardised states: x and the state in its condition are ``(. - loc) / scale``, as
-    ``Transitions.standardise`` makes them for training, and the likelihood carries the change of variables.
-    Actions stay as they are; ``None`` means the policy's, for a field conditioned on the state alone.
-
-    Reference: Janner et al., Gamma-Models, NeurIPS 2020.
-
-    >>> from flowmatch_core.oracles import LinearGaussianMDP
-    >>> I = torch.eye(1)
-    >>> mdp = LinearGaussianMDP(A=I, B=I, c=torch.ones(1), W=I, K=-I, k=torch.zeros(1))     # s' ~ N(1, 1)
-    >>> model = GeometricHorizonModel(mdp.velocity_field(gamma=0.75), event_shape=(1,), gamma=0.75)
-    >>> s, g = torch.zeros(5, 1), torch.Generator().manual_seed(0)
-    >>> model.sample(s, None, 7, generator=g).shape, model.log_prob(s, s, None).shape
-    (torch.Size([7, 5, 1]), torch.Size([5]))
-    >>> model.value(lambda x: torch.ones(x.shape[:-1]), s, None, 7, generator=g)            # 1 / (1 - gamma)
-    tensor([4., 4., 4., 4., 4.])
+    the network works on standardised states: x and the state in its condition are ``(. - loc) / scale``, as
+    ``Transitions.standardise`` makes them for training. Actions stay as they are; ``None`` means the policy's,
+    for a network conditioned on the state alone.
     """
 
-    def __init__(
-        self,
-        field: VelocityField,
-        event_shape: Sequence[int],
-        gamma: float,
-        solver: str = "midpoint",
-        steps: int = 10,
-        *,
-        loc: Tensor | None = None,
-        scale: Tensor | None = None,
-    ) -> None:
+    has_density: ClassVar[bool]
+    """Whether the model has a ``log_prob``."""
+
+    def __init__(self, gamma: float, loc: Tensor | None, scale: Tensor | None) -> None:
         if not 0 <= gamma < 1:
             raise ValueError(f"gamma was {gamma}, but should be in [0, 1).")
         if (loc is None) != (scale is None):
             raise ValueError("loc and scale should be given both or neither, but one of them was None.")
         self.gamma, self.loc, self.scale = gamma, loc, scale
-        self.flow = ContinuousFlow(field, event_shape, solver, steps, loc=loc, scale=scale)
 
+    @abstractmethod
     def sample(
         self, state: Tensor, action: Tensor | None, n: int, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """``n`` independent future states for every row, ``(n, batch, d)``."""
-        return self.flow.sample((n,), cond=self._condition(state, action), generator=generator)
 
+    @abstractmethod
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
-        """log m(x | s, a) in nats, in raw units, ``(batch,)``."""
-        return self.flow.log_prob(x, cond=self._condition(state, action))
+        """log m(x | s, a) in nats, in raw units, ``(batch,)``; a `TypeError` for a model without ``has_density``."""
 
     def value(
         self,
@@ -77,3 +60,51 @@ class GeometricHorizonModel:
         if self.loc is not None and self.scale is not None:
             state = (state - self.loc) / self.scale
         return condition(state, action)
+
+
+@final
+class GeometricHorizonModel(HorizonModel):
+    r"""The horizon model of a velocity field: a `ContinuousFlow` for every (s, a).
+
+    The field is one trained by a flow-matching loss, or `VelocityOf(network, path, "noise")` around the network
+    of a diffusion loss. The likelihood carries the change of variables of ``loc`` and ``scale``.
+
+    Reference: Janner et al., Gamma-Models, NeurIPS 2020.
+
+    >>> from flowmatch_core.oracles import LinearGaussianMDP
+    >>> I = torch.eye(1)
+    >>> mdp = LinearGaussianMDP(A=I, B=I, c=torch.ones(1), W=I, K=-I, k=torch.zeros(1))     # s' ~ N(1, 1)
+    >>> model = GeometricHorizonModel(mdp.velocity_field(gamma=0.75), event_shape=(1,), gamma=0.75)
+    >>> s, g = torch.zeros(5, 1), torch.Generator().manual_seed(0)
+    >>> model.sample(s, None, 7, generator=g).shape, model.log_prob(s, s, None).shape
+    (torch.Size([7, 5, 1]), torch.Size([5]))
+    >>> model.value(lambda x: torch.ones(x.shape[:-1]), s, None, 7, generator=g)            # 1 / (1 - gamma)
+    tensor([4., 4., 4., 4., 4.])
+    """
+
+    has_density = True
+
+    def __init__(
+        self,
+        field: VelocityField,
+        event_shape: Sequence[int],
+        gamma: float,
+        solver: str = "midpoint",
+        steps: int = 10,
+        *,
+        grid: TimeGrid = Uniform(),
+        loc: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> None:
+        super().__init__(gamma, loc, scale)
+        self.flow = ContinuousFlow(field, event_shape, solver, steps, grid=grid, loc=loc, scale=scale)
+
+    def sample(
+        self, state: Tensor, action: Tensor | None, n: int, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """``n`` independent future states for every row, ``(n, batch, d)``."""
+        return self.flow.sample((n,), cond=self._condition(state, action), generator=generator)
+
+    def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
+        """log m(x | s, a) in nats, in raw units, ``(batch,)``."""
+        return self.flow.log_prob(x, cond=self._condition(state, action))

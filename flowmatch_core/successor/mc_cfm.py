@@ -16,6 +16,7 @@ from flowmatch_core.paths import AffinePath, CondOT
 from flowmatch_core.successor.bootstrap import (
     Loss,
     TimeSampler,
+    check_path,
     noise_like,
     squared_error,
     time_like,
@@ -46,6 +47,7 @@ def mc_cfm_loss(
         raise ValueError(
             f"future had shape {tuple(future.shape)}, but should have state's shape {tuple(batch.state.shape)}."
         )
+    check_path(path)
     t = time_like(future, time, generator)
     sample = path.sample(noise_like(future, generator), future, t)
     direct = squared_error(field(t, sample.x_t, batch.condition), sample.velocity)

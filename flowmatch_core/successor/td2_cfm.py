@@ -25,8 +25,8 @@ from torch import Tensor
 from flowmatch_core.successor.bootstrap import Target, two_term
 
 
-@two_term
+@two_term()
 def td2_cfm_loss(target: Target, t: Tensor) -> tuple[Tensor, Tensor]:
     """The TD²-CFM loss of ``field``, bootstrapped from ``target``."""
     point = target.flow(target.noise(), t)
-    return point, target.velocity(t, point)
+    return point, target.predict(t, point)

@@ -26,9 +26,8 @@ from torch import Tensor
 from flowmatch_core.successor.bootstrap import Target, two_term
 
 
-@two_term
+@two_term()
 def td_cfm_loss(target: Target, t: Tensor) -> tuple[Tensor, Tensor]:
     """The TD-CFM loss of ``field``, bootstrapped from ``target``."""
     x1 = target.flow(target.noise(), 1.0)
-    fresh = target.path.sample(target.noise(), x1, t)
-    return fresh.x_t, fresh.velocity
+    return target.interpolate(target.noise(), x1, t)

@@ -28,9 +28,8 @@ from torch import Tensor
 from flowmatch_core.successor.bootstrap import Target, two_term
 
 
-@two_term
+@two_term()
 def td_cfm_coupled_loss(target: Target, t: Tensor) -> tuple[Tensor, Tensor]:
     """The TD-CFM(C) loss of ``field``, bootstrapped from ``target``."""
     x0 = target.noise()
-    coupled = target.path.sample(x0, target.flow(x0, 1.0), t)
-    return coupled.x_t, coupled.velocity
+    return target.interpolate(x0, target.flow(x0, 1.0), t)

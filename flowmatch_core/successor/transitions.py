@@ -1,7 +1,8 @@
-"""The data of a temporal-difference loss: one step of a process, and the policy's action where it arrived."""
+"""The data of a temporal-difference loss: steps of a process, and the policy's action where it arrived."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +16,10 @@ class Transitions:
     Shapes: states ``(batch, d)``, actions ``(batch, p)``. The conditions are what a field is given:
     ``cat([state, action])``, or the state alone.
 
+    ``terminal``, ``(batch,)`` and boolean, says where s' ends an episode for good: the process stays there. A
+    time limit is no terminal. With ``steps`` = n the next state is the n-th one and ``direct_state`` a state
+    on the way there: see `n_step`, which makes such batches.
+
     >>> batch = Transitions(state=torch.zeros(5, 2), action=torch.ones(5, 1),
     ...                     next_state=torch.ones(5, 2), next_action=torch.zeros(5, 1))
     >>> batch.condition[0], batch.next_condition[0]
@@ -25,16 +30,26 @@ class Transitions:
     action: Tensor | None
     next_state: Tensor
     next_action: Tensor | None
+    terminal: Tensor | None = None
+    direct_state: Tensor | None = None
+    steps: int = 1
 
     def __post_init__(self) -> None:
-        if self.next_state.shape != self.state.shape:
-            raise ValueError(
-                f"next_state had shape {tuple(self.next_state.shape)}, "
-                f"but should have state's shape {tuple(self.state.shape)}."
-            )
+        for name, value in (("next_state", self.next_state), ("direct_state", self.direct_state)):
+            if value is not None and value.shape != self.state.shape:
+                raise ValueError(
+                    f"{name} had shape {tuple(value.shape)}, but should have state's shape {tuple(self.state.shape)}."
+                )
         shape, next_shape = (None if a is None else tuple(a.shape) for a in (self.action, self.next_action))
         if shape != next_shape:
             raise ValueError(f"next_action had shape {next_shape}, but should have action's shape {shape}.")
+        if self.terminal is not None:
+            _check_terminal(self.terminal, tuple(self.state.shape[:1]))
+        if self.steps < 1 or (self.steps > 1) != (self.direct_state is not None):
+            raise ValueError(
+                f"steps was {self.steps} and direct_state was{' not' * (self.direct_state is not None)} None, "
+                "but should be at least 2 with a direct_state, or 1 without."
+            )
 
     @property
     def condition(self) -> Tensor:
@@ -43,14 +58,95 @@ class Transitions:
 
     @property
     def next_condition(self) -> Tensor:
-        """What the bootstrap is conditioned on: the state and action one step later."""
+        """What the bootstrap is conditioned on: the state and action one step (or ``steps``) later."""
         return condition(self.next_state, self.next_action)
 
+    @property
+    def visited(self) -> Tensor:
+        """The state that the direct term regresses on: the next one, or the one drawn among the next ``steps``."""
+        return self.next_state if self.direct_state is None else self.direct_state
+
+    def where_terminal(self, value: Tensor, otherwise: Tensor) -> Tensor:
+        """Rows of ``value`` where s' is terminal, of ``otherwise`` elsewhere, both ``(batch, d)``."""
+        return otherwise if self.terminal is None else torch.where(self.terminal[:, None], value, otherwise)
+
     def standardise(self, loc: Tensor, scale: Tensor) -> Transitions:
-        """The same batch with ``(state - loc) / scale`` in place of both states; actions stay as they are."""
-        return replace(self, state=(self.state - loc) / scale, next_state=(self.next_state - loc) / scale)
+        """The same batch with ``(state - loc) / scale`` in place of all states; actions stay as they are."""
+        direct = None if self.direct_state is None else (self.direct_state - loc) / scale
+        return replace(
+            self, state=(self.state - loc) / scale, next_state=(self.next_state - loc) / scale, direct_state=direct
+        )
+
+
+def n_step(
+    states: Tensor,
+    actions: Tensor | None,
+    gamma: float,
+    *,
+    terminal: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Transitions:
+    r"""Make a batch of n-step transitions of windows :math:`S_0, A_0, \dots, S_n, A_n` of the policy's episodes.
+
+    .. math:: m = (1-\gamma) \sum_{k=1}^n \gamma^{k-1} P^k + \gamma^n P^n m
+
+    The direct term regresses on :math:`S_K`, :math:`P(K = k) \propto \gamma^{k-1}`, with the weight :math:`1 -
+    \gamma^n`, and the bootstrap starts from :math:`S_n`. Exact only for data of the policy itself: only the
+    first action may be another. Where a window meets a terminal state it stays there.
+
+    Reference: Wiltzer et al., A Distributional Analogue to the Successor Representation, ICML 2024.
+
+    Arguments:
+        states: The windows, ``(batch, n + 1, d)``.
+        actions: Their actions, ``(batch, n + 1, p)``; None for a field that is conditioned on states alone.
+        gamma: The discount of one step.
+        terminal: Whether :math:`S_1, \dots, S_n` are terminal, ``(batch, n)``.
+        generator: The source of randomness of K.
+
+    >>> windows = torch.arange(8.0).reshape(2, 4, 1)                          # two windows of three steps
+    >>> batch = n_step(windows, None, 0.9, generator=torch.Generator().manual_seed(0))
+    >>> batch.steps, batch.state.flatten(), batch.next_state.flatten()
+    (3, tensor([0., 4.]), tensor([3., 7.]))
+    """
+    if not 0 <= gamma < 1:
+        raise ValueError(f"gamma was {gamma}, but should be in [0, 1).")
+    if states.ndim != 3 or states.shape[1] < 2:
+        raise ValueError(f"states had shape {tuple(states.shape)}, but should have shape (batch, n + 1, d), n >= 1.")
+    if actions is not None and actions.shape[:2] != states.shape[:2]:
+        raise ValueError(
+            f"actions had shape {tuple(actions.shape)}, but should begin with {tuple(states.shape[:2])} as states do."
+        )
+    batch, n = len(states), states.shape[1] - 1
+    u = torch.rand(batch, generator=generator, dtype=torch.float64, device=states.device)
+    k = torch.ones_like(u, dtype=torch.long)
+    if gamma > 0:
+        k = (1 + torch.floor(torch.log1p(-u * (1 - gamma**n)) / math.log(gamma)).long()).clamp(max=n)
+    last = torch.full_like(k, n)
+    ended = None
+    if terminal is not None:
+        _check_terminal(terminal, (batch, n))
+        last = (1 + (~terminal).long().cumprod(1).sum(1)).clamp(max=n)
+        ended = terminal.any(1)
+    row = torch.arange(batch, device=states.device)
+    return Transitions(
+        state=states[:, 0],
+        action=None if actions is None else actions[:, 0],
+        next_state=states[row, last],
+        next_action=None if actions is None else actions[row, last],
+        terminal=ended,
+        direct_state=states[row, torch.minimum(k, last)] if n > 1 else None,
+        steps=n,
+    )
 
 
 def condition(state: Tensor, action: Tensor | None) -> Tensor:
     """``cat([state, action])``, or the state alone where the action is None."""
     return state if action is None else torch.cat([state, action], -1)
+
+
+def _check_terminal(terminal: Tensor, shape: tuple[int, ...]) -> None:
+    if terminal.shape != shape or terminal.dtype != torch.bool:
+        raise ValueError(
+            f"terminal had shape {tuple(terminal.shape)} and dtype {terminal.dtype}, "
+            f"but should have shape {shape} and dtype torch.bool."
+        )

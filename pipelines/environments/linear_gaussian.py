@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 from pydantic import Field
 
-from pipelines import members
-from pipelines.environments import Array, Environment
+from pipelines.environments import Array, Simulator, SimulatorSettings
 
 if TYPE_CHECKING:
     from flowmatch_core.oracles import LinearGaussianMDP
 
 
-class Settings(members.Settings):
+class Settings(SimulatorSettings):
     """The spiral's dynamics, and where its reward lies."""
 
     contraction: float = Field(0.99, ge=0, lt=1, description="factor of the radius per step, the spectral radius of F")
@@ -27,7 +26,7 @@ class Settings(members.Settings):
 
 
 @final
-class Spiral(Environment):
+class Spiral(Simulator):
     r"""An action moves the state, the dynamics pull it in; the policy moves it round the origin.
 
     $$ s' = \rho (s + a) + w, \quad w \sim N(0, \sigma^2 I), \qquad \pi(s) = (R_\theta - I) s $$
@@ -41,6 +40,8 @@ class Spiral(Environment):
     bounds = (-2.5, -2.5, 2.5, 2.5)
     source = "own definition: the two-dimensional, solvable analogue of the maze's loop"
     fidelity = "exact: the successor measure and the values are known in closed form"
+
+    settings: Settings
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -60,9 +61,13 @@ class Spiral(Environment):
         noise = self.settings.noise * rng.standard_normal(state.shape)
         return self.settings.contraction * (state + action) + noise
 
+    def actions(self, rng: np.random.Generator, n: int) -> Array:
+        """Actions from N(0, action_scale^2 I)."""
+        return self.settings.action_scale * rng.standard_normal((n, 2))
+
     def coverage(self, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
-        """States from N(0, I), actions from N(0, action_scale^2 I), independent."""
-        return rng.standard_normal((n, 2)), self.settings.action_scale * rng.standard_normal((n, 2))
+        """States from N(0, I), independent of the actions."""
+        return rng.standard_normal((n, 2)), self.actions(rng, n)
 
     def starts(self, rng: np.random.Generator, n: int) -> Array:
         """States from N(0, I)."""

@@ -10,10 +10,10 @@ import os
 from typing import Literal, final
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines import members
-from pipelines.environments import Array, Environment
+from pipelines.environments import Array, Simulator, SimulatorSettings
 
 ARENA = 0.3  # half width between the border planes
 LIMIT = 0.29  # range of the ball's centre
@@ -53,16 +53,26 @@ ROOMS = {
     "bottom_left": (-1, -1),
 }  # clockwise
 GOALS = {f"reach_{name}": 0.15 * np.array(signs, dtype=float) for name, signs in ROOMS.items()}
+LONG = "reach_bottom_left_long"  # the goal next to the start, by the way round all other rooms
 GOAL_RADIUS, GOAL_MARGIN = 0.015, 6 * 0.015
 DIAMOND = 0.24  # the loop runs along |x| + |y| = DIAMOND, and crosses a passage at this coordinate
+BAND = 0.2  # square and fast_slow run where exactly one coordinate is larger
+SLOW, FAST = 0.045, 0.095  # m/s along x and along y in fast_slow
 
 
-class Settings(members.Settings):
+class Settings(SimulatorSettings):
     """Which policy moves the ball, and how long an action lasts."""
 
-    task: Literal["loop", "reach_top_left", "reach_top_right", "reach_bottom_left", "reach_bottom_right"] = Field(
-        "loop", description="the scripted policy"
-    )
+    task: Literal[
+        "loop",
+        "square",
+        "fast_slow",
+        "reach_top_left",
+        "reach_top_right",
+        "reach_bottom_left",
+        "reach_bottom_right",
+        "reach_bottom_left_long",
+    ] = Field("loop", description="the scripted policy")
     action_repeat: int = Field(5, ge=1, le=10, description="physics steps of 0.02 s that one transition lasts")
 
 
@@ -110,6 +120,42 @@ def reach_reward(state: Array, goal: Array) -> Array:
     return value
 
 
+def sides(position: Array, inner: float, outer: float = np.inf) -> NDArray[np.bool_]:
+    """Whether points lie in the band between two distances at the top, right, bottom, left alone, (4, n)."""
+    x, y = position.T
+    outward = np.stack([y, x, -y, -x])
+    bands = (outward > inner) & (outward < outer)
+    alone: NDArray[np.bool_] = bands & (bands.sum(0) == 1)
+    return alone
+
+
+def square_reward(state: Array) -> Array:
+    """In the outer band, how much of .1 m/s the ball goes clockwise; 0 in the corners."""
+    top, right, bottom, left = sides(state[:, :2], BAND)
+    vx, vy = state[:, 2:].T
+    value: Array = np.clip(10 * (top * vx - right * vy - bottom * vx + left * vy), 0, 1)
+    return value
+
+
+def fast_slow_reward(state: Array) -> Array:
+    """In the outer band, counter-clockwise: .04 to .05 m/s along x, .09 to .1 along y; 0 in the corners."""
+    top, right, bottom, left = sides(state[:, :2], BAND, 0.28)
+    vx, vy = state[:, 2:].T
+    slow = linear_tolerance((bottom.astype(float) - top) * vx, 0.04, 0.05, 0.01) * (top | bottom)
+    value: Array = slow + linear_tolerance((right.astype(float) - left) * vy, 0.09, 0.1, 0.01) * (right | left)
+    return value
+
+
+def long_way_reward(state: Array) -> Array:
+    """That of reaching the goal where it is at least .01; else 5 v for the clockwise speed v, 100 v where v < 0."""
+    near = reach_reward(state, GOALS["reach_bottom_left"])
+    top, right, bottom, left = sides(state[:, :2], 0.15)
+    vx, vy = np.clip(state[:, 2:], -TERMINAL_SPEED, TERMINAL_SPEED).T
+    along = top * vx - right * vy - bottom * vx + left * vy
+    value: Array = np.where(near < 0.01, np.where(along >= 0, 5, 100) * along, near)
+    return value
+
+
 def clockwise(signs: Array) -> Array:
     """Signs of the velocity that goes round clockwise: top left (+, +), top right (+, -), ..."""
     return np.stack([signs[:, 1], -signs[:, 0]], -1)
@@ -131,18 +177,33 @@ def loop_velocity(position: Array, velocity: Array) -> Array:
     return wanted
 
 
-def reach_target(position: Array, goal: Array) -> Array:
+def band_velocity(position: Array, velocity: Array, along_x: float, along_y: float) -> Array:
+    """Round the square |x|, |y| <= .24, clockwise at positive speeds along x and y; first straight out to it."""
+    ahead = position + 0.2 * velocity
+    on_x = np.abs(ahead[:, 1]) >= np.abs(ahead[:, 0])  # top and bottom, where the way is along x
+    size = np.abs(position)
+    out = np.where(on_x, size[:, 1], size[:, 0])
+    # Inside of the wall's tips there is no way along.
+    moving = np.clip((out - ARM - RADIUS) / 0.03, 0, 1)
+    pull = np.clip(3 * (DIAMOND - out), -0.05, 0.05)
+    signs = room_signs(ahead)
+    along = clockwise(signs) * [along_x, along_y] * moving[:, None]
+    outward = pull[:, None] * signs
+    return np.where(np.stack([on_x, ~on_x], -1), along, outward)
+
+
+def reach_target(position: Array, goal: Array, long_way: bool = False) -> Array:
     """The point to head for, (n, 2): the goal in its own room, else the next passage round the wall.
 
-    The way is the shorter one, clockwise from the opposite room. A ball that has not cleared the tip of an
-    arm moves along the arm before it crosses.
+    The way is the shorter one, clockwise from the opposite room, or clockwise from everywhere. A ball that has not
+    cleared the tip of an arm moves along the arm before it crosses.
     """
     signs = room_signs(position)
     order = np.array(list(ROOMS.values()))
     room = (signs[:, None, :] == order).all(-1).argmax(-1)
     rooms_ahead = (int((np.sign(goal) == order).all(-1).argmax()) - room) % 4
     # Rooms alternate between leaving clockwise along x and along y; counter-clockwise it is the other axis.
-    cross_x = (room % 2 == 0) == (rooms_ahead < 3)
+    cross_x = (room % 2 == 0) == (long_way | (rooms_ahead < 3))
     size = np.abs(position)
     cleared = np.where(cross_x, size[:, 1], size[:, 0]) > ARM + 2.5 * RADIUS
     crossing = np.where(cleared, -0.1, np.where(cross_x, size[:, 0], size[:, 1]))
@@ -157,7 +218,7 @@ def reach_target(position: Array, goal: Array) -> Array:
 
 
 @final
-class Maze(Environment):
+class Maze(Simulator):
     """The maze with the policy of one task."""
 
     state_names = ("x", "y", "vx", "vy")
@@ -166,6 +227,7 @@ class Maze(Environment):
     walls = ((-ARM, -THICKNESS, ARM, THICKNESS), (-THICKNESS, -ARM, THICKNESS, ARM))
     source = "point_mass_maze of ExORL and controllable_agent, tasks and rewards of offline_rl; own MuJoCo model"
     fidelity = "same dynamics and rewards (without the control factor of reach); scripted policies, own transitions"
+    settings: Settings
 
     def __init__(self, settings: Settings) -> None:
         # Nothing is rendered, so MuJoCo need not look for a display.
@@ -176,21 +238,36 @@ class Maze(Environment):
         self.model = mujoco.MjModel.from_xml_string(MJCF)
 
     def policy(self, state: Array) -> Array:
-        """The scripted action: round the diamond, or to the goal of the task."""
+        """The scripted action: round the diamond or the square, or to the goal of the task."""
         position, velocity = state[:, :2], state[:, 2:]
-        if self.settings.task == "loop":
-            return drive(loop_velocity(position, velocity), velocity)
-        return drive(4 * (reach_target(position, GOALS[self.settings.task]) - position), velocity)
+        match self.settings.task:
+            case "loop":
+                wanted = loop_velocity(position, velocity)
+            case "square":
+                wanted = band_velocity(position, velocity, TERMINAL_SPEED, TERMINAL_SPEED)
+            case "fast_slow":
+                wanted = band_velocity(position, velocity, -SLOW, -FAST)
+            case "reach_bottom_left_long":
+                wanted = 4 * (reach_target(position, GOALS["reach_bottom_left"], long_way=True) - position)
+            case reach:
+                wanted = 4 * (reach_target(position, GOALS[reach]) - position)
+        return drive(wanted, velocity)
 
     def step(self, state: Array, action: Array, rng: np.random.Generator) -> Array:
         """`action_repeat` physics steps under a constant action, each row for itself."""
         from mujoco import MjData, rollout
 
+        if not len(state):  # at which MuJoCo crashes
+            return state.copy()
         initial = np.concatenate([np.zeros((len(state), 1)), state], -1)  # MuJoCo's state begins with the time
         control = np.broadcast_to(action[:, None], (len(action), self.settings.action_repeat, 2))
         trajectory, _ = rollout.rollout(self.model, MjData(self.model), initial, control)
         following: Array = trajectory[:, -1, 1:]
         return following
+
+    def actions(self, rng: np.random.Generator, n: int) -> Array:
+        """Uniform in [-1, 1]^2."""
+        return rng.uniform(-1, 1, (n, 2))
 
     def coverage(self, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
         """Uniform: positions over free space, velocities in [-.1, .1]^2, actions in [-1, 1]^2."""
@@ -199,7 +276,7 @@ class Maze(Environment):
             drawn = rng.uniform(-LIMIT, LIMIT, (2 * n, 2))
             free = np.concatenate([free, drawn[clearance(drawn) >= RADIUS]])
         velocity = rng.uniform(-TERMINAL_SPEED, TERMINAL_SPEED, (n, 2))
-        return np.concatenate([free[:n], velocity], -1), rng.uniform(-1, 1, (n, 2))
+        return np.concatenate([free[:n], velocity], -1), self.actions(rng, n)
 
     def starts(self, rng: np.random.Generator, n: int) -> Array:
         """At rest in the outer corner of the top left room."""
@@ -208,7 +285,9 @@ class Maze(Environment):
 
     def rewards(self, state: Array) -> dict[str, Array]:
         """The rewards of all tasks, whichever policy moves the ball."""
-        return {"loop": loop_reward(state)} | {name: reach_reward(state, goal) for name, goal in GOALS.items()}
+        reach = {name: reach_reward(state, goal) for name, goal in GOALS.items()}
+        loops = {"square": square_reward(state), "fast_slow": fast_slow_reward(state)}
+        return {"loop": loop_reward(state), **reach, **loops, LONG: long_way_reward(state)}
 
 
 def build(settings: Settings) -> Maze:

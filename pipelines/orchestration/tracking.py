@@ -20,12 +20,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from pipelines import records, store
+from pipelines.errors import UserError
 from pipelines.orchestration import dag
 from pipelines.params import Params, read_yaml
 from pipelines.records import Parameter, Record, Status
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 EXPERIMENT = "flowmatch"
+_MODEL = "flowmatch.model"  # the tag of a run that trained one: <data set or environment>.<method>
 _LOCK_SECONDS = 120.0
 _BATCH = {"metrics": 900, "params": 100}  # MLflow refuses more in one request
 
@@ -145,17 +148,81 @@ def uri(home: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.parent / 'mlflow.db'}"
 
 
+def model_files(address: str) -> Path:
+    """The folder of a trained model's files, by its address in the registry or by the run that trained it.
+
+    Raises:
+        UserError: there is no such model, or the address is none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    kind, _, rest = address.partition(":/")
+    name, alias = (rest.partition("@")[::2]) if "@" in rest else (rest.partition("/")[0], "")
+    version = rest.partition("/")[2]
+    if kind not in ("models", "runs") or not name or (kind == "models" and not (alias or version)):
+        raise UserError(
+            f"the model {address!r} is neither models:/<name>/<version>, such as models:/maze_loop.td2_cfm/latest, nor "
+            "models:/<name>@<alias> nor runs:/<id of a training run>."
+        )
+    client = _open(records.home())
+    try:
+        run = client.get_run(rest if kind == "runs" else _trained_by(client, name, version, alias))
+    except MlflowException as error:
+        raise UserError(f"MLflow has no model {address!r} ({_first_line(error)}); see `make ui`.") from None
+    model = run.data.tags.get(_MODEL)
+    if model is None:
+        raise UserError(f"the run of {address!r} is {run.info.run_name}; expected one that trained a model.")
+    return Path(client.download_artifacts(run.info.run_id, model.rpartition(".")[2]))
+
+
+def _open(home: Path) -> MlflowClient:
+    """The store of runs; one that is not there is not made.
+
+    Raises:
+        UserError: there is none.
+    """
+    from mlflow import MlflowClient
+
+    where = uri(home)
+    if where.startswith("sqlite:///") and not Path(where.removeprefix("sqlite:///")).exists():
+        raise UserError(
+            f"there are no runs in {where}; train models by `make repro`, and load them from the project's folder or "
+            "with MLFLOW_TRACKING_URI set."
+        )
+    _be_quiet()
+    return MlflowClient(tracking_uri=where)
+
+
+def _trained_by(client: MlflowClient, name: str, version: str, alias: str) -> str:
+    """The run that made a version of a registered model."""
+    if alias:
+        return str(client.get_model_version_by_alias(name, alias).run_id)
+    if version != "latest":
+        return str(client.get_model_version(name, version).run_id)
+    found = client.search_model_versions(f"name = '{name}'", max_results=1, order_by=["version_number DESC"])
+    if not found:
+        known = [model.name for model in client.search_registered_models()]
+        near = get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise UserError(f"MLflow has no model {name!r}, only {', '.join(known) or 'none'}{hint}")
+    return str(found[0].run_id)
+
+
+def _be_quiet() -> None:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is away must not hold a run up
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 class _Tracker:
     """The open store and the experiment in it; made and used under the publisher's lock."""
 
     def __init__(self, home: Path) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is away must not hold a run up
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        _be_quiet()
         from mlflow import MlflowClient
 
-        for name in ("alembic", "mlflow.store.db.utils"):
-            logging.getLogger(name).setLevel(logging.WARNING)
         self.home = home
         self.client: MlflowClient = MlflowClient(tracking_uri=uri(home))
         found = self.client.get_experiment_by_name(EXPERIMENT)
@@ -240,7 +307,25 @@ class _Tracker:
             path = self.home.parent / record.workspace / name
             if path.exists():
                 self.client.log_artifact(child.info.run_id, str(path))
+        if record.status == "FINISHED" and _MODEL in record.tags:
+            self._register(child, record)
         self.client.set_terminated(child.info.run_id, record.status, ended)
+
+    def _register(self, child: Run, record: Record) -> None:
+        """Make what a run trained the next version of its model, once."""
+        from mlflow.exceptions import MlflowException
+
+        run, model = child.info.run_id, record.tags[_MODEL]
+        profile = str(record.params.get("profile", "default"))
+        name = model if profile == "default" else f"{profile}.{model}"  # a smoke run is not the latest model
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        if not self.client.search_model_versions(f"run_id = '{run}'"):
+            source = f"{child.info.artifact_uri}/{model.rpartition('.')[2]}"
+            self.client.create_model_version(name, source, run, {"profile": profile, "dvc.stage": record.stage})
 
     def _log_curves(self, child: Run, record: Record) -> None:
         """What was added to the stage's curves since the offset in the run's tag."""

@@ -20,7 +20,7 @@ import yaml
 
 from pipelines import store
 from pipelines.errors import UserError
-from pipelines.params import read_yaml
+from pipelines.params import merge, read_yaml
 
 WORKSPACES = ".workspaces"
 # What each folder has of its own: results, DVC's state and caches. Inputs in data/raw are the project's.
@@ -43,26 +43,6 @@ def prepare(root: Path, profile: str, *, apart: bool = False) -> Path:
         params["mirror"] = str((root / params["mirror"]).absolute())  # relative to the project, wherever it runs
     _synchronise(root, workspace, params)
     return workspace
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters with changes: mappings merge, lists and values are replaced, a mapping set to null goes.
-
-    >>> merge({"fit": {"lr": 1, "hidden": [8, 8]}, "sets": {"a": {}, "b": {}}}, {"fit": {"hidden": [2]}})
-    {'fit': {'lr': 1, 'hidden': [2]}, 'sets': {'a': {}, 'b': {}}}
-    >>> merge({"sets": {"a": {}, "b": {}}, "mirror": "x"}, {"sets": {"a": None}, "mirror": None})
-    {'sets': {'b': {}}, 'mirror': None}
-    """
-    merged = dict(base)
-    for key, value in changes.items():
-        here = merged.get(key)
-        if isinstance(here, Mapping) and value is None:
-            del merged[key]
-        elif isinstance(here, Mapping) and isinstance(value, Mapping):
-            merged[key] = merge(here, value)
-        else:
-            merged[key] = value
-    return merged
 
 
 def _profile(root: Path, profile: str) -> Path:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from pipelines import collection, members, store
+from pipelines import collection, store
 from pipelines.stage import DATA, Stage, run
 
 
 def main(stage: Stage, environment: str) -> None:
     entry = stage.params.environments[environment]
-    built = members.load("pipelines.environments", entry.kind).build(entry.settings())
-    tables = collection.collect(
-        entry.kind,
-        entry.settings(),
-        transitions=entry.transitions,
-        rollouts=entry.rollouts,
-        length=entry.length,
-        starts=entry.starts,
-        seed=stage.seed("collect", environment),
-    )
-    next_state = tables.transitions[[f"next_state_{name}" for name in built.state_names]]
+    collector = collection.Collector(entry.kind, entry.settings(), stage.seed("collect", environment))
+    built = collector.environment
     with stage.output(DATA / "transitions" / environment) as folder:
-        for name in ("transitions", "rollouts", "evaluation"):
-            store.write_table(folder / f"{name}.parquet", getattr(tables, name))
+        # Models standardise with these and report in the units of the environment.
+        moments = collection.write(
+            folder / "transitions.parquet",
+            collector.transitions(entry.transitions, entry.length),
+            [f"next_state_{name}" for name in built.state_names],
+        )
+        rollouts = collector.rollouts(entry.rollouts, entry.length)
+        store.write_table(folder / "rollouts.parquet", rollouts)
+        evaluation = collector.evaluation(entry.starts, entry.length)
+        store.write_table(folder / "evaluation.parquet", evaluation)
         store.write_json(
             folder / "provenance.json",
             {
@@ -35,11 +34,11 @@ def main(stage: Stage, environment: str) -> None:
                 "walls": [list(wall) for wall in built.walls],
                 "closed_form": built.oracle() is not None,
                 "cut_off_mass": entry.gamma**entry.length,
-                # Models standardise with these and report in the units of the environment.
-                **store.moments(next_state, environment),
+                **moments,
             },
         )
-    stage.metrics({f"{name}_rows": len(getattr(tables, name)) for name in ("transitions", "rollouts", "evaluation")})
+    rows = {"transitions": entry.transitions, "rollouts": len(rollouts), "evaluation": len(evaluation)}
+    stage.metrics({f"{name}_rows": number for name, number in rows.items()})
     stage.log(f"{entry.transitions} transitions, {entry.rollouts} rollouts, {entry.starts} starts: {built.source}")
 
 

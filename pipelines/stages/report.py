@@ -49,6 +49,10 @@ class Page:
         file = self.folder / f"{name}.png"
         figure.savefig(file, metadata={"Software": None})
         plt.close(figure)
+        self.image(section, file, caption)
+
+    def image(self, section: Section, file: Path, caption: str) -> None:
+        """Put a picture that is there on the page."""
         section.figures.append({"png": base64.b64encode(file.read_bytes()).decode(), "caption": caption})
 
 
@@ -64,6 +68,7 @@ def main(stage: Stage) -> None:
         for name in params.environments:
             _environment(page, params, name)
         _densities(page, params)
+        _experiments(page, params)
         environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True)
         html = environment.get_template("report.html.j2").render(
             params=params,
@@ -142,6 +147,16 @@ def _densities(page: Page, params: Params) -> None:
         logs = {m: _curve(name, m) for m in methods}
         caption = f"{name}: training loss, mean over seeds; its minimum is not zero, and differs between couplings."
         page.picture(section, f"{name}-loss", figures.curves(logs, "loss", "loss"), caption)
+
+
+def _experiments(page: Page, params: Params) -> None:
+    for name in params.experiments:
+        folder = DATA / "experiments" / name
+        summary = store.read_json(folder / "summary.json")
+        section = page.add(Section(name, summary["title"], summary["notes"]))
+        file = page.folder / f"{name}.png"
+        file.write_bytes(store.read_bytes(folder / "figure.png"))
+        page.image(section, file, summary["caption"])
 
 
 def _metrics(name: str) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,8 @@ def main(stage: Stage) -> None:
             metrics[name] = store.read_json(DATA / "metrics" / f"{name}.json")
             logs[name] = {method: store.read_json(DATA / "logs" / name / f"{method}.json") for method in methods}
             provenance[name] = store.read_json(DATA / folder / name / "provenance.json")
+    for name in params.experiments:
+        metrics[f"experiments/{name}"] = store.read_json(DATA / "metrics" / "experiments" / f"{name}.json")
     with stage.output(DATA / "tables") as output:
         output.mkdir()
         for name in ORDER:

@@ -1,4 +1,4 @@
-"""Train a density model by conditional flow matching, one network a seed."""
+"""Train a density model by a regression along a path, one network a seed."""
 
 from __future__ import annotations
 
@@ -36,11 +36,9 @@ def main(stage: Stage, dataset: str, method: str) -> None:
 
 
 def job(device: torch.device, *, prepared: Path, choice: DensityMethod, fit: Fit) -> Task:
-    """Regress the velocity of `choice.path` between noise and the standardised rows, drawn by their weights."""
+    """Regress what the network is to predict on the path from noise to the standardised rows, drawn by weight."""
     import torch
 
-    from flowmatch_core.networks import MLPField
-    from flowmatch_core.objectives import cfm_loss
     from pipelines import models
     from pipelines.fitting import Task
 
@@ -50,17 +48,18 @@ def job(device: torch.device, *, prepared: Path, choice: DensityMethod, fit: Fit
     loc, scale = (torch.tensor(provenance[name], device=device) for name in ("loc", "scale"))
     rows = (torch.tensor(table[columns].to_numpy(), dtype=torch.float32, device=device) - loc) / scale
     weight = torch.tensor(table["weight"].to_numpy(), device=device) if "weight" in table else None
-    path, coupling = models.path(choice.path), models.coupling(choice.coupling)
+    path, loss = models.path(choice.path), models.density_loss(choice)
 
     def terms(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
         if weight is None:
             index = torch.randint(len(rows), (fit.batch,), generator=generator, device=device)
         else:
             index = torch.multinomial(weight, fit.batch, replacement=True, generator=generator)
-        return {"loss": cfm_loss(network, path, rows[index], coupling=coupling, generator=generator)}
+        return {"loss": loss(network, path, rows[index], generator=generator)}
 
-    config = models.network_config(len(columns), 0, fit)
-    return Task(MLPField(**config).to(device), terms, loc, scale, {"network": config})
+    config = models.network_config(fit.network, len(columns), 0)
+    meta = {"network": config, "path": choice.path.model_dump(), "prediction": choice.prediction}
+    return Task(models.network(config).to(device), terms, loc, scale, meta)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from flowmatch_core.successor import Transitions
+    from flowmatch_core.successor import Loss, Transitions
     from pipelines.fitting import Task
+    from pipelines.rows import Rows
 
-    Draw = Callable[[int, torch.Generator], tuple[Transitions, Tensor | None]]
+    Draw = Callable[[torch.Generator], tuple[Transitions, Tensor]]
 
 
 def main(stage: Stage, environment: str, method: str) -> None:
@@ -61,7 +62,6 @@ def job(device: torch.device, *, folder: Path, choice: SuccessorMethod, fit: Suc
     """The task of one seed. States are standardised, actions stay as they are."""
     import torch
 
-    from flowmatch_core.networks import MLPField
     from pipelines import models
     from pipelines.fitting import Task
 
@@ -72,52 +72,74 @@ def job(device: torch.device, *, folder: Path, choice: SuccessorMethod, fit: Suc
     on_policy = "future" in inspect.signature(loss).parameters
     if on_policy:
         table = store.read_table(folder / "rollouts.parquet", ["episode", *_columns("state", states)])
-        draw = _on_policy(table, states, actions, gamma, loc, scale)
+        pairs = _on_policy(table, states, actions, fit.batch, gamma, loc, scale)
+
+        def value(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Loss:
+            batch, future = pairs(generator)
+            result: Loss = loss(network, batch, future, path=path, generator=generator)
+            return result
     else:
-        parts = [*_columns("state", states), *_columns("next_state", states), *_columns("action", actions)]
-        table = store.read_table(folder / "transitions.parquet", [*parts, *_columns("next_action", actions)])
-        draw = _off_policy(table, states, actions, loc, scale)
+        rows = _off_policy(folder / "transitions.parquet", states, actions, fit, loc, scale)
+        options = {"gamma": gamma, "path": path, "steps": fit.ode_steps, "solver": fit.ode_solver}
+
+        def value(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Loss:
+            batch = _transitions(rows.draw(generator), len(states), len(actions))
+            result: Loss = loss(network, average, batch, **options, generator=generator)
+            return result
 
     def terms(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
-        if on_policy:
-            batch, future = draw(fit.batch, generator)
-            value = loss(network, batch, future, path=path, generator=generator)
-        else:
-            batch, _ = draw(fit.batch // 2, generator)
-            value = loss(
-                network,
-                average,
-                batch,
-                gamma=gamma,
-                path=path,
-                steps=fit.ode_steps,
-                solver=fit.ode_solver,
-                generator=generator,
-            )
-        return {"loss": value.total, "direct": value.direct, "bootstrap": value.bootstrap}
+        total, direct, bootstrap = value(network, average, generator)
+        return {"loss": total, "direct": direct, "bootstrap": bootstrap}
 
-    config = models.network_config(len(states), len(states) + len(actions), fit)
-    return Task(MLPField(**config).to(device), terms, loc, scale, {"network": config, "gamma": gamma})
+    config = models.network_config(fit.network, len(states), len(states) + len(actions))
+    meta = {
+        "network": config,
+        "path": choice.path.model_dump(),
+        "prediction": getattr(loss, "prediction", "velocity"),
+        "gamma": gamma,
+        "state_names": states,
+        "action_names": actions,
+    }
+    seek = {} if on_policy else {"seek": rows.seek}
+    return Task(models.network(config).to(device), terms, loc, scale, meta, **seek)
 
 
-def _off_policy(table: pd.DataFrame, states: list[str], actions: list[str], loc: Tensor, scale: Tensor) -> Draw:
-    """Transitions drawn with replacement."""
+def _off_policy(
+    path: Path, states: list[str], actions: list[str], fit: SuccessorFit, loc: Tensor, scale: Tensor
+) -> Rows:
+    """Rows of state, next state, action, next action and, where there is one, whether the next state is terminal."""
+    import torch
+
+    from pipelines import rows
+
+    columns = [*_columns("state", states), *_columns("next_state", states)]
+    columns += [*_columns("action", actions), *_columns("next_action", actions)]
+    columns += ["terminal"] if rows.any_true(path, "terminal") else []
+    as_they_are = len(columns) - 2 * len(states)
+    return rows.read(
+        path,
+        columns,
+        batch=fit.batch // 2,
+        limit=fit.rows_in_memory,
+        seed=torch.initial_seed(),
+        loc=torch.cat([loc, loc, loc.new_zeros(as_they_are)]),
+        scale=torch.cat([scale, scale, scale.new_ones(as_they_are)]),
+    )
+
+
+def _transitions(rows: Tensor, state_dim: int, action_dim: int) -> Transitions:
     import torch
 
     from flowmatch_core.successor import Transitions
 
-    state, next_state = ((_tensor(table, part, states, loc) - loc) / scale for part in ("state", "next_state"))
-    action, next_action = (_tensor(table, part, actions, loc) for part in ("action", "next_action"))
-
-    def draw(n: int, generator: torch.Generator) -> tuple[Transitions, None]:
-        i = torch.randint(len(state), (n,), generator=generator, device=loc.device)
-        return Transitions(state[i], action[i], next_state[i], next_action[i]), None
-
-    return draw
+    sizes = [state_dim, state_dim, action_dim, action_dim]
+    state, next_state, action, next_action = torch.split(rows[:, : sum(sizes)], sizes, 1)
+    terminal = rows[:, -1] > 0.5 if rows.shape[1] > sum(sizes) else None
+    return Transitions(state, action, next_state, next_action, terminal=terminal)
 
 
 def _on_policy(
-    table: pd.DataFrame, states: list[str], actions: list[str], gamma: float, loc: Tensor, scale: Tensor
+    table: pd.DataFrame, states: list[str], actions: list[str], n: int, gamma: float, loc: Tensor, scale: Tensor
 ) -> Draw:
     """States of an episode's first half, each with the state T ~ Geometric(1 - gamma) steps later (or the last one)."""
     import torch
@@ -129,7 +151,7 @@ def _on_policy(
     action = _tensor(table, "action", actions, loc).reshape(episodes, -1, len(actions))
     last = state.shape[1] - 1
 
-    def draw(n: int, generator: torch.Generator) -> tuple[Transitions, Tensor]:
+    def draw(generator: torch.Generator) -> tuple[Transitions, Tensor]:
         episode = torch.randint(episodes, (n,), generator=generator, device=loc.device)
         step = torch.randint((last + 1) // 2, (n,), generator=generator, device=loc.device)
         wait = geometric(gamma, (n,), generator=generator, device=loc.device)

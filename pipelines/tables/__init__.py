@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""`metrics[data set or environment][method][name]`, as `data/metrics/<name>.json` holds them; `logs` alike."""
+"""`metrics[data set or environment][method][name]`, as `data/metrics/<name>.json` holds them; `logs` alike.
 
-ORDER = ("claims", "successor", "density")
+`metrics["experiments/<name>"][finding][name]` are those of an experiment.
+"""
+
+ORDER = ("claims", "successor", "density", "experiments")
 """The tables, as readers meet them."""
 
 HOLE = "–"

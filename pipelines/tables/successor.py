@@ -71,7 +71,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         *(_differences(environment, entry, params) for environment, entry in params.environments.items()),
         *(f"{name}: {provenance[name]['fidelity']}; {provenance[name]['source']}" for name in params.environments),
         f"Training: {fit.steps} steps of {fit.batch} rows, lr {fit.lr:g}, target step {fit.ema_step:g}, "
-        f"{fit.ode_solver} with {fit.ode_steps} steps, MLP {'×'.join(map(str, fit.hidden))}, where not stated.",
+        f"{fit.ode_solver} with {fit.ode_steps} steps, network {fit.network}, where not stated.",
         *skipped,
     ]
     return Table("successor", "Successor measures", pd.DataFrame(rows), tuple(notes))
@@ -87,6 +87,6 @@ def _differences(environment: str, entry: Environment, params: Params) -> str:
         f"{environment}: the paper's numbers are for another setting and not comparable in absolute value. Paper: TD3 "
         "policy, 10 M RND transitions, γ = .99 a physics step, U-Net 512, 3 M steps of 1024, 64 starts × 2048 samples. "
         f"Here: scripted policy, {entry.transitions} transitions from uniform states and actions, γ = {entry.gamma:g} "
-        f"a transition of {repeat} physics steps, MLP {'×'.join(map(str, fit.hidden))}, {fit.steps} steps of "
+        f"a transition of {repeat} physics steps, network {fit.network}, {fit.steps} steps of "
         f"{fit.batch}, {entry.starts} starts × {params.successor.sample.samples} samples."
     )

@@ -1,17 +1,33 @@
-"""Laws of the couplings: rows are rearranged, never lost."""
+"""Laws of the couplings: the marginals they keep, the costs they save, and the laws that single them out."""
 
 from __future__ import annotations
 
 import itertools
+import math
 
+import ot
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from flowmatch_core import transport
-from flowmatch_core.couplings import Coupling, Independent, MinibatchOT
+from flowmatch_core.couplings import (
+    ConditionalOT,
+    Coupling,
+    Independent,
+    MinibatchOT,
+    Reflow,
+    SchrodingerBridge,
+    Sinkhorn,
+)
+from flowmatch_core.fields import Time, expand_time
+from flowmatch_core.oracles import GaussianMixture
+from flowmatch_core.paths import CondOT
+from flowmatch_core.solvers import SolverError, solve
 
-COUPLINGS = [Independent(), MinibatchOT()]
+PERMUTATIONS = [Independent(), MinibatchOT(), ConditionalOT(), ConditionalOT(weight=10.0)]
+DRAWS = [Sinkhorn(reg=1.0), SchrodingerBridge(sigma=0.7)]
 
 
 def batch(n: int, *event: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -24,7 +40,11 @@ def cost(x0: Tensor, x1: Tensor) -> float:
     return float((x1 - x0).square().sum())
 
 
-@pytest.mark.parametrize("coupling", COUPLINGS, ids=repr)
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("coupling", PERMUTATIONS, ids=repr)
 @pytest.mark.parametrize("event", [(2,), (1, 3, 3), ()])
 def test_no_row_is_lost_and_none_doubled(coupling: Coupling, event: tuple[int, ...]) -> None:
     x0, x1, cond = batch(256, *event)
@@ -72,16 +92,246 @@ def test_ot_lets_gradients_through_the_rows() -> None:
     assert (gradient == 1).all()
 
 
-def test_an_unsolved_transport_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "MAX_ITERATIONS", 1)
+# --- draws from a plan -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("coupling", DRAWS, ids=repr)
+@pytest.mark.parametrize("event", [(2,), (1, 3, 3), ()])
+def test_the_data_stay_and_the_noise_comes_from_the_batch(coupling: Coupling, event: tuple[int, ...]) -> None:
+    x0, x1, cond = batch(64, *event)
+    y0, y1, y_cond = coupling(x0, x1, cond, generator=generator())
+    assert y1 is x1 and y_cond is cond and y0.shape == x0.shape
+    rows, kept = ({tuple(row) for row in a.reshape(64, -1).tolist()} for a in (x0, y0))
+    assert kept <= rows
+
+
+def test_pairs_are_drawn_by_the_entropic_plan() -> None:
+    n, copies, calls, reg = 6, 50, 12, 1.5
+    x0, x1, _ = batch(n, 2)
+    weights = [1 / n] * n
+    plan = n * torch.from_numpy(ot.sinkhorn(weights, weights, ot.dist(x1.numpy(), x0.numpy()), reg, stopThr=1e-12))
+    counts, g = torch.zeros(n, n, dtype=torch.float64), generator()
+    for _ in range(calls):  # copies of all points leave the probabilities of pairs of different points as they are
+        y0 = Sinkhorn(reg)(x0.repeat(copies, 1), x1.repeat(copies, 1), generator=g)[0]
+        counts += (y0[:, None] == x0).all(-1).reshape(copies, n, n).sum(0)
+    assert (counts.sum(1) == copies * calls).all()
+    error = (counts / (copies * calls) - plan) / (plan * (1 - plan) / (copies * calls)).sqrt()
+    assert float(error.abs().max()) < 4.5
+    assert float(plan.max()) > 2 * float(plan.min())
+
+
+def test_a_pair_without_probability_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    x0, x1 = torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [0.0]])  # the other pairs have exp(-1000)
+    for level in (0.0, 1 - 2**-24):
+        monkeypatch.setattr(torch, "rand", lambda *a, level=level, **k: torch.full(a, level, dtype=k["dtype"]))
+        assert torch.equal(Sinkhorn(1e-3)(x0, x1)[0], x1)
+
+
+def test_each_row_of_the_noise_is_taken_once_on_average() -> None:
+    x0, x1, _ = batch(128, 2)
+    mean = torch.stack([Sinkhorn(0.5)(x0, x1, generator=generator(seed))[0].mean(0) for seed in range(50)]).mean(0)
+    torch.testing.assert_close(mean, x0.mean(0), rtol=0, atol=0.03)
+    assert float(x0.mean(0).abs().max()) > 0.03  # the mean of this batch, not that of the law it comes from
+
+
+def test_little_entropy_gives_the_optimal_pairs_and_much_gives_independent_ones() -> None:
     x0, x1, _ = batch(64, 2)
-    with pytest.raises(RuntimeError, match="was not solved"):
-        MinibatchOT()(x0, x1)
+    assert torch.equal(Sinkhorn(1e-4)(x0, x1, generator=generator())[0], MinibatchOT()(x0, x1)[0])
+    y0 = Sinkhorn(1e6)(x0.repeat(8, 1), x1.repeat(8, 1), generator=generator())[0]
+    expected = ((x1[:, None] - x0).square().sum(-1)).mean()
+    assert float((y0 - x1.repeat(8, 1)).square().sum(1).mean()) == pytest.approx(float(expected), rel=0.1)
+    costs = [cost(Sinkhorn(reg)(x0, x1, generator=generator())[0], x1) for reg in (0.1, 1.0, 10.0)]
+    assert cost(MinibatchOT()(x0, x1)[0], x1) < costs[0] < costs[1] < costs[2]
 
 
-def test_bad_arguments_are_named() -> None:
+def test_an_entropic_plan_that_is_not_found_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MAX_ROUNDS", 2)
+    x0, x1, _ = batch(64, 2)
+    with pytest.raises(RuntimeError, match=r"reg=0\.0001 should be larger"):
+        Sinkhorn(1e-4)(x0, x1)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 2.0])
+def test_the_ends_of_a_schrodinger_bridge_between_gaussians_have_the_known_correlation(sigma: float) -> None:
+    moments = []
+    for seed in range(4):
+        g = generator(seed)
+        x0, x1 = torch.randn(2, 512, 1, generator=g, dtype=torch.float64)
+        y0, y1, _ = SchrodingerBridge(sigma)(x0, x1, generator=g)
+        moments.append(float((y0 * y1).mean()))
+    # minimising KL to exp(-|x1 - x0|^2 / 2 sigma^2) between standard normals: c / (1 - c^2) = 1 / sigma^2
+    expected = (math.sqrt(4 + sigma**4) - sigma**2) / 2
+    assert sum(moments) / 4 == pytest.approx(expected, abs=0.06)
+
+
+@pytest.mark.parametrize("coupling", DRAWS, ids=repr)
+def test_randomness_comes_from_the_generator_alone(coupling: Coupling) -> None:
+    x0, x1, _ = batch(64, 2)
+    state = torch.get_rng_state()
+    results = [coupling(x0, x1, generator=generator(seed))[0] for seed in (0, 0, 1)]
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+# --- conditions ------------------------------------------------------------------------------------------------------
+
+
+def labelled(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Two classes of data far to the left and right: a coupling that ignores them sorts the noise by class."""
+    g = generator(seed)
+    label = (torch.rand(n, 1, generator=g) < 0.3).double()
+    x0, x1 = torch.randn(2, n, 2, generator=g, dtype=torch.float64)
+    return x0, 0.5 * x1 + torch.cat([6 * label - 3, 0 * label], 1), label
+
+
+def noise_by_label(coupling: Coupling) -> list[Tensor]:
+    triples = [coupling(*labelled(128, seed)) for seed in range(40)]
+    return [torch.cat([x0[label[:, 0] == k] for x0, _, label in triples if label is not None]) for k in (0, 1)]
+
+
+def test_within_a_label_the_noise_stays_gaussian() -> None:
+    for noise in noise_by_label(ConditionalOT()):
+        assert all(stats.kstest(noise[:, i], "norm").pvalue > 1e-3 for i in range(2))
+    # what it is for: without the condition the noise of a label is only one side of the Gaussian
+    assert stats.kstest(noise_by_label(MinibatchOT())[0][:, 0], "norm").pvalue < 1e-12
+
+
+def test_within_a_label_the_pairs_are_the_best_and_no_row_changes_its_label() -> None:
+    x0, x1, label = labelled(200, 0)
+    order = torch.randperm(200, generator=generator())
+    y0 = ConditionalOT()(x0[order], x1, label)[0]
+    for k in (0, 1):
+        rows = label[:, 0] == k
+        assert torch.equal(y0[rows], MinibatchOT()(x0[order][rows], x1[rows])[0])
+    several = torch.cat([label, torch.arange(200)[:, None] % 2 + 0.0], 1)  # a row of two labels is one condition
+    y0 = ConditionalOT()(x0, x1, several)[0]
+    for a, b in itertools.product((0, 1), repeat=2):
+        rows = (several == torch.tensor([a, b])).all(1)
+        assert torch.equal(y0[rows], MinibatchOT()(x0[rows], x1[rows])[0])
+
+
+def test_one_label_is_no_condition_and_labels_that_all_differ_move_nothing() -> None:
+    x0, x1, different = batch(64, 2)
+    best = MinibatchOT()(x0, x1)[0]
+    for weight in (math.inf, 5.0):
+        assert torch.equal(ConditionalOT(weight)(x0, x1, torch.full((64, 3), 2.0))[0], best)
+    assert torch.equal(ConditionalOT()(x0, x1, different)[0], x0)
+    assert torch.equal(ConditionalOT(weight=1e9)(x0, x1, different)[0], x0)
+    assert torch.equal(ConditionalOT(weight=0)(x0, x1, different)[0], best)
+
+
+def test_the_weight_trades_transport_for_noise_that_knows_nothing_of_the_condition() -> None:
+    correlation, costs = [], []
+    for weight in (0.0, 10.0, 1000.0):
+        rows = []
+        for seed in range(10):
+            g = generator(seed)
+            cond = torch.randn(256, 1, generator=g, dtype=torch.float64)
+            x0, rest = torch.randn(2, 256, 2, generator=g, dtype=torch.float64)
+            x1 = 0.3 * rest + torch.cat([2 * cond, 0 * cond], 1)
+            y0 = ConditionalOT(weight)(x0, x1, cond)[0]
+            rows.append(torch.cat([y0[:, :1], cond], 1))
+            costs.append(cost(y0, x1))
+        correlation.append(abs(float(torch.cat(rows).T.corrcoef()[0, 1])))
+    assert correlation[0] > 0.9 > 0.5 > correlation[1] > correlation[2] and correlation[2] < 0.06
+    assert sum(costs[:10]) < sum(costs[10:20]) < sum(costs[20:]) < 10 * 256 * (2 + 4 + 2 * 0.09)
+
+
+def test_the_weight_has_no_units() -> None:
+    x0, x1, _ = batch(64, 2)
+    cond = torch.randn(64, 3, generator=generator(), dtype=torch.float64)
+    first = ConditionalOT(20.0)(x0, x1, cond)[0]
+    assert torch.equal(ConditionalOT(20.0)(1000 * x0, 1000 * x1 + 7, 1e-3 * cond + 5)[0], 1000 * first)
+    assert not torch.equal(first, x0) and not torch.equal(first, MinibatchOT()(x0, x1)[0])
+
+
+# --- reflow ----------------------------------------------------------------------------------------------------------
+
+
+def mixture() -> GaussianMixture:
+    eye = torch.eye(2, dtype=torch.float64)
+    means = torch.tensor([[-3.0, 0.0], [3.0, 1.0]], dtype=torch.float64)
+    return GaussianMixture(torch.tensor([0.4, 0.6], dtype=torch.float64), means, torch.stack([0.2 * eye, 0.5 * eye]))
+
+
+def test_reflow_pairs_the_noise_with_what_the_model_makes_of_it() -> None:
+    x0, x1, cond = batch(16, 2)
+
+    def field(t: Time, x: Tensor, given: Tensor | None) -> Tensor:
+        assert given is cond
+        return 0 * x + expand_time(t, x) * cond
+
+    y0, y1, y_cond = Reflow(field, solver="rk4", steps=3)(x0, x1, cond)
+    assert y0 is x0 and y_cond is cond
+    torch.testing.assert_close(y1, x0 + cond / 2)
+
+
+def test_reflow_keeps_the_law_of_the_data_and_cuts_the_cost() -> None:
+    truth, n = mixture(), 4000
+    x0 = torch.randn(n, 2, generator=generator(), dtype=torch.float64)
+    x1 = truth.sample(n, generator=generator(1))
+    y0, y1, _ = Reflow(truth.velocity_field(CondOT()), solver="rk4", steps=40)(x0, x1)
+    assert stats.ks_2samp(y1[:, 0], x1[:, 0]).pvalue > 1e-3 and stats.ks_2samp(y1[:, 1], x1[:, 1]).pvalue > 1e-3
+    # theorem 3.5 of Liu et al., for two convex costs
+    assert cost(y0, y1) < 0.9 * cost(x0, x1)
+    assert float((y1 - y0).norm(dim=1).mean()) < float((x1 - x0).norm(dim=1).mean())
+
+
+def test_reflow_uses_the_solver_and_the_steps_it_is_given() -> None:
     x0, x1, _ = batch(8, 2)
+    field = mixture().velocity_field(CondOT())
+    for solver, steps in (("euler", 2), ("heun", 3)):
+        expected = solve(field, x0, solver=solver, steps=steps).x
+        assert torch.equal(Reflow(field, solver=solver, steps=steps)(x0, x1)[1], expected)
+
+
+def test_reflow_sends_no_gradient_and_a_broken_model_is_an_error() -> None:
+    x0, x1, _ = batch(8, 2)
+    weight = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    assert not Reflow(lambda t, x, cond: weight * x)(x0, x1)[1].requires_grad
+    with pytest.raises(SolverError):
+        Reflow(lambda t, x, cond: x * math.nan)(x0, x1)
+
+
+# --- what a caller relies on -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("coupling", [*PERMUTATIONS, *DRAWS], ids=repr)
+def test_dtypes_stay_and_a_batch_of_one_is_its_own_pair(coupling: Coupling) -> None:
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        x0, x1, cond = (x.to(dtype) for x in batch(5, 2))
+        y0, y1, _ = coupling(x0, x1, cond, generator=generator())
+        assert y0.dtype == y1.dtype == dtype
+        assert torch.equal(coupling(x0[:1], x1[:1], cond[:1], generator=generator())[0], x0[:1])
+
+
+@pytest.mark.parametrize("coupling", [*PERMUTATIONS[1:], *DRAWS], ids=repr)
+def test_bad_arguments_are_named(coupling: Coupling) -> None:
+    x0, x1, cond = batch(8, 2)
     with pytest.raises(ValueError, match="x0 has shape"):
-        MinibatchOT()(x0[:4], x1)
+        coupling(x0[:4], x1, cond)
     with pytest.raises(TypeError):
-        MinibatchOT()(x0, x1, generatr=None)  # type: ignore[call-arg]
+        coupling(x0, x1, cond, generatr=None)  # type: ignore[call-arg]
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="x1 holds values that are not finite, but should hold none"):
+            coupling(x0, torch.full_like(x1, bad), cond)
+        with pytest.raises(ValueError, match="x0 holds values that are not finite, but should hold none"):
+            coupling(torch.full_like(x0, bad), x1, cond)
+
+
+def test_bad_parameters_are_named() -> None:
+    for bad in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=f"reg is {bad}, but should be positive"):
+            Sinkhorn(bad)
+        with pytest.raises(ValueError, match=f"sigma is {bad}, but should be positive"):
+            SchrodingerBridge(bad)
+    for bad in (-1.0, math.nan):
+        with pytest.raises(ValueError, match=f"weight is {bad}, but should be at least 0"):
+            ConditionalOT(bad)
+    x0, x1, cond = batch(8, 2)
+    with pytest.raises(ValueError, match=r"cond has shape None, but should have shape \(8, c\)"):
+        ConditionalOT()(x0, x1)
+    with pytest.raises(ValueError, match=r"cond has shape \(3, 1\), but should have shape \(8, c\)"):
+        ConditionalOT()(x0, x1, cond[:3])
+    with pytest.raises(ValueError, match="x0 has shape"):
+        Reflow(lambda t, x, cond: x)(x0[:2], x1)

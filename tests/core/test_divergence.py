@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.divergence import DivergenceMethod, divergence, rademacher
+from flowmatch_core import divergence as divergence_module
+from flowmatch_core.divergence import DivergenceMethod, divergence, divergence_per_probe, rademacher
 from flowmatch_core.fields import Time, VelocityField, expand_time
 from flowmatch_core.networks import MLPField
 
@@ -143,7 +144,67 @@ def test_no_second_graph_is_built_without_gradients(monkeypatch: pytest.MonkeyPa
     x, cond = points(2, 4), points(2, 4)
     with torch.no_grad():
         divergence(nonlinear, 0.5, x, cond, "exact")
-    assert asked == [False] * 4
+    assert asked == [False]  # all four directions at once
+
+
+class Square(torch.autograd.Function):
+    """The square, with a backward that cannot be batched."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        assert grad.sum().item() != math.inf  # no batching rule: the value of a tensor
+        return 2 * x * grad
+
+
+def test_field_that_cannot_be_batched_is_differentiated_in_a_loop() -> None:
+    x = points(3, 4)
+    with torch.no_grad():
+        result = divergence(lambda t, x, cond: Square.apply(x), 0.0, x, method="exact")[1]
+    torch.testing.assert_close(result, 2 * x.sum(1))
+
+
+def test_directions_are_split_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, cond = points(3, 4), points(3, 4)
+    noise = rademacher(x, 5, torch.Generator().manual_seed(0))
+    whole = [divergence(nonlinear, 0.5, x, cond, "exact")[1], divergence(nonlinear, 0.5, x, cond, noise=noise)[1]]
+    for rows in (1, 6, 9):
+        monkeypatch.setattr(divergence_module, "ROWS_AT_ONCE", rows)
+        torch.testing.assert_close(divergence(nonlinear, 0.5, x, cond, "exact")[1], whole[0])
+        torch.testing.assert_close(divergence(nonlinear, 0.5, x, cond, noise=noise)[1], whole[1])
+
+
+def test_each_probe_has_its_own_estimate() -> None:
+    x, cond = points(3, 4), points(3, 4)
+    noise = rademacher(x, 5, torch.Generator().manual_seed(0))
+    each = divergence_per_probe(nonlinear, 0.5, x, cond, "hutchinson", noise=noise)[1]
+    for probe, estimate in zip(noise, each, strict=True):
+        alone = divergence(nonlinear, 0.5, x, cond, "hutchinson", noise=probe[None])[1]
+        torch.testing.assert_close(estimate, alone)
+    assert each.std(0).min() > 1e-3
+    assert divergence_per_probe(nonlinear, 0.5, x, cond, "exact")[1].shape == (1, 3)
+
+
+@pytest.mark.parametrize("hidden", [(8, 8), (8, 8, 8)])
+@pytest.mark.parametrize("method", ["auto", "hutchinson"])
+def test_autocast_is_off_inside(hidden: tuple[int, ...], method: DivergenceMethod) -> None:
+    field, x = MLPField(4, hidden, generator=torch.Generator().manual_seed(0)), points(3, 4).float()
+    noise = rademacher(x, 2, torch.Generator().manual_seed(0))
+    outside = divergence(field, 0.5, x, method=method, noise=noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = divergence(field, 0.5, x, method=method, noise=noise)
+    for a, b in zip(inside, outside, strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
+
+
+def test_field_of_parameters_alone_has_none() -> None:
+    weight, x = points(3, 2).requires_grad_(), points(3, 2)
+    assert (divergence(lambda t, x, cond: weight.clone(), 0.0, x, method="exact")[1] == 0).all()
 
 
 def test_field_that_ignores_the_point_has_none() -> None:
@@ -161,3 +222,12 @@ def test_bad_arguments_are_named() -> None:
         divergence(nonlinear, 0.0, x, cond, method="hutchinson", noise=torch.ones(3, 4))
     with pytest.raises(TypeError):
         divergence(nonlinear, 0.0, x, cond, metod="exact")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("method", ["exact", "hutchinson"])
+def test_inference_mode_differentiates_too(method: DivergenceMethod) -> None:
+    with torch.inference_mode():
+        x, t, cond = torch.randn(5, 3), torch.rand(5), torch.randn(5, 3)
+        velocity, total = divergence(lambda t, x, cond: x * (1 + t[:, None]) + cond, t, x, cond, method)
+        torch.testing.assert_close(velocity, x * (1 + t[:, None]) + cond)
+        torch.testing.assert_close(total, 3 * (1 + t))

@@ -14,8 +14,9 @@ from flowmatch_core import flow as flow_module
 from flowmatch_core.divergence import DivergenceMethod, rademacher
 from flowmatch_core.fields import Time, expand_time
 from flowmatch_core.flow import ContinuousFlow, _simpson_weights
+from flowmatch_core.grids import EDM, Nodes, Power, TimeGrid, Uniform, Warped
 from flowmatch_core.networks import MLPField
-from flowmatch_core.solvers import SOLVERS, SolverError, solve
+from flowmatch_core.solvers import ADAPTIVE, SOLVERS, SolverError, solve
 
 MATRIX = torch.tensor([[0.3, 0.8], [-0.5, -0.4]], dtype=torch.float64)
 SHIFT = torch.tensor([0.5, -1.0], dtype=torch.float64)
@@ -65,7 +66,10 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
         ("midpoint", 100, 1e-4),
         ("heun", 100, 1e-4),
         ("rk4", 20, 1e-6),
+        ("adams3", 40, 1e-5),
+        ("adams", 20, 1e-7),
         ("dopri5", 20, 1e-4),
+        ("dopri5_per_sample", 20, 1e-4),
     ],
 )
 @pytest.mark.parametrize("standardised", [False, True])
@@ -95,8 +99,9 @@ def test_samples_follow_the_law() -> None:
     close(x.T.cov(), law.covariance_matrix, 0.03)
 
 
-def test_density_integrates_to_one() -> None:
-    flow = ContinuousFlow(network(), (2,), "rk4", 16, loc=SHIFT, scale=torch.tensor([0.5, 2.0]).double())
+@pytest.mark.parametrize("solver", ["rk4", "adams"])
+def test_density_integrates_to_one(solver: str) -> None:
+    flow = ContinuousFlow(network(), (2,), solver, 16, loc=SHIFT, scale=torch.tensor([0.5, 2.0]).double())
     side = torch.linspace(-12, 12, 241, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side) * torch.tensor([0.5, 2.0]) + SHIFT
     with torch.no_grad():
@@ -130,7 +135,74 @@ def test_log_prob_of_a_sample_is_that_of_its_noise_less_the_volume(event: tuple[
         close(flow.log_prob(x[i : i + 1])[0], start - volume, 1e-5)
 
 
-@pytest.mark.parametrize("solver", ["midpoint", "rk4", "dopri5"])
+GRIDS = (Warped(0.8), Warped(1.0), Power(2), EDM(3.0, 10.0, 0.1), Nodes(torch.linspace(0, 1, 7).double() ** 1.5))
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("solver", ["rk4", "adams"])
+def test_every_grid_has_the_same_limit(grid: TimeGrid, solver: str) -> None:
+    field, x = network(cond_dim=1), points(20, 2)
+    cond = points(20, 1, seed=1)
+    truth = ContinuousFlow(field, (2,), "rk4", 256).log_prob(x, cond)
+    flow = ContinuousFlow(field, (2,), solver, 96, grid=grid)
+    close(flow.log_prob(x, cond), truth, 1e-4)
+    noise = torch.randn(7, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    uniform = solve(field, noise, cond=cond[:1].expand(7, 1), solver="rk4", steps=256).x
+    close(flow.sample((7,), cond[0], torch.Generator().manual_seed(0)), uniform, 1e-4)
+
+
+def test_small_steps_at_the_ends_pay() -> None:
+    """A field that is singular close to both ends, as the logarithm of the noise level makes it."""
+
+    def field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        s = expand_time(t, x)
+        return x * torch.sin(3 * torch.log((s + 0.02) / (1.02 - s)))
+
+    x = points(20, 1)
+    truth = ContinuousFlow(field, (1,), "rk4", 2000).log_prob(x)
+    for solver in ("rk4", "adams"):
+        errors = [
+            (ContinuousFlow(field, (1,), solver, 48, grid=grid).log_prob(x) - truth).abs().mean()
+            for grid in (Uniform(), Warped())
+        ]
+        assert errors[1] < errors[0] / 5
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_noise_of_another_scale(solver: str) -> None:
+    """x1 = e^A x0 + ... with x0 ~ N(0, 9 I)."""
+    law = linear_law()
+    push = torch.linalg.matrix_exp(MATRIX)
+    wide = MultivariateNormal(law.mean, 9 * push @ push.T)
+    flow, x = ContinuousFlow(linear, (2,), solver, 200, loc=SHIFT * 0, base_scale=3.0), points(50, 2)
+    close(flow.log_prob(x), exact(wide, x), 2e-2 if solver == "euler" else 1e-4)
+    if solver != "euler":
+        drawn = flow.sample((50_000,), generator=torch.Generator().manual_seed(0))
+        assert ((drawn.mean(0) - wide.mean).abs() < 5 * wide.stddev / math.sqrt(50_000)).all()
+        close(drawn.T.cov(), wide.covariance_matrix, 0.4)
+
+
+@pytest.mark.parametrize("solver", ["rk4", "adams", "dopri5"])
+@pytest.mark.parametrize("hidden", [(8, 8), (8, 8, 8)])
+def test_autocast_is_off_inside(solver: str, hidden: tuple[int, ...]) -> None:
+    flow, x = ContinuousFlow(network(hidden=hidden).float(), (2,), solver, 4), points(5, 2).float()
+    outside = flow.log_prob(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = flow.log_prob(x)
+    assert inside.dtype == torch.float32 and torch.equal(inside, outside)
+
+
+def test_failed_rows_are_left_to_the_caller_on_request() -> None:
+    def field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        return torch.where(x > 0, math.nan, x)
+
+    x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    for solver in ("rk4", "adams", "dopri5_per_sample"):
+        log_prob = ContinuousFlow(field, (1,), solver, divergence="exact", check=False).log_prob(x)
+        assert log_prob.isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "rk4", "adams3", "adams", *ADAPTIVE])
 @pytest.mark.parametrize("hidden", [(8, 8), (8, 8, 8)])
 @pytest.mark.parametrize("method", ["auto", "hutchinson"])
 def test_gradient_is_that_of_finite_differences(solver: str, hidden: tuple[int, ...], method: DivergenceMethod) -> None:
@@ -164,22 +236,73 @@ def test_value_is_the_same_with_and_without_gradients() -> None:
     assert with_graph.requires_grad
 
 
-@pytest.mark.parametrize(("solver", "steps"), [("midpoint", 8), ("heun", 8), ("rk4", 4), ("rk4", 5), ("dopri5", 1)])
+@pytest.mark.parametrize(
+    ("solver", "steps"),
+    [("midpoint", 8), ("heun", 8), ("rk4", 4), ("rk4", 5), ("adams3", 8), ("adams", 8), *((s, 1) for s in ADAPTIVE)],
+)
 def test_error_estimate_covers_the_error_and_shrinks(solver: str, steps: int) -> None:
     field, x = network(), points(200, 2)
     with torch.no_grad():
         truth = ContinuousFlow(field, (2,), "rk4", 512).log_prob(x)
-        value, error = ContinuousFlow(field, (2,), solver, steps, rtol=1e-4, atol=1e-4).log_prob_with_error(x)
-        better = ContinuousFlow(field, (2,), solver, 4 * steps, rtol=1e-7, atol=1e-7).log_prob_with_error(x)
-    assert (value - truth).square().mean() < error.square().mean()
-    assert better[1].mean() < error.mean() / 4
-    assert (value - truth).abs().max() > 1e-9
+        estimate = ContinuousFlow(field, (2,), solver, steps, rtol=1e-4, atol=1e-4).estimate(x)
+        better = ContinuousFlow(field, (2,), solver, 4 * steps, rtol=1e-7, atol=1e-7).estimate(x)
+    assert (estimate.log_prob - truth).square().mean() < estimate.solver_error.square().mean()
+    assert better.solver_error.mean() < estimate.solver_error.mean() / 4
+    assert (estimate.log_prob - truth).abs().max() > 1e-9
+    assert (estimate.standard_error == 0).all()
 
 
-def test_error_estimate_uses_the_same_probes() -> None:
-    flow = ContinuousFlow(network(), (2,), "rk4", 16, "hutchinson")
-    error = flow.log_prob_with_error(points(50, 2), generator=torch.Generator().manual_seed(0))[1]
-    assert error.max() < 1e-3
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if s not in ADAPTIVE])
+def test_estimate_is_that_of_twice_the_steps(solver: str) -> None:
+    field, x = network(), points(20, 2)
+    estimate = ContinuousFlow(field, (2,), solver, 6).estimate(x)
+    coarse, fine = (ContinuousFlow(field, (2,), solver, steps).log_prob(x) for steps in (6, 12))
+    close(estimate.log_prob, fine)
+    close(estimate.solver_error, (fine - coarse).abs())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_error_estimate_uses_the_same_probes(solver: str) -> None:
+    flow = ContinuousFlow(network(), (2,), solver, 24, "hutchinson", probes=3, rtol=1e-6, atol=1e-6)
+    estimate = flow.estimate(points(50, 2), generator=torch.Generator().manual_seed(0))
+    assert estimate.solver_error.max() < (0.1 if solver == "euler" else 1e-2)
+    assert (estimate.standard_error > 0.02).float().mean() > 0.5
+
+
+def test_standard_error_is_that_of_the_probes() -> None:
+    """For a linear field the estimates of the probes are independent, with the variance known in closed form."""
+    probes, n = 4, 4000
+    flow = ContinuousFlow(linear, (2,), "rk4", 4, "hutchinson", probes=probes)
+    estimate = flow.estimate(points(1, 2).expand(n, 2), generator=torch.Generator().manual_seed(0))
+    symmetric = (MATRIX + MATRIX.T) / 2
+    variance = 2 * (symmetric.square().sum() - symmetric.diagonal().square().sum()) / probes
+    assert float(estimate.standard_error.square().mean()) == pytest.approx(float(variance), rel=0.1)
+    assert float(estimate.log_prob.var()) == pytest.approx(float(variance), rel=0.1)
+    alone = ContinuousFlow(linear, (2,), "rk4", 4, "hutchinson").estimate(points(3, 2))
+    assert alone.standard_error.isnan().all()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("hidden", [(8,), (8, 8, 8)])
+def test_evaluations_of_a_point_are_counted(solver: str, hidden: tuple[int, ...]) -> None:
+    rows = 0
+    net = network(hidden=hidden)
+
+    class Counted(torch.nn.Module):
+        has_closed_form_divergence = net.has_closed_form_divergence
+
+        def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+            nonlocal rows
+            rows += len(x)
+            return net(t, x, cond)
+
+        def velocity_and_divergence(self, t: Time, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            nonlocal rows
+            rows += len(x)
+            return net.velocity_and_divergence(t, x, cond)
+
+    estimate = ContinuousFlow(Counted(), (2,), solver, 5).estimate(points(1, 2))
+    assert estimate.nfe == rows
 
 
 @pytest.mark.parametrize("steps", range(1, 10))
@@ -190,13 +313,16 @@ def test_quadrature_is_exact_for_cubics(steps: int) -> None:
         assert float(weights @ t**power) == pytest.approx(1 / (power + 1))
 
 
-def test_points_are_split_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    flow = ContinuousFlow(network(cond_dim=1), (2,), "rk4", 7, "hutchinson", probes=3)
+@pytest.mark.parametrize("solver", ["rk4", "adams", "dopri5_per_sample"])
+def test_points_are_split_without_a_trace(monkeypatch: pytest.MonkeyPatch, solver: str) -> None:
+    flow = ContinuousFlow(network(cond_dim=1), (2,), solver, 7, "hutchinson", probes=3)
     x, cond = points(5, 2), points(5, 1)
-    whole = flow.log_prob(x, cond, generator=torch.Generator().manual_seed(0))
-    for rows in (1, 10, 12):
+    whole = flow.estimate(x, cond, generator=torch.Generator().manual_seed(0))
+    for rows in (1, 2, 10, 12):
         monkeypatch.setattr(flow_module, "ROWS_AT_ONCE", rows)
-        close(flow.log_prob(x, cond, generator=torch.Generator().manual_seed(0)), whole)
+        parts = flow.estimate(x, cond, generator=torch.Generator().manual_seed(0))
+        close(parts.log_prob, whole.log_prob)
+        close(parts.standard_error, whole.standard_error)
 
 
 @pytest.mark.parametrize("solver", ["midpoint", "dopri5"])
@@ -209,6 +335,19 @@ def test_hutchinson_averages_to_the_exact_value(solver: str) -> None:
         estimates = many.log_prob(x.repeat(4000, 1), generator=g).reshape(4000, 2)
     assert ((estimates.mean(0) - truth).abs() < 4.5 * estimates.std(0) / math.sqrt(4000)).all()
     assert (estimates.std(0) > 1e-3).all()
+
+
+def test_every_solver_meets_the_same_probes_and_conditions() -> None:
+    """Probes travel with their rows: the estimate of a probe is a property of the field, not of the solver."""
+    field, x, cond = network(cond_dim=1), points(5, 2), points(5, 1, seed=1)
+    estimates = [
+        ContinuousFlow(field, (2,), solver, 96, "hutchinson", probes=3, rtol=1e-8, atol=1e-8).log_prob(
+            x, cond, generator=torch.Generator().manual_seed(0)
+        )
+        for solver in ("rk4", "adams", *ADAPTIVE)
+    ]
+    for estimate in estimates[1:]:
+        close(estimate, estimates[0], 1e-5)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -227,8 +366,9 @@ def test_probes_stay_the_same_along_a_path(solver: str, monkeypatch: pytest.Monk
     assert not torch.equal(seeded[0], seeded[2]) and calls == 3
 
 
-def test_log_prob_does_not_depend_on_the_batch() -> None:
-    flow, x, cond = ContinuousFlow(network(cond_dim=1), (2,)), points(64, 2), points(64, 1, seed=1)
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if s != "dopri5"])
+def test_log_prob_does_not_depend_on_the_batch(solver: str) -> None:
+    flow, x, cond = ContinuousFlow(network(cond_dim=1), (2,), solver), points(64, 2), points(64, 1, seed=1)
     together = flow.log_prob(x, cond)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     close(flow.log_prob(x[order], cond[order]), together[order])
@@ -246,7 +386,9 @@ def test_leading_shapes_and_conditions_broadcast() -> None:
         close(flow.log_prob(x[:, i], cond[i]), together[:, i])
     close(flow.log_prob(x[0, 0], cond[0]), together[0, 0])
     assert flow.sample((), cond).shape == (3, 2) and flow.sample((5,), cond[0]).shape == (5, 2)
-    assert flow.sample((0,), cond).shape == (0, 3, 2) and flow.log_prob(x[:0], cond).shape == (0, 3)
+    for solver in SOLVERS:
+        flow = ContinuousFlow(network(cond_dim=1), (2,), solver)
+        assert flow.sample((0,), cond).shape == (0, 3, 2) and flow.log_prob(x[:0], cond).shape == (0, 3)
 
 
 def test_condition_and_sample_belong_together() -> None:
@@ -265,7 +407,8 @@ def test_it_is_a_distribution() -> None:
     assert flow.support.event_dim == 1
     assert flow.has_rsample and flow.rsample((3,)).requires_grad and not flow.sample((3,)).requires_grad
     assert flow.sample().shape == (2,)
-    assert repr(flow) == "ContinuousFlow(event_shape=(2,), solver='midpoint', steps=20)"
+    expected = "ContinuousFlow(event_shape=(2,), solver='midpoint', steps=20, grid=Uniform(), divergence='auto')"
+    assert repr(flow) == expected
 
 
 def test_randomness_comes_from_the_generator_alone() -> None:
@@ -287,6 +430,10 @@ def test_nan_field_is_an_error(solver: str) -> None:
     ("call", "message"),
     [
         (lambda: ContinuousFlow(linear, (2,), solver="rk5"), "solver is 'rk5'"),
+        (lambda: ContinuousFlow(linear, (2,), steps=0), "steps is 0"),
+        (lambda: ContinuousFlow(linear, (2,), probes=0), "probes is 0"),
+        (lambda: ContinuousFlow(linear, (2,), base_scale=0.0), "base_scale is 0"),
+        (lambda: ContinuousFlow(linear, (2,), solver="dopri5", grid=Warped()), "grid is Warped"),
         (lambda: ContinuousFlow(linear, (2,), scale=torch.tensor([1.0, 0.0])), "scale holds values"),
         (lambda: ContinuousFlow(linear, (2,), scale=torch.ones(3)), r"scale has shape \(3,\)"),
         (lambda: ContinuousFlow(linear, (2,), loc=torch.ones(3, 2)), r"loc has shape \(3, 2\)"),

@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowmatch_core.fields import Time, as_time
+from flowmatch_core.flow import ContinuousFlow
+from flowmatch_core.grids import Nodes
 from flowmatch_core.oracles import LinearGaussianMDP
 from flowmatch_core.successor import GeometricHorizonModel, Transitions
 
@@ -95,6 +98,21 @@ def test_model_on_the_oracle_has_the_exact_likelihood_moments_and_values(in_raw_
         value = model.value(reward, state, action, n, generator=generator())
         error = reward(samples).std(0) / math.sqrt(n) / (1 - gamma)
         assert ((value - truth) / error).abs().max() < BOUND
+
+
+def test_grid_of_the_flow_is_the_one_given() -> None:
+    cond = tensor([1.0])
+
+    def field(t: Time, x: Tensor, cond: Tensor | None = None, /) -> Tensor:
+        return as_time(t, x) ** 2 + 0 * x
+
+    grid = Nodes(tensor(0.0, 0.2, 1.0))
+    model = GeometricHorizonModel(field, (1,), 0.9, steps=2, grid=grid)
+    x = model.sample(cond, None, 3, generator=generator())
+    flow = ContinuousFlow(field, (1,), "midpoint", steps=2, grid=grid)
+    assert torch.equal(x, flow.sample((3,), cond=cond, generator=generator()))
+    evenly = GeometricHorizonModel(field, (1,), 0.9, steps=2)
+    assert not torch.isclose(x, evenly.sample(cond, None, 3, generator=generator())).any()
 
 
 def test_first_sample_of_the_model_is_the_next_state() -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
+from scipy.integrate import quad
 from torch import Tensor
 
 from flowmatch_core.couplings import MinibatchOT
-from flowmatch_core.fields import Time, expand_time
-from flowmatch_core.objectives import cfm_loss
-from flowmatch_core.paths import AffinePath, CondOT, Cosine
+from flowmatch_core.fields import Time, VelocityField, expand_time
+from flowmatch_core.objectives import cfm_loss, interpolant_loss, posterior_cfm_loss
+from flowmatch_core.objectives.interpolant import parabola
+from flowmatch_core.paths import VE, VP, AffinePath, CondOT, Cosine, Polynomial, Quantity
+
+
+def torch_tanh(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    return torch.tanh(x)
 
 
 def zero(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -22,36 +30,119 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("path", [CondOT(), CondOT(sigma_min=0.2), Cosine()], ids=repr)
-def test_gradient_is_that_of_the_regression_on_the_marginal_velocity(path: AffinePath) -> None:
-    n, g = 200_000, generator()
-    atoms = torch.tensor([[-1.5, 0.0], [1.0, 1.0], [0.5, -2.0]], dtype=torch.float64)
-    x1 = atoms[torch.randint(3, (n,), generator=g)]
+PREDICTIONS = get_args(Quantity)
+ATOMS = torch.tensor([[-1.5, 0.0], [1.0, 1.0], [0.5, -2.0]], dtype=torch.float64)
+
+
+def features(t: Time, x: Tensor) -> Tensor:
+    s = expand_time(t, x)
+    return torch.cat([x, s * x, torch.ones_like(s), s], 1)
+
+
+def linear_field(theta: Tensor) -> VelocityField:
+    return lambda t, x, cond: features(t, x) @ theta
+
+
+def marginal(path: AffinePath, t: Tensor, x: Tensor, prediction: Quantity) -> Tensor:
+    """The quantity for data on the atoms: their posterior weighs what each of them would give."""
+    alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]
+    distance = ((x[:, None] - alpha[..., None] * ATOMS) / sigma[..., None]).square().sum(-1)
+    each = torch.stack([path.convert(a.expand_as(x), t, x, "data", prediction) for a in ATOMS], 1)
+    return ((-distance / 2).softmax(-1)[..., None] * each).sum(1)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(
+    "path", [CondOT(), CondOT(sigma_min=0.2), Cosine(), VP(), VE(0.1, 5.0), Polynomial()], ids=repr
+)
+def test_gradient_is_that_of_the_regression_on_the_marginal_quantity(path: AffinePath, prediction: Quantity) -> None:
+    n, g = 50_000, generator()
+    x1 = ATOMS[torch.randint(3, (n,), generator=g)]
     x0 = torch.randn(x1.shape, generator=g, dtype=torch.float64)
-    t = 0.95 * torch.rand(n, generator=g, dtype=torch.float64)
+    t = 0.9 * torch.rand(n, generator=g, dtype=torch.float64)
     theta = torch.randn(6, 2, generator=g, dtype=torch.float64, requires_grad=True)
 
-    def features(t: Time, x: Tensor) -> Tensor:
-        s = expand_time(t, x)
-        return torch.cat([x, s * x, torch.ones_like(s), s], 1)
-
-    loss = cfm_loss(lambda t, x, cond: features(t, x) @ theta, path, x1, x0, time=t)
+    loss = cfm_loss(linear_field(theta), path, x1, x0, time=t, prediction=prediction)
     (gradient,) = torch.autograd.grad(loss, theta)
 
-    # the marginal velocity: the posterior over the atoms weighs their conditional velocities
-    sample = path.sample(x0, x1, t)
-    alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]
-    distance = ((sample.x_t[:, None] - alpha[..., None] * atoms) / sigma[..., None]).square().sum(-1)
-    posterior = (-distance / 2).softmax(-1)
-    each = torch.stack([path.conditional_velocity(t, sample.x_t, a.expand_as(x0)) for a in atoms], 1)
-    marginal = (posterior[..., None] * each).sum(1)
-    basis = features(t, sample.x_t)
-    residual = (basis @ theta.detach() - marginal)[:, None, :] * basis[:, :, None]
-    difference = (marginal - sample.velocity)[:, None, :] * basis[:, :, None]
+    x = path.sample(x0, x1, t).x_t
+    basis, truth = features(t, x), marginal(path, t, x, prediction)
+    weight = path.sigma(t).square() if prediction == "score" else torch.ones_like(t)
+    basis_weight = (weight[:, None] * basis)[:, :, None]
+    residual = (basis @ theta.detach() - truth)[:, None, :] * basis_weight
+    conditional = path.convert(x1, t, x, "data", prediction)
+    difference = (truth - conditional)[:, None, :] * basis_weight
     expected = residual.mean(0)  # the 2 of the square cancels the mean over the two dimensions
     standard_error = difference.std(0) / math.sqrt(n)
     assert ((gradient - expected).abs() < 4.5 * standard_error).all()
     assert (expected.abs() > 20 * standard_error).any()
+
+
+@pytest.mark.parametrize("path", [CondOT(), VP(), VE(0.1, 5.0)], ids=repr)
+@pytest.mark.parametrize("prediction", ["noise", "data", "score"])
+def test_minimum_of_the_other_predictions_for_gaussian_data_is_known(path: AffinePath, prediction: Quantity) -> None:
+    std, g = 0.5, generator()
+    x1 = std * torch.randn(200_000, 2, generator=g, dtype=torch.float64)
+
+    def field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        a, s = (expand_time(f(t), x) for f in (path.alpha, path.sigma))
+        score = -x / (a**2 * std**2 + s**2)
+        return {"score": score, "noise": -s * score, "data": (x + s**2 * score) / a.clamp_min(1e-9)}[prediction]
+
+    def variance(t: float) -> float:
+        a, s = float(path.alpha(t)) ** 2 * std**2, float(path.sigma(t)) ** 2
+        return (std**2 * s if prediction == "data" else a) / (a + s)
+
+    loss = cfm_loss(field, path, x1, prediction=prediction, generator=g)
+    assert float(loss) == pytest.approx(quad(variance, 0, 1)[0], rel=0.02)
+
+
+def test_the_loss_of_ddpm_is_the_error_of_the_noise() -> None:
+    x1 = torch.randn(64, 3, generator=generator(1), dtype=torch.float64)
+    g = generator(7)
+    noise = torch.randn(64, 3, generator=g, dtype=torch.float64)
+    t = torch.rand(64, generator=g, dtype=torch.float64)
+    s = 1 - t  # DDPM counts from the data
+    alpha_bar = torch.exp(-0.1 * s - 9.95 * s**2)
+    x = alpha_bar.sqrt()[:, None] * x1 + (1 - alpha_bar).sqrt()[:, None] * noise
+    expected = (torch.tanh(x) - noise).square().mean()
+    loss = cfm_loss(lambda t, x, cond: torch.tanh(x), VP(), x1, prediction="noise", generator=generator(7))
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("path", [CondOT(), VP(), VE(0.1, 5.0), Cosine()], ids=repr)
+def test_a_score_is_a_noise_in_other_units_and_finite_at_the_end(path: AffinePath) -> None:
+    x1 = torch.randn(64, 3, generator=generator(1), dtype=torch.float64)
+    t = torch.linspace(0, 1, 64, dtype=torch.float64)
+
+    def noise(t: Time, x: Tensor, cond: Tensor | None) -> Tensor:
+        return torch.tanh(x)
+
+    def score(t: Time, x: Tensor, cond: Tensor | None) -> Tensor:
+        return -torch.tanh(x) / expand_time(path.sigma(t), x).clamp_min(1e-300)
+
+    losses = [
+        cfm_loss(field, path, x1, time=t, prediction=prediction, generator=generator(2))  # type: ignore[arg-type]
+        for field, prediction in ((noise, "noise"), (score, "score"))
+    ]
+    assert losses[0].isfinite()
+    inside = [
+        cfm_loss(field, path, x1, time=0.9 * t, prediction=prediction, generator=generator(2))  # type: ignore[arg-type]
+        for field, prediction in ((noise, "noise"), (score, "score"))
+    ]
+    torch.testing.assert_close(*inside)
+    assert cfm_loss(noise, path, x1, time=torch.ones(64), prediction="score").isfinite()
+
+
+def test_the_default_draws_noise_then_time_and_regresses_the_velocity() -> None:
+    x1 = torch.randn(64, 3, generator=generator(1))
+    g = generator(5)
+    x0 = torch.randn(64, 3, generator=g)
+    t = torch.rand(64, generator=g)[:, None]
+    expected = (torch.tanh(t * x1 + (1 - t) * x0) - (x1 - x0)).square().mean()
+    g_loss = generator(5)
+    assert torch.equal(cfm_loss(lambda t, x, cond: torch.tanh(x), CondOT(), x1, generator=g_loss), expected)
+    assert torch.equal(g.get_state(), g_loss.get_state())
 
 
 def test_minimum_for_gaussian_data_is_known() -> None:
@@ -103,6 +194,81 @@ def test_randomness_comes_from_the_generator_alone() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("loss", [cfm_loss, interpolant_loss, posterior_cfm_loss])
+def test_an_unknown_prediction_is_named(loss: Callable[..., Tensor]) -> None:
+    with pytest.raises(ValueError, match="prediction is 'eps', but should be one of velocity, score, noise, data"):
+        loss(zero, CondOT(), torch.ones(4, 2), prediction="eps")
+
+
+# --- stochastic interpolants -------------------------------------------------------------------------------
+
+
+def wave(t: Tensor) -> Tensor:
+    return torch.sin(math.pi * t).square()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("gamma", [wave, parabola, lambda t: torch.sqrt(2 * t * (1 - t))])
+def test_the_minimiser_between_two_gaussians_is_known(gamma: Callable[[Tensor], Tensor], prediction: Quantity) -> None:
+    n, time, path, g = 100_000, 0.3, Cosine(), generator()
+    (m0, s0), (m1, s1) = (-1.0, 0.5), (2.0, 1.5)
+    x0 = m0 + s0 * torch.randn(n, 1, generator=g, dtype=torch.float64)
+    x1 = m1 + s1 * torch.randn(n, 1, generator=g, dtype=torch.float64)
+    t = torch.full((n,), time, dtype=torch.float64)
+
+    a, s, da, ds = (float(f(time)) for f in (path.alpha, path.sigma, path.d_alpha, path.d_sigma))
+    h = 1e-6
+    c, dc = float(gamma(t[0])), float(gamma(t[0] + h) - gamma(t[0] - h)) / (2 * h)
+    variance = a**2 * s1**2 + s**2 * s0**2 + c**2
+    slope = {
+        "velocity": (da * a * s1**2 + ds * s * s0**2 + dc * c) / variance,
+        "noise": c / variance,
+        "score": -1 / variance,
+        "data": a * s1**2 / variance,
+    }[prediction]
+    offset = {"velocity": da * m1 + ds * m0, "noise": 0.0, "score": 0.0, "data": m1}[prediction]
+    middle = a * m1 + s * m0
+
+    theta = torch.tensor([slope, offset], dtype=torch.float64, requires_grad=True)
+
+    def field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        return theta[0] * (x - middle) + theta[1]
+
+    loss = interpolant_loss(field, path, x1, x0, gamma=gamma, time=t, prediction=prediction, generator=g)
+    (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+    for i in range(2):  # a Newton step from the truth is nothing but sampling noise
+        curvature = float(torch.autograd.grad(gradient[i], theta, retain_graph=True)[0][i])
+        step = abs(float(gradient[i].detach())) / curvature
+        standard_error = math.sqrt(2 * float(loss.detach()) / curvature / n)
+        assert step < 4.5 * standard_error < 0.1
+
+
+def test_without_latent_noise_an_interpolant_is_flow_matching() -> None:
+    x1, x0 = torch.randn(2, 32, 3, generator=generator())
+    for prediction in ("velocity", "data"):
+        expected = cfm_loss(torch_tanh, Cosine(), x1, x0, prediction=prediction, generator=generator(3))
+        loss = interpolant_loss(
+            torch_tanh, Cosine(), x1, x0, gamma=torch.zeros_like, prediction=prediction, generator=generator(3)
+        )
+        assert torch.equal(loss, expected)
+
+
+def test_velocity_and_denoiser_see_the_same_points() -> None:
+    x1 = torch.randn(32, 3, generator=generator())
+    seen: list[Tensor] = []
+
+    def record(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        assert isinstance(t, Tensor)
+        seen.extend([t, x])
+        return x
+
+    for prediction in ("velocity", "noise"):
+        interpolant_loss(record, CondOT(), x1, prediction=prediction, generator=generator(3))
+    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
+    interpolant_loss(record, CondOT(), x1, coupling=MinibatchOT(), generator=generator(3))
+    assert not torch.equal(seen[5], seen[1])
+
+
 def test_loss_is_the_mean_over_rows_and_dimensions_of_any_event() -> None:
     x1, x0 = torch.full((4, 1, 2, 3), 3.0), torch.zeros(4, 1, 2, 3)
     assert cfm_loss(zero, CondOT(), x1, x0) == 9
@@ -116,3 +282,17 @@ def test_bad_arguments_are_named() -> None:
         cfm_loss(zero, CondOT(), x1, x1[:1])
     with pytest.raises(TypeError):
         cfm_loss(zero, CondOT(), x1, couplng=MinibatchOT())  # type: ignore[call-arg]
+
+
+def test_no_rows_and_no_real_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="x1 has no rows"):
+        cfm_loss(lambda t, x, cond: x, CondOT(), torch.zeros(0, 2))
+    with pytest.raises(ValueError, match=r"x1 has dtype torch\.int64, but should be of a floating-point dtype"):
+        cfm_loss(lambda t, x, cond: x, CondOT(), torch.ones(3, 2, dtype=torch.int64))
+
+
+def test_a_time_may_be_one_number() -> None:
+    x1, x0 = torch.randn(4, 2), torch.randn(4, 2)
+    times = (0.5, torch.tensor(0.5), torch.full((4,), 0.5))
+    values = [cfm_loss(lambda t, x, cond: x * 0, CondOT(), x1, x0, time=t) for t in times]
+    assert values[0] == values[1] == values[2]

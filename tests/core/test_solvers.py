@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_core import solvers
 from flowmatch_core.fields import Time, VelocityField, expand_time
-from flowmatch_core.solvers import SOLVERS, TABLEAUS, SolverError, solve
+from flowmatch_core.grids import EDM, Nodes, Power, TimeGrid, Uniform, Warped
+from flowmatch_core.networks import MLPField
+from flowmatch_core.solvers import ADAPTIVE, BASHFORTH, DORMAND_PRINCE, ERROR, MOULTON, SOLVERS, SolverError, solve
 
-ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "adams3": 3, "adams": 5}
+EVALUATIONS = {"euler": 5, "midpoint": 10, "heun": 10, "rk4": 20, "adams3": 6, "adams": 12}  # in five steps
+GRIDS = (Uniform(), Warped(0.8), Power(2), EDM(3.0, 10.0, 0.1), Nodes([0.0, 0.2, 0.5, 0.65, 0.8, 1.0]))
 
 
 def growth(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -37,20 +40,83 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> None:
 
 
 def test_every_fixed_step_solver_has_its_order_listed() -> None:
-    assert set(ORDERS) == set(TABLEAUS) == set(SOLVERS) - {"dopri5"}
+    assert set(ORDERS) == set(SOLVERS) - set(ADAPTIVE)
 
 
 @pytest.mark.parametrize("solver", ORDERS)
 @pytest.mark.parametrize("backward", [False, True])
-def test_order_of_convergence(solver: str, backward: bool) -> None:
+@pytest.mark.parametrize("grid", GRIDS[:4], ids=str)
+def test_order_of_convergence(solver: str, backward: bool, grid: TimeGrid) -> None:
     x = points(8)
     t0, t1 = (1.0, 0.0) if backward else (0.0, 1.0)
     exact = solve(pendulum, x, t0=t0, t1=t1, solver="rk4", steps=1000).x
     errors = []
-    for steps in (16, 32, 64):
-        errors.append((solve(pendulum, x, t0=t0, t1=t1, solver=solver, steps=steps).x - exact).norm())
-    for coarse, fine in itertools.pairwise(errors):
-        assert math.log2(coarse / fine) == pytest.approx(ORDERS[solver], abs=0.25)
+    for steps in (32, 64, 128):
+        errors.append((solve(pendulum, x, t0=t0, t1=t1, solver=solver, steps=steps, grid=grid).x - exact).norm())
+    slopes = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
+    if solver.startswith("adams"):  # their correctors are of one order more, and may come from above
+        assert all(ORDERS[solver] - 0.55 < slope < ORDERS[solver] + 2.2 for slope in slopes)
+    else:
+        assert slopes == pytest.approx([ORDERS[solver]] * 2, abs=0.3)
+
+
+@pytest.mark.parametrize("known", BASHFORTH)
+def test_multistep_weights_integrate_polynomials(known: int) -> None:
+    """Through the slopes at 1 - known, ..., 0, and at 1 for the corrector, over [0, 1]."""
+    for weights, last in ((BASHFORTH[known], 0), (MOULTON[known], 1)):
+        nodes = range(1 - known, last + 1)
+        for power in range(len(weights)):
+            integral = sum(w * node**power for w, node in zip(weights, nodes, strict=True))
+            assert integral == pytest.approx(1 / (power + 1))
+
+
+def test_embedded_method_has_order_four_and_its_own_weights() -> None:
+    """The order conditions that are sums over quadrature nodes; those of the fifth order fail."""
+    fourth = [b - error for b, error in zip(DORMAND_PRINCE.b, ERROR, strict=True)]
+    for power in range(4):
+        assert sum(b * c**power for b, c in zip(fourth, DORMAND_PRINCE.c, strict=True)) == pytest.approx(
+            1 / (power + 1)
+        )
+    assert sum(b * c**4 for b, c in zip(fourth, DORMAND_PRINCE.c, strict=True)) != pytest.approx(1 / 5, abs=1e-4)
+    for row, c in zip(DORMAND_PRINCE.a, DORMAND_PRINCE.c, strict=True):
+        assert sum(row) == pytest.approx(c)
+
+
+@pytest.mark.parametrize("solver", ORDERS)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_path_is_saved_on_the_nodes_of_the_grid(solver: str, grid: TimeGrid) -> None:
+    x, nodes = points(3), torch.tensor(grid.nodes(5), dtype=torch.float64)
+    there = solve(pendulum, x, solver=solver, steps=5, grid=grid, save=True)
+    back = solve(pendulum, x, t0=1.0, t1=0.0, solver=solver, steps=5, grid=grid, save=True)
+    assert there.t is not None and back.t is not None and there.path is not None
+    close(there.t, nodes)
+    close(back.t, nodes.flip(0))
+    close(there.path[-1], there.x)
+
+
+@pytest.mark.parametrize("solver", ORDERS)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_forward_and_backward_rows_share_a_solve(solver: str, grid: TimeGrid) -> None:
+    x = points(3)
+    t0 = torch.tensor([0.0, 1.0, 0.9], dtype=torch.float64)
+    t1 = torch.tensor([1.0, 0.0, 0.3], dtype=torch.float64)
+    together = solve(pendulum, x, t0=t0, t1=t1, solver=solver, steps=6, grid=grid, save=True)
+    assert together.t is not None and together.path is not None
+    for i in range(3):
+        ends = {"t0": float(t0[i]), "t1": float(t1[i])}
+        alone = solve(pendulum, x[i : i + 1], **ends, solver=solver, steps=6, grid=grid, save=True)  # type: ignore[arg-type]
+        assert alone.t is not None and alone.path is not None
+        close(together.path[:, i : i + 1], alone.path)
+        close(together.t[:, i], alone.t)
+
+
+@pytest.mark.parametrize("solver", ORDERS)
+def test_uniform_grid_changes_no_bit(solver: str) -> None:
+    x = points(3)
+    nodes = Nodes([0.0, 0.25, 0.5, 0.75, 1.0])
+    close(solve(pendulum, x, solver=solver, steps=4, grid=nodes).x, solve(pendulum, x, solver=solver, steps=4).x)
+    for grid in (Uniform(), Warped(0.0), Power(1)):
+        assert torch.equal(solve(pendulum, x, solver=solver, grid=grid).x, solve(pendulum, x, solver=solver).x)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -69,7 +135,7 @@ def test_each_sample_has_its_own_interval(solver: str) -> None:
     for i in range(5):
         start, end = float(t0[i]), float(t1[i])
         alone = solve(pendulum, x[i : i + 1], t0=start, t1=end, solver=solver, steps=7, rtol=1e-9, atol=1e-9).x
-        close(together[i : i + 1], alone, 1e-8 if solver == "dopri5" else 1e-13)
+        close(together[i : i + 1], alone, 1e-8 if solver == "dopri5" else 1e-12)
     close(together[3], x[3])
 
 
@@ -81,7 +147,7 @@ def test_ends_may_mix_floats_scalars_and_batches(solver: str) -> None:
         close(solve(pendulum, x, t0=t0, t1=t1, solver=solver, steps=4).x, expected)
 
 
-@pytest.mark.parametrize("solver", TABLEAUS)
+@pytest.mark.parametrize("solver", [*ORDERS, "dopri5_per_sample"])
 def test_result_does_not_depend_on_the_batch(solver: str) -> None:
     x = points(64)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
@@ -90,7 +156,48 @@ def test_result_does_not_depend_on_the_batch(solver: str) -> None:
     close(solve(pendulum, x[:1], solver=solver).x, together[:1])
 
 
-def test_stiff_sample_is_not_diluted_by_easy_ones() -> None:
+def test_each_row_takes_the_steps_it_needs() -> None:
+    rate = torch.tensor([[1.0], [1.0], [200.0]], dtype=torch.float64)
+
+    def field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        assert cond is not None
+        return -cond * (x - torch.sin(8 * expand_time(t, x)))
+
+    x = torch.ones(3, 1, dtype=torch.float64)
+    solution = solve(field, x, cond=rate, solver="dopri5_per_sample")
+    alone = solve(field, x[2:], cond=rate[2:], solver="dopri5_per_sample")
+    assert isinstance(solution.accepted, Tensor) and isinstance(solution.rejected, Tensor)
+    assert solution.accepted[0] == solution.accepted[1] < solution.accepted[2] / 4
+    assert isinstance(alone.accepted, Tensor) and isinstance(alone.rejected, Tensor)
+    assert (solution.accepted[2], solution.rejected[2]) == (alone.accepted[0], alone.rejected[0])
+    assert alone.nfe == 2 + 6 * (alone.accepted[0] + alone.rejected[0]) == solution.nfe
+    shared = solve(field, x, cond=rate, solver="dopri5")
+    assert isinstance(shared.accepted, int) and isinstance(shared.rejected, int)
+    assert shared.nfe == 2 + 6 * (shared.accepted + shared.rejected)
+
+
+def test_only_rows_that_are_not_there_yet_meet_the_field() -> None:
+    sizes: list[int] = []
+
+    def field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        assert cond is not None and len(cond) == len(x) == len(torch.as_tensor(t))
+        sizes.append(len(x))
+        return -cond * x
+
+    cond = torch.tensor([[1.0], [50.0], [0.0]], dtype=torch.float64)
+    x = solve(field, torch.ones(3, 1, dtype=torch.float64), cond=cond, solver="dopri5_per_sample").x
+    close(x, (-cond).exp(), 1e-4)
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 3 and sizes[-1] == 1
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_empty_batch(solver: str) -> None:
+    solution = solve(pendulum, points(0), solver=solver, steps=3, save=True)
+    assert solution.x.shape == (0, 2) and solution.path is not None and solution.path.shape == (4, 0, 2)
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE)
+def test_stiff_sample_is_not_diluted_by_easy_ones(solver: str) -> None:
     rate = torch.ones(4096, 1, dtype=torch.float64)
     rate[0] = 200.0
 
@@ -102,17 +209,18 @@ def test_stiff_sample_is_not_diluted_by_easy_ones() -> None:
     for n in (1, 16, 4096):
         x, cond = torch.ones(n, 1, dtype=torch.float64), rate[:n]
         exact = solve(field, x[:1], cond=cond[:1], solver="rk4", steps=4000).x
-        end = solve(field, x, cond=cond, solver="dopri5", rtol=1e-3, atol=1e-3).x
+        end = solve(field, x, cond=cond, solver=solver, rtol=1e-3, atol=1e-3).x
         errors.append(float((end[0] - exact[0]).abs()))
     assert max(errors) < 3e-3
 
 
-def test_adaptive_error_follows_the_tolerance() -> None:
+@pytest.mark.parametrize("solver", ADAPTIVE)
+def test_adaptive_error_follows_the_tolerance(solver: str) -> None:
     x = points(16)
     exact = solve(pendulum, x, solver="rk4", steps=2000).x
     for tolerance in (1e-3, 1e-5, 1e-7):
-        solution = solve(pendulum, x, solver="dopri5", rtol=tolerance, atol=tolerance)
-        assert (solution.x - exact).abs().max() < 10 * tolerance
+        solution = solve(pendulum, x, solver=solver, rtol=tolerance, atol=tolerance)
+        assert (solution.x - exact).abs().max() < 30 * tolerance
     assert (solution.x - exact).abs().max() > 0
 
 
@@ -142,9 +250,9 @@ def test_evaluations_are_counted(solver: str) -> None:
         return -x
 
     solution = solve(field, points(2), solver=solver, steps=5)
-    assert solution.nfe == calls
-    if solver != "dopri5":
-        assert calls == 5 * len(TABLEAUS[solver].b)
+    assert solution.nfe == calls == EVALUATIONS.get(solver, calls)
+    assert solution.status == "finished"
+    assert (solution.accepted is None) == (solution.rejected is None) == (solver in ORDERS)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -203,13 +311,54 @@ def test_error_counts_the_samples_and_can_be_switched_off() -> None:
     x[1] = math.nan
     with pytest.raises(SolverError, match="in 1 of 3 samples"):
         solve(growth, x)
-    assert solve(growth, x, check=False).x[1].isnan().all()
+    unchecked = solve(growth, x, check=False)
+    assert unchecked.x[1].isnan().all() and unchecked.status == "unchecked"
 
 
-def test_hopeless_tolerance_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solvers, "MAX_ADAPTIVE_STEPS", 100)
-    with pytest.raises(SolverError, match="loosen rtol=1e-30"):
-        solve(pendulum, points(2), solver="dopri5", rtol=1e-30, atol=1e-30)
+def test_a_row_that_fails_takes_no_other_with_it() -> None:
+    x = points(3)
+    x[1] = math.nan
+    with pytest.raises(SolverError, match=r"in 1 of 3 samples \(steps vanished\)"):
+        solve(pendulum, x, solver="dopri5_per_sample")
+    solution = solve(pendulum, x, solver="dopri5_per_sample", check=False, save=True, steps=4)
+    assert solution.status == "steps vanished" and solution.path is not None
+    assert solution.x[1].isnan().all() and solution.path[1:, 1].isnan().all()
+    close(solution.x[[0, 2]], solve(pendulum, x[[0, 2]], solver="dopri5_per_sample", save=True, steps=4).x)
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE)
+def test_hopeless_tolerance_is_an_error(solver: str) -> None:
+    with pytest.raises(SolverError, match="raise max_steps=100"):
+        solve(pendulum, points(2), solver=solver, rtol=1e-30, atol=1e-30, max_steps=100)
+
+
+def test_budget_of_steps_is_that_of_a_row_and_an_interval() -> None:
+    x = points(2)
+    needed = solve(pendulum, x, solver="dopri5_per_sample")
+    assert isinstance(needed.accepted, Tensor) and isinstance(needed.rejected, Tensor)
+    most = int((needed.accepted + needed.rejected).max())
+    assert solve(pendulum, x, solver="dopri5_per_sample", max_steps=most).status == "finished"
+    solution = solve(pendulum, x, solver="dopri5_per_sample", max_steps=most - 1, check=False)
+    assert solution.status == "out of steps" and solution.x.isnan().any()
+    solve(pendulum, x, solver="dopri5_per_sample", max_steps=most - 1, save=True, steps=4)
+
+
+def test_a_first_step_into_nan_is_tried_again() -> None:
+    """A field that is only defined near the path: the root of a negative number is NaN."""
+    x = torch.full((1, 1), 4.0, dtype=torch.float64)
+    end = solve(lambda t, x, cond: -6 * x.sqrt() * x, x, t1=20.0, solver="dopri5_per_sample").x
+    close(end, torch.full((1, 1), 1 / (0.5 + 60) ** 2, dtype=torch.float64), 1e-4)
+
+
+def test_rows_step_alike_for_any_event_shape() -> None:
+    field = MLPField(4, (16,), generator=torch.Generator().manual_seed(0)).double()
+    x = points(5, 4)
+
+    def image(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        return field(t, x.flatten(1), cond).reshape(x.shape)
+
+    flat = solve(field, x, solver="dopri5_per_sample").x
+    close(solve(image, x.reshape(5, 2, 1, 2), solver="dopri5_per_sample").x.flatten(1), flat)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +366,8 @@ def test_hopeless_tolerance_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     [
         (lambda x: solve(growth, x, solver="rk5"), "solver is 'rk5'"),
         (lambda x: solve(growth, x, steps=0), "steps is 0"),
+        (lambda x: solve(growth, x, max_steps=0), "max_steps is 0"),
+        (lambda x: solve(growth, x, solver="dopri5", grid=Warped(0.5)), r"grid is Warped\(p=0.5\)"),
         (lambda x: solve(growth, x, t1=torch.ones(3, 1)), r"t has shape \(3, 1\)"),
         (lambda x: solve(growth, x, t0=torch.ones(2)), r"t has shape \(2,\)"),
         (lambda x: solve(lambda t, x, cond: x[:, :1], x), "the result of field has shape"),
@@ -231,3 +382,9 @@ def test_bad_arguments_are_named(call: Callable[[Tensor], object], message: str)
 def test_misspelt_arguments_are_refused() -> None:
     with pytest.raises(TypeError):
         solve(growth, points(3), step_size=0.1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(("rtol", "atol"), [(-1.0, 1e-5), (1e-5, math.nan), (math.inf, 0.0), (0.0, 0.0)])
+def test_tolerances_without_meaning_are_refused(rtol: float, atol: float) -> None:
+    with pytest.raises(ValueError, match="tol"):
+        solve(lambda t, x, cond: -x, torch.ones(1, 1), solver="dopri5", rtol=rtol, atol=atol)

@@ -12,90 +12,43 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.fields import Time, VelocityField
+from flowmatch_core.fields import Time, VelocityField, as_time
 from flowmatch_core.oracles import GaussianMixture, LinearGaussianMDP
-from flowmatch_core.paths import AffinePath, CondOT, Cosine
+from flowmatch_core.paths import OU, VE, VP, AffinePath, CondOT, Cosine, Polynomial
 from flowmatch_core.successor import (
+    HorizonGAN,
+    HorizonVAE,
     Loss,
+    Particles,
     SuccessorLoss,
     Transitions,
+    gan_loss,
     logit_normal,
     mc_cfm_loss,
+    n_step,
     td2_cfm_loss,
+    td2_dd_loss,
     td_cfm_coupled_loss,
     td_cfm_loss,
+    td_dd_loss,
+    vae_loss,
 )
+from tests.core.td_laws.truths import BOUND, Probe, generator, line, randn, tensor, transitions, z_scores
 
 TD_LOSSES = [td_cfm_loss, td_cfm_coupled_loss, td2_cfm_loss]
+ALL_LOSSES = [*TD_LOSSES, td_dd_loss, td2_dd_loss]
 CURVES = [CondOT(), Cosine()]
 SETTINGS = [(CondOT(), torch.rand), (Cosine(), torch.rand), (CondOT(), logit_normal)]
-BOUND = 4.5
 
 
 def names(losses: list[SuccessorLoss]) -> list[str]:
-    return [loss.__name__ for loss in losses]  # type: ignore[attr-defined]
-
-
-def tensor(*values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def randn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def line(F: float = 0.7, noise: float = 0.6, shift: float = 0.5) -> LinearGaussianMDP:
-    """One dimension: A + B K = F, and actions that matter."""
-    return LinearGaussianMDP(
-        A=tensor([F + 0.8]),
-        B=tensor([1.0]),
-        c=tensor(shift),
-        W=tensor([noise**2]),
-        K=tensor([-0.8]),
-        k=tensor(0.2),
-    )
-
-
-def transitions(mdp: LinearGaussianMDP, n: int, seed: int = 1) -> Transitions:
-    """Off-policy data: states and actions that the policy would not take."""
-    state, action = randn(n, len(mdp.c), seed=seed), 1.5 * randn(n, len(mdp.k), seed=seed + 1)
-    next_state = mdp.step(state, action, generator=generator(seed + 2))
-    return Transitions(state=state, action=action, next_state=next_state, next_action=mdp.policy(next_state))
+    return [loss.__name__ for loss in losses]
 
 
 def from_one_start(mdp: LinearGaussianMDP, n: int) -> tuple[Transitions, Tensor, Tensor]:
     state, action = tensor(1.5).expand(n, 1), tensor(-1.0).expand(n, 1)
     next_state = mdp.step(state, action, generator=generator(3))
     return Transitions(state, action, next_state, mdp.policy(next_state)), state[:1], action[:1]
-
-
-def z_scores(samples: Tensor, truth: Tensor | float) -> Tensor:
-    return (samples.mean(0) - truth) / (samples.std(0) / math.sqrt(len(samples)))
-
-
-class Probe:
-    """A field plus theta . phi with a theta for each row, whose gradient is that of the row's own loss."""
-
-    def __init__(self, field: VelocityField, rows: int) -> None:
-        self.field, self.rows = field, rows
-        self.theta = torch.zeros(rows, 6, dtype=torch.float64, requires_grad=True)
-
-    def __call__(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        assert isinstance(t, Tensor)
-        assert cond is not None
-        with torch.no_grad():
-            v = self.field(t, x, cond)
-        s, a = cond[:, 0], cond[:, -1]
-        phi = torch.stack([torch.ones_like(t), t, x[:, 0], t * x[:, 0], s * x[:, 0], a], -1)
-        theta = self.theta.repeat(len(x) // self.rows, 1)
-        return v + (theta * phi).sum(-1, keepdim=True)
-
-    def gradients(self, loss: Tensor) -> Tensor:
-        return torch.autograd.grad(loss, self.theta)[0] * self.rows
 
 
 class Recorder:
@@ -138,23 +91,6 @@ def test_oracle_is_stationary(td_loss: SuccessorLoss, path: AffinePath, time: Ca
     batch, oracle = transitions(mdp, 10_000), mdp.velocity_field(gamma, path)
     probe = Probe(oracle, 10_000)
     loss = td_loss(probe, oracle, batch, gamma=gamma, path=path, time=time, generator=generator())
-    assert z_scores(probe.gradients(loss.total), 0.0).abs().max() < BOUND
-
-
-def test_one_exact_td2_backup_from_the_zero_field_is_stationary() -> None:
-    """The first iterate is known: v_1 = (1-g) P_t u / ((1-g) P_t + g N(0, I)), td-flows 4.6 item 6."""
-    mdp, gamma = line(), 0.8
-    batch = transitions(mdp, 20_000)
-
-    def first_iterate(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        assert cond is not None
-        one_step = mdp.successor(cond[:, :1], cond[:, 1:], 0.0)
-        density = (1 - gamma) * one_step.marginal_log_prob(t, x).exp()
-        noise = gamma * torch.exp(-0.5 * x[:, 0] ** 2) / math.sqrt(2 * math.pi)
-        return one_step.velocity(t, x) * (density / (density + noise))[:, None]
-
-    probe = Probe(first_iterate, 20_000)
-    loss = td2_cfm_loss(probe, lambda t, x, cond=None, /: 0 * x, batch, gamma=gamma, generator=generator())
     assert z_scores(probe.gradients(loss.total), 0.0).abs().max() < BOUND
 
 
@@ -211,7 +147,7 @@ def test_td2_asks_the_target_for_the_velocity_where_its_own_flow_arrives() -> No
     torch.testing.assert_close(loss.bootstrap, expected)
 
 
-@pytest.mark.parametrize("td_loss", TD_LOSSES, ids=names(TD_LOSSES))
+@pytest.mark.parametrize("td_loss", ALL_LOSSES, ids=names(ALL_LOSSES))
 def test_field_is_trained_here_and_the_target_asked_there(td_loss: SuccessorLoss) -> None:
     """The field sees (S, A) only; the target sees (S', pi(S')) only."""
     batch = transitions(line(), 8)
@@ -225,10 +161,11 @@ def test_field_is_trained_here_and_the_target_asked_there(td_loss: SuccessorLoss
     assert len(field.calls) == 1
     assert torch.equal(seen[0], torch.cat([here, here]))
     assert all(torch.equal(cond, there) for cond in asked)
-    assert len(target.calls) == 4 + (td_loss is td2_cfm_loss)
+    each_step = 1 if td_loss.prediction == "noise" else 2  # DDIM, and the midpoint method
+    assert len(target.calls) == 2 * each_step + (td_loss in (td2_cfm_loss, td2_dd_loss))
 
 
-@pytest.mark.parametrize("td_loss", TD_LOSSES, ids=names(TD_LOSSES))
+@pytest.mark.parametrize("td_loss", ALL_LOSSES, ids=names(ALL_LOSSES))
 def test_target_is_not_differentiated(td_loss: SuccessorLoss) -> None:
     """A network that bootstraps from itself has the gradient that it has with a frozen copy as target."""
 
@@ -252,7 +189,7 @@ def test_target_is_not_differentiated(td_loss: SuccessorLoss) -> None:
 # The losses' values
 
 
-@pytest.mark.parametrize("td_loss", TD_LOSSES, ids=names(TD_LOSSES))
+@pytest.mark.parametrize("td_loss", ALL_LOSSES, ids=names(ALL_LOSSES))
 @pytest.mark.parametrize("path", CURVES, ids=str)
 def test_total_weighs_the_terms_and_fusing_changes_nothing(td_loss: SuccessorLoss, path: AffinePath) -> None:
     batch, oracle = transitions(line(), 64), line().velocity_field(0.9, path)
@@ -353,7 +290,84 @@ def test_logit_normal_times_are_sigmoids_of_normals() -> None:
     assert z_scores(torch.logit(t) ** 2, 1.0).abs() < BOUND
 
 
+# Scale
+
+
+class Plain(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(inputs, outputs)
+
+    def forward(self, t: Time, x: Tensor, cond: Tensor) -> Tensor:
+        v: Tensor = self.layer(torch.cat([as_time(t, x).expand(len(x))[:, None], x, cond], 1))
+        return v
+
+
+def on_no_device(terminal: bool = False) -> Transitions:
+    """A batch without values: whatever asks for one fails."""
+    states, actions = torch.empty(2, 8, 3, device="meta"), torch.empty(2, 8, 2, device="meta")
+    ended = torch.empty(8, dtype=torch.bool, device="meta") if terminal else None
+    return Transitions(states[0], actions[0], states[1], actions[1], terminal=ended)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("td_loss", ALL_LOSSES, ids=names(ALL_LOSSES))
+def test_no_step_waits_for_the_device(td_loss: SuccessorLoss, terminal: bool) -> None:
+    net = Plain(9, 3).to("meta")
+    td_loss(net, net, on_no_device(terminal), gamma=0.9).total.backward()  # type: ignore[no-untyped-call]
+
+
+def test_no_step_of_the_others_waits_for_the_device() -> None:
+    gan, vae = HorizonGAN(3, 5, width=8).to("meta"), HorizonVAE(3, 5, width=8).to("meta")
+    particles, net = Particles(8, 3, 5).to("meta"), Plain(9, 3).to("meta")
+    windows = torch.empty(8, 4, 3, device="meta"), torch.empty(8, 4, 2, device="meta")
+    ended = torch.empty(8, 3, dtype=torch.bool, device="meta")
+    for batch in (on_no_device(terminal=True), n_step(*windows, 0.9, terminal=ended)):
+        losses = [
+            gan_loss(gan, gan, batch, gamma=0.9),
+            vae_loss(vae, vae, batch, gamma=0.9),
+            particles.td2_cfm_loss(net, net, batch, gamma=0.9),
+            mc_cfm_loss(net, batch, batch.visited),
+        ]
+        for loss in losses:
+            loss.total.backward()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("td_loss", [td2_cfm_loss, td2_dd_loss], ids=names([td2_cfm_loss, td2_dd_loss]))
+def test_step_compiles_as_one_graph(td_loss: SuccessorLoss) -> None:
+    net = Plain(4, 1).double()
+    batch = transitions(line(), 8)
+    assert batch.action is not None
+    assert batch.next_action is not None
+
+    def step(state: Tensor, action: Tensor, next_state: Tensor, next_action: Tensor) -> Tensor:
+        return td_loss(
+            net, net, Transitions(state, action, next_state, next_action), gamma=0.9, steps=2, time=halves
+        ).direct.detach()
+
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    assert compiled(batch.state, batch.action, batch.next_state, batch.next_action).isfinite()
+
+
 # Mistakes
+
+
+@pytest.mark.parametrize("td_loss", [*ALL_LOSSES, None], ids=[*names(ALL_LOSSES), "mc_cfm_loss"])
+@pytest.mark.parametrize("path", [VE(), OU(horizon=1.0), VP(), OU(), Polynomial(2), CondOT(0.1)], ids=str)
+def test_only_a_path_from_standard_noise_is_taken(td_loss: SuccessorLoss | None, path: AffinePath) -> None:
+    """The horizon model starts in N(0, I), so a path that does not would train a field for other points."""
+    batch, oracle = transitions(line(), 4), line().velocity_field(0.9)
+
+    def call() -> Loss:
+        if td_loss is None:
+            return mc_cfm_loss(oracle, batch, batch.next_state, path=path, generator=generator())
+        return td_loss(oracle, oracle, batch, gamma=0.9, path=path, generator=generator())
+
+    if path in (VE(), OU(horizon=1.0)):
+        with pytest.raises(ValueError, match=r"path was .*, whose weights of data and noise at t=0 are .* should be 0"):
+            call()
+    else:
+        assert call().total.isfinite()
 
 
 def bad_gamma(gamma: float) -> Callable[[], object]:
@@ -377,6 +391,12 @@ def bad_gamma(gamma: float) -> Callable[[], object]:
         (
             lambda: Transitions(randn(3, 1, seed=0), randn(3, 1, seed=1), randn(3, 1, seed=2), None),
             r"next_action had shape None, but should have action's shape \(3, 1\)",
+        ),
+        (
+            lambda: td2_cfm_loss(
+                line().velocity_field(0.9), line().velocity_field(0.9), transitions(line(), 4), gamma=0.9, solver="DDIM"
+            ),
+            "solver is 'DDIM', but should be one of euler",
         ),
         (
             lambda: mc_cfm_loss(line().velocity_field(0.9), transitions(line(), 4), randn(4, 2, seed=0)),

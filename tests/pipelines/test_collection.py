@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from pyarrow import parquet
 
-from pipelines import collection, members
+from pipelines import collection, members, store
 from pipelines.environments import Array, linear_gaussian, maze
 from pipelines.errors import UserError
 
-KINDS = members.names("pipelines.environments")
+KINDS = ["linear_gaussian", "maze"]
+MAZE_NEXT = [
+    [-0.06071224381240647, -0.1951414712374198, 0.008461856139449947, 0.05103664759993402],
+    [-0.0004999776193100815, -0.26440566833645507, -0.058703958690144456, 0.003168195752852791],
+]
+MAZE_ROLLED = [
+    [0.14657750303078104, -0.17831824282690786, -0.0846464307584022, 0.017858352857251028],
+    [-0.2726568162162405, 0.18616267183178603, 0.02758035659790039, 0.011032142639160157],
+]
+SPIRAL_NEXT = [[-0.10881357390483601, -0.41865423985564343], [0.2815971909438322, 0.83921925270107]]
+SPIRAL_ROLLED = [[1.5174385525980572, 0.06210753620375556], [0.5106700829657134, -0.015063708347696214]]
 SIZES = {"transitions": 25_000, "rollouts": 601, "length": 4, "starts": 260}
 
 
-def draw(kind: str, seed: int = 0, workers: int | None = None, **sizes: int) -> collection.Collection:
-    settings = members.load("pipelines.environments", kind).Settings()
+def draw(
+    kind: str, seed: int = 0, workers: int | None = None, behaviour: str = "uniform", **sizes: int
+) -> collection.Collection:
+    settings = members.load("pipelines.environments", kind).Settings(behaviour=behaviour)
     return collection.collect(kind, settings, seed=seed, workers=workers, **{**SIZES, **sizes})
 
 
@@ -27,16 +45,27 @@ def part(table: pd.DataFrame, prefix: str) -> Array:
     return table[names].to_numpy()
 
 
+@pytest.mark.parametrize("behaviour", ["uniform", "mixed"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_depend_on_the_seed_and_not_on_the_workers(kind: str) -> None:
-    one = draw(kind, workers=1)
+def test_rows_depend_on_the_seed_and_not_on_the_workers(kind: str, behaviour: str) -> None:
+    one = draw(kind, workers=1, behaviour=behaviour)
     for workers in (2, 5, None):
-        many = draw(kind, workers=workers)
+        many = draw(kind, workers=workers, behaviour=behaviour)
         for name in ("transitions", "rollouts", "evaluation"):
             pd.testing.assert_frame_equal(getattr(one, name), getattr(many, name), check_exact=True)
-    other = draw(kind, seed=1)
+    other = draw(kind, seed=1, behaviour=behaviour)
     for name in ("transitions", "rollouts", "evaluation"):
         assert (part(getattr(one, name), "state") != part(getattr(other, name), "state"))[:, :2].all()
+
+
+def test_rows_of_the_default_run_stay_what_they_were() -> None:
+    """Results in README.md stand on these; a row that changes makes all of them another experiment."""
+    maze_tables = draw("maze", seed=7, transitions=2, rollouts=2, length=1, starts=1)
+    np.testing.assert_allclose(part(maze_tables.transitions, "next_state"), MAZE_NEXT, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(part(maze_tables.rollouts, "state")[1::2], MAZE_ROLLED, rtol=0, atol=1e-12)
+    spiral = draw("linear_gaussian", seed=7, transitions=2, rollouts=2, length=1, starts=1)
+    np.testing.assert_allclose(part(spiral.transitions, "next_state"), SPIRAL_NEXT, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(part(spiral.rollouts, "state")[1::2], SPIRAL_ROLLED, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,9 +155,12 @@ def test_columns_of_the_tables() -> None:
     index, state, action = ["episode", "step", "behaviour"], ["x", "y", "vx", "vy"], ["ux", "uy"]
     rollout = [f"state_{name}" for name in state] + [f"action_{name}" for name in action]
     following = [f"next_state_{name}" for name in state] + [f"next_action_{name}" for name in action]
-    assert list(tables.transitions.columns) == index + rollout + following
-    assert list(tables.rollouts.columns) == index + rollout
-    assert list(tables.evaluation.columns)[:9] == index + rollout
+    assert list(tables.transitions.columns) == [*index, *rollout, *following, "terminal"]
+    assert list(tables.rollouts.columns) == [*index, *rollout, "terminal"]
+    assert list(tables.evaluation.columns)[:10] == [*index, *rollout, "terminal"]
+    for table in vars(tables).values():
+        assert table["terminal"].dtype == bool
+        assert not table["terminal"].any()
 
 
 @pytest.mark.parametrize(("method", "column"), [("step", "next_state_y"), ("policy", "next_action_uy")])
@@ -145,7 +177,90 @@ def test_not_finite_numbers_are_refused(monkeypatch: pytest.MonkeyPatch, method:
     with pytest.raises(UserError) as error:
         draw("linear_gaussian", workers=2)
     text = str(error.value)
-    # Pieces of 10,000, 10,000 and 5,000 rows, three bad ones each.
+    # The first piece has 10,000 rows, three bad ones among them.
     assert "'linear_gaussian'" in text
-    assert f"{column!r} in 9 of 25000 rows" in text
+    assert f"{column!r} in 3 of 10000 rows, first in episode 0" in text
     assert "finite" in text
+
+
+# ---- as a stream ----
+
+
+def test_few_pieces_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads slowly keeps the workers from drawing on: no more than `AHEAD` pieces each wait."""
+    drawn = []
+    original = collection._transitions
+
+    def counted(*arguments: Any) -> pd.DataFrame:
+        drawn.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(collection, "_transitions", counted)
+    collector = collection.Collector("linear_gaussian", linear_gaussian.Settings(), 0, workers=2)
+    frames = collector.transitions(300_000, 1)
+    for used in range(1, 31):
+        next(frames)
+        time.sleep(0.05)
+        assert len(drawn) <= used + 2 * collection.AHEAD
+    assert next(frames, None) is None
+    assert len(drawn) == 30
+
+
+def test_a_reader_that_stops_early_ends_the_workers() -> None:
+    before = threading.active_count()
+    frames = collection.Collector("linear_gaussian", linear_gaussian.Settings(), 0, workers=2).transitions(300_000, 1)
+    next(frames)
+    frames.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_a_written_table_is_the_collected_one_in_row_groups(tmp_path: Path) -> None:
+    sizes = {**SIZES, "transitions": 230_001}
+    tables = draw("linear_gaussian", **sizes)
+    collector = collection.Collector("linear_gaussian", linear_gaussian.Settings(), 0)
+    names = ["next_state_x", "next_state_y"]
+    moments = collection.write(tmp_path / "t.parquet", collector.transitions(230_001, 4), names)
+    file = parquet.ParquetFile(tmp_path / "t.parquet")
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [100_000, 100_000, 30_001]
+    pd.testing.assert_frame_equal(store.read_table(tmp_path / "t.parquet"), tables.transitions, check_exact=True)
+    whole = store.moments(tables.transitions[names], "the table")
+    for name in ("loc", "scale"):
+        np.testing.assert_allclose(moments[name], whole[name], rtol=1e-12)
+        # Networks are trained in float32, in which nothing changes.
+        np.testing.assert_array_equal(np.float32(moments[name]), np.float32(whole[name]))
+
+
+def test_moments_of_parts_are_those_of_the_whole() -> None:
+    rows = 1e6 + np.random.default_rng(0).standard_normal((10_000, 3)) * [1e-3, 1, 1e3]
+    moments = collection.Moments(["a", "b", "c"])
+    for part_of in np.split(rows, [1, 2, 5000, 9999]):
+        moments.add(part_of)
+    result = moments.result()
+    np.testing.assert_allclose(result["loc"], rows.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(result["scale"], rows.std(0), rtol=1e-6)
+
+
+def test_a_constant_column_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    frames = [pd.DataFrame({"x": [0.1] * 7, "y": [1.0, 2, 3, 4, 5, 6, 7]})] * 3
+    with pytest.raises(UserError, match=r"'x' of the transitions is constant \(0.1\)"):
+        collection.write(tmp_path / "t.parquet", frames, ["y", "x"])
+    collection.write(tmp_path / "t.parquet", frames, ["y"])
+    with pytest.raises(ZeroDivisionError):
+        collection.write(tmp_path / "other.parquet", (1 // 0 for _ in range(2)), ["y"])  # type: ignore[misc]
+    assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
+
+
+@pytest.mark.slow
+def test_twenty_million_rows_stay_below_two_gibibytes(tmp_path: Path) -> None:
+    script = f"""
+import resource
+from pathlib import Path
+from pipelines import collection
+from pipelines.environments import linear_gaussian
+collector = collection.Collector("linear_gaussian", linear_gaussian.Settings(), 0)
+collection.write(Path({str(tmp_path)!r}) / "t.parquet", collector.transitions(20_000_000, 1), ["next_state_x"])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert parquet.ParquetFile(tmp_path / "t.parquet").metadata.num_rows == 20_000_000
+    assert int(run.stdout) < 2 * 2**20  # KiB

@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from pipelines import members
-from pipelines.environments import Array, linear_gaussian, maze
+from pipelines.environments import Array, Steps, linear_gaussian, maze
 
-TASKS = ["loop", *maze.GOALS]
 REACH = list(maze.GOALS)
+TASKS = ["loop", "square", "fast_slow", *REACH, "reach_bottom_left_long"]
 SOFTNESS = 2e-3  # m that MuJoCo's contacts and joint limits give way under the motors' full force
 
 
@@ -216,6 +216,48 @@ def test_reach_reward_by_distance(task: str) -> None:
         np.testing.assert_allclose(make().rewards(state)[task], expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("task", "state", "expected"),
+    [
+        # square: clockwise in |coordinate| > .2, ten times the speed up to .1
+        ("square", (0.0, 0.24, 0.05, 0.03), 0.5),
+        ("square", (0.0, 0.24, -0.05, 0.0), 0.0),
+        ("square", (0.21, 0.1, 0.02, -0.12), 1.0),
+        ("square", (-0.1, -0.28, -0.08, 0.0), 0.8),
+        ("square", (-0.24, -0.19, 0.1, 0.03), 0.3),
+        ("square", (0.24, 0.24, 0.1, -0.1), 0.0),  # a corner
+        ("square", (0.1, 0.19, 0.1, 0.0), 0.0),  # inside
+        # fast_slow: counter-clockwise in .2 < |coordinate| < .28, slow along x, fast along y
+        ("fast_slow", (0.0, 0.24, -0.045, 0.0), 1.0),
+        ("fast_slow", (0.0, 0.24, 0.045, 0.0), 0.0),
+        ("fast_slow", (0.0, 0.24, -0.055, 0.0), 0.5),
+        ("fast_slow", (0.0, 0.24, -0.095, 0.0), 0.0),  # too fast
+        ("fast_slow", (0.0, -0.24, 0.035, 0.0), 0.5),
+        ("fast_slow", (0.24, 0.1, 0.0, 0.095), 1.0),
+        ("fast_slow", (0.24, 0.1, 0.0, 0.045), 0.0),  # too slow
+        ("fast_slow", (-0.24, 0.1, 0.0, -0.095), 1.0),
+        ("fast_slow", (-0.24, 0.24, 0.0, -0.095), 0.0),
+        ("fast_slow", (0.0, 0.285, -0.045, 0.0), 0.0),
+        ("fast_slow", (0.24, 0.285, 0.0, 0.095), 1.0),  # beyond the top's band, so no corner
+        # the long way: five times the clockwise speed in |coordinate| > .15, a hundred times the other one's
+        ("reach_bottom_left_long", (-0.15, -0.15, 0.0, 0.0), 1.0),
+        ("reach_bottom_left_long", (-0.15, -0.15 + 0.105, 0.1, 0.1), 0.1),
+        ("reach_bottom_left_long", (-0.15, -0.15 - 0.105, 0.1, 0.1), 0.1),
+        ("reach_bottom_left_long", (0.1, 0.2, 0.08, 0.0), 0.4),
+        ("reach_bottom_left_long", (0.1, 0.2, -0.08, 0.0), -8.0),
+        ("reach_bottom_left_long", (0.2, 0.1, 0.0, -0.2), 0.5),
+        ("reach_bottom_left_long", (0.2, -0.1, 0.0, 0.02), -2.0),
+        ("reach_bottom_left_long", (0.1, -0.2, -0.06, 0.0), 0.3),
+        ("reach_bottom_left_long", (-0.2, 0.1, 0.0, 0.03), 0.15),
+        ("reach_bottom_left_long", (-0.2, 0.1, 0.0, -0.03), -3.0),
+        ("reach_bottom_left_long", (0.2, 0.2, 0.1, -0.1), 0.0),
+        ("reach_bottom_left_long", (0.1, 0.1, 0.1, 0.1), 0.0),
+    ],
+)
+def test_rewards_of_the_loops_along_the_border(task: str, state: tuple[float, ...], expected: float) -> None:
+    assert make().rewards(np.array([state]))[task][0] == pytest.approx(expected, abs=1e-9)
+
+
 def test_every_task_has_its_reward() -> None:
     assert set(make().rewards(make().starts(rng(), 1))) == set(TASKS)
 
@@ -241,6 +283,10 @@ def test_policies_turn_with_the_maze() -> None:
     for here, there in zip(clockwise, clockwise[1:] + clockwise[:1], strict=True):
         expected = quarter_turn(make(f"reach_{here}").policy(state))
         np.testing.assert_allclose(make(f"reach_{there}").policy(turned), expected, atol=1e-9)
+    np.testing.assert_allclose(make("square").policy(turned), quarter_turn(make("square").policy(state)), atol=1e-9)
+    half = quarter_turn(turned)  # its speeds differ along x and y
+    expected = quarter_turn(quarter_turn(make("fast_slow").policy(state)))
+    np.testing.assert_allclose(make("fast_slow").policy(half), expected, atol=1e-9)
 
 
 # Long actions turn the corners late.
@@ -257,6 +303,43 @@ def test_loop_policy_goes_round_clockwise_and_earns_nearly_everything(repeat: in
     late = states[500 // repeat :].reshape(-1, 4)
     assert environment.rewards(late)["loop"].mean() > reward
     assert maze.clearance(late[:, :2]).min() > maze.RADIUS  # no rubbing along the wall
+
+
+# A lap along the square takes 1.92 m / .1 m/s / .02 s = 960 physics steps, in fast_slow .96 / .045 + .96 / .095 = 1570.
+@pytest.mark.parametrize(("task", "turns", "reward"), [("square", (-1.2, -0.7), 0.75), ("fast_slow", (0.5, 0.8), 0.75)])
+@pytest.mark.parametrize("repeat", [1, 5, 10])
+def test_border_policies_go_round_and_earn_what_corners_leave(
+    task: str, turns: tuple[float, float], reward: float, repeat: int
+) -> None:
+    environment = make(task, repeat)
+    start = np.concatenate([environment.starts(rng(), 5), environment.coverage(rng(), 20)[0]])
+    states = follow(environment, start, 1500 // repeat)[500 // repeat :]
+    angle = np.unwrap(np.arctan2(states[..., 1], states[..., 0]), axis=0)
+    turned = (angle[-1] - angle[0]) / (2 * np.pi)
+    assert turns[0] < turned.min() <= turned.max() < turns[1]
+    position, value = states[..., :2], environment.rewards(states.reshape(-1, 4))[task].reshape(states.shape[:2])
+    # Five sixths of a lap lie outside of the corners, which pay nothing.
+    assert reward < value.mean() < 0.9
+    assert maze.clearance(position.reshape(-1, 2)).min() > 0.05
+    assert np.abs(np.abs(position).max(-1) - 0.24).max() < 0.04
+    alone = (np.abs(position) > 0.2).sum(-1) == 1
+    late = np.roll(alone, 2, 0) & np.roll(alone, 50 // repeat, 0) & alone
+    assert np.median(value[late]) > 0.95
+
+
+@pytest.mark.parametrize("repeat", [1, 5, 10])
+def test_the_long_way_to_the_goal_is_clockwise_and_never_pays_the_penalty(repeat: int) -> None:
+    task = "reach_bottom_left_long"
+    environment = make(task, repeat)
+    states = follow(environment, environment.starts(rng(), 20), 1300 // repeat)
+    angle = np.unwrap(np.arctan2(states[..., 1], states[..., 0]), axis=0)
+    assert ((angle[-1] - angle[0]) / (2 * np.pi) < -0.6).all()
+    assert np.linalg.norm(states[-1, :, :2] - [-0.15, -0.15], axis=-1).max() < 0.001
+    assert environment.rewards(states.reshape(-1, 4))[task].min() >= 0
+    everywhere = follow(
+        environment, np.concatenate([free_grid(0.08), environment.coverage(rng(), 40)[0]]), 1500 // repeat
+    )
+    assert np.linalg.norm(everywhere[-1, :, :2] - [-0.15, -0.15], axis=-1).max() < 0.001
 
 
 @pytest.mark.parametrize("task", REACH)
@@ -327,8 +410,17 @@ def test_bump_reward_by_distance() -> None:
 # ---- every member ----
 
 
-@pytest.mark.parametrize("name", members.names("pipelines.environments"))
-def test_members_keep_the_contract(name: str) -> None:
+SIMULATORS = ["linear_gaussian", "maze"]
+
+
+def test_every_member_has_described_settings() -> None:
+    for name in members.names("pipelines.environments"):
+        settings = members.load("pipelines.environments", name).Settings
+        assert all(field.description for field in settings.model_fields.values()), name
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_simulators_keep_the_contract(name: str) -> None:
     module = members.load("pipelines.environments", name)
     environment = module.build(module.Settings())
     states, actions = len(environment.state_names), len(environment.action_names)
@@ -336,6 +428,7 @@ def test_members_keep_the_contract(name: str) -> None:
         state, action = environment.coverage(rng(), n)
         assert state.shape == (n, states)
         assert action.shape == (n, actions)
+        assert environment.actions(rng(), n).shape == (n, actions)
         assert environment.starts(rng(), n).shape == (n, states)
         assert environment.policy(state).shape == (n, actions)
         assert environment.step(state, action, rng()).shape == (n, states)
@@ -349,13 +442,93 @@ def test_members_keep_the_contract(name: str) -> None:
         assert environment.exact_values(state, action, 0.9) == {}
     with pytest.raises(ValueError, match="taks"):
         module.Settings(taks="loop")
-    assert all(field.description for field in module.Settings.model_fields.values())
+
+
+# ---- behaviours ----
+
+
+def behave(behaviour: Any, n: int = 6000, length: int = 40, first: int = 0, seed: int = 0) -> Steps:
+    environment = maze.build(maze.Settings(behaviour=behaviour))
+    return environment.transitions(range(first, first + n), length, rng(seed))
+
+
+def in_a_row(rows: Steps) -> Any:
+    """Which rows begin where the row before them ended."""
+    same = (rows.state[1:] == rows.next_state[:-1]).all(-1)
+    assert ((rows.step[1:] == rows.step[:-1] + 1) == (rows.episode[1:] == rows.episode[:-1])).all()
+    return same
+
+
+@pytest.mark.parametrize("behaviour", ["uniform", "random", "policy", "mixed"])
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_every_behaviour_gives_numbered_steps(name: str, behaviour: str) -> None:
+    module = members.load("pipelines.environments", name)
+    environment = module.build(module.Settings(behaviour=behaviour))
+    for first, n, length in ((0, 1, 5), (30, 7, 5), (20_000, 1001, 10), (0, 30, 100)):
+        rows = environment.transitions(range(first, first + n), length, rng())
+        assert {len(column) for column in vars(rows).values()} == {n}
+        pairs = set(zip(rows.episode.tolist(), rows.step.tolist(), strict=True))
+        assert len(pairs) == n
+        assert rows.episode.min() == first
+        assert rows.episode.max() < first + n
+        assert 0 <= rows.step.min() <= rows.step.max() < length
+        assert not rows.terminal.any()
+        assert rows.terminal.dtype == bool
+        if name == "maze":
+            np.testing.assert_array_equal(rows.next_state, environment.step(rows.state, rows.action, rng()))
+
+
+def test_random_episodes_begin_at_the_start_and_take_covering_actions() -> None:
+    rows = behave("random")
+    assert (rows.behaviour == "random").all()
+    np.testing.assert_array_equal(in_a_row(rows), rows.step[1:] > 0)
+    first = rows.state[rows.step == 0]
+    assert len(first) == 150
+    assert (first[:, 0] < -0.15).all() and (first[:, 1] > 0.15).all() and (first[:, 2:] == 0).all()
+    for column in rows.action.T:
+        assert stats.kstest(column, "uniform", (-1, 2)).pvalue > 1e-4
+
+
+def test_policy_episodes_begin_everywhere_and_take_its_actions() -> None:
+    rows = behave("policy")
+    assert (rows.behaviour == "policy").all()
+    np.testing.assert_array_equal(in_a_row(rows), rows.step[1:] > 0)
+    np.testing.assert_array_equal(rows.action, make().policy(rows.state))
+    first = rows.state[rows.step == 0]
+    resting = (first[:, 2:] == 0).all(-1)
+    assert resting.sum() == 75
+    assert (first[resting, 1] > 0.15).all()
+    assert (first[~resting, 1] < 0).mean() > 0.3
+
+
+def test_mixed_is_half_coverage_and_half_visited_states_under_other_actions() -> None:
+    rows = behave("mixed", n=6001)
+    covering, visited = rows.behaviour == "coverage", rows.behaviour == "visited"
+    assert (covering.sum(), visited.sum()) == (3001, 3000)
+    assert set(rows.episode[covering]) & set(rows.episode[visited]) == set()
+    uniform = behave("uniform", n=3001)
+    np.testing.assert_array_equal(rows.state[covering], uniform.state)
+    np.testing.assert_array_equal(rows.action[covering], uniform.action)
+    state, action = rows.state[visited], rows.action[visited]
+    # They are the policy's states: each but an episode's first is where the policy goes from the one before.
+    led = make().step(state, make().policy(state), rng())
+    follows = (led[:-1] == state[1:]).all(-1)
+    np.testing.assert_array_equal(follows, rows.step[visited][1:] > 0)
+    # Actions lie evenly between its own and a uniform one.
+    own = make().policy(state)
+    assert np.abs(action).max() <= 1
+    assert (np.abs(action - own).max(-1) > 1e-3).mean() > 0.98
+    change = ((action - own) * own).sum() / -(own**2).sum()
+    assert change == pytest.approx(0.5, abs=0.03)
+    spread = (action - 0.5 * own).var(0)  # of (share - 1/2)(random - own) + random / 2
+    np.testing.assert_allclose(spread, (own**2).mean(0) / 12 + 1 / 9, rtol=0.1)
 
 
 @pytest.mark.parametrize(
     ("module", "change"),
     [
         (maze, {"task": "reach_middle"}),
+        (maze, {"behaviour": "offline"}),
         (maze, {"action_repeat": 0}),
         (maze, {"action_repeat": 11}),
         (linear_gaussian, {"contraction": 1.0}),

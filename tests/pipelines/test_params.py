@@ -10,7 +10,6 @@ import yaml
 
 from pipelines import params
 from pipelines.errors import UserError
-from pipelines.orchestration import workspace
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,10 +52,17 @@ def sentence(path: Path) -> str:
         ("density.fit.steps", "3000", ["density.fit.steps", "'3000'", "integer"]),
         ("density.fit.steps", True, ["density.fit.steps", "True", "integer"]),
         ("density.fit.steps", None, ["density.fit.steps", "None", "integer"]),
-        ("density.fit.hidden", [], ["density.fit.hidden", "at least 1 item"]),
-        ("density.fit.hidden", [0], ["density.fit.hidden.0", "0"]),
-        ("density.fit.hidden", 128, ["density.fit.hidden", "128", "list"]),
-        ("density.fit.activation", "selu", ["density.fit.activation", "'selu'", "'silu'"]),
+        ("density.fit.network.hidden", [], ["density.fit.network.hidden", "at least 1 item"]),
+        ("density.fit.network.hidden", [0], ["density.fit.network.hidden.0", "0"]),
+        ("density.fit.network.hidden", 128, ["density.fit.network.hidden", "128", "list"]),
+        ("density.fit.network.activation", "selu", ["density.fit.network.activation", "'selu'", "'silu'"]),
+        ("density.fit.network.hiden", [8], ["density.fit.network.hiden", "'hidden'"]),
+        ("density.fit.network.frequencies", 1.5, ["density.fit.network.frequencies", "1.5", "integer"]),
+        ("density.fit.network.event_dim", 3, ["density.fit.network.event_dim", "not a known key", "hidden"]),
+        ("density.fit.network.name", "mlpp", ["density.fit.network.name", "'mlpp'", "'mlp'"]),
+        ("density.fit.network.name", "unet_mlp", ["not a known key", "stages"]),
+        ("density.fit.network", "conv_unet", ["density.fit.network.name", "network of vectors"]),
+        ("datasets.digits.fit", {"network": {"hiden": [8]}}, ["datasets.digits.fit.network.hiden", "'hidden'"]),
         ("density.fit.ema_step", 2.0, ["density.fit.ema_step", "2.0", "less than or equal to 1"]),
         ("density.fit.lr", float("nan"), ["density.fit.lr", "finite"]),
         ("density.fit.lr", float("inf"), ["density.fit.lr", "finite"]),
@@ -87,6 +93,9 @@ def sentence(path: Path) -> str:
         ("datasets.moons.noise", -1.0, ["datasets.moons.noise", "-1.0"]),
         ("datasets.moons.train", "many", ["datasets.moons.train", "'many'"]),
         ("datasets.digits.fit", {"steps": "x"}, ["datasets.digits.fit.steps", "'x'"]),
+        ("experiments.sde_vs_ode.kind", "sde_vs_od", ["experiments.sde_vs_ode.kind", "'sde_vs_od'", "'sde_vs_ode'"]),
+        ("experiments.sde_vs_ode.sample", 5, ["experiments.sde_vs_ode.sample", "'samples'"]),
+        ("experiments.sde_vs_ode.repeats", 1, ["experiments.sde_vs_ode.repeats", "greater than or equal to 2"]),
         ("datasets", {}, ["datasets", "at least 1 item"]),
         ("datasets", {"Bad Name": {"kind": "moons"}}, ["Bad Name", "pattern"]),
         ("device", "gpu", ["device", "'gpu'", "cuda:N"]),
@@ -124,6 +133,18 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     text = sentence(path)
     assert key in text
     assert "missing" in text
+
+
+def test_an_entry_changes_its_network_or_takes_another(tmp_path: Path) -> None:
+    entry = {"network": {"hidden": [8]}}
+    loaded = params.load(changed(tmp_path, "datasets.moons.fit", entry))
+    network = loaded.density.fit_for(loaded.datasets["moons"]).network
+    assert (network.name, network.arguments) == ("mlp", {"hidden": [8], "frequencies": 8, "activation": "tanh"})
+    entry = {"network": {"name": "unet_mlp", "stages": [8, 4]}}
+    loaded = params.load(changed(tmp_path, "datasets.moons.fit", entry))
+    network = loaded.density.fit_for(loaded.datasets["moons"]).network
+    assert (network.name, network.arguments) == ("unet_mlp", {"stages": [8, 4]})
+    assert str(network) == "unet_mlp 8×4"
 
 
 def test_a_repeated_key_is_named_with_its_lines(tmp_path: Path) -> None:
@@ -168,7 +189,7 @@ def test_zero_is_a_seed(tmp_path: Path) -> None:
 def test_every_profile_is_valid(tmp_path: Path, profile: str) -> None:
     raw = params.read_yaml(ROOT / "params.yaml")
     if profile != "default":
-        raw = workspace.merge(raw, params.read_yaml(ROOT / "pipelines" / "profiles" / f"{profile}.yaml"))
+        raw = params.merge(raw, params.read_yaml(ROOT / "pipelines" / "profiles" / f"{profile}.yaml"))
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(raw))
     assert params.load(path).profile == profile
@@ -178,11 +199,12 @@ def test_the_paper_profile_has_the_papers_settings(tmp_path: Path) -> None:
     """Temporal Difference Flows, tables 5 to 8."""
     raw = params.read_yaml(ROOT / "params.yaml")
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(workspace.merge(raw, params.read_yaml(ROOT / "pipelines/profiles/paper.yaml"))))
+    path.write_text(yaml.safe_dump(params.merge(raw, params.read_yaml(ROOT / "pipelines/profiles/paper.yaml"))))
     loaded = params.load(path)
     fit = loaded.successor.fit
     assert (fit.steps, fit.batch // 2, fit.lr, fit.ema_step) == (3_000_000, 1024, 1e-4, 1e-3)
     assert (fit.weight_decay, fit.adam_eps, fit.ode_solver, fit.ode_steps) == (1e-3, 1e-4, "midpoint", 10)
+    assert {loaded.successor.fit_for(e).network.name for e in loaded.environments.values()} == {"unet_mlp"}
     mazes = [entry for entry in loaded.environments.values() if entry.kind == "maze"]
     assert {entry.member["task"] for entry in mazes} == {
         "loop",

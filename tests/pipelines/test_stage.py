@@ -17,7 +17,6 @@ import pytest
 import yaml
 
 from pipelines import params, store
-from pipelines.orchestration import workspace
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 def project(tmp_path: Path) -> Path:
     """A folder with the smoke profile's params.yaml."""
     raw = params.read_yaml(ROOT / "params.yaml")
-    merged = workspace.merge(raw, params.read_yaml(ROOT / "pipelines" / "profiles" / "smoke.yaml"))
+    merged = params.merge(raw, params.read_yaml(ROOT / "pipelines" / "profiles" / "smoke.yaml"))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(merged))
     return tmp_path
 

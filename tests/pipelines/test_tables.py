@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines import params
-from pipelines.tables import claims, density, successor, text
+from pipelines.tables import claims, density, experiments, successor, text
 
 ROOT = Path(__file__).parents[2]
 PARAMS = params.load(ROOT / "params.yaml")
@@ -96,6 +96,19 @@ def test_density_table_has_every_data_set_under_its_floor() -> None:
     rows = density.build(PARAMS, results(), LOGS, ORIGINS).rows
     assert list(rows["method"]) == ["floor", *PARAMS.density.methods] * len(PARAMS.datasets)
     assert list(rows["EMD / floor"]) == [1.0] * len(rows)
+
+
+def test_experiments_table_has_every_finding_beside_its_range() -> None:
+    def finding(low: float | None, high: float | None) -> dict[str, Any]:
+        value = {"value": 0.7, "value_low": 0.6, "value_high": 0.8}
+        return {"sentence": "SDE / ODE", **value, "at_least": low, "at_most": high, "verdict": "holds"}
+
+    ranges = {"a": finding(None, 1.0), "b": finding(0.5, None), "c": finding(0.5, 1.0), "d": finding(None, None)}
+    rows = experiments.build(PARAMS, {f"experiments/{name}": ranges for name in PARAMS.experiments}, {}, {}).rows
+    assert list(rows["experiment"].unique()) == list(PARAMS.experiments)
+    assert list(rows["expected"])[:3] == ["≤ 1", "≥ 0.5", "0.5 to 1"]
+    assert text(rows["expected"][3]) == "–"
+    assert set(rows["value"]) == {"0.7 [0.6, 0.8]"}
 
 
 def test_numbers_as_people_read_them() -> None:

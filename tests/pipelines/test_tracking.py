@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
+import unittest.mock
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +315,131 @@ def test_a_stage_by_hand_is_complete_at_once(project: Path) -> None:
 def test_records_know_their_invocation(project: Path) -> None:
     assert records.owner_of(GONE) == (999999999, 1.0)
     assert not records.is_alive(*records.owner_of(GONE))
+
+
+def trained(project: Path, name: str = "spiral.td_cfm", **params: Any) -> str:
+    """A finished training run with a tiny model of two seeds; its MLflow id."""
+    import torch
+
+    from pipelines import models
+    from pipelines.params import NetworkChoice
+
+    data, method = name.split(".")
+    folder = project / "data" / "models" / data / method
+    config = models.network_config(NetworkChoice(name="mlp", hidden=[8], activation="tanh"), 2, 3)
+    meta = {"network": config, "path": {"name": "cond_ot"}, "prediction": "velocity", "gamma": 0.75}
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        loc, scale = torch.tensor([1.0, -1.0]), torch.tensor([2.0, 3.0])
+        models.save(folder / f"seed{seed}.safetensors", models.network(config), loc, scale, {**meta, "seed": seed})
+    # an invocation of its own: one that is complete takes no more runs
+    owner = {"FLOWMATCH_INVOCATION": f"{999_999_000 + len(list((project / '.flowmatch' / 'runs').glob('*')))}-1.00"}
+    with unittest.mock.patch.dict(os.environ, owner):
+        record = RunRecord.start(f"train_successor@{data}-{method}", {"environment": data, **params})
+    record.artifact(folder.relative_to(project))
+    record.tag("flowmatch.model", name)
+    record.finish("FINISHED")
+    tracking.publish(record.invocation)
+    run = max(runs(project), key=lambda run: run.data.tags.get("flowmatch.started", ""))
+    return str(run.info.run_id)
+
+
+def versions(project: Path, name: str) -> list[str]:
+    client = tracking._Tracker(project / ".flowmatch").client
+    return [str(version.run_id) for version in client.search_model_versions(f"name = '{name}'")]
+
+
+def test_a_trained_model_is_registered_and_answers(project: Path) -> None:
+    import torch
+
+    from flowmatch_core.successor import HorizonModel
+    from pipelines.models import load_successor
+    from pipelines.registry import load
+
+    run = trained(project)
+    assert versions(project, "spiral.td_cfm") == [run]
+    file = project / "data/models/spiral/td_cfm/seed1.safetensors"
+    truth = load_successor(file, torch.device("cpu"), "rk4", 20)
+    shutil.rmtree(project / "data")  # MLflow has its own copy
+    state, action = torch.randn(5, 2), torch.randn(5, 1)
+
+    def answers(model: Any) -> list[torch.Tensor]:
+        g = torch.Generator().manual_seed(0)
+        values = model.value(lambda x: x[..., 0], state, action, 7, generator=g)
+        return [model.sample(state, action, 7, generator=g), model.log_prob(state, state, action), values]
+
+    expected = answers(truth)
+    assert [tuple(answer.shape) for answer in expected] == [(7, 5, 2), (5,), (5,)]
+    client = tracking._Tracker(project / ".flowmatch").client
+    client.set_registered_model_alias("spiral.td_cfm", "champion", "1")
+    base = "models:/spiral.td_cfm"
+    for uri in (f"{base}/latest", f"{base}/1", f"{base}@champion", f"runs:/{run}"):
+        model = load(uri)
+        assert isinstance(model, HorizonModel)
+        for answer, should in zip(answers(model), expected, strict=True):
+            assert torch.equal(answer, should), uri
+    other = answers(load(f"{base}/latest", seed=2))
+    assert not torch.equal(other[0], expected[0])
+
+
+def test_latest_is_the_last_one_trained_and_not_another_profiles(project: Path) -> None:
+    first, second = trained(project), trained(project)
+    smoke = trained(project, profile="smoke")
+    assert versions(project, "spiral.td_cfm") == [second, first]
+    assert versions(project, "smoke.spiral.td_cfm") == [smoke]
+    client = tracking._Tracker(project / ".flowmatch").client
+    assert tracking._trained_by(client, "spiral.td_cfm", "latest", "") == second
+    assert tracking._trained_by(client, "spiral.td_cfm", "1", "") == first
+
+
+def test_a_model_is_registered_once(project: Path) -> None:
+    run = trained(project)
+    client = tracking._Tracker(project / ".flowmatch").client
+    for found in runs(project):  # as if the publisher had died before it said that the run is over
+        client.update_run(found.info.run_id, "RUNNING")
+        if "flowmatch.complete" in found.data.tags:
+            client.delete_tag(found.info.run_id, "flowmatch.complete")
+    tracking.publish()
+    assert versions(project, "spiral.td_cfm") == [run]
+
+
+def test_what_a_failed_training_left_is_no_model(project: Path) -> None:
+    record = RunRecord.start("train_successor@spiral-mc_cfm", {})
+    record.tag("flowmatch.model", "spiral.mc_cfm")
+    record.finish("FAILED", "stopped")
+    tracking.publish(record.invocation)
+    assert [run.info.run_name for run in runs(project) if run.info.status == "FAILED"] != []
+    assert versions(project, "spiral.mc_cfm") == []
+
+
+def test_a_model_that_cannot_be_had_is_one_sentence(project: Path) -> None:
+    from pipelines.errors import UserError
+    from pipelines.registry import load
+
+    trained(project)
+    untrained = next(run.info.run_id for run in parents(project))
+    for uri, words in (
+        ("models:/spiral.td_cmf/latest", "no model 'spiral.td_cmf', only spiral.td_cfm; did you mean 'spiral.td_cfm'"),
+        ("models:/spiral.td_cfm/7", "no model 'models:/spiral.td_cfm/7'"),
+        ("models:/spiral.td_cfm@champion", "no model 'models:/spiral.td_cfm@champion'"),
+        ("models:/spiral.td_cfm", "models:/<name>/<version>"),
+        ("spiral.td_cfm", "models:/<name>/<version>"),
+        ("runs:/0123", "no model 'runs:/0123'"),
+        (f"runs:/{untrained}", "expected one that trained a model"),
+    ):
+        with pytest.raises(UserError) as caught:
+            load(uri)
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="has no seed 3, only 1, 2"):
+        load("models:/spiral.td_cfm/latest", seed=3)
+
+
+def test_to_load_a_model_where_no_runs_are_makes_no_database(project: Path) -> None:
+    from pipelines.errors import UserError
+    from pipelines.registry import load
+
+    (project / "mlflow.db").unlink()
+    with pytest.raises(UserError, match="there are no runs in sqlite"):
+        load("models:/spiral.td_cfm/latest")
+    assert not (project / "mlflow.db").exists()

@@ -15,7 +15,7 @@ from pipelines.params import Fit
 from pipelines.training import Progress, Trained
 
 FIT = Fit(
-    hidden=(8,), frequencies=1, activation="silu", steps=40, batch=16, lr=1e-2, warmup=5, weight_decay=0.01,
+    network="mlp", steps=40, batch=16, lr=1e-2, warmup=5, weight_decay=0.01,
     adam_eps=1e-8, ema_step=0.1, log_every=7,
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines import params
 from pipelines.errors import UserError
 from pipelines.orchestration import workspace
 from tests.pipelines.conftest import write
@@ -115,7 +116,7 @@ def test_apart_gives_default_a_folder_of_its_own(root: Path) -> None:
 )
 def test_merge(base: dict[str, object], changes: dict[str, object], expected: dict[str, object]) -> None:
     before = yaml.safe_dump(base)
-    assert workspace.merge(base, changes) == expected
+    assert params.merge(base, changes) == expected
     assert yaml.safe_dump(base) == before
 
 

@@ -1,0 +1,126 @@
+"""Where tokens start at `t = 0`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+__all__ = ["MaskSource", "Source", "UniformSource"]
+
+
+class Source(ABC):
+    """A distribution of one state, from which every position starts independently.
+
+    Data are tokens `0, ..., vocabulary - 1`; a source may add states of its own behind them.
+    """
+
+    vocabulary: int
+
+    @property
+    @abstractmethod
+    def states(self) -> int:
+        """The number of states that a position can be in: what an embedding in a network must hold."""
+
+    @abstractmethod
+    def sample(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Draw states of the given shape."""
+
+    @abstractmethod
+    def probability(self, x: Tensor) -> Tensor:
+        """Return the probability of each state in float64."""
+
+    @abstractmethod
+    def is_data(self, x: Tensor) -> Tensor:
+        """Return which states surely come from the data, so that they never jump again."""
+
+
+@final
+@dataclass(frozen=True)
+class MaskSource(Source):
+    """Every position starts masked, in the additional state `vocabulary`.
+
+    A state that is not the mask must come from the data and is kept whatever a network says about it.
+
+    Arguments:
+        vocabulary: The number of tokens of the data.
+
+    Example:
+        >>> MaskSource(5).sample((2, 3))
+        tensor([[5, 5, 5],
+                [5, 5, 5]])
+    """
+
+    vocabulary: int
+
+    def __post_init__(self) -> None:
+        _check_vocabulary(self.vocabulary)
+
+    @property
+    def states(self) -> int:
+        return self.vocabulary + 1
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        return torch.full(tuple(shape), self.vocabulary, device=device)
+
+    def probability(self, x: Tensor) -> Tensor:
+        return (x == self.vocabulary).double()
+
+    def is_data(self, x: Tensor) -> Tensor:
+        return x != self.vocabulary
+
+
+@final
+@dataclass(frozen=True)
+class UniformSource(Source):
+    """Every position starts at a token drawn uniformly.
+
+    Arguments:
+        vocabulary: The number of tokens of the data.
+
+    Example:
+        >>> UniformSource(4).probability(torch.tensor([0, 3]))
+        tensor([0.2500, 0.2500], dtype=torch.float64)
+    """
+
+    vocabulary: int
+
+    def __post_init__(self) -> None:
+        _check_vocabulary(self.vocabulary)
+
+    @property
+    def states(self) -> int:
+        return self.vocabulary
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        return torch.randint(self.vocabulary, tuple(shape), generator=generator, device=device)
+
+    def probability(self, x: Tensor) -> Tensor:
+        return torch.full(x.shape, 1 / self.vocabulary, dtype=torch.float64, device=x.device)
+
+    def is_data(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x, dtype=torch.bool)
+
+
+def _check_vocabulary(vocabulary: int) -> None:
+    if vocabulary < 1:
+        raise ValueError(f"vocabulary is {vocabulary}, but should be at least 1.")

@@ -1,0 +1,54 @@
+"""What the regressions along a path share: their times, and their residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from flowmatch_core.fields import Time, as_time, check_choice, check_floating, check_shape, expand_time
+from flowmatch_core.paths import Quantity
+
+__all__ = ["TimeSampler", "check_prediction", "draw_noise", "draw_times", "residual"]
+
+TimeSampler = Time | Callable[..., Tensor]
+"""The times themselves, a float, 0-d or `(batch,)`, or a sampler with the call of `torch.rand`."""
+
+
+def check_prediction(prediction: Quantity) -> None:
+    """Raise a `ValueError` unless `prediction` is a quantity."""
+    check_choice("prediction", prediction, get_args(Quantity))
+
+
+def draw_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return standard normal noise like the data `x`."""
+    check_floating("x1", x)
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def draw_times(time: TimeSampler, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return the times given, or draw one for every row of `x`, of which there has to be one."""
+    if len(x) == 0:
+        raise ValueError("x1 has no rows, but should have at least one: a mean over none is not a number.")
+    if callable(time) and not isinstance(time, Tensor):
+        return time(len(x), generator=generator, dtype=x.dtype, device=x.device)
+    return as_time(time, x)
+
+
+def residual(
+    value: Tensor,
+    prediction: Quantity,
+    t: Time,
+    *,
+    velocity: Tensor,
+    noise: Tensor,
+    data: Tensor,
+    sigma: Callable[[Time], Tensor],
+) -> Tensor:
+    r"""Return the prediction minus its target, and for the score :math:`-\sigma_t s - x_0`: finite at `t = 1`."""
+    check_shape("the result of field", value, data.shape)
+    if prediction == "score":
+        return -expand_time(sigma(t), data) * value - noise
+    return value - {"velocity": velocity, "noise": noise, "data": data}[prediction]

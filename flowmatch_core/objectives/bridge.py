@@ -1,0 +1,210 @@
+"""Schrödinger bridges without simulation: regression on the velocity and the score of Brownian bridges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from flowmatch_core.couplings import Coupling, SchrodingerBridge
+from flowmatch_core.fields import Time, VelocityField, as_time, check_shape, expand_time
+from flowmatch_core.objectives._regression import TimeSampler, draw_noise, draw_times
+
+__all__ = ["BridgeSample", "BrownianBridge", "sb_cfm_loss", "sf2m_loss"]
+
+
+@dataclass(frozen=True)
+class BridgeSample:
+    """A point of a bridge with its velocity and its score, all `(batch, *event)`, and its time."""
+
+    x_t: Tensor
+    velocity: Tensor
+    score: Tensor
+    t: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class BrownianBridge:
+    r"""The path of a Brownian motion of scale :math:`\sigma` between two given ends.
+
+    .. math:: x_t = (1 - t) x_0 + t x_1 + \sigma \sqrt{t (1 - t)}\, z, \quad z \sim N(0, I)
+
+    References:
+        | Simulation-Free Schrödinger Bridges via Score and Flow Matching (Tong et al., 2024),
+          https://arxiv.org/abs/2307.03672
+
+    Arguments:
+        sigma: The scale :math:`\sigma`.
+
+    Example:
+        >>> BrownianBridge(sigma=2.0).std(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([0., 1., 0.])
+    """
+
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise ValueError(f"sigma is {self.sigma}, but should be positive.")
+
+    def std(self, t: Tensor) -> Tensor:
+        r"""Return :math:`\sigma \sqrt{t (1 - t)}`."""
+        return self.sigma * (t * (1 - t)).sqrt()
+
+    def sample(self, x0: Tensor, x1: Tensor, t: Time, noise: Tensor) -> BridgeSample:
+        r"""Return the point :math:`x_t`, its velocity and its score.
+
+        .. math:: u_t = x_1 - x_0 + \frac{\sigma (1 - 2t)}{2 \sqrt{t (1 - t)}} z, \quad
+                  \nabla \log p_t(x_t \mid x_0, x_1) = -\frac{z}{\sigma \sqrt{t (1 - t)}}
+
+        Both are infinite at the ends, where the paths of a Brownian motion have no velocity.
+
+        Arguments:
+            x0: The start, with shape `(batch, *event)`.
+            x1: The end, with the same shape.
+            t: The time, a float, 0-d or `(batch,)`.
+            noise: The noise :math:`z`, with the same shape.
+        """
+        check_shape("x0", x0, x1.shape)
+        check_shape("noise", noise, x1.shape)
+        s = expand_time(t, x1)
+        std = self.std(s)
+        return BridgeSample(
+            x_t=(1 - s) * x0 + s * x1 + std * noise,
+            velocity=x1 - x0 + self.sigma**2 * (1 - 2 * s) / (2 * std) * noise,
+            score=-noise / std,
+            t=as_time(t, x1),
+        )
+
+
+def sb_cfm_loss(
+    field: VelocityField,
+    x1: Tensor,
+    x0: Tensor | None = None,
+    cond: Tensor | None = None,
+    *,
+    sigma: float = 1.0,
+    coupling: Coupling | None = None,
+    time: TimeSampler = torch.rand,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Return the loss of the flow of a Schrödinger bridge, averaged over the event dimensions and the batch.
+
+    .. math:: E_{t, (x_0, x_1), z}\, \lambda_t \lVert v_\theta(t, x_t, c) - u_t \rVert^2 / d, \quad
+              \lambda_t^{-1} = 1 + \sigma^2 \frac{(1 - 2t)^2}{4 t (1 - t)}
+
+    with :math:`x_t` and :math:`u_t` of a `BrownianBridge`. Its minimiser :math:`E[u_t \mid x_t, c]` is the
+    probability flow of the bridge. The variance of :math:`u_t` is infinite at the ends, and so is the mean
+    of the plain loss: :math:`\lambda_t`, the inverse of one plus that variance, keeps all terms finite and
+    moves no minimum, as any positive weight.
+
+    References:
+        | Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport
+          (Tong et al., 2024), https://arxiv.org/abs/2302.00482
+
+    Arguments:
+        field: The velocity field :math:`v_\theta`.
+        x1: The data, with shape `(batch, *event)`.
+        x0: The sample at `t = 0`, with the same shape; standard normal by default.
+        cond: The conditions, with shape `(batch, c)`.
+        sigma: The scale :math:`\sigma` of the Brownian motion.
+        coupling: How the ends are paired; `SchrodingerBridge(sigma)` by default.
+        time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
+        generator: The source of randomness, drawn for `x0`, the coupling, the time and the noise in this order.
+
+    Example:
+        >>> x0, x1 = torch.zeros(8, 2), torch.ones(8, 2)
+        >>> sb_cfm_loss(lambda t, x, cond: x1, x1, x0, time=torch.full((8,), 0.5))
+        tensor(0.)
+    """
+    x_t, t, cond, flow_error, _ = _bridges(x1, x0, cond, sigma, coupling, time, generator)
+    return flow_error(field(t, x_t, cond)).square().mean()
+
+
+def sf2m_loss(
+    field: VelocityField,
+    score: VelocityField,
+    x1: Tensor,
+    x0: Tensor | None = None,
+    cond: Tensor | None = None,
+    *,
+    sigma: float = 1.0,
+    coupling: Coupling | None = None,
+    time: TimeSampler = torch.rand,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Return the loss of the flow and of the score of a Schrödinger bridge, on the same points.
+
+    .. math:: E_{t, (x_0, x_1), z} \bigl[\lambda_t \lVert v_\theta(t, x_t, c) - u_t \rVert^2
+              + \sigma_t^2 \lVert s_\theta(t, x_t, c) - \nabla \log p_t(x_t \mid x_0, x_1) \rVert^2 \bigr] / d
+
+    The first term is `sb_cfm_loss`; in the second :math:`\sigma_t = \sigma \sqrt{t (1 - t)}`, so it is
+    :math:`\lVert \sigma_t s_\theta + z \rVert^2`, finite at the ends. Together the two fields give the
+    bridge as a diffusion, forward :math:`dx = (v + \frac{\sigma^2}{2} s)\,dt + \sigma\,dB` and, with a minus
+    before the score, backward in time.
+
+    References:
+        | Simulation-Free Schrödinger Bridges via Score and Flow Matching (Tong et al., 2024),
+          https://arxiv.org/abs/2307.03672
+
+    Arguments:
+        field: The velocity field :math:`v_\theta`.
+        score: The score :math:`s_\theta`, with the call of a velocity field.
+        x1: The data, with shape `(batch, *event)`.
+        x0: The sample at `t = 0`, with the same shape; standard normal by default.
+        cond: The conditions, with shape `(batch, c)`.
+        sigma: The scale :math:`\sigma` of the Brownian motion.
+        coupling: How the ends are paired; `SchrodingerBridge(sigma)` by default.
+        time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
+        generator: The source of randomness, drawn for `x0`, the coupling, the time and the noise in this order.
+
+    Example:
+        >>> x0, x1, half = torch.zeros(8, 2), torch.ones(8, 2), torch.full((8,), 0.5)
+        >>> loss = sf2m_loss(lambda t, x, cond: x1, lambda t, x, cond: (0.5 - x) / 0.25, x1, x0, time=half)
+        >>> bool(loss < 1e-10)
+        True
+    """
+    x_t, t, cond, flow_error, score_error = _bridges(x1, x0, cond, sigma, coupling, time, generator)
+    flow = flow_error(field(t, x_t, cond)).square().mean()
+    return flow + score_error(score(t, x_t, cond)).square().mean()
+
+
+Errors = Callable[[Tensor], Tensor]
+
+
+def _bridges(
+    x1: Tensor,
+    x0: Tensor | None,
+    cond: Tensor | None,
+    sigma: float,
+    coupling: Coupling | None,
+    time: TimeSampler,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Errors, Errors]:
+    """Return points of bridges, their times and conditions, and the weighted errors of a velocity and of a score."""
+    bridge = BrownianBridge(sigma)
+    if x0 is None:
+        x0 = draw_noise(x1, generator)
+    x0, x1, cond = (coupling or SchrodingerBridge(sigma))(x0, x1, cond, generator=generator)
+    t = draw_times(time, x1, generator)
+    z = draw_noise(x1, generator)
+    straight = x1 - x0
+    s = expand_time(t, x1)
+    x_t = bridge.sample(x0, x1, t, z).x_t
+    # u = straight + tilt / spread * z, each multiplied out so that no term is infinite at the ends
+    spread, tilt = 2 * (s * (1 - s)).sqrt(), sigma * (1 - 2 * s)
+    scale = (spread.square() + tilt.square()).rsqrt()
+
+    def flow_error(velocity: Tensor) -> Tensor:
+        check_shape("the result of field", velocity, straight.shape)
+        return scale * (spread * (velocity - straight) - tilt * z)
+
+    def score_error(score: Tensor) -> Tensor:
+        check_shape("the result of score", score, straight.shape)
+        return bridge.std(s) * score + z
+
+    return x_t, as_time(t, x1), cond, flow_error, score_error

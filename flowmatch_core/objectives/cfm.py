@@ -1,0 +1,72 @@
+"""Conditional flow matching: regression on the velocity of a path, or on what is equivalent to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowmatch_core.couplings import Coupling, Independent
+from flowmatch_core.fields import VelocityField
+from flowmatch_core.objectives._regression import TimeSampler, check_prediction, draw_noise, draw_times, residual
+from flowmatch_core.paths import AffinePath, Quantity
+
+__all__ = ["cfm_loss"]
+
+
+def cfm_loss(
+    field: VelocityField,
+    path: AffinePath,
+    x1: Tensor,
+    x0: Tensor | None = None,
+    cond: Tensor | None = None,
+    *,
+    coupling: Coupling = Independent(),
+    time: TimeSampler = torch.rand,
+    prediction: Quantity = "velocity",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Return the conditional flow matching loss, averaged over the event dimensions and the batch.
+
+    .. math:: E_{t, (x_0, x_1)} \lVert f_\theta(t, x_t, c) - y \rVert^2 / d,
+              \quad x_t = \alpha_t x_1 + \sigma_t x_0
+
+    - `velocity`: :math:`y = \dot\alpha_t x_1 + \dot\sigma_t x_0`, flow matching.
+    - `noise`: :math:`y = x_0`, the loss of DDPM.
+    - `data`: :math:`y = x_1`, a denoiser.
+    - `score`: denoising score matching, weighted by :math:`\sigma_t^2`, which keeps it finite:
+      :math:`\sigma_t^2 \lVert f_\theta + x_0 / \sigma_t \rVert^2 = \lVert \sigma_t f_\theta + x_0 \rVert^2`.
+
+    Its gradient is that of the regression on :math:`E[y \mid x_t, c]`, for the velocity the marginal
+    velocity; its minimum is not zero. `VelocityOf` makes a velocity field of any of them.
+
+    References:
+        | Flow Matching for Generative Modeling (Lipman et al., 2023), https://arxiv.org/abs/2210.02747
+        | Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
+        | A Connection Between Score Matching and Denoising Autoencoders (Vincent, 2011),
+          https://doi.org/10.1162/NECO_a_00142
+
+    Arguments:
+        field: The network :math:`f_\theta`.
+        path: The path.
+        x1: The data, with shape `(batch, *event)`.
+        x0: The noise, with the same shape; standard normal by default.
+        cond: The conditions, with shape `(batch, c)`.
+        coupling: How noise and data are paired.
+        time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
+        prediction: What the network predicts: one of velocity, noise, data and score.
+        generator: The source of randomness, drawn for the noise, the coupling and the time in this order.
+
+    Example:
+        >>> from flowmatch_core.paths import CondOT
+        >>> x1 = torch.ones(8, 2)
+        >>> cfm_loss(lambda t, x, cond: x1, CondOT(), x1, x0=torch.zeros(8, 2))
+        tensor(0.)
+    """
+    check_prediction(prediction)
+    if x0 is None:
+        x0 = draw_noise(x1, generator)
+    x0, x1, cond = coupling(x0, x1, cond, generator=generator)
+    sample = path.sample(x0, x1, draw_times(time, x1, generator))
+    value = field(sample.t, sample.x_t, cond)
+    error = residual(value, prediction, sample.t, velocity=sample.velocity, noise=x0, data=x1, sigma=path.sigma)
+    return error.square().mean()

@@ -1,0 +1,94 @@
+"""Stochastic interpolants: regression along a path between two samples that carries noise of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from flowmatch_core.couplings import Coupling, Independent
+from flowmatch_core.fields import VelocityField, expand_time
+from flowmatch_core.objectives._regression import TimeSampler, check_prediction, draw_noise, draw_times, residual
+from flowmatch_core.paths import AffinePath, Quantity
+
+__all__ = ["interpolant_loss", "parabola"]
+
+
+def parabola(t: Tensor) -> Tensor:
+    r"""Return :math:`t (1 - t)`, an amount of latent noise with bounded derivatives.
+
+    Example:
+        >>> parabola(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([0.0000, 0.2500, 0.0000])
+    """
+    return t * (1 - t)
+
+
+def interpolant_loss(
+    field: VelocityField,
+    path: AffinePath,
+    x1: Tensor,
+    x0: Tensor | None = None,
+    cond: Tensor | None = None,
+    *,
+    gamma: Callable[[Tensor], Tensor] = parabola,
+    coupling: Coupling = Independent(),
+    time: TimeSampler = torch.rand,
+    prediction: Quantity = "velocity",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Return the loss of a stochastic interpolant, averaged over the event dimensions and the batch.
+
+    .. math:: E_{t, (x_0, x_1), z} \lVert f_\theta(t, x_t, c) - y \rVert^2 / d,
+              \quad x_t = \alpha_t x_1 + \sigma_t x_0 + \gamma_t z, \quad z \sim N(0, I)
+
+    Both ends may be any two samples: the latent noise :math:`z`, not `x0`, gives :math:`x_t` its score.
+
+    - `velocity`: :math:`y = \dot\alpha_t x_1 + \dot\sigma_t x_0 + \dot\gamma_t z`. Its mean
+      :math:`b_t(x) = E[y \mid x_t = x]` carries the law of `x0` to that of `x1`.
+    - `noise`: :math:`y = z`, the denoiser, and :math:`\nabla \log p_t(x) = -E[z \mid x_t = x] / \gamma_t`.
+    - `score`: :math:`\gamma_t^2 \lVert f_\theta + z / \gamma_t \rVert^2 = \lVert \gamma_t f_\theta + z \rVert^2`.
+    - `data`: :math:`y = x_1`.
+
+    The same `generator` state gives a velocity and a score the same points, in two calls. With the score,
+    :math:`dx = (b + \frac{1}{2} w^2 \nabla \log p)\,dt + w\,dB` has the same marginals for any :math:`w_t`.
+
+    References:
+        | Stochastic Interpolants: A Unifying Framework for Flows and Diffusions (Albergo et al., 2023),
+          https://arxiv.org/abs/2303.08797
+
+    Arguments:
+        field: The network :math:`f_\theta`.
+        path: The weights :math:`\alpha_t` and :math:`\sigma_t` of the two samples.
+        x1: The sample at `t = 1`, with shape `(batch, *event)`.
+        x0: The sample at `t = 0`, with the same shape; standard normal by default.
+        cond: The conditions, with shape `(batch, c)`.
+        gamma: The amount :math:`\gamma_t` of latent noise, a function of a tensor of times, zero at 0 and 1.
+            Its derivative is taken by automatic differentiation; :math:`\sqrt{2 t (1 - t)}`, whose
+            derivative is infinite at the ends, needs times inside them.
+        coupling: How the two samples are paired.
+        time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
+        prediction: What the network predicts: one of velocity, noise, data and score.
+        generator: The source of randomness, drawn for `x0`, the coupling, the time and the latent noise in
+            this order.
+
+    Example:
+        >>> from flowmatch_core.paths import CondOT
+        >>> x0, x1 = torch.zeros(8, 2), torch.ones(8, 2)
+        >>> interpolant_loss(lambda t, x, cond: x1, CondOT(), x1, x0, gamma=torch.zeros_like)
+        tensor(0.)
+    """
+    check_prediction(prediction)
+    if x0 is None:
+        x0 = draw_noise(x1, generator)
+    x0, x1, cond = coupling(x0, x1, cond, generator=generator)
+    sample = path.sample(x0, x1, draw_times(time, x1, generator))
+    z = draw_noise(x1, generator)
+    t = sample.t
+    amount, rate = cast(tuple[Tensor, Tensor], torch.func.jvp(gamma, (t,), (torch.ones_like(t),)))
+    value = field(t, sample.x_t + expand_time(amount, x1) * z, cond)
+    velocity = sample.velocity + expand_time(rate, x1) * z
+    error = residual(value, prediction, t, velocity=velocity, noise=z, data=x1, sigma=lambda t: amount)
+    return error.square().mean()

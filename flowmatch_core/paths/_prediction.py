@@ -1,0 +1,81 @@
+"""A velocity field made from a network that predicts something else."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast, final, get_args
+
+import torch
+from torch import Tensor, nn
+
+from flowmatch_core.fields import Time, VelocityField, check_choice, expand_time
+from flowmatch_core.paths._affine import AffinePath, Quantity
+
+__all__ = ["VelocityOf"]
+
+
+@final
+class VelocityOf(nn.Module):
+    r"""The velocity field of a network that predicts the noise, the score, the data or the velocity.
+
+    .. math:: v_t(x) = a_t x + b_t f(t, x, c), \qquad \nabla \cdot v_t = a_t d + b_t \nabla \cdot f
+
+    with the `coefficients` of the path; the divergence has a closed form if that of the network has one.
+    Where :math:`\alpha_t = 0`, noise and score tell nothing of the data. These are independent of `x` there
+    and replaced by their mean, which makes the velocity exact. Just after that time :math:`b_t` is large,
+    of the order of :math:`1 / \alpha_t`, and so is the effect of an error of the network.
+
+    Arguments:
+        network: The network :math:`f(t, x, c)`, any callable like a velocity field.
+        path: The path along which it was trained.
+        prediction: What it predicts.
+        mean: The mean of the data, which broadcasts to the event; zero, that of standardised data, by default.
+
+    Example:
+        >>> from flowmatch_core.paths import CondOT
+        >>> field = VelocityOf(lambda t, x, cond: torch.full_like(x, 3.0), CondOT(), prediction="data")
+        >>> field(0.5, torch.ones(1, 2))  # (3 - 1) / (1 - 0.5)
+        tensor([[4., 4.]])
+    """
+
+    mean: Tensor | None
+
+    def __init__(
+        self, network: VelocityField, path: AffinePath, prediction: Quantity, mean: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        check_choice("prediction", prediction, get_args(Quantity))
+        self.network, self.path, self.prediction = network, path, prediction
+        self.register_buffer("mean", mean)
+
+    @property
+    def has_closed_form_divergence(self) -> bool:
+        """Whether the network has `velocity_and_divergence`."""
+        return bool(getattr(self.network, "has_closed_form_divergence", False))
+
+    def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Return the velocity, shaped like `x`."""
+        value = self.network(t, x, cond)
+        return value if self.prediction == "velocity" else self._velocity(t, x, value)[0]
+
+    def velocity_and_divergence(self, t: Time, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the velocity, shaped like `x`, and its exact divergence, with shape `(batch,)`."""
+        value, divergence = cast(Any, self.network).velocity_and_divergence(t, x, cond)
+        if self.prediction == "velocity":
+            return value, divergence
+        velocity, a, b = self._velocity(t, x, value)
+        return velocity, a.flatten() * math.prod(x.shape[1:]) + b.flatten() * divergence
+
+    def _velocity(self, t: Time, x: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the velocity and the coefficients of `x` and of the network's value."""
+        a, b = self.path.coefficients(t, self.prediction, "velocity")
+        if self.prediction == "data":
+            a, b = expand_time(a, x), expand_time(b, x)
+            return a * x + b * value, a, b
+        unknown = self.path.alpha(t) == 0
+        a = expand_time(torch.where(unknown, self.path.d_sigma(t) / self.path.sigma(t), a), x)
+        b = expand_time(torch.where(unknown, 0.0, b), x)
+        velocity = a * x + b * value
+        if self.mean is not None:
+            velocity = velocity + expand_time(torch.where(unknown, self.path.d_alpha(t), 0.0), x) * self.mean
+        return velocity, a, b

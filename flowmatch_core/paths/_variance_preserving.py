@@ -1,0 +1,55 @@
+"""What the paths of diffusions towards unit noise share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from flowmatch_core.fields import Time
+from flowmatch_core.paths._affine import AffinePath
+
+__all__ = ["VariancePreserving"]
+
+_ALL_NOISE = 1e4  # alpha = exp(-5000) is zero in any precision
+
+
+class VariancePreserving(AffinePath):
+    r"""A path with :math:`\alpha_t = e^{-B_t / 2}` and :math:`\alpha_t^2 + \sigma_t^2 = 1`.
+
+    It is the diffusion :math:`dx = -\frac{1}{2} \beta_s x\,ds + \sqrt{\beta_s}\,dB_s` of the data, seen from
+    its end :math:`s = 1` to its start: :math:`B_t = \int_0^{1 - t} \beta_s\,ds`. A member gives
+    :math:`B_t`, :math:`\beta_{1 - t}` and the inverse of :math:`B_t`.
+    """
+
+    @abstractmethod
+    def noise_since_data(self, t: Time) -> Tensor:
+        r"""Return :math:`B_t`, exactly zero at `t = 1`."""
+
+    @abstractmethod
+    def noise_rate(self, t: Time) -> Tensor:
+        r"""Return :math:`\beta_{1 - t} = -\dot B_t`."""
+
+    @abstractmethod
+    def time_of_noise(self, noise: Tensor) -> Tensor:
+        r"""Return the time with :math:`B_t` = `noise`, by a formula that goes on below `t = 0`."""
+
+    def alpha(self, t: Time) -> Tensor:
+        return torch.exp(-self.noise_since_data(t) / 2)
+
+    def sigma(self, t: Time) -> Tensor:
+        return (-torch.expm1(-self.noise_since_data(t))).sqrt()  # no digit lost near t = 1
+
+    def d_alpha(self, t: Time) -> Tensor:
+        return self.noise_rate(t) * self.alpha(t) / 2
+
+    def d_sigma(self, t: Time) -> Tensor:
+        return self.sigma_d_sigma(t) / self.sigma(t)
+
+    def sigma_d_sigma(self, t: Time) -> Tensor:
+        return -self.noise_rate(t) * torch.exp(-self.noise_since_data(t)) / 2
+
+    def time_of_ratio(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        noise = torch.log1p((sigma / alpha).square()).clamp_max(_ALL_NOISE)
+        return self.time_of_noise(noise).clamp(0, 1)

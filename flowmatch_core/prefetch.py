@@ -1,0 +1,61 @@
+"""Computing the next batch while the model trains on this one."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+__all__ = ["ahead"]
+
+T = TypeVar("T")
+
+_END = object()
+
+
+def ahead(items: Iterable[T], depth: int = 1) -> Iterator[T]:
+    """Return the same items in the same order, each computed in the background before it is asked for.
+
+    While the consumer works on an item, one thread computes the next ones, so an optimal transport costs a
+    training step no time as long as it takes less than the step. A thread is enough, because POT's exact
+    and SciPy's assignment solver and PyTorch's operators release the interpreter's lock while they compute.
+
+    The items must not share state with the consumer: give them a random generator of their own, and the
+    results are those of the plain loop. An exception among the items reaches the consumer in its place.
+    When the consumer leaves early the thread ends with the item that it is at.
+
+    Arguments:
+        items: The batches, most often a generator that draws rows and couples them.
+        depth: The number of items that may be computed and wait.
+
+    Example:
+        >>> import torch
+        >>> from flowmatch_core.couplings import MinibatchOT
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> noise = (torch.randn(4, 1, generator=generator) for _ in range(3))
+        >>> pairs = (MinibatchOT()(x0, torch.ones(4, 1)) for x0 in noise)
+        >>> [tuple(x0.shape) for x0, x1, cond in ahead(pairs)]
+        [(4, 1), (4, 1), (4, 1)]
+    """
+    if depth < 1:
+        raise ValueError(f"depth is {depth}, but should be at least 1.")
+    return _ahead(iter(items), depth, torch.is_grad_enabled())
+
+
+def _ahead(iterator: Iterator[T], depth: int, grad: bool) -> Iterator[T]:
+    def compute() -> object:
+        with torch.set_grad_enabled(grad):  # the mode belongs to a thread: a new one would build graphs
+            return next(iterator, _END)
+
+    # one worker, so the items are computed one after another, in order
+    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead")
+    try:
+        waiting: deque[Future[object]] = deque(worker.submit(compute) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not _END:
+            waiting.append(worker.submit(compute))
+            yield item  # type: ignore[misc]
+    finally:
+        worker.shutdown(cancel_futures=True)

@@ -1,0 +1,104 @@
+r"""GAN: a relativistic adversarial horizon model with zero-centred gradient penalties (R3GAN).
+
+.. math:: \ell_D(x) = \zeta(D(\tilde X) - D(x)) + \tfrac\lambda2 \|\nabla D(x)\|^2 +
+    \tfrac\lambda2 \|\nabla D(\tilde X)\|^2, \qquad
+    \ell_G(x) = \zeta(D(x) - D(\tilde X)), \qquad \tilde X = G(Z|S,A), \quad \zeta(a) = \log(1 + e^a)
+
+for the states x of both terms (see `latent`). The loss is their sum with each player's parameters held fixed
+in the other's part, so its gradient is that of the game and one optimiser trains both.
+
+| References: Farebrother et al., Temporal Difference Flows, ICML 2025, appendix C.3.3
+| Huang et al., The GAN is dead; long live the GAN!, NeurIPS 2024
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowmatch_core.networks._common import draw_weights
+from flowmatch_core.successor.bootstrap import Loss, noise_like
+from flowmatch_core.successor.latent import ConditionalMLP, LatentNetwork, two_states, weigh
+from flowmatch_core.successor.transitions import Transitions
+
+
+@final
+class HorizonGAN(LatentNetwork):
+    """A sampler and its critic, residual perceptrons modulated by the condition, with leaky rectifiers.
+
+    Arguments:
+        event_dim: The number of dimensions of a state, and of the noise.
+        cond_dim: The number of dimensions of a condition.
+        width: The width of all hidden layers.
+        blocks: The number of residual blocks of each.
+        generator: The source of randomness of the initial weights.
+
+    >>> HorizonGAN(event_dim=2, cond_dim=3).generate(torch.zeros(5, 2), torch.zeros(5, 3)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        event_dim: int,
+        cond_dim: int,
+        width: int = 256,
+        blocks: int = 2,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(event_dim)
+        self.sampler = ConditionalMLP(event_dim, event_dim, cond_dim, width, blocks, _leaky)
+        self.critic = ConditionalMLP(event_dim, 1, cond_dim, width, blocks, _leaky)
+        draw_weights(self, generator=generator)
+
+    def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
+        """The sampler's state, ``(batch, event_dim)``."""
+        state: Tensor = self.sampler(noise, cond)
+        return state
+
+
+def gan_loss(
+    field: HorizonGAN,
+    target: HorizonGAN,
+    batch: Transitions,
+    *,
+    gamma: float,
+    penalty: float = 0.05,
+    generator: torch.Generator | None = None,
+) -> Loss:
+    r"""The adversarial loss of ``field``, bootstrapped from the sampler of ``target``.
+
+    Arguments:
+        field: The sampler and critic that learn.
+        target: Those that lag behind.
+        batch: The transitions.
+        gamma: The discount.
+        penalty: The weight :math:`\lambda` of the gradients; the paper lowers it from 0.05 to 0.005.
+        generator: The source of randomness.
+
+    >>> s, g = torch.zeros(64, 2), torch.Generator().manual_seed(0)
+    >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
+    >>> gan = HorizonGAN(event_dim=2, cond_dim=2, generator=g)
+    >>> loss = gan_loss(gan, gan, batch, gamma=0.9, generator=g)
+    >>> bool(loss.total.isclose(0.1 * loss.direct + 0.9 * loss.bootstrap))
+    True
+    """
+    if not 0 <= penalty < float("inf"):
+        raise ValueError(f"penalty was {penalty}, but should be a finite number that is not negative.")
+    real, cond = two_states(target, batch, generator)
+    made = field.generate(noise_like(real, generator), cond)
+    real, fake = real.requires_grad_(), made.detach().requires_grad_()
+    of_real, of_fake = field.critic(real, cond)[:, 0], field.critic(fake, cond)[:, 0]
+    slopes = torch.autograd.grad(of_real.sum() + of_fake.sum(), (real, fake), create_graph=True)
+    steepness = slopes[0].square().sum(1) + slopes[1].square().sum(1)
+    critic = F.softplus(of_fake - of_real) + penalty / 2 * steepness
+    # the sampler's opponent is the critic as it is: its parameters learn nothing from this part
+    frozen = {name: parameter.detach() for name, parameter in field.critic.named_parameters()}
+    of_made: Tensor = torch.func.functional_call(field.critic, frozen, (made, cond))[:, 0]
+    return weigh(critic + F.softplus(of_real.detach() - of_made), gamma, batch)
+
+
+def _leaky(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.2)

@@ -1,0 +1,174 @@
+r"""TD²-CFM with particles that persist from step to step: one evaluation of the target for each point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from flowmatch_core.fields import VelocityField, check_shape, expand_time
+from flowmatch_core.paths import AffinePath, CondOT
+from flowmatch_core.successor.bootstrap import (
+    Loss,
+    check_path,
+    check_prediction,
+    discount,
+    interpolate,
+    noise_like,
+    squared_error,
+)
+from flowmatch_core.successor.transitions import Transitions
+
+
+def logit_normal_quantile(u: Tensor) -> Tensor:
+    """The quantiles of `logit_normal`: t = sigmoid(xi), Phi(xi) = u.
+
+    >>> logit_normal_quantile(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([0.0000, 0.5000, 1.0000])
+    """
+    times: Tensor = torch.special.ndtri(u).sigmoid()
+    return times
+
+
+@final
+class Particles(nn.Module):
+    r"""The state of a TD²-CFM whose bootstrap points are on their way through the target's flow.
+
+    A slot holds a transition and a point :math:`(x, t)` of the flow at its (S', A'). Every call of `td2_cfm_loss`
+    evaluates the target there once: the velocity is what the field regresses on at that point, and moves the
+    point to its next time (Euler's method for the first step, then Adams and Bashforth's of order two with
+    variable steps). After ``steps`` points the slot takes a new transition from the batch. The slots start one
+    after another, so at any call their times are spread as those of the direct term are.
+
+    This costs a target evaluation for every point and one more for every ``steps`` (at t=0, where the field is not
+    trained: an atom in the times of one term only would be a bias), instead of 2 K + 1 for K midpoint steps. The
+    points lag: a path has been made by the last ``steps`` targets, an error that vanishes with the learning rate.
+    Take it where the target's evaluations dominate, with big networks.
+
+    The state is the module's `state_dict`; `to` sets its dtype and device.
+
+    Arguments:
+        slots: The number of slots, that of the rows of a batch.
+        event_dim: The number of dimensions of a state.
+        cond_dim: The number of dimensions of a condition.
+        steps: The number of points on a path.
+        quantile: The quantiles of the law of the times, for example `logit_normal_quantile`; uniform by default.
+        path: The path of the direct term, from N(0, I).
+
+    >>> s, g = torch.zeros(64, 2), torch.Generator().manual_seed(0)
+    >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
+    >>> particles, field = Particles(slots=64, event_dim=2, cond_dim=2), lambda t, x, cond: -x
+    >>> losses = [particles.td2_cfm_loss(field, field, batch, gamma=0.9, generator=g) for _ in range(5)]
+    >>> losses[-1].bootstrap                                                  # field and target agree
+    tensor(0.)
+    """
+
+    x: Tensor
+    t: Tensor
+    quantile_now: Tensor
+    phase: Tensor
+    velocity: Tensor
+    last_step: Tensor
+    cond: Tensor
+    next_cond: Tensor
+    terminal: Tensor
+
+    def __init__(
+        self,
+        slots: int,
+        event_dim: int,
+        cond_dim: int,
+        steps: int = 10,
+        quantile: Callable[[Tensor], Tensor] = lambda u: u,
+        path: AffinePath = CondOT(),
+    ) -> None:
+        super().__init__()
+        for name, number in (("slots", slots), ("steps", steps)):
+            if number < 1:
+                raise ValueError(f"{name} was {number}, but should be at least 1.")
+        check_path(path)
+        self.slots, self.steps, self.quantile, self.path = slots, steps, quantile, path
+        # the number of the point on its path; 0 at pure noise, below 0 before the slot's first path
+        self.register_buffer("phase", -(torch.arange(slots) % (steps + 1)))
+        for name, shape in (
+            ("x", (slots, event_dim)),
+            ("t", (slots,)),
+            ("quantile_now", (slots,)),
+            ("velocity", (slots, event_dim)),
+            ("last_step", (slots,)),
+            ("cond", (slots, cond_dim)),
+            ("next_cond", (slots, cond_dim)),
+        ):
+            self.register_buffer(name, torch.zeros(shape))
+        self.register_buffer("terminal", torch.zeros(slots, dtype=torch.bool))
+
+    def td2_cfm_loss(
+        self,
+        field: VelocityField,
+        target: VelocityField,
+        batch: Transitions,
+        *,
+        gamma: float,
+        generator: torch.Generator | None = None,
+    ) -> Loss:
+        """The TD²-CFM loss of ``field``, bootstrapped from ``target`` at the particles, which then move on.
+
+        Arguments:
+            field: The velocity field that learns.
+            target: The one that lags behind.
+            batch: The transitions of the direct term, as many as slots; slots that have finished take theirs.
+            gamma: The discount.
+            generator: The source of randomness.
+        """
+        weight = discount(gamma, batch)
+        check_shape("batch.condition", batch.condition, tuple(self.cond.shape))
+        u = torch.rand(self.slots, generator=generator, dtype=batch.state.dtype, device=batch.state.device)
+        t = self.quantile(u)
+        direct, direct_velocity = interpolate(
+            self.path, "velocity", noise_like(batch.visited, generator), batch.visited, t
+        )
+        with torch.no_grad():
+            self._refill(batch, generator)
+            velocity = self._velocity(target)
+            point, at, cond, live = self.x, self.t, self.cond, self.phase >= 1
+            self._move(velocity, generator)
+        both = field(torch.cat([t, at]), torch.cat([direct, point]), torch.cat([batch.condition, cond]))
+        at_direct, at_bootstrap = both.chunk(2)
+        check_prediction(at_bootstrap, velocity)
+        direct_term = squared_error(at_direct, direct_velocity)
+        errors = (at_bootstrap - velocity).square().sum(1)
+        bootstrap_term = torch.where(live, errors, 0.0).sum() / live.sum().clamp(min=1)
+        return Loss((1 - weight) * direct_term + weight * bootstrap_term, direct_term, bootstrap_term)
+
+    def _refill(self, batch: Transitions, generator: torch.Generator | None) -> None:
+        """Give a transition and pure noise to the slots that are not on a path."""
+        new = self.phase <= 0
+        terminal = torch.zeros_like(new) if batch.terminal is None else batch.terminal
+        self.terminal = torch.where(new, terminal, self.terminal)
+        self.cond = torch.where(new[:, None], batch.condition, self.cond)
+        self.next_cond = torch.where(new[:, None], batch.next_condition, self.next_cond)
+        self.x = torch.where(new[:, None], noise_like(batch.state, generator), self.x)
+        self.t = torch.where(new, 0.0, self.t)
+
+    def _velocity(self, target: VelocityField) -> Tensor:
+        """The target's velocity at the particles; where S' is terminal, that towards S', where the process stays."""
+        velocity = target(self.t, self.x, self.next_cond)
+        check_prediction(velocity, self.x)
+        stay = self.path.conditional_velocity(self.t, self.x, self.next_cond[:, : self.x.shape[1]])
+        return torch.where(self.terminal[:, None], stay, velocity)
+
+    def _move(self, velocity: Tensor, generator: torch.Generator | None) -> None:
+        """Move the points to their next times; those at the end of their path become free."""
+        u = 1 - torch.rand(self.slots, generator=generator, dtype=self.x.dtype, device=self.x.device)
+        start, moving = self.phase == 0, self.phase >= 0
+        share = torch.where(start, u, self.quantile_now * self.steps + 1) / self.steps
+        t = self.quantile(share.clamp(max=1))
+        step = torch.where(moving, t - self.t, 0.0)
+        half = torch.where(start | ~moving, 0.0, step / torch.where(start | ~moving, 1.0, self.last_step) / 2)
+        slope = velocity + expand_time(half, velocity) * (velocity - self.velocity)
+        self.x = self.x + expand_time(step, velocity) * slope
+        self.t, self.quantile_now = torch.where(moving, t, self.t), torch.where(moving, share, self.quantile_now)
+        self.velocity, self.last_step = velocity, step
+        self.phase = torch.where(self.phase == self.steps, 0, self.phase + 1)

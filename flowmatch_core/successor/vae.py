@@ -1,0 +1,101 @@
+r"""β-VAE: a variational autoencoder as horizon model.
+
+.. math:: \ell(x) = E_{Z \sim q(\cdot|x,S,A)} \|x - G(Z|S,A)\|^2 +
+    \beta\,\mathrm{KL}\big(q(\cdot|x,S,A)\,\|\,N(0, I)\big)
+
+for the states x of both terms (see `latent`). Divided by β this is the negative evidence bound of the decoder
+:math:`N(G(Z), \frac\beta2 I)`; samples are its means :math:`G(Z)`, so they lack the variance β/2, and every
+bootstrap loses it again: of a measure whose spread is not far above that, nothing but the mean is left.
+
+| References: Farebrother et al., Temporal Difference Flows, ICML 2025, appendix C.3.4
+| Higgins et al., beta-VAE, ICLR 2017
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowmatch_core.networks._common import draw_weights
+from flowmatch_core.successor.bootstrap import Loss, noise_like
+from flowmatch_core.successor.latent import ConditionalMLP, LatentNetwork, two_states, weigh
+from flowmatch_core.successor.transitions import Transitions
+
+
+@final
+class HorizonVAE(LatentNetwork):
+    """An encoder and a decoder, residual perceptrons modulated by the condition, with mish.
+
+    Arguments:
+        event_dim: The number of dimensions of a state, and of its code.
+        cond_dim: The number of dimensions of a condition.
+        width: The width of all hidden layers.
+        blocks: The number of residual blocks of each.
+        generator: The source of randomness of the initial weights.
+
+    >>> mean, log_scale = HorizonVAE(event_dim=2, cond_dim=3).encode(torch.zeros(5, 2), torch.zeros(5, 3))
+    >>> mean.shape, log_scale.shape
+    (torch.Size([5, 2]), torch.Size([5, 2]))
+    """
+
+    def __init__(
+        self,
+        event_dim: int,
+        cond_dim: int,
+        width: int = 256,
+        blocks: int = 2,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(event_dim)
+        self.encoder = ConditionalMLP(event_dim, 2 * event_dim, cond_dim, width, blocks, F.mish)
+        self.decoder = ConditionalMLP(event_dim, event_dim, cond_dim, width, blocks, F.mish)
+        draw_weights(self, small=[self.encoder.last], generator=generator)
+
+    def encode(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and the logarithm of the standard deviation of q(z | x, cond), both ``(batch, event_dim)``."""
+        mean, log_scale = self.encoder(x, cond).chunk(2, -1)
+        return mean, log_scale
+
+    def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
+        """The decoder's mean, ``(batch, event_dim)``."""
+        state: Tensor = self.decoder(noise, cond)
+        return state
+
+
+def vae_loss(
+    field: HorizonVAE,
+    target: HorizonVAE,
+    batch: Transitions,
+    *,
+    gamma: float,
+    beta: float = 0.5,
+    generator: torch.Generator | None = None,
+) -> Loss:
+    r"""The β-VAE loss of ``field``, bootstrapped from the decoder of ``target``.
+
+    Arguments:
+        field: The encoder and decoder that learn.
+        target: Those that lag behind.
+        batch: The transitions.
+        gamma: The discount.
+        beta: The weight :math:`\beta` of the divergence from the prior.
+        generator: The source of randomness.
+
+    >>> s, g = torch.zeros(64, 2), torch.Generator().manual_seed(0)
+    >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
+    >>> vae = HorizonVAE(event_dim=2, cond_dim=2, generator=g)
+    >>> loss = vae_loss(vae, vae, batch, gamma=0.9, generator=g)
+    >>> bool(loss.total.isclose(0.1 * loss.direct + 0.9 * loss.bootstrap))
+    True
+    """
+    if not 0 < beta < float("inf"):
+        raise ValueError(f"beta was {beta}, but should be a finite positive number.")
+    states, cond = two_states(target, batch, generator)
+    mean, log_scale = field.encode(states, cond)
+    code = mean + log_scale.exp() * noise_like(states, generator)
+    error = (states - field.generate(code, cond)).square().sum(1)
+    divergence = (mean.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(1) / 2
+    return weigh(error + beta * divergence, gamma, batch)

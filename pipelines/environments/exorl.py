@@ -1,0 +1,183 @@
+"""Episodes of ExORL (arXiv 2201.13425) from a folder, for users who have them; nothing is downloaded.
+
+A file `*.npz` is one episode with the arrays `observation`, `action` and `discount` (T + 1 rows each; others are not
+read). Row t holds the action that *led to* observation t, so a transition is (observation[t - 1], action[t],
+observation[t]), and the first action means nothing. `discount` is 0 where observation t is terminal; it is 1 at the
+end of an episode that a time limit cut off.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, field_validator
+
+from pipelines import members
+from pipelines.environments import Array, Beginning, Environment, Episodes, Simulator, Steps
+from pipelines.environments._entry_point import EntryPoint, load
+from pipelines.errors import UserError
+
+
+class Settings(members.Settings):
+    """Where the episodes are, and the simulator in which the policy is rolled out."""
+
+    directory: Path = Field(description="folder with the episodes, one .npz each, at any depth; an absolute path")
+    simulator: dict[str, Any] = Field(
+        description="the environment with the episodes' dynamics, as an entry of its own: `kind` and its settings "
+        "(for point_mass_maze {kind: maze, task: loop, action_repeat: 1}); its rollouts are the truth of an evaluation"
+    )
+    policy: EntryPoint | None = Field(
+        None,
+        description="package.module:function from observations (n, d) to actions (n, a), in place of the simulator's "
+        "own policy, where that is a `Simulator`",
+    )
+
+    @field_validator("simulator")
+    @classmethod
+    def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        kind = value.get("kind")
+        if not isinstance(kind, str) or kind == "exorl":
+            raise ValueError("it should have the key kind, an environment whose steps can be computed")
+        settings = members.load("pipelines.environments", kind).Settings
+        try:
+            settings.model_validate(_without_kind(value))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"its {where} does not fit: {first['msg']}") from None
+        return value
+
+
+@final
+class Exorl(Environment):
+    """Recorded transitions; states, policy, rollouts and rewards are those of the simulator.
+
+    The episodes stand in one fixed random order, so that a table shorter than all of them is a fair part of them.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.files = sorted(settings.directory.rglob("*.npz"))
+        if not self.files:
+            raise UserError(
+                f"{settings.directory} holds no .npz files, expected the episodes of ExORL; "
+                "set `directory` to the folder that they were unpacked to."
+            )
+        module = members.load("pipelines.environments", settings.simulator["kind"])
+        self.simulator: Environment = module.build(module.Settings.model_validate(_without_kind(settings.simulator)))
+        self.state_names, self.action_names = self.simulator.state_names, self.simulator.action_names
+        self.bounds, self.walls = self.simulator.bounds, self.simulator.walls
+        self.beginnings = self.simulator.beginnings
+        self.source = f"{len(self.files)} episodes recorded by ExORL (arXiv 2201.13425); {self.simulator.source}"
+        self.fidelity = f"recorded transitions; rollouts: {self.simulator.fidelity}"
+        self._policy: Callable[[Array], Array] = self.simulator.policy
+        if settings.policy is not None:
+            if not isinstance(self.simulator, Simulator):
+                raise UserError(
+                    f"exorl has the policy {settings.policy!r}, but {settings.simulator['kind']} follows one of its "
+                    "own; expected the policy in one place: write it into `simulator`."
+                )
+            self._policy = load(settings.policy, (len(self.action_names),))
+
+    def policy(self, state: Array) -> Array:
+        """The user's actions, or the simulator's."""
+        return self._policy(state)
+
+    def starts(self, rng: np.random.Generator, n: int) -> Array:
+        """Those of the simulator."""
+        return self.simulator.starts(rng, n)
+
+    def available(self) -> int:
+        """The transitions of all episodes."""
+        return int(self._ends[-1])
+
+    def transitions(self, rows: range, length: int, rng: np.random.Generator) -> Steps:
+        """The recorded rows of these numbers, whatever the generator."""
+        parts, begin = [], rows.start
+        while begin < rows.stop:
+            place = int(np.searchsorted(self._ends, begin, side="right"))
+            stop = min(rows.stop, int(self._ends[place]))
+            skipped = begin - int(self._ends[place - 1] if place else 0)
+            parts.append(self._read(int(self._order[place]))[skipped : skipped + stop - begin])
+            begin = stop
+        return Steps.join(*parts)
+
+    def episodes(self, beginning: Beginning, n: int, length: int, rng: np.random.Generator) -> Episodes:
+        """Rollouts in the simulator."""
+        if isinstance(self.simulator, Simulator):
+            return self.simulator.follow(self._policy, beginning, n, length, rng)
+        return self.simulator.episodes(beginning, n, length, rng)
+
+    def rewards(self, state: Array) -> dict[str, Array]:
+        """Those of the simulator, not the recorded ones."""
+        return self.simulator.rewards(state)
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        return np.random.default_rng(0).permutation(len(self.files))
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """The number of the row after each episode's last, in the fixed order."""
+        lengths = np.array([len(_arrays(file, ("discount",))[0]) - 1 for file in self.files])
+        return lengths[self._order].cumsum()
+
+    def _read(self, number: int) -> Steps:
+        """All transitions of an episode."""
+        file = self.files[number]
+        observation, action, discount = _arrays(file, ("observation", "action", "discount"))
+        rows = len(discount)
+        for name, found, width in (
+            ("observation", observation, len(self.state_names)),
+            ("action", action, len(self.action_names)),
+            ("discount", discount, 1),
+        ):
+            if found.shape != (rows, width):
+                raise UserError(
+                    f"{file} has the array {name!r} of shape {found.shape}; expected {(rows, width)}, as in "
+                    f"{self.settings.simulator['kind']}: choose the simulator whose episodes these are."
+                )
+        return Steps(
+            observation[:-1],
+            action[1:],
+            observation[1:],
+            discount[1:, 0] == 0,
+            np.full(rows - 1, number),
+            np.arange(rows - 1),
+            np.full(rows - 1, "recorded"),
+        )
+
+
+def build(settings: Settings) -> Exorl:
+    """The episodes of a folder.
+
+    Raises:
+        UserError: the folder holds no episodes, or the simulator cannot be built.
+    """
+    return Exorl(settings)
+
+
+def _without_kind(simulator: dict[str, Any]) -> dict[str, Any]:
+    return {name: setting for name, setting in simulator.items() if name != "kind"}
+
+
+def _arrays(file: Path, names: Sequence[str]) -> list[Array]:
+    """Arrays of an episode, each (rows, width)."""
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
+            arrays = [np.asarray(archive[name], dtype=np.float64) for name in names]
+        if any(array.ndim == 0 for array in arrays):
+            raise ValueError("an array has no axis")
+    except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{file} is no episode of ExORL ({type(error).__name__}: {error}); "
+            f"expected an .npz file with the arrays {', '.join(names)}: take it out or unpack it again."
+        ) from None
+    return [array.reshape(len(array), -1) for array in arrays]

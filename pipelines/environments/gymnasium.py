@@ -1,0 +1,185 @@
+"""Any gymnasium environment whose observations and actions are vectors of real numbers, by its id.
+
+An observation is taken for the state. The environment cannot be set to a state, so rows to learn from come from
+episodes: under random actions, under the policy, or near it. An episode that the environment terminates ends in a
+terminal state; one that a time limit cuts off does not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import numpy as np
+from pydantic import Field
+
+from pipelines import members
+from pipelines.environments import Array, Beginning, Environment, Episodes, Steps
+from pipelines.environments._entry_point import EntryPoint, load
+from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    import gymnasium
+
+Label = Literal["random", "policy", "visited"]
+
+
+class Settings(members.Settings):
+    """Which environment, under which policy, and what its transitions are drawn from."""
+
+    id: str = Field(min_length=1, description='as `gymnasium.make` takes it: "Pendulum-v1", "package.module:Mine-v0"')
+    policy: EntryPoint = Field(
+        description="package.module:function from observations (n, d) to actions (n, a): deterministic, row by row, "
+        "called from several threads; after a change of it, force the stage (`dvc repro -f -s collect@...`)"
+    )
+    behaviour: Literal["random", "policy", "mixed"] = Field(
+        "random",
+        description="random: episodes under uniformly random actions; policy: episodes under the policy; mixed: every "
+        "other episode is random, in the others each action is the policy's or a random one, with equal odds",
+    )
+    rewards: dict[str, EntryPoint] = Field(
+        {}, description="rewards of the state, each package.module:function from observations (n, d) to (n,)"
+    )
+    arguments: dict[str, bool | int | float | str] = Field({}, description="what else `gymnasium.make` is given")
+
+
+@final
+class Gymnasium(Environment):
+    """An environment of gymnasium and a policy for it. Every component of the observation is a reward, too."""
+
+    beginnings = ("start",)
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        with closing(self._make()) as made:
+            observations: Any = made.observation_space
+            actions: Any = made.action_space
+        for name, space in (("observation_space", observations), ("action_space", actions)):
+            if not isinstance(space, _library().spaces.Box) or len(space.shape) != 1:
+                raise UserError(f"{settings.id} has the {name} {space}; expected a Box with one axis.")
+        self.low, self.high = actions.low.astype(np.float64), actions.high.astype(np.float64)
+        self.action_type = actions.dtype
+        if settings.behaviour != "policy" and not np.isfinite([self.low, self.high]).all():
+            raise UserError(
+                f"{settings.id} has no bounds on its actions, so none can be drawn at random; "
+                "expected behaviour: policy, or a wrapper that rescales actions."
+            )
+        self.state_names = tuple(f"s{i}" for i in range(observations.shape[0]))
+        self.action_names = tuple(f"a{i}" for i in range(actions.shape[0]))
+        low, high = (np.clip(b[:2].astype(np.float64), -100, 100) for b in (observations.low, observations.high))
+        self.bounds = (low[0], low[-1], high[0], high[-1])
+        self.source = f"gymnasium {_library().__version__}, {settings.id}, policy {settings.policy}"
+        self.fidelity = "gymnasium's own; one rollout a start is the truth, exact where the dynamics are deterministic"
+        self._policy = load(settings.policy, (len(self.action_names),))
+        self._rewards = {name: load(entry, ()) for name, entry in settings.rewards.items()}
+        self.policy(self.starts(np.random.default_rng(0), 1))  # a mistake in it should show before anything runs
+
+    def policy(self, state: Array) -> Array:
+        """The actions of the user's function."""
+        return self._policy(state)
+
+    def starts(self, rng: np.random.Generator, n: int) -> Array:
+        """The observations that episodes begin with."""
+        with closing(self._make()) as made:
+            return np.stack([_vector(made.reset(seed=_seed(rng))[0]) for _ in range(n)])
+
+    def transitions(self, rows: range, length: int, rng: np.random.Generator) -> Steps:
+        """Rows of as many episodes as it takes; the environment's own time limit ends them, not `length`."""
+        steps, episode = list[tuple[Any, ...]](), rows.start
+        with closing(self._make()) as made:
+            while len(steps) < len(rows):
+                label = self._label(episode)
+                for step, row in enumerate(self._episode(made, label, rng)):
+                    steps.append((*row, episode, step, label))
+                    if len(steps) == len(rows):
+                        break
+                episode += 1
+        return Steps(*(np.array(column) for column in zip(*steps, strict=True)))
+
+    def episodes(self, beginning: Beginning, n: int, length: int, rng: np.random.Generator) -> Episodes:
+        """Episodes without a time limit, from where the environment lets them begin."""
+        states = np.empty((n, length + 1, len(self.state_names)))
+        actions = np.empty((n, length + 1, len(self.action_names)))
+        terminal = np.zeros((n, length + 1), dtype=bool)
+        with closing(self._make(max_episode_steps=-1)) as made:
+            for i in range(n):
+                last, ended = 0, False
+                for row in islice(self._episode(made, "policy", rng), length):
+                    states[i, last], actions[i, last], states[i, last + 1], ended = row
+                    last += 1
+                if last < length and not ended:
+                    raise UserError(
+                        f"{self.settings.id} cut an episode off after {last} steps without terminating it; "
+                        f"expected {length} steps, so lower `length` or lift the limit by `arguments`."
+                    )
+                states[i, last:], terminal[i, last:] = states[i, last], ended
+                actions[i, last:] = self.policy(states[i, last : last + 1])
+        return Episodes(states, actions, terminal)
+
+    def rewards(self, state: Array) -> dict[str, Array]:
+        """The user's rewards, and every component of the observation under its name."""
+        components = {name: state[:, i] for i, name in enumerate(self.state_names)}
+        return components | {name: reward(state) for name, reward in self._rewards.items()}
+
+    def _label(self, episode: int) -> Label:
+        if self.settings.behaviour == "mixed":
+            return "visited" if episode % 2 else "random"
+        return self.settings.behaviour
+
+    def _episode(
+        self, made: gymnasium.Env[Any, Any], label: Label, rng: np.random.Generator
+    ) -> Iterator[tuple[Array, Array, Array, bool]]:
+        """Steps (state, action, next state, terminated) until the environment ends the episode."""
+        odds = {"random": 1.0, "visited": 0.5, "policy": 0.0}[label]  # of a random action
+        state, ended, cut = _vector(made.reset(seed=_seed(rng))[0]), False, False
+        while not (ended or cut):
+            action = rng.uniform(self.low, self.high) if rng.random() < odds else self.policy(state[None])[0]
+            observation, _, ended, cut, _ = made.step(action.astype(self.action_type))
+            following = _vector(observation)
+            yield state, action, following, bool(ended)
+            state = following
+
+    def _make(self, **arguments: Any) -> gymnasium.Env[Any, Any]:
+        library = _library()
+        try:
+            made: gymnasium.Env[Any, Any] = library.make(
+                self.settings.id, disable_env_checker=True, **{**self.settings.arguments, **arguments}
+            )
+        except (library.error.Error, ImportError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"gymnasium cannot make {self.settings.id!r} ({reason}); expected an id that is registered here, with "
+                "what it needs installed."
+            ) from None
+        return made
+
+
+def build(settings: Settings) -> Gymnasium:
+    """The environment of that id.
+
+    Raises:
+        UserError: gymnasium is not installed, knows no such id, or its spaces are not vectors of real numbers.
+    """
+    return Gymnasium(settings)
+
+
+def _library() -> ModuleType:
+    try:
+        return importlib.import_module("gymnasium")
+    except ImportError:
+        raise UserError(
+            "environments of the kind gymnasium need the package gymnasium, which is not installed; "
+            "run `pip install 'flowmatch[gymnasium]'`."
+        ) from None
+
+
+def _vector(observation: Any) -> Array:
+    return np.array(observation, dtype=np.float64)  # a copy: some environments write into the array they gave
+
+
+def _seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**31))

@@ -1,0 +1,67 @@
+"""Measured experiments: one file each, found by its name (`pipelines.members.load("pipelines.experiments", name)`).
+
+A member holds `Settings`, `run(settings, *, generator) -> Outcome`, which computes on the generator's device, and
+`figure(table) -> Figure`, the picture of the outcome's table. It needs no data set and no trained model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from flowmatch_core.statistics import Interval
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence, the number that decides it, and the range where that number should lie."""
+
+    name: str
+    sentence: str
+    measured: Interval
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """`holds` if the whole interval lies in the range, `FAILS` if none of it does, else `open`.
+
+        >>> from flowmatch_core.statistics import Interval
+        >>> Finding("x", "x is positive", Interval(1.0, 0.5, 1.5, 3), at_least=0.0).verdict
+        'holds'
+        >>> Finding("x", "x is positive", Interval(1.0, -0.5, 2.5, 3), at_least=0.0).verdict
+        'open'
+        """
+        if self.at_least is None and self.at_most is None:
+            return "measured"
+        least = float("-inf") if self.at_least is None else self.at_least
+        most = float("inf") if self.at_most is None else self.at_most
+        if least <= self.measured.low and self.measured.high <= most:
+            return "holds"
+        return "FAILS" if self.measured.high < least or self.measured.low > most else "open"
+
+    def cell(self) -> dict[str, Any]:
+        """The finding as it is stored."""
+        return {
+            "sentence": self.sentence,
+            "value": self.measured.mean,
+            "value_low": self.measured.low,
+            "value_high": self.measured.high,
+            "at_least": self.at_least,
+            "at_most": self.at_most,
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment found: every number as rows, the findings, and what a reader must know of the setting."""
+
+    title: str
+    table: pd.DataFrame
+    findings: tuple[Finding, ...]
+    notes: str
+    caption: str

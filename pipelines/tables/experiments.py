@@ -1,0 +1,40 @@
+"""Experiments: what was measured, and whether it is what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.params import Params
+from pipelines.tables import Cells, Table, interval
+
+
+def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row an experiment and finding."""
+    import pandas as pd
+
+    rows = [
+        {
+            "experiment": name,
+            "measured": cell["sentence"],
+            "value": interval(cell, "value"),
+            "expected": _range(cell["at_least"], cell["at_most"]),
+            "verdict": cell["verdict"],
+        }
+        for name in params.experiments
+        for cell in metrics[f"experiments/{name}"].values()
+    ]
+    notes = (
+        "Mean over repetitions with its 95 % t interval. A finding holds if the whole interval lies in the range, "
+        "fails if none of it does, and is open otherwise; what has no range is only measured.",
+        "SDE / ODE: the distances of their samples to the data, each by the better of two methods at equal evaluations "
+        "of the field; below 1 noise helps.",
+    )
+    columns = ["experiment", "measured", "value", "expected", "verdict"]
+    return Table("experiments", "Experiments", pd.DataFrame(rows, columns=columns), notes)
+
+
+def _range(low: float | None, high: float | None) -> str | None:
+    if low is None or high is None:
+        return f"≥ {low:g}" if low is not None else f"≤ {high:g}" if high is not None else None
+    return f"{low:g} to {high:g}"

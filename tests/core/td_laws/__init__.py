@@ -1,0 +1,1 @@
+"""Laws of successor measures and of their temporal-difference losses, none of which needs any training."""

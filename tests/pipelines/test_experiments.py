@@ -1,0 +1,195 @@
+"""Experiments: findings are judged by their intervals, and what is measured is what the mathematics says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from scipy.integrate import quad
+
+from flowmatch_core.statistics import Interval
+from pipelines import members, params, store
+from pipelines.experiments import Finding, Outcome, memoryless_chain, sde_vs_ode
+
+ROOT = Path(__file__).parents[2]
+SMALL: dict[str, dict[str, Any]] = {
+    "memoryless_chain": {"steps": (32, 64), "starts": 20, "chains": 60, "repeats": 2},
+    "sde_vs_ode": {"evaluations": (4, 8), "samples": 100, "repeats": 2, "projections": 8, "training_steps": 20},
+}
+EVERY_EXPERIMENT = pytest.mark.parametrize("name", members.names("pipelines.experiments"))
+
+
+def measure(name: str, **other: Any) -> Outcome:
+    member = members.load("pipelines.experiments", name)
+    outcome: Outcome = member.run(
+        member.Settings(**{**SMALL[name], **other}), generator=torch.Generator().manual_seed(0)
+    )
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "at_least", "at_most", "verdict"),
+    [
+        (1.0, 2.0, 1.0, None, "holds"),
+        (0.9, 2.0, 1.0, None, "open"),
+        (0.5, 0.9, 1.0, None, "FAILS"),
+        (0.5, 0.9, None, 1.0, "holds"),
+        (1.1, 1.9, None, 1.0, "FAILS"),
+        (0.9, 1.1, 0.8, 1.2, "holds"),
+        (0.7, 1.1, 0.8, 1.2, "open"),
+        (0.5, 0.6, None, None, "measured"),
+        (float("nan"), float("nan"), 0.0, None, "open"),  # one repetition has no interval
+    ],
+)
+def test_a_finding_is_judged_by_its_interval(
+    low: float, high: float, at_least: float | None, at_most: float | None, verdict: str
+) -> None:
+    finding = Finding("x", "x", Interval((low + high) / 2, low, high, 3), at_least, at_most)
+    assert finding.verdict == finding.cell()["verdict"] == verdict
+
+
+@EVERY_EXPERIMENT
+def test_a_member_runs_and_draws_what_it_found(name: str) -> None:
+    from matplotlib import pyplot as plt
+
+    outcome = measure(name)
+    assert outcome.findings and outcome.title and outcome.notes and outcome.caption
+    assert len({finding.name for finding in outcome.findings}) == len(outcome.findings)
+    assert all(np.isfinite(finding.measured).all() for finding in outcome.findings)
+    figure = members.load("pipelines.experiments", name).figure(outcome.table)
+    lines = [line for axis in figure.axes for line in axis.get_lines()]
+    assert any(len(line.get_xdata()) > 1 for line in lines)
+    plt.close(figure)
+
+
+@EVERY_EXPERIMENT
+def test_the_same_generator_gives_the_same_numbers(name: str) -> None:
+    before = torch.get_rng_state()
+    one, two = measure(name), measure(name)
+    pd.testing.assert_frame_equal(one.table, two.table, check_exact=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- the chain with a random drift ----
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
+def test_posterior_of_the_chain_is_that_of_bayes(t: float) -> None:
+    data = memoryless_chain._mixture(torch.device("cpu"))
+    for x in (-1.3, 0.1, 0.9):
+        weights, means, variances = memoryless_chain._posterior(data, t, torch.tensor([[x]], dtype=torch.float64))
+
+        def joint(x1: float, x: float = x) -> float:
+            prior = float(data.log_prob(torch.tensor([x1], dtype=torch.float64)).exp())
+            return prior * float(np.exp(-(((x - t * x1) / (1 - t)) ** 2) / 2))
+
+        total, mean, second = (quad(lambda x1, k=k: joint(x1) * x1**k, -6, 6, limit=200)[0] for k in range(3))
+        found = (weights * means).sum(), (weights * (variances + means**2)).sum()
+        assert float(weights.sum()) == pytest.approx(1)
+        assert float(found[0]) == pytest.approx(mean / total, abs=1e-6)
+        assert float(found[1]) == pytest.approx(second / total, abs=1e-6)
+
+
+def test_a_step_of_the_chain_moves_by_the_flow_on_average_and_spreads_by_its_variance() -> None:
+    data, n = memoryless_chain._mixture(torch.device("cpu")), 200_000
+    x = torch.full((n, 1), 0.4, dtype=torch.float64)
+    moved = memoryless_chain._chain(data, x, 1, torch.Generator().manual_seed(0)) - x  # from noise in one step: dt = 1
+    velocity = float(data.velocity(0.0, x[:1]))
+    variance = float(data.second_moment.squeeze() - data.mean.squeeze() ** 2)
+    assert float(moved.mean()) == pytest.approx(velocity, abs=5 * (variance / n) ** 0.5)
+    assert float(moved.var()) == pytest.approx(variance, rel=0.02)
+
+
+def test_variance_of_the_chain_goes_with_the_step_as_predicted() -> None:
+    outcome = measure("memoryless_chain", steps=(64, 256), chains=100)
+    found = {finding.name: finding.measured.mean for finding in outcome.findings}
+    assert found["slope"] == pytest.approx(1, abs=0.1)
+    assert found["constant"] == pytest.approx(1, abs=0.15)
+    assert found["diffusion_slope"] == pytest.approx(0, abs=0.1)
+
+
+def test_sensitivity_of_the_prediction_is_that_of_the_flow() -> None:
+    """Of one Gaussian all is known: x1 = m + s x0, and the velocity's variance along the way."""
+    one = torch.ones(1, dtype=torch.float64)
+    data = type(memoryless_chain._mixture(torch.device("cpu")))(one, 0.3 * one[:, None], 0.25 * one[:, None, None])
+    with torch.no_grad():
+        end, rate = memoryless_chain._prediction(data, torch.tensor([[-1.0], [2.0]], dtype=torch.float64))
+
+    def integrand(t: float) -> float:
+        total = 0.25 * t**2 + (1 - t) ** 2  # of x_t; the flow stretches by sqrt(0.25 / total) from t to 1
+        return 0.25 / total * (0.25 / total)
+
+    assert end.flatten().tolist() == pytest.approx([0.3 - 0.5, 0.3 + 1.0], abs=1e-6)
+    assert rate.tolist() == pytest.approx([quad(integrand, 0, 1)[0]] * 2, rel=1e-3)
+
+
+# ---- SDE against ODE ----
+
+
+def test_every_cell_is_measured() -> None:
+    settings = SMALL["sde_vs_ode"]
+    table = measure("sde_vs_ode").table
+    cells = table[table["sampler"] != "floor"].groupby(["field", "sampler", "nfe"]).size()
+    assert set(cells) == {settings["repeats"]}
+    assert len(cells) == len(sde_vs_ode.FIELDS) * len(sde_vs_ode.SAMPLERS) * len(settings["evaluations"])
+
+
+def test_an_error_of_size_zero_changes_nothing_and_one_of_some_size_does() -> None:
+    def distances(error: float) -> pd.DataFrame:
+        table = measure("sde_vs_ode", error=error).table
+        ode = table[table["sampler"].str.startswith("ODE") & (table["field"] != "learned")]
+        return ode.pivot(index=["sampler", "repeat", "nfe"], columns="field", values="distance")
+
+    none, some = distances(0.0), distances(0.8)
+    assert (none["early error"] == none["exact"]).all() and (none["late error"] == none["exact"]).all()
+    assert (some["early error"] != some["exact"]).all()
+    late = some.xs(8, level="nfe")  # Euler's four evaluations are all before the late error
+    assert (late["late error"] != late["exact"]).all()
+    assert (some["exact"] == none["exact"]).all()
+
+
+def test_a_sampler_spends_the_evaluations_that_it_is_given() -> None:
+    calls = 0
+
+    def field(t: Any, x: torch.Tensor, cond: torch.Tensor | None = None) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return -x
+
+    for sampler in sde_vs_ode.SAMPLERS:
+        calls = 0
+        sde_vs_ode._sample(sampler, field, torch.zeros(3, 2), 8, torch.Generator())
+        assert calls == (7 if sampler == "SDE, Heun" else 8)  # the last step of the SDE has nothing to correct
+
+
+# ---- the stage ----
+
+
+@EVERY_EXPERIMENT
+def test_the_stage_writes_what_it_measured(tmp_path: Path, name: str) -> None:
+    raw = params.read_yaml(ROOT / "params.yaml")
+    small = {key: list(value) if isinstance(value, tuple) else value for key, value in SMALL[name].items()}
+    raw["experiments"] = {"mine": {"kind": name, **small}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    command = [sys.executable, "-m", "pipelines.stages.experiment", "--experiment"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "FLOWMATCH_INVOCATION": "test"}
+    result = subprocess.run([*command, "mine"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "data/metrics/experiments/mine.json").read_text())
+    for cell in found.values():
+        assert cell["value_low"] <= cell["value"] <= cell["value_high"]
+        assert cell["verdict"] in ("holds", "FAILS", "open", "measured")
+        assert cell["sentence"] in result.stdout
+    folder = tmp_path / "data/experiments/mine"
+    assert len(store.read_json(folder / "summary.json")["title"]) > 0
+    assert len(pd.read_parquet(folder / "results.parquet")) > 0
+    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
