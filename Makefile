@@ -1,13 +1,14 @@
 # `make` alone lists the targets. PROFILE is smoke, default or paper.
 PROFILE ?= default
 VENV ?= .venv
+BENCH_VENV ?= .venv-bench
 PYTHON ?= python3
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 RUN := $(BIN)/python -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow status ui publish test test-slow lint readme clean
+.PHONY: help setup repro flow status ui publish test test-slow bench lint readme clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,10 +37,20 @@ publish: setup  ## copy the runs of bare `dvc repro` to MLflow
 	@$(RUN) publish
 
 test: setup  ## the tests
-	@$(BIN)/python -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: setup  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
+
+bench: $(BENCH_VENV)/.installed  ## speed beside flow_matching, zuko and torchcfm (ARGS=--quick for two minutes)
+	@$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
+
+# the peers stay apart from the project; torchcfm asks for packages that do not install beside a current torch
+$(BENCH_VENV)/.installed: benchmarks/requirements.txt benchmarks/requirements-no-deps.txt requirements.lock
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/pip install --quiet --constraint requirements.lock --requirement benchmarks/requirements.txt
+	$(BENCH_VENV)/bin/pip install --quiet --no-deps --requirement benchmarks/requirements-no-deps.txt
+	touch $@
 
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -48,4 +59,4 @@ readme: setup  ## write the results of data/tables into README.md
 	@$(BIN)/python -m pipelines.readme
 
 clean:  ## remove what a run leaves behind, except DVC's cache and MLflow's store
-	rm -rf .checkpoints .workspaces .flowmatch .prefect
+	rm -rf .checkpoints .workspaces .flowmatch .prefect .venv-bench
