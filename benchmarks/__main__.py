@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 import time
@@ -59,7 +60,7 @@ def main() -> int:
         draw_growth(results["growth"], arguments.out / "growth.png")
     missed = [claim for result in results.values() for claim in result.claims if not claim.met]
     (arguments.out / "profiles.md").write_text(profiles(missed))
-    print(text.split("\n## ")[0])
+    print(text.split("\n## ")[0], flush=True)
     print(f"Written to {arguments.out}: benchmarks.md, benchmarks.json, profiles.md, growth.png.")
     return 0
 
@@ -76,7 +77,8 @@ def machine() -> str:
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     return (
         f"{_processor()}, {torch.get_num_threads()} thread, float32, Python {platform.python_version()}, {versions}. "
-        "Ratios are medians of paired, interleaved timings, with the middle half."
+        f"{os.cpu_count()} cores, load average of the last 15 minutes {os.getloadavg()[2]:.1f}. Ratios are medians of "
+        "paired, interleaved timings, with the middle half."
     )
 
 
