@@ -20,7 +20,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import VelocityField
+from flowmatch_core.fields import VelocityField, noise_like
 from flowmatch_core.grids import Nodes, TimeGrid, Uniform
 from flowmatch_core.paths import AffinePath
 from flowmatch_core.sde import Diffusion, Memoryless, solve_sde
@@ -103,8 +103,7 @@ class DDPM:
         if not 1 <= i <= len(self.betas):
             raise ValueError(f"i is {i}, but should be from 1 to {len(self.betas)}.")
         beta = self.betas[i - 1]
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        return (1 - beta).sqrt() * x + beta.sqrt() * noise
+        return (1 - beta).sqrt() * x + beta.sqrt() * noise_like(x, generator)
 
     def grid(self, path: AffinePath) -> tuple[float, Nodes]:
         r"""Return where ancestral sampling starts on a path, and the grid of its steps from there to 1.

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, VelocityField, check_choice, check_shape
+from flowmatch_core.fields import Time, VelocityField, check_choice, check_shape, has_closed_form_divergence
 
 __all__ = ["DivergenceMethod", "divergence", "divergence_per_probe", "full_precision", "prepared", "rademacher"]
 
@@ -93,7 +93,7 @@ def divergence_per_probe(
         directions = rademacher(x, probes, generator) if noise is None else noise
         check_shape("noise", directions, (len(directions), *x.shape))
     with full_precision(x):
-        if method == "auto" and getattr(field, "has_closed_form_divergence", False):
+        if method == "auto" and has_closed_form_divergence(field):
             velocity, total = cast(Any, field).velocity_and_divergence(t, x, cond)
             return velocity, total[None]
         if method == "hutchinson":
@@ -108,7 +108,7 @@ def prepared(field: VelocityField, method: DivergenceMethod) -> VelocityField:
 
     For the length of one solve: the weights are those of the moment.
     """
-    if method != "auto" or not getattr(field, "has_closed_form_divergence", False) or not hasattr(field, "prepared"):
+    if method != "auto" or not has_closed_form_divergence(field) or not hasattr(field, "prepared"):
         return field
     return cast(VelocityField, field.prepared())
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 __all__ = [
     "Time",
     "VelocityField",
     "as_time",
+    "broadcast",
     "check_choice",
     "check_floating",
     "check_shape",
+    "condition_rows",
     "expand_time",
     "flatten_event",
+    "has_closed_form_divergence",
+    "noise_like",
+    "standard_normal_log_prob",
 ]
 
 Time = float | Tensor
@@ -71,6 +78,72 @@ def flatten_event(x: Tensor) -> Tensor:
         (torch.Size([0, 6]), torch.Size([4, 1]))
     """
     return x.unsqueeze(-1).flatten(1)
+
+
+def broadcast(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the tensor expanded to the shape, or raise a `ValueError` that names it.
+
+    Example:
+        >>> import torch
+        >>> broadcast("loc", torch.zeros(2), (3, 2)).shape
+        torch.Size([3, 2])
+    """
+    try:
+        return tensor.expand(*shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, but should broadcast to shape {tuple(shape)}."
+        ) from None
+
+
+def condition_rows(cond: Tensor | None, lead: Sequence[int]) -> Tensor | None:
+    """Return the conditions of a batch of shape `lead` as rows, `(rows, c)`.
+
+    Arguments:
+        cond: The conditions, with shape `(*lead, c)` or one that broadcasts to it, or None.
+        lead: The shape of the batch.
+
+    Example:
+        >>> import torch
+        >>> condition_rows(torch.zeros(5), (2, 3)).shape
+        torch.Size([6, 5])
+    """
+    if cond is None:
+        return None
+    width = cond.shape[-1]
+    return broadcast("cond", cond, (*lead, width)).reshape(math.prod(lead), width)
+
+
+def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return a draw of N(0, I) with the shape, dtype and device of `x`.
+
+    Example:
+        >>> import torch
+        >>> noise_like(torch.zeros(3, 2), torch.Generator().manual_seed(0)).shape
+        torch.Size([3, 2])
+    """
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def standard_normal_log_prob(x: Tensor) -> Tensor:
+    r"""Return :math:`\log N(x; 0, I)` of each row, with shape `(batch,)`.
+
+    Example:
+        >>> import torch
+        >>> standard_normal_log_prob(torch.zeros(1, 2))  # -log(2 pi)
+        tensor([-1.8379])
+    """
+    return -(x.square() + math.log(2 * math.pi)).sum(1) / 2
+
+
+def has_closed_form_divergence(field: VelocityField) -> bool:
+    """Return whether a field says that it has the method `velocity_and_divergence`; see `MLPField`.
+
+    Example:
+        >>> has_closed_form_divergence(lambda t, x, cond: x)
+        False
+    """
+    return bool(getattr(field, "has_closed_form_divergence", False))
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], alternative: str = "") -> None:

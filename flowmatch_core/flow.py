@@ -19,7 +19,17 @@ from flowmatch_core.divergence import (
     prepared,
     rademacher,
 )
-from flowmatch_core.fields import Time, VelocityField, check_choice, check_shape, flatten_event
+from flowmatch_core.fields import (
+    Time,
+    VelocityField,
+    broadcast,
+    check_choice,
+    check_shape,
+    condition_rows,
+    flatten_event,
+    has_closed_form_divergence,
+    standard_normal_log_prob,
+)
 from flowmatch_core.grids import TimeGrid, Uniform
 from flowmatch_core.solvers import SOLVERS, TABLEAUS, Solution, check_grid, check_tolerances, solve
 
@@ -119,7 +129,7 @@ class ContinuousFlow(Distribution):
             raise ValueError(f"base_scale is {base_scale}, but should be positive.")
         for name, tensor in (("loc", loc), ("scale", scale)):
             if tensor is not None:
-                _expand(name, tensor, event_shape)
+                broadcast(name, tensor, event_shape)
         if scale is not None and not (scale > 0).all():
             raise ValueError("scale holds values that are not positive, but should be positive.")
         super().__init__(event_shape=torch.Size(event_shape), validate_args=False)
@@ -238,7 +248,7 @@ class ContinuousFlow(Distribution):
                 x0, integral, called = solve_both(field, x1[some], some_rows, some_noise, each, refined)
                 calls = max(calls, called)
                 z = flatten_event(x0) / self.base_scale
-                parts.append(-(z.square() + math.log(2 * math.pi)).sum(1) / 2 - integral)
+                parts.append(standard_normal_log_prob(z) - integral)
         log_prob = torch.cat(parts, 1) - math.prod(self.event_shape) * math.log(self.base_scale)
         if self.scale is not None:
             log_prob = log_prob - self.scale.log().expand(self.event_shape).sum()
@@ -254,7 +264,7 @@ class ContinuousFlow(Distribution):
         rates = torch.tensor([grid.rate(i / steps) for i in range(steps + 1)], dtype=x.dtype, device=x.device)
         weights = _simpson_weights(steps, like=x) * rates
         integral = x.new_zeros(self._columns(noise, each), len(x))
-        if self.divergence == "auto" and getattr(field, "has_closed_form_divergence", False):
+        if self.divergence == "auto" and has_closed_form_divergence(field):
             # as cheap as a velocity if the rows share their time, which some closed forms need
             for node, weight in enumerate(weights):
                 rate = self._divergence(field, solution.t[node], solution.path[node], cond, None, each)[1]
@@ -342,25 +352,13 @@ class ContinuousFlow(Distribution):
     def _rows(self, value: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
         lead = value.shape[: value.ndim - len(self.event_shape)]
         check_shape("value", value, (*lead, *self.event_shape))
-        if cond is not None:
-            width = cond.shape[-1]
-            cond = _expand("cond", cond, (*lead, width)).reshape(math.prod(lead), width)
-        return value.reshape(math.prod(lead), *self.event_shape), cond
+        return value.reshape(math.prod(lead), *self.event_shape), condition_rows(cond, lead)
 
     def _like(self, cond: Tensor | None) -> Tensor:
         """Return a tensor whose dtype and device are those of the samples."""
         parameters = self.field.parameters() if isinstance(self.field, nn.Module) else iter(())
         known = (tensor for tensor in (self.loc, self.scale, cond) if tensor is not None and tensor.is_floating_point())
         return next(known, next(parameters, torch.empty(0)))
-
-
-def _expand(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    try:
-        return tensor.expand(*shape)
-    except RuntimeError:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}, but should broadcast to shape {tuple(shape)}."
-        ) from None
 
 
 def _simpson_weights(intervals: int, like: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import VelocityField, check_choice, check_shape, flatten_event
+from flowmatch_core.fields import VelocityField, check_choice, noise_like
 from flowmatch_core.grids import TimeGrid, Uniform
 from flowmatch_core.paths import AffinePath
-from flowmatch_core.solvers import Solution, SolverError
+from flowmatch_core.solvers import CountedField, Solution, check_finite
 
 __all__ = ["SDE_SOLVERS", "Constant", "Custom", "Diffusion", "Memoryless", "Proportional", "solve_sde"]
 
@@ -247,18 +247,10 @@ def solve_sde(
     noise_of_x = torch.where(resting, 1 / sigma, noise_of_x)
     kept = diffusion.kept(path, times[:-1], times[1:])
     fresh = (1 - kept**2).clamp_min(0).sqrt()
-    states, nfe = [x], 0
-
-    def evaluate(t: float, x: Tensor) -> Tensor:
-        nonlocal nfe
-        nfe += 1
-        velocity = field(t, x, cond)
-        check_shape("the result of field", velocity, x.shape)
-        return velocity
-
+    states, evaluate = [x], CountedField(field, cond)
     for i, j in itertools.pairwise(range(steps + 1)):
         velocity = evaluate(ends[i], x)
-        z = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        z = noise_like(x, generator)
         of_x = alpha[j] * data_of_x[i] + sigma[j] * kept[i] * noise_of_x[i]
         of_v = alpha[j] * data_of_v[i] + sigma[j] * kept[i] * noise_of_v[i]
         trial = of_x * x + of_v * velocity + sigma[j] * fresh[i] * z
@@ -271,13 +263,8 @@ def solve_sde(
         if save:
             states.append(x)
     if check:
-        finite = flatten_event(torch.isfinite(x)).all(1)
-        if not finite.all():
-            raise SolverError(
-                f"solver {solver!r} ended in values that are not finite in {int((~finite).sum())} "
-                f"of {len(x)} samples; look for NaN or exploding velocities in the field."
-            )
-    solution = Solution(x=x, nfe=nfe, status="finished" if check else "unchecked")
+        check_finite(solver, x)
+    solution = Solution(x=x, nfe=evaluate.calls, status="finished" if check else "unchecked")
     return replace(solution, t=times.to(x.device, x.dtype), path=torch.stack(states)) if save else solution
 
 

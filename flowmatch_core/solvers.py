@@ -185,7 +185,7 @@ def solve(
         raise ValueError("x has no dimensions, but should have shape (batch, *event).")
     check_grid(grid, solver)
     check_tolerances(rtol, atol)
-    evaluate = _Counted(field, cond)
+    evaluate = CountedField(field, cond)
     start, end = (as_time(t, x) if isinstance(t, Tensor) else float(t) for t in (t0, t1))
     clock = _Clock(grid, start, end - start)
     intervals = steps if save else 1
@@ -213,12 +213,7 @@ def solve(
                 f"solver {solver!r} gave up in {int(failed)} of {len(x)} samples ({status}); look for NaN or "
                 f"discontinuities in the field, loosen rtol={rtol} and atol={atol}, or raise max_steps={max_steps}."
             )
-        finite = flatten_event(torch.isfinite(path[-1])).all(1)
-        if not finite.all():
-            raise SolverError(
-                f"solver {solver!r} ended in values that are not finite in {int((~finite).sum())} "
-                f"of {len(x)} samples; look for NaN or exploding velocities in the field, or take more steps."
-            )
+        check_finite(solver, path[-1])
         status = "finished"
     solution = Solution(path[-1], evaluate.calls, status, accepted, rejected)
     if not save:
@@ -230,6 +225,16 @@ def check_grid(grid: TimeGrid, solver: str) -> None:
     """Raise a `ValueError` if the solver places its own steps and a grid other than the uniform one is given."""
     if solver in ADAPTIVE and grid != Uniform():
         raise ValueError(f"grid is {grid}, but should be Uniform() for solver {solver!r}, which places its own steps.")
+
+
+def check_finite(solver: str, x: Tensor) -> None:
+    """Raise a `SolverError` if a row of the end of a solve holds a value that is not finite."""
+    finite = flatten_event(torch.isfinite(x)).all(1)
+    if not finite.all():
+        raise SolverError(
+            f"solver {solver!r} ended in values that are not finite in {int((~finite).sum())} "
+            f"of {len(x)} samples; look for NaN or exploding velocities in the field, or take more steps."
+        )
 
 
 def check_tolerances(rtol: float, atol: float) -> None:
@@ -262,7 +267,7 @@ def dopri5_errors(rtol: float, atol: float, max_steps: int) -> Iterator[None]:
         ) from error
 
 
-class _Counted:
+class CountedField:
     """The field with its condition filled in, its results checked and its evaluations counted."""
 
     def __init__(self, field: VelocityField, cond: Tensor | None) -> None:
@@ -311,7 +316,7 @@ class _Clock:
 class _Steps:
     """Equal steps in `s`, whose slopes are those in time with the rate of the clock beside them."""
 
-    def __init__(self, evaluate: _Counted, x: Tensor, clock: _Clock, steps: int) -> None:
+    def __init__(self, evaluate: CountedField, x: Tensor, clock: _Clock, steps: int) -> None:
         self.evaluate, self.clock, self.steps = evaluate, clock, steps
         self.size = expand_time(clock.span, x) / steps if isinstance(clock.span, Tensor) else clock.span / steps
 
@@ -389,7 +394,7 @@ def _correct(steps: _Steps, i: int, x: Tensor, slopes: list[tuple[float, Tensor]
 
 
 def _dopri5(
-    evaluate: _Counted, x: Tensor, clock: _Clock, intervals: int, rtol: float, atol: float, max_steps: int
+    evaluate: CountedField, x: Tensor, clock: _Clock, intervals: int, rtol: float, atol: float, max_steps: int
 ) -> tuple[list[Tensor], int, int]:
     import torchdiffeq  # imports much of scipy
 
@@ -417,7 +422,7 @@ def _dopri5(
 
 
 def _dopri5_per_sample(
-    evaluate: _Counted, x: Tensor, clock: _Clock, intervals: int, rtol: float, atol: float, max_steps: int
+    evaluate: CountedField, x: Tensor, clock: _Clock, intervals: int, rtol: float, atol: float, max_steps: int
 ) -> tuple[list[Tensor], str, Tensor, Tensor]:
     """Return the states at the ends of the intervals, how it went, and the steps accepted and rejected in each row."""
     batch, order = len(x), 5

@@ -100,7 +100,7 @@ class Collector:
         """`count` episodes of `length` steps from the start distribution, with every reward."""
         pieces = _pieces(count, EPISODES, self.seeds[3])
         table = pd.concat(list(self._episodes("start", pieces, length)), ignore_index=True)
-        states = table[[f"state_{name}" for name in self.environment.state_names]].to_numpy()
+        states = table[store.columns("state", self.environment.state_names)].to_numpy()
         return table.assign(**{f"reward_{name}": value for name, value in self.environment.rewards(states).items()})
 
     def _episodes(self, beginning: Beginning, pieces: list[Piece], length: int) -> Iterator[pd.DataFrame]:
@@ -285,4 +285,4 @@ def _rollout(environment: Environment, beginning: Beginning, length: int, piece:
 
 
 def _columns(prefix: str, names: tuple[str, ...], rows: Array) -> dict[str, Array]:
-    return {f"{prefix}_{name}": rows[:, i] for i, name in enumerate(names)}
+    return dict(zip(store.columns(prefix, names), rows.T, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,8 +129,32 @@ def save(file: Path, network: nn.Module, loc: Tensor, scale: Tensor, meta: Mappi
     store.write_tensors(file, {**weights, "loc": loc, "scale": scale}, meta)
 
 
-def _load(file: Path, device: torch.device) -> tuple[VelocityField, Tensor, Tensor, dict[str, Any]]:
-    """The field of a model, whatever its network predicts; its standardisation; its description."""
+@dataclass(frozen=True)
+class _Model:
+    """What a file holds: the velocity field, whatever the network predicts, and what goes with it."""
+
+    field: VelocityField
+    path: AffinePath
+    loc: Tensor
+    scale: Tensor
+    meta: Mapping[str, Any]
+
+    @property
+    def event_shape(self) -> tuple[int]:
+        return (self.meta["network"]["event_dim"],)
+
+    def density(self, solver: str, steps: int) -> ContinuousFlow:
+        source = float(self.path.sigma(0.0))  # of paths that do not end in unit noise
+        return ContinuousFlow(
+            self.field, self.event_shape, solver, steps, base_scale=source, loc=self.loc, scale=self.scale
+        )
+
+    def successor(self, solver: str, steps: int) -> GeometricHorizonModel:
+        gamma = self.meta["gamma"]
+        return GeometricHorizonModel(self.field, self.event_shape, gamma, solver, steps, loc=self.loc, scale=self.scale)
+
+
+def _load(file: Path, device: torch.device) -> _Model:
     tensors, meta = store.read_tensors(file)
     prefix = "network."
     try:
@@ -146,30 +171,23 @@ def _load(file: Path, device: torch.device) -> tuple[VelocityField, Tensor, Tens
         raise UserError(
             f"{file} does not hold a model of this version ({reason}); train it again: `make repro`."
         ) from None
-    field: VelocityField = trained.to(device).requires_grad_(False)
+    way, field = path(choice), trained.to(device).requires_grad_(False)
     if prediction != "velocity":
-        field = VelocityOf(field, path(choice), prediction)
-    return field, loc.to(device), scale.to(device), meta
+        field = VelocityOf(field, way, prediction)
+    return _Model(field, way, loc.to(device), scale.to(device), meta)
 
 
 def load_density(file: Path, device: torch.device, solver: str, steps: int) -> ContinuousFlow:
     """A density model in the units of the data."""
-    field, loc, scale, meta = _load(file, device)
-    source = float(path(PathChoice(**meta["path"])).sigma(0.0))  # of paths that do not end in unit noise
-    event_shape = (meta["network"]["event_dim"],)
-    return ContinuousFlow(field, event_shape, solver=solver, steps=steps, base_scale=source, loc=loc, scale=scale)
+    return _load(file, device).density(solver, steps)
 
 
 def load_successor(file: Path, device: torch.device, solver: str, steps: int) -> GeometricHorizonModel:
     """A successor model in the units of the environment."""
-    field, loc, scale, meta = _load(file, device)
-    event_shape = (meta["network"]["event_dim"],)
-    return GeometricHorizonModel(
-        field, event_shape, gamma=meta["gamma"], solver=solver, steps=steps, loc=loc, scale=scale
-    )
+    return _load(file, device).successor(solver, steps)
 
 
 def load(file: Path, device: torch.device, solver: str, steps: int) -> HorizonModel | ContinuousFlow:
     """Whichever model a file holds."""
-    is_successor = "gamma" in store.read_tensors(file)[1]
-    return (load_successor if is_successor else load_density)(file, device, solver, steps)
+    model = _load(file, device)
+    return model.successor(solver, steps) if "gamma" in model.meta else model.density(solver, steps)

@@ -32,8 +32,7 @@ def read(folder: Path, device: torch.device) -> Starts:
     """Read the evaluation rollouts of an environment."""
     provenance = store.read_json(folder / "provenance.json")
     names = provenance["state_names"]
-    states = [f"state_{name}" for name in names]
-    actions = [f"action_{name}" for name in provenance["action_names"]]
+    states, actions = store.columns("state", names), store.columns("action", provenance["action_names"])
     table = store.read_table(folder / "evaluation.parquet", ["episode", "step", *states, *actions])
     episodes = table["episode"].nunique()
     if len(table) % episodes:

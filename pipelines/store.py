@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +118,15 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     numbers = table.select_dtypes("number")
     check_finite(path, list(map(str, numbers)), numbers.to_numpy())
     return table
+
+
+def columns(part: str, names: Iterable[str]) -> list[str]:
+    """The columns of a vector in a table, by the names of its components.
+
+    >>> columns("state", ["x", "y"])
+    ['state_x', 'state_y']
+    """
+    return [f"{part}_{name}" for name in names]
 
 
 def open_table(path: Path, columns: Sequence[str]) -> ParquetFile:

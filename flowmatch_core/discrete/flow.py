@@ -13,7 +13,7 @@ from flowmatch_core.discrete.categorical import Denoiser, check_prediction
 from flowmatch_core.discrete.objectives import jump_divergence
 from flowmatch_core.discrete.path import MixturePath
 from flowmatch_core.discrete.solver import solve_ctmc
-from flowmatch_core.fields import check_shape
+from flowmatch_core.fields import check_shape, condition_rows
 from flowmatch_core.grids import TimeGrid, Uniform
 
 __all__ = ["Bound", "TokenFlow", "perplexity"]
@@ -100,7 +100,7 @@ class TokenFlow:
             path=self.path,
             steps=self.steps,
             grid=self.grid,
-            cond=_rows(cond, lead),
+            cond=condition_rows(cond, lead),
             stochasticity=self.stochasticity,
             generator=generator,
         )
@@ -141,7 +141,7 @@ class TokenFlow:
             raise ValueError(f"samples is {samples}, but should be at least 2 for a standard error.")
         lead = value.shape[: value.ndim - len(self.event_shape)]
         check_shape("value", value, (*lead, *self.event_shape))
-        x1, rows = value.reshape(math.prod(lead), *self.event_shape), _rows(cond, lead)
+        x1, rows = value.reshape(math.prod(lead), *self.event_shape), condition_rows(cond, lead)
         terms = torch.stack([self._term(x1, rows, (k, samples), generator) for k in range(samples)])
         error = terms.std(0) / samples**0.5
         return Bound(terms.mean(0).reshape(lead), error.reshape(lead))
@@ -175,13 +175,3 @@ def perplexity(log_prob: Tensor, tokens: int) -> Tensor:
         tensor(4.)
     """
     return torch.exp(-log_prob.mean() / tokens)
-
-
-def _rows(cond: Tensor | None, lead: Sequence[int]) -> Tensor | None:
-    if cond is None:
-        return None
-    try:
-        return cond.expand(*lead, cond.shape[-1]).reshape(math.prod(lead), cond.shape[-1])
-    except RuntimeError:
-        wanted = (*lead, cond.shape[-1])
-        raise ValueError(f"cond has shape {tuple(cond.shape)}, but should broadcast to shape {wanted}.") from None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from flowmatch_core.fields import check_shape
+from flowmatch_core.fields import broadcast, check_shape, standard_normal_log_prob
 from flowmatch_core.normalizing._base import Architecture
 from flowmatch_core.normalizing._zuko import zuko
 
@@ -69,8 +69,9 @@ class DiscreteTimeFlow(nn.Module):
         if cond_dim < 0:
             raise ValueError(f"cond_dim is {cond_dim}, but should be at least 0.")
         self.kind, self.event_dim, self.cond_dim = kind, event_dim, cond_dim
-        self.register_buffer("loc", _expand("loc", loc, 0.0, event_dim))
-        self.register_buffer("scale", _expand("scale", scale, 1.0, event_dim))
+        for name, tensor, default in (("loc", loc, 0.0), ("scale", scale, 1.0)):
+            given = torch.full((), default) if tensor is None else tensor
+            self.register_buffer(name, broadcast(name, given, (event_dim,)).clone())
         if not bool((self.scale > 0).all()):
             raise ValueError("scale holds values that are not positive, but should be positive.")
         zuko()
@@ -143,7 +144,7 @@ class DiscreteTimeFlow(nn.Module):
         if len(x) == 0:  # zuko cannot sum over no rows
             return x.sum(1).reshape(lead)
         z, volume = self._conditioned(cond, lead).call_and_ladj(x)
-        log_prob: Tensor = volume - (z.square() + math.log(2 * math.pi)).sum(1) / 2 - self.scale.log().sum()
+        log_prob: Tensor = volume + standard_normal_log_prob(z) - self.scale.log().sum()
         return log_prob.reshape(lead)
 
     def _conditioned(self, cond: Tensor | None, lead: Sequence[int]) -> Any:
@@ -154,14 +155,5 @@ class DiscreteTimeFlow(nn.Module):
         if cond is None:
             transform: Transform = self.transform(None)
             return transform
-        rows = _expand("cond", cond, 0.0, *lead, self.cond_dim)
+        rows = broadcast("cond", cond, (*lead, self.cond_dim))
         return self.transform(rows.reshape(math.prod(lead), self.cond_dim))
-
-
-def _expand(name: str, tensor: Tensor | None, default: float, *shape: int) -> Tensor:
-    if tensor is None:
-        return torch.full(shape, default)
-    try:
-        return tensor.expand(*shape).clone()
-    except RuntimeError:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but should broadcast to shape {shape}.") from None

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, as_time, check_choice, check_floating, check_shape, expand_time
+from flowmatch_core.fields import Time, as_time, check_choice, check_floating, check_shape, expand_time, noise_like
 from flowmatch_core.paths import Quantity
 
 __all__ = ["TimeSampler", "check_prediction", "draw_noise", "draw_times", "residual"]
@@ -25,7 +25,7 @@ def check_prediction(prediction: Quantity) -> None:
 def draw_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Return standard normal noise like the data `x`."""
     check_floating("x1", x)
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    return noise_like(x, generator)
 
 
 def draw_times(time: TimeSampler, x: Tensor, generator: torch.Generator | None) -> Tensor:

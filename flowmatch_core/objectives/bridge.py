@@ -55,6 +55,13 @@ class BrownianBridge:
         r"""Return :math:`\sigma \sqrt{t (1 - t)}`."""
         return self.sigma * (t * (1 - t)).sqrt()
 
+    def point(self, x0: Tensor, x1: Tensor, t: Time, noise: Tensor) -> Tensor:
+        """Return the point :math:`x_t`; arguments as in `sample`."""
+        check_shape("x0", x0, x1.shape)
+        check_shape("noise", noise, x1.shape)
+        s = expand_time(t, x1)
+        return (1 - s) * x0 + s * x1 + self.std(s) * noise
+
     def sample(self, x0: Tensor, x1: Tensor, t: Time, noise: Tensor) -> BridgeSample:
         r"""Return the point :math:`x_t`, its velocity and its score.
 
@@ -69,12 +76,10 @@ class BrownianBridge:
             t: The time, a float, 0-d or `(batch,)`.
             noise: The noise :math:`z`, with the same shape.
         """
-        check_shape("x0", x0, x1.shape)
-        check_shape("noise", noise, x1.shape)
-        s = expand_time(t, x1)
+        x_t, s = self.point(x0, x1, t, noise), expand_time(t, x1)
         std = self.std(s)
         return BridgeSample(
-            x_t=(1 - s) * x0 + s * x1 + std * noise,
+            x_t=x_t,
             velocity=x1 - x0 + self.sigma**2 * (1 - 2 * s) / (2 * std) * noise,
             score=-noise / std,
             t=as_time(t, x1),
@@ -194,7 +199,7 @@ def _bridges(
     z = draw_noise(x1, generator)
     straight = x1 - x0
     s = expand_time(t, x1)
-    x_t = bridge.sample(x0, x1, t, z).x_t
+    x_t = bridge.point(x0, x1, t, z)
     # u = straight + tilt / spread * z, each multiplied out so that no term is infinite at the ends
     spread, tilt = 2 * (s * (1 - s)).sqrt(), sigma * (1 - 2 * s)
     scale = (spread.square() + tilt.square()).rsqrt()

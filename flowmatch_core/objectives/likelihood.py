@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_core.divergence import DivergenceMethod, divergence, full_precision, rademacher
-from flowmatch_core.fields import VelocityField, check_choice, flatten_event
+from flowmatch_core.fields import VelocityField, check_choice, flatten_event, standard_normal_log_prob
 from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.grids import TimeGrid, Uniform
 from flowmatch_core.solvers import dopri5_errors, dopri5_options
@@ -102,7 +102,7 @@ def nll_loss(
     with full_precision(x1), dopri5_errors(rtol, atol, max_steps):
         x0, integral = _adjoint(field, x1, cond, divergence, noise, rtol, atol, max_steps)
         z = flatten_event(x0) / base_scale
-        log_base = -(z.square() + math.log(2 * math.pi)).sum(1) / 2 - z.shape[1] * math.log(base_scale)
+        log_base = standard_normal_log_prob(z) - z.shape[1] * math.log(base_scale)
         return (integral - log_base).mean()
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast, final, get_args
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.fields import Time, VelocityField, check_choice, expand_time
+from flowmatch_core.fields import Time, VelocityField, check_choice, expand_time, has_closed_form_divergence
 from flowmatch_core.paths._affine import AffinePath, Quantity
 
 __all__ = ["VelocityOf"]
@@ -51,7 +51,7 @@ class VelocityOf(nn.Module):
     @property
     def has_closed_form_divergence(self) -> bool:
         """Whether the network has `velocity_and_divergence`."""
-        return bool(getattr(self.network, "has_closed_form_divergence", False))
+        return has_closed_form_divergence(self.network)
 
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the velocity, shaped like `x`."""

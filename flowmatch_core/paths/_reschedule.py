@@ -9,7 +9,7 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.fields import Time, VelocityField, as_time, expand_time
+from flowmatch_core.fields import Time, VelocityField, as_time, expand_time, has_closed_form_divergence
 from flowmatch_core.paths._affine import AffinePath
 
 __all__ = ["Rescheduled"]
@@ -58,7 +58,7 @@ class Rescheduled(nn.Module):
     @property
     def has_closed_form_divergence(self) -> bool:
         """Whether the trained field has `velocity_and_divergence`."""
-        return bool(getattr(self.field, "has_closed_form_divergence", False))
+        return has_closed_form_divergence(self.field)
 
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the velocity, shaped like `x`."""

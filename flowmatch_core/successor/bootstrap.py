@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, VelocityField, as_time, check_choice, expand_time
+from flowmatch_core.fields import Time, VelocityField, as_time, check_choice, expand_time, noise_like
 from flowmatch_core.paths import AffinePath, CondOT, VelocityOf
 from flowmatch_core.solvers import SOLVERS, solve
 from flowmatch_core.successor.transitions import Transitions
@@ -58,11 +58,6 @@ def logit_normal(
     tensor(True)
     """
     return torch.randn(n, generator=generator, dtype=dtype, device=device).sigmoid()
-
-
-def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A draw of N(0, I), of x's shape, dtype and device."""
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
 def time_like(x: Tensor, sampler: TimeSampler, generator: torch.Generator | None) -> Tensor:

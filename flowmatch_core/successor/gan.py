@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowmatch_core.fields import noise_like
 from flowmatch_core.networks._common import draw_weights
-from flowmatch_core.successor.bootstrap import Loss, noise_like
+from flowmatch_core.successor.bootstrap import Loss
 from flowmatch_core.successor.latent import ConditionalMLP, LatentNetwork, two_states, weigh
 from flowmatch_core.successor.transitions import Transitions
 

@@ -15,9 +15,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.fields import check_shape
+from flowmatch_core.fields import check_shape, noise_like
 from flowmatch_core.networks._common import Encoder, Modulation, check_cond, linear
-from flowmatch_core.successor.bootstrap import Loss, discount, noise_like
+from flowmatch_core.successor.bootstrap import Loss, discount
 from flowmatch_core.successor.horizon_model import HorizonModel
 from flowmatch_core.successor.transitions import Transitions
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import VelocityField
+from flowmatch_core.fields import VelocityField, noise_like
 from flowmatch_core.paths import AffinePath, CondOT
 from flowmatch_core.successor.bootstrap import (
     Loss,
     TimeSampler,
     check_path,
-    noise_like,
     squared_error,
     time_like,
 )

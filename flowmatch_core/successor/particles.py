@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.fields import VelocityField, check_shape, expand_time
+from flowmatch_core.fields import VelocityField, check_shape, expand_time, noise_like
 from flowmatch_core.paths import AffinePath, CondOT
 from flowmatch_core.successor.bootstrap import (
     Loss,
@@ -16,7 +16,6 @@ from flowmatch_core.successor.bootstrap import (
     check_prediction,
     discount,
     interpolate,
-    noise_like,
     squared_error,
 )
 from flowmatch_core.successor.transitions import Transitions
@@ -166,7 +165,8 @@ class Particles(nn.Module):
         share = torch.where(start, u, self.quantile_now * self.steps + 1) / self.steps
         t = self.quantile(share.clamp(max=1))
         step = torch.where(moving, t - self.t, 0.0)
-        half = torch.where(start | ~moving, 0.0, step / torch.where(start | ~moving, 1.0, self.last_step) / 2)
+        euler = start | ~moving
+        half = torch.where(euler, 0.0, step / torch.where(euler, 1.0, self.last_step) / 2)
         slope = velocity + expand_time(half, velocity) * (velocity - self.velocity)
         self.x = self.x + expand_time(step, velocity) * slope
         self.t, self.quantile_now = torch.where(moving, t, self.t), torch.where(moving, share, self.quantile_now)

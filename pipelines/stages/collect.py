@@ -15,7 +15,7 @@ def main(stage: Stage, environment: str) -> None:
         moments = collection.write(
             folder / "transitions.parquet",
             collector.transitions(entry.transitions, entry.length),
-            [f"next_state_{name}" for name in built.state_names],
+            store.columns("next_state", built.state_names),
         )
         rollouts = collector.rollouts(entry.rollouts, entry.length)
         store.write_table(folder / "rollouts.parquet", rollouts)

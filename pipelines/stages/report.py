@@ -96,7 +96,7 @@ def _environment(page: Page, params: Params, name: str) -> None:
     provenance = store.read_json(DATA / "transitions" / name / "provenance.json")
     names = provenance["state_names"]
     evaluation = store.read_table(DATA / "transitions" / name / "evaluation.parquet")
-    starts = evaluation.loc[evaluation["step"] == 0, [f"state_{n}" for n in names]]
+    starts = evaluation.loc[evaluation["step"] == 0, store.columns("state", names)]
     samples = {}
     for method in params.successor.methods:
         if "skipped" not in _metrics(name).get(method, {"skipped": ""}):

@@ -71,7 +71,7 @@ def job(device: torch.device, *, folder: Path, choice: SuccessorMethod, fit: Suc
     loss, path = models.successor_loss(choice.loss), models.path(choice.path)
     on_policy = "future" in inspect.signature(loss).parameters
     if on_policy:
-        table = store.read_table(folder / "rollouts.parquet", ["episode", *_columns("state", states)])
+        table = store.read_table(folder / "rollouts.parquet", ["episode", *store.columns("state", states)])
         pairs = _on_policy(table, states, actions, fit.batch, gamma, loc, scale)
 
         def value(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Loss:
@@ -112,8 +112,8 @@ def _off_policy(
 
     from pipelines import rows
 
-    columns = [*_columns("state", states), *_columns("next_state", states)]
-    columns += [*_columns("action", actions), *_columns("next_action", actions)]
+    columns = [*store.columns("state", states), *store.columns("next_state", states)]
+    columns += [*store.columns("action", actions), *store.columns("next_action", actions)]
     columns += ["terminal"] if rows.any_true(path, "terminal") else []
     as_they_are = len(columns) - 2 * len(states)
     return rows.read(
@@ -162,14 +162,10 @@ def _on_policy(
     return draw
 
 
-def _columns(part: str, names: list[str]) -> list[str]:
-    return [f"{part}_{name}" for name in names]
-
-
 def _tensor(table: pd.DataFrame, part: str, names: list[str], like: Tensor) -> Tensor:
     import torch
 
-    return torch.tensor(table[_columns(part, names)].to_numpy(), dtype=torch.float32, device=like.device)
+    return torch.tensor(table[store.columns(part, names)].to_numpy(), dtype=torch.float32, device=like.device)
 
 
 if __name__ == "__main__":
