@@ -23,7 +23,8 @@ from pipelines.training import Progress
 class Task:
     """A network to be trained, the terms of its loss, and what is stored beside its weights.
 
-    `seek` takes data that are read in an order to the place of a step, when training begins or goes on.
+    `seek` takes data that are read in an order to the place of a step, when training begins or goes on. `memory` is
+    what the terms carry from step to step, apart from the network.
     """
 
     network: nn.Module
@@ -32,6 +33,7 @@ class Task:
     scale: Tensor
     meta: Mapping[str, Any]
     seek: Callable[[int], None] = lambda step: None
+    memory: nn.Module | None = None
 
 
 class Job(Protocol):
@@ -98,7 +100,7 @@ def _fit_one(
         task = job(torch.device(device))
         generator = torch.Generator(device).manual_seed(derived_seed(base, "batches", data, seed))
         checkpoint = state / f"seed{seed}.checkpoint"
-        trained = training.train(task.network, task.terms, fit, generator, checkpoint, tell, task.seek)
+        trained = training.train(task.network, task.terms, fit, generator, checkpoint, tell, task.seek, task.memory)
         models.save(model, trained.network, task.loc, task.scale, {**task.meta, "seed": seed})
         store.write_json(summary, {"curve": trained.curve, "seconds": trained.seconds})
     result: dict[str, Any] = store.read_json(summary)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import torch
 
-from flowmatch_core.successor import GeometricHorizonModel
+from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
 from pipelines import members, models, store
-from pipelines.params import Environment, SuccessorEvaluation, SuccessorMethod, SuccessorSample
+from pipelines.params import ORACLE, Environment, SuccessorMethod
+
+SKIPPED = "skipped.json"  # stands in the folder of a method that was not run, and says why
 
 
 def horizon_model(
@@ -17,21 +19,16 @@ def horizon_model(
     environment: Environment,
     choice: SuccessorMethod,
     device: torch.device,
-    sampling: SuccessorSample | SuccessorEvaluation,
-) -> GeometricHorizonModel | str:
+    solver: str,
+    steps: int,
+) -> HorizonModel | str:
     """The successor model of one seed, trained or in closed form, or the reason why there is none."""
-    if choice.loss != "oracle":
-        return models.load_successor(folder / f"seed{seed}.safetensors", device, sampling.solver, sampling.steps)
-    skipped = store.read_json(folder / "oracle.json")["skipped"]
-    if skipped is not None:
-        return str(skipped)
+    skipped = folder / SKIPPED
+    if skipped.exists():
+        return str(store.read_json(skipped)["reason"])
+    if choice.loss.name != ORACLE:
+        return models.load_successor(folder / f"seed{seed}.safetensors", device, solver, steps)
     built = members.load("pipelines.environments", environment.kind).build(environment.settings())
     mdp = built.oracle().to(device, torch.float32)
     field = mdp.velocity_field(environment.gamma, models.path(choice.path))
-    return GeometricHorizonModel(
-        field,
-        (len(built.state_names),),
-        gamma=environment.gamma,
-        solver=sampling.solver,
-        steps=sampling.steps,
-    )
+    return GeometricHorizonModel(field, (len(built.state_names),), environment.gamma, solver, steps)

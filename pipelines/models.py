@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_core.couplings import Coupling
-from flowmatch_core.fields import VelocityField
 from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.paths import AffinePath, VelocityOf
-from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
+from flowmatch_core.successor import (
+    GeometricHorizonModel,
+    HorizonModel,
+    LatentHorizonModel,
+    LatentNetwork,
+    Loss,
+    NoisePrediction,
+)
 from pipelines import members, store
 from pipelines.errors import UserError
-from pipelines.params import NETWORKS, PathChoice
+from pipelines.params import NETWORKS, SUCCESSOR, PathChoice
 
 if TYPE_CHECKING:
-    from pipelines.params import Choice, CouplingChoice, DensityMethod, NetworkChoice
+    from pipelines.params import Choice, CouplingChoice, DensityMethod, Fit, NetworkChoice, SuccessorLossChoice
 
 
 def path(choice: PathChoice) -> AffinePath:
@@ -86,26 +91,63 @@ def density_loss(method: DensityMethod) -> Callable[..., Tensor]:
     return partial(loss, **options)
 
 
-def successor_loss(name: str) -> Any:
-    """The successor loss of that name.
+def successor_loss(choice: SuccessorLossChoice) -> Callable[..., Loss]:
+    """The successor loss of a method, with its arguments filled in.
 
     Raises:
-        UserError: the file of that name holds no loss.
+        UserError: neither the loss nor the network that it brings takes an argument.
     """
-    loss = getattr(members.load("flowmatch_core.successor", name), f"{name}_loss", None)
-    if loss is None:
+    loss = getattr(members.load(SUCCESSOR, choice.name), f"{choice.name}_loss")
+    own = _latent_class(choice.name)
+    networks = () if own is None else inspect.signature(own).parameters
+    arguments = {key: value for key, value in choice.arguments.items() if key not in networks}
+    if unknown := set(arguments) - set(inspect.signature(loss).parameters):
         raise UserError(
-            f"params.yaml: the successor loss {name!r} names flowmatch_core/successor/{name}.py, which has no function "
-            f"{name}_loss; expected the file of a loss."
+            f"params.yaml: the loss {choice.name!r} was given {', '.join(sorted(unknown))}; expected arguments of "
+            f"{choice.name}_loss in flowmatch_core/successor/{choice.name}.py."
         )
-    return loss
+    return partial(loss, **arguments)
+
+
+def successor_network_config(choice: SuccessorLossChoice, fit: Fit, event_dim: int, cond_dim: int) -> dict[str, Any]:
+    """The description of the network of a successor method: that of its `fit`, or the one that its loss brings."""
+    own = _latent_class(choice.name)
+    if own is None:
+        return network_config(fit.network, event_dim, cond_dim)
+    return _config(choice.name, own, choice.arguments, event_dim, cond_dim)
+
+
+def successor_network(config: Mapping[str, Any], prediction: str, way: AffinePath) -> nn.Module:
+    """The network that `successor_network_config` describes, with new weights.
+
+    One that predicts noise is wrapped in `NoisePrediction`, without which bootstrapping makes it diverge.
+    """
+    own = _latent_class(config["name"]) if prediction == "state" else None
+    if own is not None:
+        return _make(own, config)
+    made = network(config)
+    return NoisePrediction(made, way) if prediction == "noise" else made
+
+
+def _latent_class(name: str) -> type[LatentNetwork] | None:
+    """The network that the file of a successor loss brings, which turns noise into a state at once."""
+    module = members.load(SUCCESSOR, name)
+    own = (value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__)
+    return next((v for v in own if isinstance(v, type) and issubclass(v, LatentNetwork)), None)
 
 
 def network_config(choice: NetworkChoice, event_dim: int, cond_dim: int) -> dict[str, Any]:
     """A network's name and all arguments of its class, the defaults too, as they are stored beside its weights."""
-    takes = inspect.signature(_class(NETWORKS, choice.name)).parameters.values()
-    defaults = {p.name: p.default for p in takes if p.name != "generator"}
-    return {"name": choice.name, **defaults, **choice.arguments, "event_dim": event_dim, "cond_dim": cond_dim}
+    return _config(choice.name, _class(NETWORKS, choice.name), choice.arguments, event_dim, cond_dim)
+
+
+def _config(
+    name: str, kind: type[nn.Module], arguments: Mapping[str, Any], event_dim: int, cond_dim: int
+) -> dict[str, Any]:
+    takes = inspect.signature(kind).parameters
+    defaults = {p.name: p.default for p in takes.values() if p.name != "generator"}
+    chosen = {key: value for key, value in arguments.items() if key in takes}
+    return {"name": name, **defaults, **chosen, "event_dim": event_dim, "cond_dim": cond_dim}
 
 
 def network(config: Mapping[str, Any]) -> nn.Module:
@@ -114,13 +156,15 @@ def network(config: Mapping[str, Any]) -> nn.Module:
     Raises:
         UserError: its class does not take one of the arguments.
     """
+    return _make(_class(NETWORKS, config["name"]), config)
+
+
+def _make(kind: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
     name, arguments = config["name"], {key: value for key, value in config.items() if key != "name"}
-    kind = _class(NETWORKS, name)
     try:
-        built: nn.Module = kind(**arguments)
+        return kind(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"the network {name!r} was given {arguments}, but {kind.__name__} says: {error}") from None
-    return built
 
 
 def save(file: Path, network: nn.Module, loc: Tensor, scale: Tensor, meta: Mapping[str, Any]) -> None:
@@ -129,65 +173,46 @@ def save(file: Path, network: nn.Module, loc: Tensor, scale: Tensor, meta: Mappi
     store.write_tensors(file, {**weights, "loc": loc, "scale": scale}, meta)
 
 
-@dataclass(frozen=True)
-class _Model:
-    """What a file holds: the velocity field, whatever the network predicts, and what goes with it."""
-
-    field: VelocityField
-    path: AffinePath
-    loc: Tensor
-    scale: Tensor
-    meta: Mapping[str, Any]
-
-    @property
-    def event_shape(self) -> tuple[int]:
-        return (self.meta["network"]["event_dim"],)
-
-    def density(self, solver: str, steps: int) -> ContinuousFlow:
-        source = float(self.path.sigma(0.0))  # of paths that do not end in unit noise
-        return ContinuousFlow(
-            self.field, self.event_shape, solver, steps, base_scale=source, loc=self.loc, scale=self.scale
-        )
-
-    def successor(self, solver: str, steps: int) -> GeometricHorizonModel:
-        gamma = self.meta["gamma"]
-        return GeometricHorizonModel(self.field, self.event_shape, gamma, solver, steps, loc=self.loc, scale=self.scale)
+def load_density(file: Path, device: torch.device, solver: str, steps: int) -> ContinuousFlow:
+    """A density model in the units of the data."""
+    model = load(file, device, solver, steps)
+    assert isinstance(model, ContinuousFlow), file
+    return model
 
 
-def _load(file: Path, device: torch.device) -> _Model:
+def load_successor(file: Path, device: torch.device, solver: str, steps: int) -> HorizonModel:
+    """A successor model in the units of the environment; one without an ODE does not use solver and steps."""
+    model = load(file, device, solver, steps)
+    assert isinstance(model, HorizonModel), file
+    return model
+
+
+def load(file: Path, device: torch.device, solver: str, steps: int) -> HorizonModel | ContinuousFlow:
+    """Whichever model a file holds.
+
+    Raises:
+        UserError: the file is missing or damaged, or another version of this code wrote it.
+    """
     tensors, meta = store.read_tensors(file)
     prefix = "network."
+    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     try:
-        trained = network(meta["network"])
-        trained.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        loc, scale, prediction, choice = (
-            tensors["loc"],
-            tensors["scale"],
-            meta["prediction"],
-            PathChoice(**meta["path"]),
-        )
+        config, prediction, gamma = meta["network"], meta["prediction"], meta.get("gamma")
+        way = path(PathChoice(**meta["path"]))
+        trained = network(config) if gamma is None else successor_network(config, prediction, way)
+        trained.load_state_dict(weights)
+        event_shape = (config["event_dim"],)
+        loc, scale = (tensors[name].to(device) for name in ("loc", "scale"))
     except (KeyError, TypeError, RuntimeError, UserError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{file} does not hold a model of this version ({reason}); train it again: `make repro`."
         ) from None
-    way, field = path(choice), trained.to(device).requires_grad_(False)
-    if prediction != "velocity":
-        field = VelocityOf(field, way, prediction)
-    return _Model(field, way, loc.to(device), scale.to(device), meta)
-
-
-def load_density(file: Path, device: torch.device, solver: str, steps: int) -> ContinuousFlow:
-    """A density model in the units of the data."""
-    return _load(file, device).density(solver, steps)
-
-
-def load_successor(file: Path, device: torch.device, solver: str, steps: int) -> GeometricHorizonModel:
-    """A successor model in the units of the environment."""
-    return _load(file, device).successor(solver, steps)
-
-
-def load(file: Path, device: torch.device, solver: str, steps: int) -> HorizonModel | ContinuousFlow:
-    """Whichever model a file holds."""
-    model = _load(file, device)
-    return model.successor(solver, steps) if "gamma" in model.meta else model.density(solver, steps)
+    trained.to(device).requires_grad_(False)
+    if isinstance(trained, LatentNetwork):
+        return LatentHorizonModel(trained, meta["gamma"], loc=loc, scale=scale)
+    field = trained if prediction == "velocity" else VelocityOf(trained, way, prediction)
+    if gamma is not None:
+        return GeometricHorizonModel(field, event_shape, gamma, solver, steps, loc=loc, scale=scale)
+    source = float(way.sigma(0.0))  # of paths that do not end in unit noise
+    return ContinuousFlow(field, event_shape, solver, steps, base_scale=source, loc=loc, scale=scale)

@@ -24,6 +24,7 @@ from pipelines.members import Settings
 Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
 FixedSolver = Literal["euler", "midpoint", "heun", "rk4"]
 SUCCESSOR = "flowmatch_core.successor"
+ORACLE = "oracle"  # the successor "loss" that is the closed form
 NETWORKS = "flowmatch_core.networks"
 M = TypeVar("M", bound=BaseModel)
 
@@ -56,10 +57,10 @@ def _loss_of(family: str, *others: str) -> AfterValidator:
 
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_different)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 Activation = Literal["silu", "tanh", "softplus"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]  # becomes a folder and part of a stage's name
-SuccessorLoss = Annotated[str, _loss_of("flowmatch_core.successor", "oracle")]
 
 
 def _device(name: str) -> str:
@@ -136,16 +137,27 @@ class Fit(Settings):
     lr: float = Field(gt=0, description="peak learning rate; linear warm-up, cosine to zero")
     warmup: int = Field(ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(ge=0, description="AdamW's decoupled decay")
+    adam_betas: tuple[Share, Share] = Field(description="AdamW's decay of the mean gradient and of the mean square")
     adam_eps: float = Field(gt=0, description="AdamW's epsilon")
     ema_step: float = Field(gt=0, le=1, description="weight of the newest weights in the averaged network, per step")
     log_every: int = Field(ge=1, description="steps between two rows of the loss curve")
 
 
 class SuccessorFit(Fit):
-    """The same for a successor model, with the solver that makes its bootstrap targets."""
+    """The same for a successor model, with how its targets are made; what a loss does not know is not used."""
 
-    ode_solver: FixedSolver
+    ode_solver: Literal[FixedSolver, "ddim"] = Field(description="solver of the bootstrap; ddim for noise predictions")
     ode_steps: int = Field(ge=1, description="solver steps of one bootstrap target")
+    time: Literal["uniform", "logit_normal"] = Field(description="law of the flow times of the regression")
+    returns: int = Field(
+        ge=1,
+        description="steps between a state and its bootstrap. Above 1 the data are the rollouts instead of the "
+        "transitions, since n-step returns are exact under the policy alone",
+    )
+    particles: bool = Field(
+        description="TD²-CFM with points that persist from step to step, one target evaluation each; for large "
+        "networks. A path has ode_steps points"
+    )
     rows_in_memory: int = Field(ge=2, description="transitions in memory at a time; a longer table streams from disk")
 
 
@@ -178,11 +190,24 @@ class DensityMethod(Settings):
     )
 
 
-class SuccessorMethod(Settings):
-    """A way to obtain a successor model; `oracle` is the closed form, where the environment has one."""
+class SuccessorLossChoice(Choice):
+    """A successor loss: a function in `flowmatch_core/successor/`; `oracle` is the closed form, where there is one.
 
-    path: PathChoice
-    loss: SuccessorLoss
+    A loss that brings its own network (gan, vae) takes the network's arguments too.
+    """
+
+    __pydantic_extra__: dict[str, int | float | str]
+    name: Annotated[str, _loss_of(SUCCESSOR, ORACLE)]
+
+
+class SuccessorMethod(Settings):
+    """A way to obtain a successor model."""
+
+    loss: SuccessorLossChoice
+    path: PathChoice = Field(
+        default=PathChoice.model_validate("cond_ot"), description="the path; gan and vae have none"
+    )
+    fit: dict[str, Any] = Field(default={}, description="what differs from the common `fit` for this method")
 
 
 class Member(BaseModel):
@@ -231,6 +256,16 @@ class Environment(Trained):
     )
     starts: int = Field(ge=2, description="start states of the evaluation")
     reward: str = Field(description="the reward of the environment whose value is compared")
+    methods: tuple[Name, ...] | None = Field(
+        default=None, min_length=1, description="the methods of `successor.methods` to be run here; all by default"
+    )
+    solver_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(), description="numbers of sampling steps at which EMD and value error are reported besides"
+    )
+
+    def runs(self, method: str) -> bool:
+        """Whether a method is run here."""
+        return self.methods is None or method in self.methods
 
 
 class DensitySample(Settings):
@@ -277,8 +312,8 @@ class Successor(Settings):
     sample: SuccessorSample
     evaluate: SuccessorEvaluation
 
-    def fit_for(self, environment: Environment) -> SuccessorFit:
-        return SuccessorFit.model_validate(merge(self.fit.model_dump(), environment.fit))
+    def fit_for(self, environment: Environment, method: SuccessorMethod) -> SuccessorFit:
+        return SuccessorFit.model_validate(merge(merge(self.fit.model_dump(), environment.fit), method.fit))
 
 
 class Params(Settings):
@@ -303,6 +338,13 @@ class Params(Settings):
         for section in ("density", "successor"):
             if "floor" in getattr(self, section).methods:
                 raise ValueError(f"{section}.methods has 'floor', the name of the sampling floor; expected another one")
+        known = self.successor.methods
+        for name, entry in self.environments.items():
+            unknown = [method for method in entry.methods or () if method not in known]
+            if unknown:
+                raise ValueError(
+                    f"environments.{name}.methods has {unknown[0]!r}; expected of successor.methods: {', '.join(known)}"
+                )
         return self
 
 
@@ -321,12 +363,18 @@ def load(path: Path | str = "params.yaml") -> Params:
         _check_network(common.network, path, (kind, "fit"))
         for name, entry in entries.items():
             _validate(members.load(entry.family, entry.kind).Settings, entry.member, path, (section, name))
-            fit = _validate(type(common), merge(common.model_dump(), entry.fit), path, (section, name, "fit"))
-            _check_network(fit.network, path, (section, name, "fit"))
+            _check_fit(common, entry.fit, path, (section, name, "fit"))
+    for name, method in params.successor.methods.items():
+        _check_fit(params.successor.fit, method.fit, path, ("successor", "methods", name, "fit"))
     for name, experiment in params.experiments.items():
         settings = members.load(experiment.family, experiment.kind).Settings
         _validate(settings, experiment.member, path, ("experiments", name))
     return params
+
+
+def _check_fit(common: Fit, changes: Mapping[str, Any], path: Path, prefix: tuple[str, ...]) -> None:
+    fit = _validate(type(common), merge(common.model_dump(), changes), path, prefix)
+    _check_network(fit.network, path, prefix)
 
 
 def _check_network(choice: NetworkChoice, path: Path, prefix: tuple[str, ...]) -> None:

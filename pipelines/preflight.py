@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipelines import members
 from pipelines.errors import UserError
-from pipelines.params import Params
+from pipelines.params import ORACLE, Params
 
 
 def check(params: Params) -> None:
@@ -23,6 +23,8 @@ def check(params: Params) -> None:
         models.density_loss(density)
     for successor in params.successor.methods.values():
         models.path(successor.path)
+        if successor.loss.name != ORACLE:
+            models.successor_loss(successor.loss)
     for name, entry in params.environments.items():
         built = members.load("pipelines.environments", entry.kind).build(entry.settings())
         rewards = built.rewards(built.starts(np.random.default_rng(0), 1))

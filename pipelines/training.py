@@ -94,6 +94,7 @@ def train(
     checkpoint: Path,
     report: Callable[[Progress], None],
     seek: Callable[[int], None] = lambda step: None,
+    memory: nn.Module | None = None,
 ) -> Trained:
     """Train a network in place and return its averaged copy.
 
@@ -104,6 +105,7 @@ def train(
         checkpoint: file to resume from and to save to; the caller removes it once the result is safe.
         report: called with every row of the loss curve.
         seek: called once with the step that comes first, for data that are read in an order.
+        memory: what else `step_terms` carries from one step to the next, kept with the checkpoint.
 
     Raises:
         UserError: the loss is not finite.
@@ -111,9 +113,12 @@ def train(
     average = copy.deepcopy(network).requires_grad_(False)
     weights: list[Tensor] = list(network.parameters())
     averages: list[Tensor] = list(average.parameters())
-    optimizer = torch.optim.AdamW(weights, lr=fit.lr, eps=fit.adam_eps, weight_decay=fit.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        weights, lr=fit.lr, betas=fit.adam_betas, eps=fit.adam_eps, weight_decay=fit.weight_decay, fused=True
+    )
     curve: list[dict[str, float]] = []
-    start, before = _restore(checkpoint, network, average, optimizer, generator, curve)
+    modules = {"network": network, "average": average, **({} if memory is None else {"memory": memory})}
+    start, before = _restore(checkpoint, modules, optimizer, generator, curve)
     seek(start)
     sums: dict[str, Tensor] = {}
     began = saved = time.monotonic()
@@ -143,7 +148,7 @@ def train(
         curve.append({"step": done, **means})
         report(Progress(done, fit.steps, means, (done - start) / (now - began), before + now - began))
         if now - saved > pause and done < fit.steps:
-            _save(checkpoint, network, average, optimizer, generator, curve, done, before + now - began)
+            _save(checkpoint, modules, optimizer, generator, curve, done, before + now - began)
             saved = time.monotonic()
             pause = max(CHECKPOINT_SECONDS, (saved - now) / CHECKPOINT_SHARE)
     return Trained(average, curve, before + time.monotonic() - began)
@@ -151,8 +156,7 @@ def train(
 
 def _save(
     path: Path,
-    network: nn.Module,
-    average: nn.Module,
+    modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     curve: list[dict[str, float]],
@@ -160,7 +164,7 @@ def _save(
     seconds: float,
 ) -> None:
     tensors = {"generator": generator.get_state()}
-    for prefix, module in (("network", network), ("average", average)):
+    for prefix, module in modules.items():
         tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
@@ -169,8 +173,7 @@ def _save(
 
 def _restore(
     path: Path,
-    network: nn.Module,
-    average: nn.Module,
+    modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     curve: list[dict[str, float]],
@@ -181,7 +184,7 @@ def _restore(
         return 0, 0.0
     tensors, meta = found
     generator.set_state(tensors["generator"])
-    for prefix, module in (("network", network), ("average", average)):
+    for prefix, module in modules.items():
         names = module.state_dict()
         module.load_state_dict({name: tensors[f"{prefix}.{name}"] for name in names})
     state: dict[int, dict[str, Tensor]] = {}

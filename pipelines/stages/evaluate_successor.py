@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from flowmatch_core.successor import GeometricHorizonModel
+    from flowmatch_core.successor import HorizonModel
     from pipelines.starts import Starts
 
 
@@ -63,15 +63,16 @@ def main(stage: Stage, environment: str) -> None:
     for method, choice in successor.methods.items():
         for seed in successor.seeds:
             folder = DATA / "models" / environment / method
-            fine = horizon.horizon_model(folder, seed, entry, choice, device, settings)
-            half = settings.model_copy(update={"steps": max(1, settings.steps // 2)})
-            coarse = horizon.horizon_model(folder, seed, entry, choice, device, half)
+            fine, coarse = (
+                horizon.horizon_model(folder, seed, entry, choice, device, settings.solver, steps)
+                for steps in (settings.steps, max(1, settings.steps // 2))
+            )
             if isinstance(fine, str) or isinstance(coarse, str):
                 skipped[method] = str(fine)
                 break
             table = store.read_table(DATA / "samples" / environment / f"{method}.parquet", [*start.names, "seed"])
             x = torch.tensor(table.loc[table["seed"] == seed, start.names].to_numpy(), device=device)
-            likelihood = _likelihood(fine, coarse, scored, start)
+            likelihood = _likelihood(fine, coarse, scored, start) if fine.has_density else {}
             values = at_starts(x.reshape(size, count, dims))
             cells.append(_cell(method, seed, {**values, "true_value": exact, **likelihood}))
             stage.log(f"{method} seed {seed}: EMD {cells[-1]['emd'].mean():.4f} (floor {cells[0]['emd'].mean():.4f})")
@@ -105,9 +106,7 @@ def _cell(method: str, seed: int, values: dict[str, np.ndarray]) -> pd.DataFrame
     return table.assign(method=method, seed=seed, start=range(len(table)))
 
 
-def _likelihood(
-    fine: GeometricHorizonModel, coarse: GeometricHorizonModel, x: torch.Tensor, start: Starts
-) -> dict[str, np.ndarray]:
+def _likelihood(fine: HorizonModel, coarse: HorizonModel, x: torch.Tensor, start: Starts) -> dict[str, np.ndarray]:
     """NLL per dimension of true samples (n, starts, d), and what doubling the solver's step changes in it."""
     import torch
 

@@ -22,7 +22,7 @@ def main(stage: Stage, environment: str) -> None:
             tables = []
             for seed in successor.seeds:
                 trained = DATA / "models" / environment / method
-                model = horizon.horizon_model(trained, seed, entry, choice, device, settings)
+                model = horizon.horizon_model(trained, seed, entry, choice, device, settings.solver, settings.steps)
                 if isinstance(model, str):
                     stage.log(f"{method}: left out, {model}")
                     break

@@ -1,41 +1,45 @@
 """Train a model of the successor measure of an environment's policy, one network a seed.
 
 A loss that takes a `future` is given on-policy futures; one that takes a `target` is given the averaged network. The
-closed form (`oracle`) needs no training: its file says what it is, so that sampling and evaluation treat it as a model.
+closed form (`oracle`) needs no training, nor does a method that the environment's entry leaves out: a file in the place
+of the networks says so, for sampling and evaluation.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines import store
-from pipelines.params import SuccessorFit, SuccessorMethod
+from pipelines.errors import UserError
+from pipelines.params import ORACLE, SuccessorFit, SuccessorMethod
 from pipelines.stage import DATA, Stage, run
 
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
     from torch import Tensor, nn
 
-    from flowmatch_core.successor import Loss, Transitions
+    from flowmatch_core.paths import AffinePath
+    from flowmatch_core.successor import Loss, Particles
+    from pipelines.batches import Batches
     from pipelines.fitting import Task
-    from pipelines.rows import Rows
-
-    Draw = Callable[[torch.Generator], tuple[Transitions, Tensor]]
 
 
 def main(stage: Stage, environment: str, method: str) -> None:
     entry, successor = stage.params.environments[environment], stage.params.successor
     choice, folder = successor.methods[method], DATA / "transitions" / environment
-    if choice.loss == "oracle":
-        return _describe_oracle(stage, environment, method, store.read_json(folder / "provenance.json")["closed_form"])
+    if not entry.runs(method):
+        return _leave(stage, environment, method, "skipped.json", f"{environment} does not list it")
+    if choice.loss.name == ORACLE:
+        if store.read_json(folder / "provenance.json")["closed_form"]:
+            return _leave(stage, environment, method, "oracle.json", "the closed form, nothing to train")
+        return _leave(stage, environment, method, "skipped.json", f"{environment} has no closed form")
     from pipelines.fitting import fit_seeds
 
-    fit = successor.fit_for(entry)
+    fit = successor.fit_for(entry, choice)
     return fit_seeds(
         stage,
         environment,
@@ -48,124 +52,86 @@ def main(stage: Stage, environment: str, method: str) -> None:
     )
 
 
-def _describe_oracle(stage: Stage, environment: str, method: str, closed_form: bool) -> None:
-    reason = None if closed_form else f"{environment} has no closed form"
+def _leave(stage: Stage, environment: str, method: str, name: str, reason: str) -> None:
+    """Write a file that says why there are no networks, and empty logs."""
     with stage.output(DATA / "models" / environment / method) as output:
-        store.write_json(output / "oracle.json", {"skipped": reason})
-    for name, content in ((".csv", "step\n"), (".json", "{}\n")):
-        with stage.output((DATA / "logs" / environment / method).with_suffix(name)) as log:
+        store.write_json(output / name, {"reason": reason})
+    for suffix, content in ((".csv", "step\n"), (".json", "{}\n")):
+        with stage.output((DATA / "logs" / environment / method).with_suffix(suffix)) as log:
             log.write_text(content)
-    stage.log(reason or "the closed form, nothing to train")
+    stage.log(reason)
 
 
 def job(device: torch.device, *, folder: Path, choice: SuccessorMethod, fit: SuccessorFit, gamma: float) -> Task:
-    """The task of one seed. States are standardised, actions stay as they are."""
+    """The task of one seed."""
     import torch
 
+    from flowmatch_core.successor import logit_normal
     from pipelines import models
+    from pipelines.batches import Batches
     from pipelines.fitting import Task
 
-    provenance = store.read_json(folder / "provenance.json")
-    states, actions = provenance["state_names"], provenance["action_names"]
-    loc, scale = (torch.tensor(provenance[name], device=device) for name in ("loc", "scale"))
+    batches = Batches(folder, device)
     loss, path = models.successor_loss(choice.loss), models.path(choice.path)
-    on_policy = "future" in inspect.signature(loss).parameters
-    if on_policy:
-        table = store.read_table(folder / "rollouts.parquet", ["episode", *store.columns("state", states)])
-        pairs = _on_policy(table, states, actions, fit.batch, gamma, loc, scale)
+    takes = inspect.signature(loss).parameters
+    flow = {"path": path, "time": logit_normal if fit.time == "logit_normal" else torch.rand} if "path" in takes else {}
+    memory: Particles | None = None
+    more: dict[str, Any] = {}
+    if "future" in takes:
+        pairs = batches.futures(fit.batch, gamma)
 
         def value(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Loss:
             batch, future = pairs(generator)
-            result: Loss = loss(network, batch, future, path=path, generator=generator)
+            result: Loss = loss(network, batch, future, **flow, generator=generator)
             return result
     else:
-        rows = _off_policy(folder / "transitions.parquet", states, actions, fit, loc, scale)
-        options = {"gamma": gamma, "path": path, "steps": fit.ode_steps, "solver": fit.ode_solver}
+        half = fit.batch // 2  # a loss regresses on two terms
+        if fit.returns > 1:
+            draw = batches.returns(half, gamma, fit.returns)
+        else:
+            draw, more["seek"] = batches.transitions(half, fit.rows_in_memory)
+        options: dict[str, Any] = {"gamma": gamma, **flow}
+        if fit.particles:
+            memory = _particles(choice, fit, batches, path).to(device)
+            loss, options = memory.td2_cfm_loss, {"gamma": gamma}
+        elif flow:
+            options |= {"steps": fit.ode_steps, "solver": fit.ode_solver}
 
         def value(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Loss:
-            batch = _transitions(rows.draw(generator), len(states), len(actions))
-            result: Loss = loss(network, average, batch, **options, generator=generator)
+            result: Loss = loss(network, average, draw(generator), **options, generator=generator)
             return result
 
     def terms(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
         total, direct, bootstrap = value(network, average, generator)
         return {"loss": total, "direct": direct, "bootstrap": bootstrap}
 
-    config = models.network_config(fit.network, len(states), len(states) + len(actions))
+    states, actions = len(batches.states), len(batches.actions)
+    config = models.successor_network_config(choice.loss, fit, states, states + actions)
+    prediction = getattr(loss, "prediction", "velocity") if flow else "state"
     meta = {
         "network": config,
         "path": choice.path.model_dump(),
-        "prediction": getattr(loss, "prediction", "velocity"),
+        "prediction": prediction,
         "gamma": gamma,
-        "state_names": states,
-        "action_names": actions,
+        "state_names": batches.states,
+        "action_names": batches.actions,
     }
-    seek = {} if on_policy else {"seek": rows.seek}
-    return Task(models.network(config).to(device), terms, loc, scale, meta, **seek)
+    network = models.successor_network(config, prediction, path).to(device)
+    return Task(network, terms, batches.loc, batches.scale, meta, memory=memory, **more)
 
 
-def _off_policy(
-    path: Path, states: list[str], actions: list[str], fit: SuccessorFit, loc: Tensor, scale: Tensor
-) -> Rows:
-    """Rows of state, next state, action, next action and, where there is one, whether the next state is terminal."""
-    import torch
+def _particles(choice: SuccessorMethod, fit: SuccessorFit, batches: Batches, path: AffinePath) -> Particles:
+    from flowmatch_core.successor import Particles
+    from flowmatch_core.successor.particles import logit_normal_quantile
 
-    from pipelines import rows
-
-    columns = [*store.columns("state", states), *store.columns("next_state", states)]
-    columns += [*store.columns("action", actions), *store.columns("next_action", actions)]
-    columns += ["terminal"] if rows.any_true(path, "terminal") else []
-    as_they_are = len(columns) - 2 * len(states)
-    return rows.read(
-        path,
-        columns,
-        batch=fit.batch // 2,
-        limit=fit.rows_in_memory,
-        seed=torch.initial_seed(),
-        loc=torch.cat([loc, loc, loc.new_zeros(as_they_are)]),
-        scale=torch.cat([scale, scale, scale.new_ones(as_they_are)]),
-    )
-
-
-def _transitions(rows: Tensor, state_dim: int, action_dim: int) -> Transitions:
-    import torch
-
-    from flowmatch_core.successor import Transitions
-
-    sizes = [state_dim, state_dim, action_dim, action_dim]
-    state, next_state, action, next_action = torch.split(rows[:, : sum(sizes)], sizes, 1)
-    terminal = rows[:, -1] > 0.5 if rows.shape[1] > sum(sizes) else None
-    return Transitions(state, action, next_state, next_action, terminal=terminal)
-
-
-def _on_policy(
-    table: pd.DataFrame, states: list[str], actions: list[str], n: int, gamma: float, loc: Tensor, scale: Tensor
-) -> Draw:
-    """States of an episode's first half, each with the state T ~ Geometric(1 - gamma) steps later (or the last one)."""
-    import torch
-
-    from flowmatch_core.successor import Transitions, geometric
-
-    episodes = table["episode"].nunique()
-    state = ((_tensor(table, "state", states, loc) - loc) / scale).reshape(episodes, -1, len(states))
-    action = _tensor(table, "action", actions, loc).reshape(episodes, -1, len(actions))
-    last = state.shape[1] - 1
-
-    def draw(generator: torch.Generator) -> tuple[Transitions, Tensor]:
-        episode = torch.randint(episodes, (n,), generator=generator, device=loc.device)
-        step = torch.randint((last + 1) // 2, (n,), generator=generator, device=loc.device)
-        wait = geometric(gamma, (n,), generator=generator, device=loc.device)
-        now, soon = (episode, step), (episode, step + 1)
-        batch = Transitions(state[now], action[now], state[soon], action[soon])
-        return batch, state[episode, (step + wait).clamp(max=last)]
-
-    return draw
-
-
-def _tensor(table: pd.DataFrame, part: str, names: list[str], like: Tensor) -> Tensor:
-    import torch
-
-    return torch.tensor(table[store.columns(part, names)].to_numpy(), dtype=torch.float32, device=like.device)
+    if choice.loss.name != "td2_cfm":
+        raise UserError(
+            f"params.yaml: particles is true for the loss {choice.loss.name!r}; expected td2_cfm, the only one whose "
+            "bootstrap points are on their way through the target's flow."
+        )
+    quantile = {"quantile": logit_normal_quantile} if fit.time == "logit_normal" else {}
+    state, action = len(batches.states), len(batches.actions)
+    return Particles(fit.batch // 2, state, state + action, fit.ode_steps, path=path, **quantile)
 
 
 if __name__ == "__main__":

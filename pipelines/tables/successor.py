@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.params import Environment, Params
+from pipelines.params import Environment, Params, SuccessorFit, merge
 from pipelines.tables import Cells, Table, interval
 
 # EMD, NLL per dimension, MSE(V) of the paper's Table 11 by task and method.
@@ -81,7 +81,7 @@ def _differences(environment: str, entry: Environment, params: Params) -> str:
     """What stands between our numbers and the paper's."""
     if entry.kind != "maze":
         return f"{environment}: not in the paper; its truth is in closed form (γ = {entry.gamma:g})."
-    fit = params.successor.fit_for(entry)
+    fit = SuccessorFit.model_validate(merge(params.successor.fit.model_dump(), entry.fit))
     repeat = entry.member.get("action_repeat", 1)
     return (
         f"{environment}: the paper's numbers are for another setting and not comparable in absolute value. Paper: TD3 "

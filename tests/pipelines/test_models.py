@@ -11,10 +11,10 @@ from torch import nn
 
 from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.paths import VP, VelocityOf
-from flowmatch_core.successor import GeometricHorizonModel
+from flowmatch_core.successor import GeometricHorizonModel, NoisePrediction
 from pipelines import members, models, store
 from pipelines.errors import UserError
-from pipelines.params import NETWORKS, NetworkChoice
+from pipelines.params import NETWORKS, NetworkChoice, PathChoice
 
 CPU = torch.device("cpu")
 VECTORS = [name for name in members.names(NETWORKS) if name != "conv_unet"]
@@ -31,8 +31,9 @@ def saved(file: Path, choice: NetworkChoice, **meta: Any) -> nn.Module:
     """A network with weights of its own, in a file with its description."""
     torch.manual_seed(0)
     config = models.network_config(choice, 2, 3)
-    network = models.network(config)
     described = {"network": config, "path": {"name": "cond_ot"}, "prediction": "velocity", "gamma": 0.9, **meta}
+    path = models.path(PathChoice(**described["path"]))
+    network = models.successor_network(config, described["prediction"], path)
     models.save(file, network, torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), described)
     return network
 
@@ -59,7 +60,9 @@ def test_a_description_holds_the_defaults_too(name: str) -> None:
 
 
 def test_the_network_of_a_diffusion_loss_is_read_as_noise(tmp_path: Path) -> None:
+    """Of a successor model it is a `NoisePrediction`: a plain network diverges under bootstrapping."""
     network = saved(tmp_path / "m.safetensors", small("mlp"), prediction="noise", path={"name": "vp", "beta_max": 9.0})
+    assert isinstance(network, NoisePrediction)
     model = models.load_successor(tmp_path / "m.safetensors", CPU, "euler", 2)
     truth = VelocityOf(network, VP(beta_max=9.0), "noise")
     t, x, cond = torch.rand(5), torch.randn(5, 2), torch.randn(5, 3)

@@ -204,7 +204,11 @@ def test_the_paper_profile_has_the_papers_settings(tmp_path: Path) -> None:
     fit = loaded.successor.fit
     assert (fit.steps, fit.batch // 2, fit.lr, fit.ema_step) == (3_000_000, 1024, 1e-4, 1e-3)
     assert (fit.weight_decay, fit.adam_eps, fit.ode_solver, fit.ode_steps) == (1e-3, 1e-4, "midpoint", 10)
-    assert {loaded.successor.fit_for(e).network.name for e in loaded.environments.values()} == {"unet_mlp"}
+    assert {
+        loaded.successor.fit_for(e, m).network.name
+        for e in loaded.environments.values()
+        for m in loaded.successor.methods.values()
+    } == {"unet_mlp"}
     mazes = [entry for entry in loaded.environments.values() if entry.kind == "maze"]
     assert {entry.member["task"] for entry in mazes} == {
         "loop",

@@ -161,7 +161,8 @@ def test_a_killed_training_on_a_stream_resumes_to_the_same_weights(
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
     fit = Fit(
-        network="mlp", steps=40, batch=BATCH, lr=1e-2, warmup=5, weight_decay=0.0, adam_eps=1e-8, ema_step=0.1,
+        network="mlp", steps=40, batch=BATCH, lr=1e-2, warmup=5, weight_decay=0.0,
+        adam_betas=(0.9, 0.999), adam_eps=1e-8, ema_step=0.1,
         log_every=7,
     )  # fmt: skip
 
@@ -202,7 +203,8 @@ torch.set_num_threads(1)
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 fit = SuccessorFit(
     network={"name": "mlp", "hidden": [64, 64]}, steps=int(sys.argv[3]), batch=256, lr=1e-3, warmup=5,
-    weight_decay=0.0, adam_eps=1e-8, ema_step=0.1, log_every=100, ode_solver="midpoint", ode_steps=2,
+    weight_decay=0.0, adam_betas=(0.9, 0.999), adam_eps=1e-8, ema_step=0.1, log_every=100,
+    ode_solver="midpoint", ode_steps=2, time="uniform", returns=1, particles=False,
     rows_in_memory=limit,
 )
 choice = SuccessorMethod(loss="td2_cfm", path="cond_ot")

@@ -20,7 +20,8 @@ from pipelines.training import Progress
 ROWS = 600
 FIT = {
     "network": {"name": "mlp", "hidden": [8]}, "steps": 40, "batch": 64, "lr": 1e-3, "warmup": 0, "weight_decay": 0.0,
-    "adam_eps": 1e-8, "ema_step": 0.1, "log_every": 5, "ode_solver": "euler", "ode_steps": 1,
+    "adam_betas": (0.9, 0.999), "adam_eps": 1e-8, "ema_step": 0.1, "log_every": 5, "ode_solver": "euler",
+    "ode_steps": 1, "time": "uniform", "returns": 1, "particles": False,
 }  # fmt: skip
 
 
@@ -45,8 +46,10 @@ def test_a_batch_holds_what_the_table_holds(
 ) -> None:
     seen: list[Transitions] = []
 
-    def loss(field: object, target: object, batch: Transitions, **options: object) -> Loss:
-        assert set(options) == {"gamma", "path", "steps", "solver", "generator"}
+    def loss(
+        field: object, target: object, batch: Transitions, *, path: object, time: object, **options: object
+    ) -> Loss:
+        assert set(options) == {"gamma", "steps", "solver", "generator"}
         seen.append(batch)
         return Loss(*torch.zeros(3))
 

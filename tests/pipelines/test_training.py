@@ -16,7 +16,7 @@ from pipelines.training import Progress, Trained
 
 FIT = Fit(
     network="mlp", steps=40, batch=16, lr=1e-2, warmup=5, weight_decay=0.01,
-    adam_eps=1e-8, ema_step=0.1, log_every=7,
+    adam_betas=(0.9, 0.999), adam_eps=1e-8, ema_step=0.1, log_every=7,
 )  # fmt: skip
 
 
