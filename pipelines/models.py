@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,7 @@ def successor_loss(choice: SuccessorLossChoice) -> Callable[..., Loss]:
             f"params.yaml: the loss {choice.name!r} was given {', '.join(sorted(unknown))}; expected arguments of "
             f"{choice.name}_loss in flowmatch_core/successor/{choice.name}.py."
         )
-    return partial(loss, **arguments)
+    return update_wrapper(partial(loss, **arguments), loss)  # with its `prediction`
 
 
 def successor_network_config(choice: SuccessorLossChoice, fit: Fit, event_dim: int, cond_dim: int) -> dict[str, Any]:
