@@ -324,9 +324,9 @@ class Params(Settings):
     device: Device
     threads: int = Field(ge=1, description="CPU threads of a process that computes")
     mirror: Path | None = Field(description="folder with local copies of real data sets")
-    datasets: dict[Name, Dataset] = Field(min_length=1)
+    datasets: dict[Name, Dataset]
     density: Density
-    environments: dict[Name, Environment] = Field(min_length=1)
+    environments: dict[Name, Environment]
     successor: Successor
     experiments: dict[Name, Experiment]
 
