@@ -22,6 +22,7 @@ from flowmatch_core.successor import (
     Loss,
     NoisePrediction,
 )
+from flowmatch_core.successor.bootstrap import check_path
 from pipelines import members, store
 from pipelines.errors import UserError
 from pipelines.params import NETWORKS, SUCCESSOR, PathChoice
@@ -50,6 +51,20 @@ def path(choice: PathChoice) -> AffinePath:
         UserError: its class does not take the given arguments.
     """
     built: AffinePath = _build("flowmatch_core.paths", choice)
+    return built
+
+
+def successor_path(choice: PathChoice) -> AffinePath:
+    """The same for a successor model, whose path starts in pure noise.
+
+    Raises:
+        UserError: it starts elsewhere.
+    """
+    built = path(choice)
+    try:
+        check_path(built)
+    except ValueError as error:
+        raise UserError(f"params.yaml: successor.methods.<name>.{error}") from None
     return built
 
 

@@ -22,7 +22,7 @@ def check(params: Params) -> None:
         models.path(density.path)
         models.density_loss(density)
     for successor in params.successor.methods.values():
-        models.path(successor.path)
+        models.successor_path(successor.path)
     for name, entry in params.environments.items():
         for method, successor in params.successor.methods.items():
             if entry.runs(method) and successor.loss.name != ORACLE:

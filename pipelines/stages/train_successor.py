@@ -71,7 +71,7 @@ def job(device: torch.device, *, folder: Path, choice: SuccessorMethod, fit: Suc
     from pipelines.fitting import Task
 
     batches = Batches(folder, device)
-    loss, path = models.successor_loss(choice.loss, fit), models.path(choice.path)
+    loss, path = models.successor_loss(choice.loss, fit), models.successor_path(choice.path)
     takes = inspect.signature(loss).parameters
     flow = {"path": path, "time": logit_normal if fit.time == "logit_normal" else torch.rand} if "path" in takes else {}
     memory: Particles | None = None
