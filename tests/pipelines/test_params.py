@@ -90,7 +90,7 @@ def sentence(path: Path) -> str:
         ("environments.spiral.fit", {"lrr": 1.0}, ["environments.spiral.fit.lrr", "'lr'"]),
         ("environments.spiral.methods", ["td_cmf"], ["environments.spiral.methods has 'td_cmf'", "td2_cfm, td_cfm,"]),
         ("environments.spiral.methods", [], ["environments.spiral.methods", "at least 1 item"]),
-        ("successor.methods.td_cfm.fit", {"lrr": 1.0}, ["successor.methods.td_cfm.fit.lrr", "'lr'"]),
+        ("successor.methods.td_cfm.fit", {"lrr": 1.0}, ["params.yaml: successor.methods.td_cfm.fit.lrr", "'lr'"]),
         ("successor.methods.td_cfm.fit", {"steps": "x"}, ["successor.methods.td_cfm.fit.steps", "'x'"]),
         (
             "successor.methods.td_cfm.fit",

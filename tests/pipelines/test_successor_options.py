@@ -36,7 +36,7 @@ from pipelines.training import Progress
 
 CPU = torch.device("cpu")
 VP = {"name": "vp", "beta_max": 19.0}
-DDIM = {"ode_solver": "ddim", "ode_steps": 20}
+DDIM = {"ode_solver": "ddim", "ode_steps": 20, "network": {"hidden": [12]}}
 METHODS: dict[str, dict[str, Any]] = {
     "td_dd": {"loss": "td_dd", "path": VP, "fit": DDIM},
     "td2_dd": {"loss": "td2_dd", "path": VP, "fit": DDIM},
@@ -145,6 +145,7 @@ def test_a_diffusion_model_is_the_flow_of_its_noise(root: Path, method: str) -> 
     assert isinstance(field.network, NoisePrediction)
     tensors, meta = store.read_tensors(root / DATA / "models" / "spiral" / method / "seed0.safetensors")
     assert meta["prediction"] == "noise"
+    assert meta["network"]["hidden"] == [12]  # from the fit of the method
     plain = models.network(meta["network"])
     plain.load_state_dict({k.removeprefix("network.network."): v for k, v in tensors.items() if k.startswith("n")})
     way = models.path(params.PathChoice.model_validate(VP))
