@@ -8,7 +8,6 @@ hear the Ctrl-C that the flow has to report to it.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
 import os
@@ -58,11 +57,15 @@ class Tally:
     """How many of the stages are up to date."""
 
     def __init__(self, total: int) -> None:
-        self._total, self._next = total, itertools.count(1)
+        self._total, self._done, self._lock = total, 0, threading.Lock()
 
-    def add(self) -> str:
-        """Count one more; the count as words."""
-        return f"{next(self._next)} of {self._total} stages are up to date"
+    def add(self) -> None:
+        """Count one more."""
+        with self._lock:
+            self._done += 1
+
+    def __str__(self) -> str:
+        return f"{self._done} of {self._total} stages are up to date"
 
 
 def should_retry(task: object, run: object, state: object) -> bool:
@@ -82,14 +85,15 @@ async def dvc_stage(
     env: dict[str, str],
 ) -> State[StageResult]:
     """Bring one stage up to date, without a process where neither it nor anything before it has changed."""
-    result, log = StageResult(node.name, "unchanged", 0.0), get_run_logger().info
+    result = StageResult(node.name, "unchanged", 0.0)
     if changed or force or any(before.how != "unchanged" for before in upstream):
         timeout = node.hints.get("timeout_seconds")
+        log = get_run_logger().info
         async with slots.taken(node.hints.get("tags", [])):
             result = await runner.run_stage(node.name, root, force=force, timeout=timeout, env=env, log=log)
-    count = tally.add()
+    tally.add()
     if result.how != "unchanged":
-        log(f"{node.name} {result.how}; {count}")
+        get_run_logger().info(f"{node.name} {result.how}; {tally}")
     return Completed(name=_STATES[result.how], data=result)
 
 
