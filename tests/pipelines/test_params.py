@@ -96,6 +96,7 @@ def sentence(path: Path) -> str:
             "successor.methods.td_cfm.fit",
             {"network": {"hiden": [8]}},
             ["successor.methods.td_cfm.fit.network.hiden", "'hidden'"],
+        ),
         (
             "successor.methods.td_cfm.fit",
             {"network": {"name": "unet_mlp", "hidden": [8]}},
@@ -115,7 +116,6 @@ def sentence(path: Path) -> str:
         ("experiments.sde_vs_ode.kind", "sde_vs_od", ["experiments.sde_vs_ode.kind", "'sde_vs_od'", "'sde_vs_ode'"]),
         ("experiments.sde_vs_ode.sample", 5, ["experiments.sde_vs_ode.sample", "'samples'"]),
         ("experiments.sde_vs_ode.repeats", 1, ["experiments.sde_vs_ode.repeats", "greater than or equal to 2"]),
-        ("datasets", {}, ["datasets", "at least 1 item"]),
         ("datasets", {"Bad Name": {"kind": "moons"}}, ["Bad Name", "pattern"]),
         ("device", "gpu", ["device", "'gpu'", "cuda:N"]),
         ("device", 0, ["device", "0", "string"]),
