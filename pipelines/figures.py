@@ -335,7 +335,7 @@ def against_floor(metrics: Mapping[str, Cells]) -> Figure:
     methods = list(dict.fromkeys(method for rows in found.values() for method in rows))
     kept = [s for rows in found.values() for s in rows.values() if not s.diverged]
     edge = 1.6 * max([s.mean for s in kept] + [s.high for s in kept if s.high is not None], default=10.0)
-    heights = {place: 0.14 + 0.075 * max(2, len(rows)) for place, rows in found.items()}
+    heights = {place: 0.14 + 0.055 * max(2, len(rows)) for place, rows in found.items()}
     figure, axis = plt.subplots(figsize=(8.5, sum(heights.values()) + 0.75), layout="constrained")
     handles, middles, y = {}, [], 0.0
     for place, rows in found.items():
@@ -360,8 +360,8 @@ def against_floor(metrics: Mapping[str, Cells]) -> Figure:
         [label(m) for m in methods],
         frameon=False,
         fontsize=8,
-        loc="center left",
-        bbox_to_anchor=(1, 0.5),
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
     )
     return figure
 
@@ -380,11 +380,11 @@ def _whisker(axis: Axes, y: float, method: str, score: Score, edge: float) -> Ar
     if score.low is not None and score.high is not None and not score.diverged:
         axis.plot([max(score.low, 1e-3), score.high], [y, y], color=look["color"], linewidth=1.3)
     drawn = math.nan if score.diverged else score.mean  # for the legend
-    return axis.plot(drawn, y, marker=look["marker"], color=look["color"], markersize=5, linestyle="none")[0]
+    return axis.plot(drawn, y, marker=look["marker"], color=look["color"], markersize=4, linestyle="none")[0]
 
 
 def horizons(cells: Mapping[float, Cells]) -> Figure:
-    """MSE(V) and EMD over its floor against the effective horizon 1 / (1 - gamma), one line a method.
+    """MSE(V) and EMD over its floor against the effective horizon 1 / (1 - gamma), one line a method with two points.
 
     Arguments:
         cells: the metrics at each gamma.
@@ -399,7 +399,8 @@ def horizons(cells: Mapping[float, Cells]) -> Figure:
         top = 2 * max((s.high or s.mean for f in found.values() for s in f.values() if not s.diverged), default=1.0)
         for method in dict.fromkeys(method for f in found.values() for method in f):
             points = {1 / (1 - gamma): f[method] for gamma, f in found.items() if method in f}
-            handles[method] = _line(axis, points, method, top)
+            if len(points) > 1:
+                handles[method] = _line(axis, points, method, top)
         if name == "MSE(V)":
             floor = [cells[gamma].get("floor", {}).get("mse_v", math.nan) for gamma in cells]
             axis.plot([1 / (1 - gamma) for gamma in cells], floor, color=TRUTH, linewidth=1, linestyle="--")

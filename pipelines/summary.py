@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from pipelines.names import label
+from pipelines.names import label, split
 from pipelines.params import ORACLE, Environment, Params
 
 Cells = Mapping[str, Mapping[str, Any]]
@@ -67,28 +67,29 @@ def best(found: Mapping[str, Score]) -> list[str]:
     return ranked[:1] + [m for m in ranked[1:] if found[m].overlaps(found[ranked[0]])]
 
 
-def sentence(params: Params, environment: str, cells: Cells) -> str:
-    """Which off-policy method is best in an environment, by how much against the floor, and what diverged."""
-    entry, found = params.environments[environment], over_floor(cells)
-    rivals = {method: found[method] for method in off_policy(params, entry, found)}
-    parts = [_ranking(rivals), _values(cells, rivals), _references(params, found, rivals)]
-    return " ".join(part for part in parts if part)
+def rivals(params: Params, environment: str, cells: Cells) -> dict[str, Score]:
+    """The EMD over the floor of the off-policy methods, without variants of those that are there themselves."""
+    found = over_floor(cells)
+    chosen = off_policy(params, params.environments[environment], found)
+    return {method: found[method] for method in chosen if split(method)[0] not in set(chosen) - {method}}
 
 
-def _ranking(rivals: Mapping[str, Score]) -> str:
+def ranking(found: Mapping[str, Score]) -> str:
+    """Which of some off-policy methods is best, by how much against the floor, and which diverged."""
+
     def times(methods: Iterable[str]) -> str:
-        return ", ".join(f"{label(m)} {rivals[m].mean:.3g} ×" for m in methods)
+        return ", ".join(f"{label(m)} {found[m].mean:.3g} ×" for m in methods)
 
-    top = best(rivals)
-    lost = [label(m) for m in rivals if rivals[m].diverged]
+    top = best(found)
+    lost = [label(m) for m in found if found[m].diverged]
     diverged = f"{_all(lost)} diverged" if lost else ""
     if not top:
         return f"No off-policy method has an EMD{f': {diverged}' if diverged else ''}."
     first, ties = top[0], top[1:]
-    rest = sorted((m for m in rivals if m not in top and not rivals[m].diverged), key=lambda m: rivals[m].mean)
-    single = " (one seed, so no interval)" if rivals[first].low is None else ""
+    rest = sorted((m for m in found if m not in top and not found[m].diverged), key=lambda m: found[m].mean)
+    single = " (one seed, so no interval)" if found[first].low is None else ""
     parts = [
-        f"{label(first)} has the smallest EMD of the off-policy methods, {rivals[first].mean:.3g} × the floor{single}",
+        f"{label(first)} has the smallest EMD of the off-policy methods, {found[first].mean:.3g} × the floor{single}",
         f"not told apart, as intervals overlap: {times(ties)}" if ties else "",
         f"then {times(rest)}" if rest else "",
         diverged,
@@ -96,9 +97,14 @@ def _ranking(rivals: Mapping[str, Score]) -> str:
     return "; ".join(part for part in parts if part) + "."
 
 
-def _values(cells: Cells, rivals: Mapping[str, Score]) -> str:
+def details(params: Params, environment: str, cells: Cells, among: Mapping[str, Score]) -> str:
+    """Which of these methods is best in value, and the numbers of those that have seen more than transitions."""
+    return " ".join(filter(None, [_values(cells, among), _references(params, params.environments[environment], cells)]))
+
+
+def _values(cells: Cells, among: Mapping[str, Score]) -> str:
     floor = cells.get("floor", {}).get("mse_v")
-    found = {method: score for method, score in scores(cells, "mse_v").items() if method in rivals}
+    found = {method: score for method, score in scores(cells, "mse_v").items() if method in among}
     top = best(found)
     if floor is None or not top:
         return ""
@@ -106,10 +112,10 @@ def _values(cells: Cells, rivals: Mapping[str, Score]) -> str:
     return f"MSE(V): {label(top[0])} {found[top[0]].mean:.3g}{ties}, at a floor of {floor:.3g}."
 
 
-def _references(params: Params, found: Mapping[str, Score], rivals: Mapping[str, Score]) -> str:
+def _references(params: Params, entry: Environment, cells: Cells) -> str:
     """The numbers that are no off-policy method's."""
-    parts = []
-    for method in (m for m in found if m not in rivals and m in params.successor.methods):
+    found, parts = over_floor(cells), []
+    for method in (m for m in found if m in params.successor.methods and not off_policy(params, entry, [m])):
         closed = params.successor.methods[method].loss.name == ORACLE
         what = "the closed form" if closed else f"{label(method)}, trained on the policy's own rollouts,"
         parts.append(f"{what} {'diverged' if found[method].diverged else f'{found[method].mean:.3g} ×'}")
@@ -120,12 +126,11 @@ def overall(params: Params, metrics: Mapping[str, Cells]) -> str:
     """In how many environments each off-policy method is best or not told apart from the best."""
     ran: dict[str, list[Score]] = {}
     wins: dict[str, int] = {}
-    for environment, entry in params.environments.items():
-        found = over_floor(metrics[environment])
-        rivals = {method: found[method] for method in off_policy(params, entry, found)}
-        for method, score in rivals.items():
+    for environment in params.environments:
+        found = rivals(params, environment, metrics[environment])
+        for method, score in found.items():
             ran.setdefault(method, []).append(score)
-            wins[method] = wins.get(method, 0) + (method in best(rivals))
+            wins[method] = wins.get(method, 0) + (method in best(found))
     parts = []
     for method in sorted(ran, key=lambda m: (-wins[m] / len(ran[m]), median(s.mean for s in ran[m]))):
         kept = [score.mean for score in ran[method] if not score.diverged]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 TERMS = {"direct": "direct term", "bootstrap": "bootstrap term"}
-COLOURS = 160  # of a picture, which makes its file a third as large
+SCATTERED = 160  # colours of a picture of points, which are shades of a few
 OPEN = 3  # so many environments stand open on the page
 SHORT = 300  # letters of notes that are not folded
 VERDICTS = {word: word.lower() for word in ("holds", "FAILS", "open", "diverged", "measured")}
@@ -49,8 +49,8 @@ class Page:
         self.others: list[Section] = []
         self.folder = figures
 
-    def picture(self, section: Section, name: str, figure: Figure, caption: str) -> None:
-        """Save a figure as a file and put it on the page."""
+    def picture(self, section: Section, name: str, figure: Figure, caption: str, colours: int = SCATTERED) -> None:
+        """Save a figure as a file and put it on the page; few colours make a small file."""
         from matplotlib import pyplot as plt
         from PIL import Image
 
@@ -58,8 +58,10 @@ class Page:
         figure.savefig(drawn, format="png")
         plt.close(figure)
         file = self.folder / f"{name}.png"
-        # All colours of scattered points are shades of a few.
-        Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+        picture = Image.open(drawn).convert("RGB")
+        if colours:
+            picture = picture.quantize(colours, dither=Image.Dither.NONE)
+        picture.save(file, optimize=True)
         self.image(section, file, caption)
 
     def image(self, section: Section, file: Path, caption: str) -> None:
@@ -148,8 +150,9 @@ def _environment(page: Page, params: Params, name: str, metrics: summary.Cells) 
             samples[method] = table[table["seed"] == params.successor.seeds[0]]
         if (file := folder / f"{method}.path.parquet").exists():
             ways[method] = store.read_table(file)
-    text = f"{provenance['source']} ({provenance['fidelity']})."
-    section = Section(name, name, text, summary.sentence(params, name, metrics))
+    rivals = summary.rivals(params, name, metrics)
+    text = f"{summary.details(params, name, metrics, rivals)} {provenance['source']} ({provenance['fidelity']})."
+    section = Section(name, name, text, summary.ranking(rivals))
     page.environments.append(section)
     if samples:
         caption = (
@@ -164,7 +167,7 @@ def _environment(page: Page, params: Params, name: str, metrics: summary.Cells) 
             f"The value of {entry.reward} under the policy, V(s, π(s)), from each position at rest: truth, methods "
             f"(seed {params.successor.seeds[0]}) and, below each, its error. The samples of a position are few."
         )
-        page.picture(section, f"{name}-values", figures.value_maps(values, bounds, walls, diverged), caption)
+        page.picture(section, f"{name}-values", figures.value_maps(values, bounds, walls, diverged), caption, 0)
     if ways:
         caption = "Samples of the first start state (red) on their way from noise (t = 0) to where the policy will be."
         shown = bounds if walls else figures.around(truth[truth["start"] == 0])
