@@ -106,13 +106,13 @@ def _blocks(methods: Sequence[str]) -> list[list[str]]:
 
 
 def outside(table: pd.DataFrame, limits: Sequence[float]) -> float:
-    """The share of rows whose first two columns are outside of x0, y0, x1, y1.
+    """The share of rows whose first two columns are outside of x0, y0, x1, y1, or are not finite.
 
     >>> outside(pd.DataFrame({"x": [0.0, 0.5, 2.0, 0.0], "y": [0.0, 1.0, 0.0, -3.0]}), [-1, -1, 1, 1])
     0.5
     """
     points = table.iloc[:, :2].to_numpy()
-    return float(((points < limits[:2]) | (points > limits[2:])).any(1).mean()) if len(points) else 0.0
+    return 1 - float(((points >= limits[:2]) & (points <= limits[2:])).all(1).mean()) if len(points) else 0.0
 
 
 def _count_outside(axis: Axes, table: pd.DataFrame, limits: Sequence[float]) -> None:
@@ -334,7 +334,7 @@ def against_floor(metrics: Mapping[str, Cells]) -> Figure:
     found = {place: over_floor(cells) for place, cells in metrics.items()}
     methods = list(dict.fromkeys(method for rows in found.values() for method in rows))
     kept = [s for rows in found.values() for s in rows.values() if not s.diverged]
-    edge = 1.6 * max([s.mean for s in kept] + [s.high for s in kept if s.high is not None], default=10.0)
+    edge = 2 * max((s.mean for s in kept), default=5.0)  # an interval of two seeds may be much longer
     heights = {place: 0.14 + 0.055 * max(2, len(rows)) for place, rows in found.items()}
     figure, axis = plt.subplots(figsize=(8.5, sum(heights.values()) + 0.75), layout="constrained")
     handles, middles, y = {}, [], 0.0
@@ -350,7 +350,7 @@ def against_floor(metrics: Mapping[str, Cells]) -> Figure:
         yticklabels=list(found),
         ylim=(y, 0),
         xscale="log",
-        xlim=(0.7, 1.15 * edge),
+        xlim=(min([0.7, *(0.8 * s.mean for s in kept)]), 1.15 * edge),
         xlabel="EMD / floor (1 = as good as true samples)",
     )
     _plain_ticks(axis.xaxis)
@@ -396,7 +396,8 @@ def horizons(cells: Mapping[float, Cells]) -> Figure:
         ("EMD / floor", {gamma: over_floor(c) for gamma, c in cells.items()}),
     )
     for axis, (name, found) in zip(axes, panels, strict=True):
-        top = 2 * max((s.high or s.mean for f in found.values() for s in f.values() if not s.diverged), default=1.0)
+        means = [s.mean for f in found.values() for s in f.values() if not s.diverged]
+        top = 3 * max(means, default=1.0)
         for method in dict.fromkeys(method for f in found.values() for method in f):
             points = {1 / (1 - gamma): f[method] for gamma, f in found.items() if method in f}
             if len(points) > 1:
@@ -423,8 +424,8 @@ def _line(axis: Axes, points: Mapping[float, Score], method: str, top: float) ->
     drawn = axis.plot(list(kept), [s.mean for s in kept.values()], markersize=4, linewidth=1.3, **look)[0]
     for x, s in kept.items():
         if s.low is not None and s.high is not None:
-            low = s.low if s.low > 0 else s.mean / 10  # a t interval of two seeds may reach below zero
-            axis.plot([x, x], [low, s.high], color=look["color"], linewidth=1, alpha=0.6)
+            low = s.low if s.low > 0 else s.mean / 10  # that of two seeds may reach below zero
+            axis.plot([x, x], [low, min(s.high, top)], color=look["color"], linewidth=1, alpha=0.6)
     lost = [x for x, score in points.items() if score.diverged]
     axis.plot(lost, [top] * len(lost), marker="x", color=look["color"], markeredgewidth=2, linestyle="none")
     return drawn

@@ -36,7 +36,7 @@ def scores(cells: Cells, metric: str = "emd", unit: float = 1.0) -> dict[str, Sc
     found = {}
     for method, cell in cells.items():
         mean, diverged = cell.get(metric), bool(cell.get("diverged"))
-        if method == "floor" or "skipped" in cell or (mean is None and not diverged):
+        if method == "floor" or (mean is None and not diverged):
             continue
         low, high = (None if (end := cell.get(f"{metric}_{name}")) is None else end / unit for name in ("low", "high"))
         found[method] = Score(math.inf if mean is None else mean / unit, low, high, diverged)
@@ -74,7 +74,7 @@ def rivals(params: Params, environment: str, cells: Cells) -> dict[str, Score]:
     return {method: found[method] for method in chosen if split(method)[0] not in set(chosen) - {method}}
 
 
-def ranking(found: Mapping[str, Score]) -> str:
+def ranking(found: Mapping[str, Score], seeds: int) -> str:
     """Which of some off-policy methods is best, by how much against the floor, and which diverged."""
 
     def times(methods: Iterable[str]) -> str:
@@ -90,7 +90,7 @@ def ranking(found: Mapping[str, Score]) -> str:
     single = " (one seed, so no interval)" if found[first].low is None else ""
     parts = [
         f"{label(first)} has the smallest EMD of the off-policy methods, {found[first].mean:.3g} × the floor{single}",
-        f"not told apart, as intervals overlap: {times(ties)}" if ties else "",
+        f"not told apart by {seeds} seeds, as intervals overlap: {times(ties)}" if ties else "",
         f"then {times(rest)}" if rest else "",
         diverged,
     ]

@@ -120,8 +120,8 @@ def _short(page: Page, params: Params, metrics: Mapping[str, summary.Cells]) -> 
 
     page.overall = summary.overall(params, metrics) if len(metrics) > 1 else ""
     caption = (
-        "EMD over the floor of each environment, with 95 % intervals; a cross is a method that diverged. MC-CFM sees "
-        "the policy's own rollouts and the oracle is the closed form: what the others are measured by."
+        "EMD over the floor of each environment, with 95 % intervals; a cross is a method that diverged. MC-CFM, "
+        "which sees the policy's own rollouts, and the oracle, the closed form, do not compete."
     )
     page.picture(page.short, "emd", figures.against_floor(metrics), caption)
     for name, group in summary.horizon_groups(params).items():
@@ -146,13 +146,13 @@ def _environment(page: Page, params: Params, name: str, metrics: summary.Cells) 
     samples, ways = {}, {}
     for method in params.successor.methods:
         if (file := folder / f"{method}.parquet").exists():
-            table = store.read_table(file)
+            table = store.read_table(file, finite=False)  # a panel counts what is not
             samples[method] = table[table["seed"] == params.successor.seeds[0]]
         if (file := folder / f"{method}.path.parquet").exists():
             ways[method] = store.read_table(file)
     rivals = summary.rivals(params, name, metrics)
     text = f"{summary.details(params, name, metrics, rivals)} {provenance['source']} ({provenance['fidelity']})."
-    section = Section(name, name, text, summary.ranking(rivals))
+    section = Section(name, name, text, summary.ranking(rivals, len(params.successor.seeds)))
     page.environments.append(section)
     if samples:
         caption = (

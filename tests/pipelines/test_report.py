@@ -30,7 +30,7 @@ def metrics(**methods: dict[str, Any]) -> dict[str, Any]:
 
 
 def ranking(environment: str = "spiral", **methods: dict[str, Any]) -> str:
-    return summary.ranking(summary.rivals(PARAMS, environment, metrics(**methods)))
+    return summary.ranking(summary.rivals(PARAMS, environment, metrics(**methods)), 3)
 
 
 def changed(**changes: Any) -> Params:
@@ -64,7 +64,7 @@ def test_n_step_returns_are_taken_on_the_policy_and_do_not_compete() -> None:
 
 def test_overlapping_intervals_are_no_win() -> None:
     close = ranking(td_cfm=cell(1.16), td_cfm_coupled=cell(0.43), td2_cfm=cell(0.41))
-    assert "not told apart, as intervals overlap: TD-CFM(C) 4.3 ×; then TD-CFM 11.6 ×." in close
+    assert "not told apart by 3 seeds, as intervals overlap: TD-CFM(C) 4.3 ×; then TD-CFM 11.6 ×." in close
     apart = ranking(td_cfm_coupled=cell(0.43, 0.01), td2_cfm=cell(0.41, 0.01))
     assert "told apart" not in apart
 
@@ -155,6 +155,7 @@ INSIDE = [(0.5, 0.5)] * 97
         ([(2.0, 0.0), (0.0, 2.0), (-2.0, 0.0)], "3 % outside"),
         ([(0.0, -2.0)] + [(0.0, 0.0)] * 200, "<1 % outside"),
         ([(9.0, 9.0)] * 97, "50 % outside"),
+        ([(np.nan, 0.0), (0.0, np.inf), (0.0, 2.0)], "3 % outside"),
     ],
 )
 def test_samples_outside_of_a_panel_are_counted_in_it(lost: list[tuple[float, float]], text: str | None) -> None:
@@ -180,7 +181,19 @@ def test_a_value_map_shows_the_error_of_every_method_and_a_hole_where_there_is_n
     meshes = [axis.collections[0] for axis in figure.axes if axis.collections]
     assert [int(np.ma.getmaskarray(mesh.get_array()).sum()) for mesh in meshes[:3]] == [1, 1, 1]
     assert meshes[0].get_clim() == meshes[1].get_clim() == (0.0, 2.0)
+    assert meshes[2].get_array().compressed().tolist() == [3.0] * 3  # too large is positive
     assert words(figure) == ["truth", "GAN", "error, rms 3"]
+
+
+def test_a_method_that_diverged_leaves_the_colours_of_errors_to_the_others() -> None:
+    place = pd.DataFrame({"x": [-0.5, 0.5, -0.5], "y": [-0.5, -0.5, 0.5]})
+    values = {"truth": [0.0, 1.0, 2.0], "td2_cfm": [0.5, 1.5, 2.5], "td_cfm": [1e6, 1e6, 1e6]}
+    table = pd.concat(place.assign(method=method, value=value) for method, value in values.items())
+    for diverged, largest in ((["td_cfm"], 0.5), ([], 2.0)):
+        figure = figures.value_maps(table, BOX, WALLS, diverged)
+        meshes = [axis.collections[0] for axis in figure.axes if axis.collections]
+        assert [mesh.get_clim() for mesh in meshes[3:5]] == [(-largest, largest)] * 2
+        plt.close(figure)
 
 
 def test_a_method_that_diverged_is_a_cross_and_does_not_stretch_the_axis() -> None:

@@ -94,6 +94,18 @@ def test_a_model_that_diverges_on_the_grid_is_left_out_of_it() -> None:
     assert set(made.table()["method"]) == {"truth"}
 
 
+@pytest.mark.parametrize(("solver", "finite"), [("midpoint", 0.5), ("dopri5", 0.0)])
+def test_samples_of_a_model_that_diverged_are_kept_as_they_are(solver: str, finite: float) -> None:
+    def field(t: object, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        return torch.where(x <= 0, 0.0, torch.nan)
+
+    start = Starts(["x"], torch.zeros(4, 3, 1), torch.zeros(4, 1))
+    model = GeometricHorizonModel(field, (1,), 0.9, solver, 4)
+    x = sample_successor._samples(model, start, 1000, torch.Generator().manual_seed(0))
+    assert x.shape == (1000, 4, 1)
+    assert float(x.isfinite().float().mean()) == pytest.approx(finite, abs=0.05)
+
+
 @pytest.mark.parametrize("explodes", [False, True])
 def test_particles_stand_at_every_time_and_are_finite(explodes: bool) -> None:
     def field(t: object, x: Tensor, cond: Tensor | None = None) -> Tensor:
