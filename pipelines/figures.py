@@ -211,7 +211,7 @@ def _with_noise(noise: pd.DataFrame, bounds: Sequence[float]) -> list[float]:
 def fields(velocities: Mapping[str, pd.DataFrame]) -> Figure:
     """The velocity field at some times, coloured by speed, one row a method."""
     times = sorted(next(iter(velocities.values()))["time"].unique())
-    figure, axes = _panels(len(velocities), len(times), 1.9)
+    figure, axes = _panels(len(velocities), len(times), 1.9, left=0.3, titles=False)
     for row, (method, table) in zip(axes, velocities.items(), strict=True):
         speed = float(np.quantile(np.hypot(table["velocity_x"], table["velocity_y"]), 0.95))
         for axis, time in zip(row, times, strict=True):
@@ -321,6 +321,8 @@ def curves(logs: Mapping[str, pd.DataFrame], terms: Mapping[str, str]) -> Figure
                 lines[label(method)] = axis.plot(table["step"], smooth, linewidth=1.2, **look)[0]
                 positive |= bool((smooth > 0).all())
         axis.set(xlabel="step", title=name, yscale="log" if positive else "linear")
+        if positive:
+            _plain_ticks(axis.yaxis)
     if lines:
         figure.legend(lines.values(), lines.keys(), frameon=False, fontsize=8, loc="center right")
     return figure
@@ -367,8 +369,8 @@ def against_floor(metrics: Mapping[str, Cells]) -> Figure:
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """Powers of ten and their double and five-fold, as plain numbers, for a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Powers of ten and their double, triple and five-fold, as plain numbers, for a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.set_minor_locator(NullLocator())
 
