@@ -105,13 +105,12 @@ def render(page: Page, params: Params) -> str:
 
 
 def verdict(column: str, cell: str) -> str:
-    """The style of a table's cell: that of its first word if it is a verdict, none for others.
+    """The style of a table's cell: that of the verdict which it is, or begins with in the column of verdicts.
 
-    >>> verdict("verdict", "FAILS"), verdict("EMD", "diverged"), verdict("verdict", "not run"), verdict("claim", "open")
-    ('fails', 'diverged', '', '')
+    >>> verdict("verdict", "FAILS by far"), verdict("smaller EMD", "diverged"), verdict("claim", "open water")
+    ('fails', 'diverged', '')
     """
-    word = cell.split(" ")[0].rstrip(",;:") if cell else ""
-    return VERDICTS.get(word, "") if column == "verdict" or word == "diverged" else ""
+    return VERDICTS.get(cell.split(" ")[0] if column == "verdict" else cell, "")
 
 
 def _short(page: Page, params: Params, metrics: Mapping[str, summary.Cells]) -> None:
@@ -239,10 +238,10 @@ def _curve(name: str, method: str) -> pd.DataFrame:
 def _table(name: str) -> dict[str, Any]:
     """A table that the tables stage wrote, for the template: with the names of methods."""
     table: dict[str, Any] = store.read_json(DATA / "tables" / f"{name}.json")
-    if "method" in table["columns"]:
-        place = table["columns"].index("method")
-        for row in table["rows"]:
-            row[place] = label(row[place])
+    for place, column in enumerate(table["columns"]):
+        if column in ("method", "against") or column.startswith("smaller"):
+            for row in table["rows"]:
+                row[place] = label(row[place])
     return {**table, "id": f"table-{name}"}
 
 

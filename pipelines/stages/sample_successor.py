@@ -43,7 +43,7 @@ def main(stage: Stage, environment: str) -> None:
     with stage.output(DATA / "samples" / environment) as folder:
         folder.mkdir()
         value_map = None
-        if isinstance(built, Simulator):
+        if isinstance(built, Simulator) and len(built.state_names) > 1:
             value_map = ValueMap(built, entry, stage.rng("value_map", environment))
         for method, choice in successor.methods.items():
             tables = []
