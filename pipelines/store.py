@@ -100,8 +100,11 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         table.to_parquet(temporary, index=False)
 
 
-def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str] = (), *, finite: bool = True) -> pd.DataFrame:
     """Read a parquet table that has at least the given columns and no missing or infinite number.
+
+    Arguments:
+        finite: false lets such numbers pass, as samples of a diverged model may hold some.
 
     Raises:
         UserError: the file is missing or corrupt, lacks a column, or holds a NaN.
@@ -115,8 +118,9 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     except Exception as error:  # pyarrow raises ArrowInvalid, OSError, ... for a damaged file
         raise _corrupt(path, "parquet", error) from None
     _check_columns(path, list(map(str, table)), columns)
-    numbers = table.select_dtypes("number")
-    check_finite(path, list(map(str, numbers)), numbers.to_numpy())
+    if finite:
+        numbers = table.select_dtypes("number")
+        check_finite(path, list(map(str, numbers)), numbers.to_numpy())
     return table
 
 
