@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_core import metrics
+from flowmatch_core.solvers import SolverError
 from flowmatch_core.statistics import t_interval
 from flowmatch_core.successor import HorizonModel
 from pipelines.environments import Array, Environment
@@ -50,25 +51,40 @@ def rewards(environment: Environment, name: str, x: Tensor) -> Array:
     return np.where(flat.isfinite().all(-1).numpy(), value, np.nan).reshape(x.shape[:-1])
 
 
-def shifts(sample: Callable[[Starts], Tensor], start: Starts, exchanged: Mapping[str, Starts]) -> dict[str, float]:
-    """How far samples move, in mean EMD, when only the state or only the action is exchanged.
+def sensitivity(
+    mean: Callable[[Starts], Tensor],
+    true_mean: Callable[[Starts], Tensor],
+    start: Starts,
+    exchanged: Mapping[str, Starts],
+) -> dict[str, float]:
+    """How far a model follows the truth when only the state, or only the action, is exchanged.
+
+    The slope of the model's shift of the mean against the true one, through 0, over all starts: 0 is a model that
+    ignores what was exchanged, 1 the truth. Of a distance between samples little but their noise would be seen, as an
+    action moves the future by less than finite samples are apart.
 
     Arguments:
-        sample: (n, starts, d) at any starts, always from the same random numbers: what moves is not the noise.
+        mean, true_mean: (starts, d) at any starts; that of a model always from the same noise, which then cancels.
+        exchanged: the first starts again, with something exchanged. What does not move the truth is left out.
     """
-    moved = {}
+    slopes = {}
     for name, there in exchanged.items():
-        x, y = sample(start.first(len(there.state))), sample(there)
-        moved[name] = float(np.mean([_emd(x[:, i], y[:, i]) for i in range(x.shape[1])]))
-    return moved
+        here = start.first(len(there.state))
+        shift, true_shift = (m(there).double() - m(here).double() for m in (mean, true_mean))
+        if true_shift.any():
+            slopes[name] = float((shift * true_shift).sum() / true_shift.square().sum())
+    return slopes
 
 
 def likelihood(fine: HorizonModel, coarse: HorizonModel, x: Tensor, start: Starts) -> dict[str, Array]:
     """NLL per dimension of true samples (n, starts, d), and what doubling the solver's step changes in it."""
     n, count, dims = x.shape
     state, action = start.state.repeat(n, 1), start.action.repeat(n, 1)
-    with torch.no_grad():
-        values = [m.log_prob(x.flatten(0, 1), state, action).double().reshape(n, count) for m in (fine, coarse)]
+    try:
+        with torch.no_grad():
+            values = [m.log_prob(x.flatten(0, 1), state, action).double().reshape(n, count) for m in (fine, coarse)]
+    except SolverError:  # of a diverged model
+        return {"nll": np.full(count, np.nan)}
     error = (values[0] - values[1]).square().mean(0).sqrt()
     return {
         "nll": (-values[0].mean(0) / dims).cpu().numpy(),

@@ -88,6 +88,16 @@ def truth(starts: Starts, mdp: LinearGaussianMDP | None, gamma: float, n: int, g
     return starts.states[torch.arange(episodes, device=wait.device), wait.clamp(max=rows - 1)]
 
 
+def true_mean(starts: Starts, mdp: LinearGaussianMDP | None, gamma: float) -> Tensor:
+    """The mean of the true successor measure at every start, (starts, d), of which `truth` draws samples."""
+    if mdp is not None:
+        return mdp.successor(starts.state, starts.action, gamma).mean
+    later = starts.states[:, 1:]
+    weight = (1 - gamma) * gamma ** torch.arange(later.shape[1], dtype=later.dtype, device=later.device)
+    weight[-1] = 1 - weight[:-1].sum()  # beyond the end of the rollout lies its last state
+    return torch.einsum("t,ntd->nd", weight, later)
+
+
 def outside(x: Tensor, folder: Path) -> float:
     """The share of samples (..., d) with a component that is not finite or beyond the widened range of the data.
 

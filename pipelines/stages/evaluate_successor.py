@@ -7,8 +7,7 @@ over start states stays in `cells.parquet`.
 from __future__ import annotations
 
 import math
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines import members, store
 from pipelines.params import ORACLE
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from pipelines.environments import Array
     from pipelines.starts import Starts
 
-SENSITIVITY_SAMPLES = 128  # a start state; they share their noise, so that few will do
+SENSITIVITY_SAMPLES = 128  # a start state; both sides of a difference share their noise, so that few will do
 
 
 def main(stage: Stage, environment: str) -> None:
@@ -90,8 +89,8 @@ class Judge:
             along = scores.rewards(built, reward, self.start.states[:, 1:])
             value = (along * gamma ** torch.arange(along.shape[1]).numpy()).sum(1)
         self.score = scores.Score(self.truth, built, reward, value, gamma)
-        self.numbers = dict[str, dict[int, dict[str, float]]]()
-        self.cells = list[pd.DataFrame]()
+        self.numbers: dict[str, dict[int, dict[str, float]]] = {}
+        self.cells: list[pd.DataFrame] = []
 
     def true(self, at: Starts, n: int, *key: object) -> torch.Tensor:
         """True samples, (n, starts, d)."""
@@ -108,10 +107,9 @@ class Judge:
 
     def draw(self, model: HorizonModel, at: Starts, n: int, *key: object) -> torch.Tensor:
         """Samples of a model, (n, starts, d)."""
-        import torch
+        from pipelines import horizon
 
-        with torch.no_grad():
-            return model.sample(at.state, at.action, n, generator=self.stage.generator(*key, device=self.device))
+        return horizon.sample(model, at.state, at.action, n, self.stage.generator(*key, device=self.device))
 
     def floor(self, seed: int) -> None:
         """True samples in the place of a model's, fresh ones for each seed, so that the floor has an interval too."""
@@ -135,9 +133,12 @@ class Judge:
         numbers = self._keep(method, seed, x, self._likelihood(method, seed) if model.has_density else {})
         if not x.isfinite().all():  # nor would other samples be; an adaptive solver might not even end
             return numbers
-        moved = scores.shifts(lambda at: self.draw(model, at, *self._common), self.start, self.exchanged)
-        true = self.true_shifts
-        numbers |= {f"sensitivity_{name}": moved[name] / true[name] for name in moved if true[name] > 0}
+
+        def mean(at: Starts) -> torch.Tensor:
+            return self.draw(model, at, SENSITIVITY_SAMPLES, "sensitivity", self.environment, seed).mean(0)
+
+        slopes = scores.sensitivity(mean, self.true_mean, self.start, self.exchanged)
+        numbers |= {f"sensitivity_{name}": slope for name, slope in slopes.items()}
         if isinstance(model, GeometricHorizonModel) and self.successor.methods[method].loss.name != ORACLE:
             for steps in solver_steps:
                 other = self._loaded(method, seed, self.successor.sample.solver, steps)
@@ -147,16 +148,11 @@ class Judge:
                 numbers |= {f"emd_steps{steps}": found["emd"], f"mse_v_steps{steps}": found["mse_v"]}
         return numbers
 
-    @property
-    def _common(self) -> tuple[Any, ...]:
-        return SENSITIVITY_SAMPLES, "sensitivity", self.environment
+    def true_mean(self, at: Starts) -> torch.Tensor:
+        """The mean of the truth, (starts, d)."""
+        from pipelines import starts
 
-    @cached_property
-    def true_shifts(self) -> dict[str, float]:
-        """How far the truth moves with the state and with the action."""
-        from pipelines import scores
-
-        return scores.shifts(lambda at: self.true(at, *self._common), self.start, self.exchanged)
+        return starts.true_mean(at, self.mdp, self.entry.gamma)
 
     def _likelihood(self, method: str, seed: int) -> dict[str, Array]:
         from pipelines import scores

@@ -100,7 +100,7 @@ def _environment(page: Page, params: Params, name: str) -> None:
     samples = {}
     for method in params.successor.methods:
         if "skipped" not in _metrics(name).get(method, {"skipped": ""}):
-            table = store.read_table(DATA / "samples" / name / f"{method}.parquet")
+            table = store.read_table(DATA / "samples" / name / f"{method}.parquet", finite=False)
             samples[method] = table[table["seed"] == params.successor.seeds[0]]
     truth = store.read_table(DATA / "evaluations" / name / "truth.parquet")
     section = page.add(Section(name, name, f"{provenance['source']} ({provenance['fidelity']})."))

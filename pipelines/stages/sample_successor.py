@@ -27,8 +27,7 @@ def main(stage: Stage, environment: str) -> None:
                     stage.log(f"{method}: left out, {model}")
                     break
                 generator = stage.generator("sample", environment, seed, device=device)
-                with torch.no_grad():
-                    x = model.sample(start.state, start.action, settings.samples, generator=generator)
+                x = horizon.sample(model, start.state, start.action, settings.samples, generator)
                 table = pd.DataFrame(x.flatten(0, 1).cpu().numpy(), columns=start.names)
                 index = torch.arange(len(start.state)).repeat(settings.samples).numpy()
                 tables.append(table.assign(seed=seed, start=index))

@@ -52,7 +52,8 @@ def _compare(
         return "not run", None
     a, b = by_seed(cell, metric, seeds), by_seed(rival, metric, seeds)
     shared = [seed for seed in seeds if seed in a and seed in b]
-    gap = paired_difference([a[s] for s in shared], [b[s] for s in shared]) if shared else None
+    whole = shared and len(shared) == max(len(a), len(b))  # a seed of a diverged model may have no number
+    gap = paired_difference([a[s] for s in shared], [b[s] for s in shared]) if whole else None
     if cell.get("diverged") or rival.get("diverged"):
         return "diverged", gap
     if gap is None or gap.n < 2:

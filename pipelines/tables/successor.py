@@ -99,8 +99,9 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         f"Mean over start states, then over seeds {seeds}{', with its 95 % t interval over seeds' * (len(seeds) > 1)}. "
         f"EMD (exact, Euclidean, raw units) and V from {sample.samples} samples each. The floor compares true samples "
         "with true samples, fresh ones for each seed; its NLL is the exact density's, where there is one.",
-        "Sensitivity: how far samples move when only the state, or only the action, is exchanged, by how far the truth "
-        "moves; 0 is a model that ignores it, 1 the truth.",
+        "Sensitivity: how far the mean of the samples follows the true mean when only the state, or only the action, "
+        "is exchanged (the slope over start states): 0 is a model that ignores it, 1 the truth. MC-CFM has seen the "
+        "policy's actions alone.",
         "Outside: the largest share over seeds of samples beyond the range of the data, widened by its width on each "
         "side. Above 1 % the model has diverged, and its numbers are no measure of it.",  # as in pipelines/starts.py
         *([f"{', '.join(without)}: no NLL, as these models have no density."] if without else []),
