@@ -68,9 +68,11 @@ def sensitivity(
         exchanged: the first starts again, with something exchanged. What does not move the truth is left out.
     """
     slopes = {}
+    if exchanged:
+        here = start.first(len(next(iter(exchanged.values())).state))
+        before = [m(here).double() for m in (mean, true_mean)]
     for name, there in exchanged.items():
-        here = start.first(len(there.state))
-        shift, true_shift = (m(there).double() - m(here).double() for m in (mean, true_mean))
+        shift, true_shift = (m(there).double() - x for m, x in zip((mean, true_mean), before, strict=True))
         if true_shift.any():
             slopes[name] = float((shift * true_shift).sum() / true_shift.square().sum())
     return slopes

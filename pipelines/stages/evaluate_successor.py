@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipelines.environments import Array
     from pipelines.starts import Starts
 
-SENSITIVITY_SAMPLES = 128  # a start state; both sides of a difference share their noise, so that few will do
+SENSITIVITY_SAMPLES = 256  # a start state; both sides of a difference share their noise, so that few will do
 
 
 def main(stage: Stage, environment: str) -> None:
