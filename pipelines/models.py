@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,26 @@ from flowmatch_core.successor import (
     Loss,
     NoisePrediction,
 )
+from flowmatch_core.successor.bootstrap import check_path
 from pipelines import members, store
 from pipelines.errors import UserError
 from pipelines.params import NETWORKS, SUCCESSOR, PathChoice
 
 if TYPE_CHECKING:
-    from pipelines.params import Choice, CouplingChoice, DensityMethod, Fit, NetworkChoice, SuccessorLossChoice
+    from pipelines.params import (
+        Choice,
+        CouplingChoice,
+        DensityMethod,
+        Fit,
+        NetworkChoice,
+        SuccessorFit,
+        SuccessorLossChoice,
+    )
+
+_DECIDED = {  # arguments of losses and networks that come from the data, the method and its fit
+    *("field", "target", "batch", "future", "gamma", "path", "steps", "solver", "time", "generator"),
+    *("event_dim", "cond_dim"),
+}
 
 
 def path(choice: PathChoice) -> AffinePath:
@@ -37,6 +51,20 @@ def path(choice: PathChoice) -> AffinePath:
         UserError: its class does not take the given arguments.
     """
     built: AffinePath = _build("flowmatch_core.paths", choice)
+    return built
+
+
+def successor_path(choice: PathChoice) -> AffinePath:
+    """The same for a successor model, whose path starts in pure noise.
+
+    Raises:
+        UserError: it starts elsewhere.
+    """
+    built = path(choice)
+    try:
+        check_path(built)
+    except ValueError as error:
+        raise UserError(f"params.yaml: successor.methods.<name>.{error}") from None
     return built
 
 
@@ -91,22 +119,34 @@ def density_loss(method: DensityMethod) -> Callable[..., Tensor]:
     return partial(loss, **options)
 
 
-def successor_loss(choice: SuccessorLossChoice) -> Callable[..., Loss]:
+def successor_loss(choice: SuccessorLossChoice, fit: SuccessorFit) -> Callable[..., Loss]:
     """The successor loss of a method, with its arguments filled in.
 
     Raises:
-        UserError: neither the loss nor the network that it brings takes an argument.
+        UserError: an argument is one of neither the loss nor the network that it brings, or the fit asks for what the
+            loss cannot do.
     """
-    loss = getattr(members.load(SUCCESSOR, choice.name), f"{choice.name}_loss")
-    own = _latent_class(choice.name)
-    networks = () if own is None else inspect.signature(own).parameters
-    arguments = {key: value for key, value in choice.arguments.items() if key not in networks}
-    if unknown := set(arguments) - set(inspect.signature(loss).parameters):
+    name, own = choice.name, _latent_class(choice.name)
+    loss = getattr(members.load(SUCCESSOR, name), f"{name}_loss")
+    takes = inspect.signature(loss).parameters
+    known = {*takes, *(() if own is None else inspect.signature(own).parameters)} - _DECIDED
+    if unknown := set(choice.arguments) - known:
         raise UserError(
-            f"params.yaml: the loss {choice.name!r} was given {', '.join(sorted(unknown))}; expected arguments of "
-            f"{choice.name}_loss in flowmatch_core/successor/{choice.name}.py."
+            f"params.yaml: the loss {name!r} was given {', '.join(sorted(unknown))}; expected of its arguments in "
+            f"flowmatch_core/successor/{name}.py: {', '.join(sorted(known)) or 'none'}."
         )
-    return partial(loss, **arguments)
+    if fit.particles and name != "td2_cfm":
+        raise UserError(
+            f"params.yaml: particles is true for the loss {name!r}; expected td2_cfm, the only one whose bootstrap "
+            "points are on their way through the target's flow: set successor.methods.<name>.fit.particles to false."
+        )
+    if fit.returns > 1 and "future" in takes:
+        raise UserError(
+            f"params.yaml: returns is {fit.returns} for the loss {name!r}, which has no bootstrap but whole futures; "
+            "expected 1: set successor.methods.<name>.fit.returns to 1."
+        )
+    filled = partial(loss, **{key: value for key, value in choice.arguments.items() if key in takes})
+    return update_wrapper(filled, loss)  # what the network predicts is an attribute of the loss
 
 
 def successor_network_config(choice: SuccessorLossChoice, fit: Fit, event_dim: int, cond_dim: int) -> dict[str, Any]:
@@ -114,7 +154,9 @@ def successor_network_config(choice: SuccessorLossChoice, fit: Fit, event_dim: i
     own = _latent_class(choice.name)
     if own is None:
         return network_config(fit.network, event_dim, cond_dim)
-    return _config(choice.name, own, choice.arguments, event_dim, cond_dim)
+    takes = inspect.signature(own).parameters
+    arguments = {key: value for key, value in choice.arguments.items() if key in takes}
+    return _config(choice.name, own, arguments, event_dim, cond_dim)
 
 
 def successor_network(config: Mapping[str, Any], prediction: str, way: AffinePath) -> nn.Module:
@@ -144,10 +186,9 @@ def network_config(choice: NetworkChoice, event_dim: int, cond_dim: int) -> dict
 def _config(
     name: str, kind: type[nn.Module], arguments: Mapping[str, Any], event_dim: int, cond_dim: int
 ) -> dict[str, Any]:
-    takes = inspect.signature(kind).parameters
-    defaults = {p.name: p.default for p in takes.values() if p.name != "generator"}
-    chosen = {key: value for key, value in arguments.items() if key in takes}
-    return {"name": name, **defaults, **chosen, "event_dim": event_dim, "cond_dim": cond_dim}
+    takes = inspect.signature(kind).parameters.values()
+    defaults = {p.name: p.default for p in takes if p.name != "generator"}
+    return {"name": name, **defaults, **arguments, "event_dim": event_dim, "cond_dim": cond_dim}
 
 
 def network(config: Mapping[str, Any]) -> nn.Module:

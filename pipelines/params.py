@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
@@ -324,9 +325,9 @@ class Params(Settings):
     device: Device
     threads: int = Field(ge=1, description="CPU threads of a process that computes")
     mirror: Path | None = Field(description="folder with local copies of real data sets")
-    datasets: dict[Name, Dataset] = Field(min_length=1)
+    datasets: dict[Name, Dataset]
     density: Density
-    environments: dict[Name, Environment] = Field(min_length=1)
+    environments: dict[Name, Environment]
     successor: Successor
     experiments: dict[Name, Experiment]
 
@@ -363,17 +364,22 @@ def load(path: Path | str = "params.yaml") -> Params:
         _check_network(common.network, path, (kind, "fit"))
         for name, entry in entries.items():
             _validate(members.load(entry.family, entry.kind).Settings, entry.member, path, (section, name))
-            _check_fit(common, entry.fit, path, (section, name, "fit"))
-    for name, method in params.successor.methods.items():
-        _check_fit(params.successor.fit, method.fit, path, ("successor", "methods", name, "fit"))
+            _check_fit(common, [entry.fit], path, (section, name, "fit"))
+    successor = params.successor
+    for name, method in successor.methods.items():
+        _check_fit(successor.fit, [method.fit], path, ("successor", "methods", name, "fit"))
+        for environment, entry in params.environments.items():
+            if entry.fit and method.fit and entry.runs(name):  # each may be right, and both together wrong
+                both = f"environments.{environment}.fit with successor.methods.{name}.fit"
+                _check_fit(successor.fit, [entry.fit, method.fit], path, (both,))
     for name, experiment in params.experiments.items():
         settings = members.load(experiment.family, experiment.kind).Settings
         _validate(settings, experiment.member, path, ("experiments", name))
     return params
 
 
-def _check_fit(common: Fit, changes: Mapping[str, Any], path: Path, prefix: tuple[str, ...]) -> None:
-    fit = _validate(type(common), merge(common.model_dump(), changes), path, prefix)
+def _check_fit(common: Fit, changes: Sequence[Mapping[str, Any]], path: Path, prefix: tuple[str, ...]) -> None:
+    fit = _validate(type(common), reduce(merge, changes, common.model_dump()), path, prefix)
     _check_network(fit.network, path, prefix)
 
 

@@ -22,10 +22,11 @@ def check(params: Params) -> None:
         models.path(density.path)
         models.density_loss(density)
     for successor in params.successor.methods.values():
-        models.path(successor.path)
-        if successor.loss.name != ORACLE:
-            models.successor_loss(successor.loss)
+        models.successor_path(successor.path)
     for name, entry in params.environments.items():
+        for method, successor in params.successor.methods.items():
+            if entry.runs(method) and successor.loss.name != ORACLE:
+                models.successor_loss(successor.loss, params.successor.fit_for(entry, successor))
         built = members.load("pipelines.environments", entry.kind).build(entry.settings())
         rewards = built.rewards(built.starts(np.random.default_rng(0), 1))
         if entry.reward not in rewards:

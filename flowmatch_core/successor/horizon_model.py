@@ -12,6 +12,7 @@ from torch import Tensor
 from flowmatch_core.fields import VelocityField
 from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.grids import TimeGrid, Uniform
+from flowmatch_core.solvers import solve
 from flowmatch_core.successor.transitions import condition
 
 
@@ -104,6 +105,22 @@ class GeometricHorizonModel(HorizonModel):
     ) -> Tensor:
         """``n`` independent future states for every row, ``(n, batch, d)``."""
         return self.flow.sample((n,), cond=self._condition(state, action), generator=generator)
+
+    def particles(
+        self, state: Tensor, action: Tensor | None, n: int, steps: int, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """``n`` samples of every row on their way: where they are at t = 0, 1/steps, ..., 1, by the midpoint rule.
+
+        In raw units, ``(steps + 1, n, batch, d)``. A path that leaves the finite numbers is not an error here.
+        """
+        cond = self._condition(state, action).repeat(n, 1)
+        noise = torch.randn(
+            len(cond), *self.flow.event_shape, generator=generator, dtype=cond.dtype, device=cond.device
+        )
+        way = solve(self.flow.field, noise, cond=cond, solver="midpoint", steps=steps, save=True, check=False).path
+        assert way is not None  # as it was saved
+        x = way.reshape(steps + 1, n, len(state), -1)
+        return x if self.loc is None or self.scale is None else x * self.scale + self.loc
 
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
         """log m(x | s, a) in nats, in raw units, ``(batch,)``."""

@@ -189,6 +189,25 @@ class Simulator(Environment):
         actions = np.concatenate([actions, policy(states[:, -1])[:, None]], 1)
         return Episodes(states, actions, np.zeros(states.shape[:2], dtype=bool))
 
+    def grid(self, size: int) -> Array:
+        """States at rest in the middles of size x size cells that cover the bounds: the first two components are the
+        position, the others are zero."""
+        x0, y0, x1, y1 = self.bounds
+        middle = (np.arange(size) + 0.5) / size
+        position = np.stack(np.meshgrid(x0 + (x1 - x0) * middle, y0 + (y1 - y0) * middle), -1).reshape(-1, 2)
+        return np.concatenate([position, np.zeros((len(position), len(self.state_names) - 2))], -1)
+
+    def values(self, state: Array, reward: str, gamma: float, length: int, rng: np.random.Generator) -> Array:
+        r"""The policy's $\sum_{k \ge 0} \gamma^k r(S_{k+1})$ from each state: in closed form where there is one,
+        else of one rollout of that length, which is the value where nothing is random."""
+        exact = self.exact_values(state, self.policy(state), gamma).get(reward)
+        if exact is not None:
+            return exact
+        states, _ = self._roll(state, length, self.policy, rng)
+        rewards = self.rewards(states[:, 1:].reshape(-1, state.shape[1]))[reward].reshape(len(state), length)
+        value: Array = rewards @ gamma ** np.arange(length)
+        return value
+
     def _covering(self, rows: range, rng: np.random.Generator) -> Steps:
         state, action = self.coverage(rng, len(rows))
         zero = np.zeros(len(rows), dtype=np.int64)

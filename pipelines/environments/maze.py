@@ -283,6 +283,12 @@ class Maze(Simulator):
         x, y = rng.uniform(-LIMIT, -0.15, n), rng.uniform(0.15, LIMIT, n)
         return np.stack([x, y, np.zeros(n), np.zeros(n)], -1)
 
+    def grid(self, size: int) -> Array:
+        """Of all states at rest, those where the ball has room."""
+        state = super().grid(size)
+        free: Array = state[(clearance(state[:, :2]) >= RADIUS) & (np.abs(state[:, :2]) <= LIMIT).all(-1)]
+        return free
+
     def rewards(self, state: Array) -> dict[str, Array]:
         """The rewards of all tasks, whichever policy moves the ball."""
         reach = {name: reach_reward(state, goal) for name, goal in GOALS.items()}

@@ -53,6 +53,21 @@ class Slots:
             yield
 
 
+class Tally:
+    """How many of the stages are up to date."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._lock = total, 0, threading.Lock()
+
+    def add(self) -> None:
+        """Count one more."""
+        with self._lock:
+            self._done += 1
+
+    def __str__(self) -> str:
+        return f"{self._done} of {self._total} stages are up to date"
+
+
 def should_retry(task: object, run: object, state: object) -> bool:
     """Whether a failure can be the stage's own; one that we stopped is not tried again."""
     return not runner.STOPPING.is_set()
@@ -66,6 +81,7 @@ async def dvc_stage(
     force: bool,
     upstream: list[StageResult],
     slots: Slots,
+    tally: Tally,
     env: dict[str, str],
 ) -> State[StageResult]:
     """Bring one stage up to date, without a process where neither it nor anything before it has changed."""
@@ -75,6 +91,9 @@ async def dvc_stage(
         log = get_run_logger().info
         async with slots.taken(node.hints.get("tags", [])):
             result = await runner.run_stage(node.name, root, force=force, timeout=timeout, env=env, log=log)
+    tally.add()
+    if result.how != "unchanged":
+        get_run_logger().info(f"{node.name} {result.how}; {tally}")
     return Completed(name=_STATES[result.how], data=result)
 
 
@@ -85,8 +104,10 @@ def pipeline(
     """Every stage as a task that waits for those it depends on; ends with a table of what became of them."""
     changed = dag.dirty(root)
     futures: dict[str, PrefectFuture[Any]] = {}
+    nodes = dag.load(root, targets)
+    tally = Tally(len(nodes))
     try:
-        for node in dag.load(root, targets).values():
+        for node in nodes.values():
             configured = dvc_stage.with_options(
                 name=node.name,
                 task_run_name=node.name,
@@ -95,7 +116,7 @@ def pipeline(
                 retry_delay_seconds=node.hints.get("retry_delay_seconds", 5),
             )
             upstream: Any = [futures[dep] for dep in node.deps]
-            futures[node.name] = configured.submit(node, root, node.name in changed, force, upstream, slots, env)
+            futures[node.name] = configured.submit(node, root, node.name in changed, force, upstream, slots, tally, env)
         rows = [_row(name, future) for name, future in futures.items()]
     except BaseException:
         runner.stop_all()
@@ -120,10 +141,21 @@ def _row(name: str, future: PrefectFuture[Any]) -> dict[str, Any]:
     return {"stage": name, "state": state.name, "seconds": None, "message": state.message or ""}
 
 
-def run(root: Path, targets: Sequence[str] = (), force: bool = False, workers: int | None = None) -> bool:
-    """Run the flow on a prepared workspace, tracked; whether every stage is up to date."""
+def run(
+    root: Path,
+    targets: Sequence[str] = (),
+    force: bool = False,
+    workers: int | None = None,
+    limits: Mapping[str, int] | None = None,
+) -> bool:
+    """Run the flow on a prepared workspace, tracked; whether every stage is up to date.
+
+    Arguments:
+        workers: how many stages may run at once; by default as many as cores, at most 4.
+        limits: how many of those that carry a tag; by default one of those that may use a GPU.
+    """
     invocation = records.invocation()
-    slots = Slots(workers or min(4, os.cpu_count() or 1), {"gpu": 1})
+    slots = Slots(workers or min(4, os.cpu_count() or 1), {"gpu": 1} if limits is None else limits)
     for name in ("prefect.task_runs", "prefect.flow_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
     with tracking.live(root, invocation) as outcome:

@@ -25,6 +25,8 @@ from pipelines.params import merge, read_yaml
 WORKSPACES = ".workspaces"
 # What each folder has of its own: results, DVC's state and caches. Inputs in data/raw are the project's.
 _OWN = frozenset({"data", "dvc.lock", "mlartifacts", "mlflow.db", "__pycache__"})
+# What the tables are made of: a section of params.yaml without entries leaves its folder empty, but DVC wants it there.
+_GATHERED = ("experiments", "evaluations", "logs", "metrics", "prepared", "samples", "transitions")
 _PROJECT_HIDDEN = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
 
 
@@ -35,14 +37,16 @@ def prepare(root: Path, profile: str, *, apart: bool = False) -> Path:
         UserError: there is no such profile, or a file of parameters cannot be read.
     """
     changes = {} if profile == "default" else read_yaml(_profile(root, profile))
-    if profile == "default" and not apart:
-        return root
-    workspace = root / WORKSPACES / (f"{profile}-apart" if apart else profile)
-    params = merge(read_yaml(root / "params.yaml"), changes)
-    if isinstance(params.get("mirror"), str):
-        params["mirror"] = str((root / params["mirror"]).absolute())  # relative to the project, wherever it runs
-    _synchronise(root, workspace, params)
-    return workspace
+    here = root
+    if profile != "default" or apart:
+        here = root / WORKSPACES / (f"{profile}-apart" if apart else profile)
+        params = merge(read_yaml(root / "params.yaml"), changes)
+        if isinstance(params.get("mirror"), str):
+            params["mirror"] = str((root / params["mirror"]).absolute())  # relative to the project, wherever it runs
+        _synchronise(root, here, params)
+    for folder in _GATHERED:
+        (here / "data" / folder).mkdir(parents=True, exist_ok=True)
+    return here
 
 
 def _profile(root: Path, profile: str) -> Path:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import store
+from pipelines import store, summary
+from pipelines.names import label
 from pipelines.params import Params
 from pipelines.stage import DATA, Stage, run
 from pipelines.tables import ORDER
@@ -17,38 +20,48 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
-CURVES = {"loss": "total loss", "direct": "direct term", "bootstrap": "bootstrap term"}
+TERMS = {"direct": "direct term", "bootstrap": "bootstrap term"}
+SCATTERED = 160  # colours of a picture of points, which are shades of a few
+OPEN = 3  # so many environments stand open on the page
+SHORT = 300  # letters of notes that are not folded
+VERDICTS = {word: word.lower() for word in ("holds", "FAILS", "open", "diverged", "measured")}
 
 
 @dataclass
 class Section:
-    """A part of the page."""
+    """A part of the page; `lead` is what it says in a sentence."""
 
     id: str
     title: str
     text: str = ""
-    tables: list[dict[str, Any]] = field(default_factory=list)
+    lead: str = ""
     figures: list[dict[str, str]] = field(default_factory=list)
 
 
 class Page:
-    """The sections made so far and the folder that keeps each picture as a file of its own."""
+    """What is on the page so far, and the folder that keeps each picture as a file of its own."""
 
     def __init__(self, figures: Path) -> None:
-        self.sections: list[Section] = []
+        self.short = Section("results", "In short")
+        self.overall = ""
+        self.tables: list[dict[str, Any]] = []
+        self.environments: list[Section] = []
+        self.others: list[Section] = []
         self.folder = figures
 
-    def add(self, section: Section) -> Section:
-        self.sections.append(section)
-        return section
-
-    def picture(self, section: Section, name: str, figure: Figure, caption: str) -> None:
-        """Save a figure as a file and put it on the page."""
+    def picture(self, section: Section, name: str, figure: Figure, caption: str, colours: int = SCATTERED) -> None:
+        """Save a figure as a file and put it on the page; few colours make a small file."""
         from matplotlib import pyplot as plt
+        from PIL import Image
 
-        file = self.folder / f"{name}.png"
-        figure.savefig(file, metadata={"Software": None})
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png")
         plt.close(figure)
+        file = self.folder / f"{name}.png"
+        picture = Image.open(drawn).convert("RGB")
+        if colours:
+            picture = picture.quantize(colours, dither=Image.Dither.NONE)
+        picture.save(file, optimize=True)
         self.image(section, file, caption)
 
     def image(self, section: Section, file: Path, caption: str) -> None:
@@ -57,71 +70,122 @@ class Page:
 
 
 def main(stage: Stage) -> None:
-    import yaml
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     params = stage.params
     with stage.output(DATA / "report") as folder:
         (folder / "figures").mkdir(parents=True)
         page = Page(folder / "figures")
-        _summary(page, params)
+        metrics = {name: _metrics(name) for name in params.environments}
         for name in params.environments:
-            _environment(page, params, name)
+            _environment(page, params, name, metrics[name])
+        _short(page, params, metrics)
+        page.tables = [table for name in ORDER if (table := _table(name))["rows"]]
         _densities(page, params)
         _experiments(page, params)
-        environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True)
-        html = environment.get_template("report.html.j2").render(
-            params=params,
-            sections=page.sections,
-            yaml=yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110),
-        )
+        html = render(page, params)
         (folder / "index.html").write_text(html)
+    stage.log(f"{len(html) / 1e6:.1f} MB")
     stage.record.artifact(DATA / "report" / "index.html")
     stage.record.artifact(DATA / "report" / "figures")
 
 
-def _summary(page: Page, params: Params) -> None:
+def render(page: Page, params: Params) -> str:
+    """The page as HTML; whatever a text holds, it stays text."""
+    import yaml
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True)
+    return environment.get_template("report.html.j2").render(
+        params=params,
+        page=page,
+        fold=len(page.environments) > OPEN,
+        short=SHORT,
+        verdict=verdict,
+        yaml=yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110),
+    )
+
+
+def verdict(column: str, cell: str) -> str:
+    """The style of a table's cell: that of the verdict which it is, or begins with in the column of verdicts.
+
+    >>> verdict("verdict", "FAILS by far"), verdict("smaller EMD", "diverged"), verdict("claim", "open water")
+    ('fails', 'diverged', '')
+    """
+    return VERDICTS.get(cell.split(" ")[0] if column == "verdict" else cell, "")
+
+
+def _short(page: Page, params: Params, metrics: Mapping[str, summary.Cells]) -> None:
+    """What a reader should see first, below the sentences of the environments."""
     from pipelines import figures
 
-    metrics = {name: _metrics(name) for name in (*params.environments, *params.datasets)}
-    section = page.add(Section("results", "Results"))
-    section.tables = [_table(name) for name in ORDER]
-    caption = "Which method wins where: EMD over the floor of the data, mean over start states and seeds."
-    page.picture(section, "emd", figures.against_floor(metrics), caption)
+    page.overall = summary.overall(params, metrics) if len(metrics) > 1 else ""
+    caption = (
+        "EMD over the floor of each environment, with 95 % intervals; a cross is a method that diverged. MC-CFM, "
+        "which sees the policy's own rollouts, and the oracle, the closed form, do not compete."
+    )
+    page.picture(page.short, "emd", figures.against_floor(metrics), caption)
+    for name, group in summary.horizon_groups(params).items():
+        caption = (
+            f"{', '.join(group.values())}: the same but for γ. The dashed lines are the floors; a cross at the top is "
+            "a method that diverged."
+        )
+        figure = figures.horizons({gamma: metrics[environment] for gamma, environment in group.items()})
+        page.picture(page.short, f"{name}-horizons", figure, caption)
 
 
-def _environment(page: Page, params: Params, name: str) -> None:
+def _environment(page: Page, params: Params, name: str, metrics: summary.Cells) -> None:
     from pipelines import figures
 
+    entry, folder = params.environments[name], DATA / "samples" / name
     provenance = store.read_json(DATA / "transitions" / name / "provenance.json")
-    names = provenance["state_names"]
+    names, bounds, walls = provenance["state_names"], provenance["bounds"], provenance["walls"]
     evaluation = store.read_table(DATA / "transitions" / name / "evaluation.parquet")
     starts = evaluation.loc[evaluation["step"] == 0, store.columns("state", names)]
-    samples = {}
-    for method in params.successor.methods:
-        if "skipped" not in _metrics(name).get(method, {"skipped": ""}):
-            table = store.read_table(DATA / "samples" / name / f"{method}.parquet", finite=False)
-            samples[method] = table[table["seed"] == params.successor.seeds[0]]
     truth = store.read_table(DATA / "evaluations" / name / "truth.parquet")
-    section = page.add(Section(name, name, f"{provenance['source']} ({provenance['fidelity']})."))
-    page.picture(
-        section,
-        f"{name}-occupancy",
-        figures.occupancy(truth, samples, starts, provenance["bounds"], provenance["walls"]),
-        f"Where the policy will be (γ = {params.environments[name].gamma:g}): truth and samples of every method, one "
-        "row a start state (red).",
-    )
+    diverged = [method for method, cell in metrics.items() if cell.get("diverged")]
+    samples, ways = {}, {}
+    for method in params.successor.methods:
+        if (file := folder / f"{method}.parquet").exists():
+            table = store.read_table(file, finite=False)  # a panel counts what is not
+            samples[method] = table[table["seed"] == params.successor.seeds[0]]
+        if (file := folder / f"{method}.path.parquet").exists():
+            ways[method] = store.read_table(file)
+    rivals = summary.rivals(params, name, metrics)
+    text = f"{summary.details(params, name, metrics, rivals)} {provenance['source']} ({provenance['fidelity']})."
+    section = Section(name, name, text, summary.ranking(rivals, len(params.successor.seeds)))
+    page.environments.append(section)
+    if samples:
+        caption = (
+            f"Where the policy will be (γ = {entry.gamma:g}): truth and samples of every method (seed "
+            f"{params.successor.seeds[0]}), one row a start state (red)."
+        )
+        figure = figures.occupancy(truth, samples, starts, bounds, walls, diverged)
+        page.picture(section, f"{name}-occupancy", figure, caption)
+    if (folder / "value_map.parquet").exists():
+        values = store.read_table(folder / "value_map.parquet")
+        caption = (
+            f"The value of {entry.reward} under the policy, V(s, π(s)), from each position at rest: truth, methods "
+            f"(seed {params.successor.seeds[0]}) and, below each, its error. The samples of a position are few."
+        )
+        page.picture(section, f"{name}-values", figures.value_maps(values, bounds, walls, diverged), caption, 0)
+    if ways:
+        caption = "Samples of the first start state (red) on their way from noise (t = 0) to where the policy will be."
+        shown = bounds if walls else figures.around(truth[truth["start"] == 0])
+        figure = figures.paths(ways, walls=walls, bounds=shown, start=starts.iloc[0, :2].tolist())
+        page.picture(section, f"{name}-path", figure, caption)
     logs = {method: _curve(name, method) for method in params.successor.methods}
-    for term in ("direct", "bootstrap"):
-        caption = f"{CURVES[term].capitalize()}, mean over seeds. The minima differ between methods and are not zero."
-        page.picture(section, f"{name}-{term}", figures.curves(logs, term, CURVES[term]), caption)
+    caption = "Losses over training, means over seeds. Their minima differ between methods and are not zero."
+    page.picture(section, f"{name}-loss", figures.curves(logs, TERMS), caption)
 
 
 def _densities(page: Page, params: Params) -> None:
     from pipelines import figures
 
     methods, first = list(params.density.methods), params.density.seeds[0]
-    section = page.add(Section("densities", "Densities"))
+    section = Section("densities", "Densities")
+    page.others.append(section)
+    metrics = {name: _metrics(name) for name in params.datasets}
+    caption = "EMD over the floor of each data set, mean over seeds."
+    page.picture(section, "densities-emd", figures.against_floor(metrics), caption)
     plane: dict[str, tuple[pd.DataFrame, dict[str, pd.DataFrame]]] = {}
     for name in params.datasets:
         columns = store.read_json(DATA / "prepared" / name / "provenance.json")["columns"]
@@ -146,17 +210,18 @@ def _densities(page: Page, params: Params) -> None:
     for name in params.datasets:
         logs = {m: _curve(name, m) for m in methods}
         caption = f"{name}: training loss, mean over seeds; its minimum is not zero, and differs between couplings."
-        page.picture(section, f"{name}-loss", figures.curves(logs, "loss", "loss"), caption)
+        page.picture(section, f"{name}-loss", figures.curves(logs, {"loss": "loss"}), caption)
 
 
 def _experiments(page: Page, params: Params) -> None:
     for name in params.experiments:
         folder = DATA / "experiments" / name
-        summary = store.read_json(folder / "summary.json")
-        section = page.add(Section(name, summary["title"], summary["notes"]))
+        told = store.read_json(folder / "summary.json")
+        section = Section(name, told["title"], told["notes"])
+        page.others.append(section)
         file = page.folder / f"{name}.png"
         file.write_bytes(store.read_bytes(folder / "figure.png"))
-        page.image(section, file, summary["caption"])
+        page.image(section, file, told["caption"])
 
 
 def _metrics(name: str) -> dict[str, dict[str, Any]]:
@@ -171,9 +236,13 @@ def _curve(name: str, method: str) -> pd.DataFrame:
 
 
 def _table(name: str) -> dict[str, Any]:
-    """A table that the tables stage wrote, for the template."""
+    """A table that the tables stage wrote, for the template: with the names of methods."""
     table: dict[str, Any] = store.read_json(DATA / "tables" / f"{name}.json")
-    return table
+    for place, column in enumerate(table["columns"]):
+        if column in ("method", "against") or column.startswith("smaller"):
+            for row in table["rows"]:
+                row[place] = label(row[place])
+    return {**table, "id": f"table-{name}"}
 
 
 if __name__ == "__main__":

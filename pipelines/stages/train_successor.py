@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import store
-from pipelines.errors import UserError
 from pipelines.params import ORACLE, SuccessorFit, SuccessorMethod
 from pipelines.stage import DATA, Stage, run
 
@@ -72,7 +71,7 @@ def job(device: torch.device, *, folder: Path, choice: SuccessorMethod, fit: Suc
     from pipelines.fitting import Task
 
     batches = Batches(folder, device)
-    loss, path = models.successor_loss(choice.loss), models.path(choice.path)
+    loss, path = models.successor_loss(choice.loss, fit), models.successor_path(choice.path)
     takes = inspect.signature(loss).parameters
     flow = {"path": path, "time": logit_normal if fit.time == "logit_normal" else torch.rand} if "path" in takes else {}
     memory: Particles | None = None
@@ -92,7 +91,7 @@ def job(device: torch.device, *, folder: Path, choice: SuccessorMethod, fit: Suc
             draw, more["seek"] = batches.transitions(half, fit.rows_in_memory)
         options: dict[str, Any] = {"gamma": gamma, **flow}
         if fit.particles:
-            memory = _particles(choice, fit, batches, path).to(device)
+            memory = _particles(fit, batches, path).to(device)
             loss, options = memory.td2_cfm_loss, {"gamma": gamma}
         elif flow:
             options |= {"steps": fit.ode_steps, "solver": fit.ode_solver}
@@ -120,15 +119,10 @@ def job(device: torch.device, *, folder: Path, choice: SuccessorMethod, fit: Suc
     return Task(network, terms, batches.loc, batches.scale, meta, memory=memory, **more)
 
 
-def _particles(choice: SuccessorMethod, fit: SuccessorFit, batches: Batches, path: AffinePath) -> Particles:
+def _particles(fit: SuccessorFit, batches: Batches, path: AffinePath) -> Particles:
     from flowmatch_core.successor import Particles
     from flowmatch_core.successor.particles import logit_normal_quantile
 
-    if choice.loss.name != "td2_cfm":
-        raise UserError(
-            f"params.yaml: particles is true for the loss {choice.loss.name!r}; expected td2_cfm, the only one whose "
-            "bootstrap points are on their way through the target's flow."
-        )
     quantile = {"quantile": logit_normal_quantile} if fit.time == "logit_normal" else {}
     state, action = len(batches.states), len(batches.actions)
     return Particles(fit.batch // 2, state, state + action, fit.ode_steps, path=path, **quantile)

@@ -125,6 +125,18 @@ def test_first_sample_of_the_model_is_the_next_state() -> None:
     assert (x - (2 * state - action + 0.5)).abs().max() < 0.1
 
 
+def test_particles_are_samples_on_their_way() -> None:
+    loc, scale = tensor(0.5, -1.0), tensor(2.0, 0.3)
+    mdp = standardised(loc, scale)[1]
+    model = GeometricHorizonModel(mdp.velocity_field(0.9), (2,), 0.9, "midpoint", 10, loc=loc, scale=scale)
+    state, action = randn(3, 2, seed=1), randn(3, mdp.B.shape[1], seed=2)
+    way = model.particles(state, action, 7, 10, generator=generator())
+    assert way.shape == (11, 7, 3, 2)
+    torch.testing.assert_close(way[-1], model.sample(state, action, 7, generator=generator()))
+    noise = randn(7 * 3, 2, seed=0).reshape(7, 3, 2)
+    torch.testing.assert_close(way[0], loc + scale * noise)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -69,7 +69,7 @@ sys.exit(main())
 def stage(flow: Any, project: Path, changed: bool, upstream: list[StageResult]) -> Any:
     env, slots = runner.environment("test"), flow.Slots(1, {})
     node = dag.load(project)["side"]
-    return asyncio.run(flow.dvc_stage.fn(node, project, changed, False, upstream, slots, env)).name
+    return asyncio.run(flow.dvc_stage.fn(node, project, changed, False, upstream, slots, flow.Tally(1), env)).name
 
 
 def test_a_task_starts_a_process_only_where_something_changed(

@@ -88,6 +88,26 @@ def sentence(path: Path) -> str:
         ("environments.maze_loop.task", "lop", ["environments.maze_loop.task", "'lop'", "'loop'"]),
         ("environments.maze_loop.kind", "labyrinth", ["environments.maze_loop.kind", "'labyrinth'", "maze"]),
         ("environments.spiral.fit", {"lrr": 1.0}, ["environments.spiral.fit.lrr", "'lr'"]),
+        ("environments.spiral.methods", ["td_cmf"], ["environments.spiral.methods has 'td_cmf'", "td2_cfm, td_cfm,"]),
+        ("environments.spiral.methods", [], ["environments.spiral.methods", "at least 1 item"]),
+        ("successor.methods.td_cfm.fit", {"lrr": 1.0}, ["params.yaml: successor.methods.td_cfm.fit.lrr", "'lr'"]),
+        ("successor.methods.td_cfm.fit", {"steps": "x"}, ["successor.methods.td_cfm.fit.steps", "'x'"]),
+        (
+            "successor.methods.td_cfm.fit",
+            {"network": {"hiden": [8]}},
+            ["successor.methods.td_cfm.fit.network.hiden", "'hidden'"],
+        ),
+        (
+            "successor.methods.td_cfm.fit",
+            {"network": {"name": "unet_mlp", "hidden": [8]}},
+            ["successor.methods.td_cfm.fit.network.hidden", "not a known key", "'cond_hidden'"],
+        ),
+        ("successor.methods.td_cfm.loss", {"name": "vae", "beta": [1]}, ["successor.methods.td_cfm.loss", "[1]"]),
+        ("successor.fit.time", "normal", ["successor.fit.time", "'normal'", "'logit_normal'"]),
+        ("successor.fit.returns", 0, ["successor.fit.returns", "0"]),
+        ("successor.fit.particles", 1, ["successor.fit.particles", "1", "boolean"]),
+        ("successor.fit.adam_betas", [0.9], ["successor.fit.adam_betas"]),
+        ("successor.fit.adam_betas", [0.9, 1.0], ["successor.fit.adam_betas.1", "1.0", "less than 1"]),
         ("environments.spiral.transitions", 0, ["environments.spiral.transitions", "0"]),
         ("datasets.moons.kind", "moon", ["datasets.moons.kind", "'moon'", "'moons'"]),
         ("datasets.moons.noise", -1.0, ["datasets.moons.noise", "-1.0"]),
@@ -96,7 +116,6 @@ def sentence(path: Path) -> str:
         ("experiments.sde_vs_ode.kind", "sde_vs_od", ["experiments.sde_vs_ode.kind", "'sde_vs_od'", "'sde_vs_ode'"]),
         ("experiments.sde_vs_ode.sample", 5, ["experiments.sde_vs_ode.sample", "'samples'"]),
         ("experiments.sde_vs_ode.repeats", 1, ["experiments.sde_vs_ode.repeats", "greater than or equal to 2"]),
-        ("datasets", {}, ["datasets", "at least 1 item"]),
         ("datasets", {"Bad Name": {"kind": "moons"}}, ["Bad Name", "pattern"]),
         ("device", "gpu", ["device", "'gpu'", "cuda:N"]),
         ("device", 0, ["device", "0", "string"]),
@@ -145,6 +164,45 @@ def test_an_entry_changes_its_network_or_takes_another(tmp_path: Path) -> None:
     network = loaded.density.fit_for(loaded.datasets["moons"]).network
     assert (network.name, network.arguments) == ("unet_mlp", {"stages": [8, 4]})
     assert str(network) == "unet_mlp 8×4"
+
+
+def with_fits(tmp_path: Path, environment: dict[str, Any], method: dict[str, Any]) -> Path:
+    """The project's params.yaml where the spiral and td_cfm have fits of their own."""
+    path = changed(tmp_path, "environments.spiral.fit", environment)
+    raw = yaml.safe_load(path.read_text())
+    raw["successor"]["methods"]["td_cfm"]["fit"] = method
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def test_a_method_goes_before_an_environment_before_all(tmp_path: Path) -> None:
+    environment = {"steps": 7, "lr": 0.5, "network": {"hidden": [8], "frequencies": 2}}
+    loaded = params.load(with_fits(tmp_path, environment, {"steps": 9, "network": {"hidden": [4]}}))
+    common, spiral, maze = loaded.successor.fit, loaded.environments["spiral"], loaded.environments["maze_loop"]
+    method, other = (loaded.successor.methods[name] for name in ("td_cfm", "td2_cfm"))
+    both = loaded.successor.fit_for(spiral, method)
+    assert (both.steps, both.lr, both.batch) == (9, 0.5, common.batch)
+    assert both.network.arguments == {"hidden": [4], "frequencies": 2, "activation": "silu"}
+    one = loaded.successor.fit_for(spiral, other)
+    assert (one.steps, one.lr, one.network.arguments["hidden"]) == (7, 0.5, [8])
+    alone = loaded.successor.fit_for(maze, method)
+    assert (alone.steps, alone.lr) == (9, common.lr)
+    assert alone.network.arguments == {"hidden": [4], "frequencies": 8, "activation": "silu"}
+    assert loaded.successor.fit_for(maze, other) == common
+
+
+def test_a_methods_network_of_another_name_is_a_whole_one(tmp_path: Path) -> None:
+    network = {"name": "unet_mlp", "stages": [8, 4]}
+    loaded = params.load(with_fits(tmp_path, {"network": {"hidden": [8]}}, {"network": network}))
+    for entry in loaded.environments.values():
+        found = loaded.successor.fit_for(entry, loaded.successor.methods["td_cfm"]).network
+        assert (found.name, found.arguments) == ("unet_mlp", {"stages": [8, 4]})
+
+
+def test_two_fits_that_do_not_go_together_are_named(tmp_path: Path) -> None:
+    environment = {"network": {"name": "unet_mlp", "stages": [8, 4]}}
+    text = sentence(with_fits(tmp_path, environment, {"network": {"hidden": [8]}}))
+    assert "environments.spiral.fit with successor.methods.td_cfm.fit.network.hidden is not a known key" in text
 
 
 def test_a_repeated_key_is_named_with_its_lines(tmp_path: Path) -> None:

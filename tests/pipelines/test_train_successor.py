@@ -53,7 +53,7 @@ def test_a_batch_holds_what_the_table_holds(
         seen.append(batch)
         return Loss(*torch.zeros(3))
 
-    monkeypatch.setattr(models, "successor_loss", lambda name: loss)
+    monkeypatch.setattr(models, "successor_loss", lambda *_: loss)
     torch.manual_seed(0)
     task = train_successor.job(
         torch.device("cpu"),

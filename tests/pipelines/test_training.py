@@ -108,6 +108,26 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert 0 < rates[0] < FIT.lr
 
 
+def test_a_step_is_adams_with_the_betas_of_the_fit(tmp_path: Path) -> None:
+    """Kingma and Ba's Algorithm 1, on gradients that are known: those of w * g are g."""
+    first, second = betas = (0.3, 0.6)
+    fit = FIT.model_copy(update={"adam_betas": betas, "weight_decay": 0.0, "ema_step": 1.0, "steps": 4})
+    gradients = [1.0, -2.0, 0.5, 3.0]
+    left = iter(gradients)
+
+    def terms(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
+        return {"loss": next(left) * network(torch.ones(1, 1)).sum()}
+
+    network = nn.Linear(1, 1, bias=False)
+    mean, square, weight = 0.0, 0.0, float(network.weight.detach())
+    for i, g in enumerate(gradients):
+        mean, square = first * mean + (1 - first) * g, second * square + (1 - second) * g**2
+        step = mean / (1 - first ** (i + 1)) / (square / (1 - second ** (i + 1))) ** 0.5
+        weight -= training.learning_rate(i, fit) * step
+    trained = training.train(network, terms, fit, torch.Generator(), tmp_path / "c", lambda row: None)
+    assert float(trained.network.state_dict()["weight"]) == pytest.approx(weight, rel=1e-5)
+
+
 def test_a_loss_that_is_not_finite_ends_training(tmp_path: Path) -> None:
     def broken(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
         return {"loss": network(torch.full((1, 2), torch.nan)).sum()}

@@ -1,0 +1,40 @@
+"""How methods are called where people read: the one place that turns a key of `params.yaml` into a name."""
+
+from __future__ import annotations
+
+import re
+
+METHODS = {
+    "cfm": "CFM",
+    "ot_cfm": "OT-CFM",
+    "mc_cfm": "MC-CFM",
+    "td_cfm": "TD-CFM",
+    "td_cfm_coupled": "TD-CFM(C)",
+    "td2_cfm": "TD²-CFM",
+    "td_dd": "TD-DD",
+    "td2_dd": "TD²-DD",
+    "gan": "GAN",
+    "vae": "VAE",
+}
+
+
+def split(method: str) -> tuple[str, str]:
+    """The known method whose variant a method is, by its key's beginning, and what its key adds.
+
+    >>> split("td_cfm_coupled_curved"), split("td2_cfm"), split("my_method")
+    (('td_cfm_coupled', 'curved'), ('td2_cfm', ''), ('my_method', ''))
+    """
+    known = [name for name in METHODS if method == name or method.startswith(f"{name}_")]
+    base = max(known, key=len, default=method)
+    return base, method[len(base) + 1 :]
+
+
+def label(method: str) -> str:
+    """The name of a method.
+
+    >>> label("td2_cfm"), label("td_cfm_curved"), label("td2_cfm_k2"), label("my_method")
+    ('TD²-CFM', 'TD-CFM curved', 'TD²-CFM K=2', 'my_method')
+    """
+    base, variant = split(method)
+    steps = re.fullmatch(r"k(\d+)", variant)
+    return f"{METHODS.get(base, base)} {f'K={steps[1]}' if steps else variant.replace('_', ' ')}".rstrip()

@@ -1,0 +1,277 @@
+"""The report: what it says follows from the metrics, pictures hide nothing, and texts stay texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from pipelines import figures, names, params, summary
+from pipelines.params import Params
+from pipelines.stages import report
+
+ROOT = Path(__file__).parents[2]
+PARAMS = params.load(ROOT / "params.yaml")
+
+
+def cell(emd: float, width: float | None = 0.05, **others: Any) -> dict[str, Any]:
+    """Metrics of a method at a floor of .1, so that emd / floor is ten times the EMD."""
+    ends = {} if width is None else {"emd_low": emd * (1 - width), "emd_high": emd * (1 + width)}
+    return {"emd": emd, **ends, **others}
+
+
+def metrics(**methods: dict[str, Any]) -> dict[str, Any]:
+    return {"floor": {"emd": 0.1, "mse_v": 0.2}, **methods}
+
+
+def ranking(environment: str = "spiral", **methods: dict[str, Any]) -> str:
+    return summary.ranking(summary.rivals(PARAMS, environment, metrics(**methods)), 3)
+
+
+def changed(**changes: Any) -> Params:
+    return Params.model_validate(params.merge(PARAMS.model_dump(mode="json"), changes))
+
+
+# ---- sentences ----
+
+
+def test_the_best_off_policy_method_is_named_with_its_ratio_and_the_others_behind() -> None:
+    said = ranking(mc_cfm=cell(0.11), td_cfm=cell(1.16), td_cfm_coupled=cell(0.9), td2_cfm=cell(0.41))
+    assert said == (
+        "TD²-CFM has the smallest EMD of the off-policy methods, 4.1 × the floor; then TD-CFM(C) 9 ×, TD-CFM 11.6 ×."
+    )
+
+
+def test_neither_the_policys_rollouts_nor_the_closed_form_win() -> None:
+    cells = metrics(mc_cfm=cell(0.11), oracle=cell(0.1), td_cfm=cell(1.0), td2_cfm=cell(0.4))
+    among = summary.rivals(PARAMS, "spiral", cells)
+    assert list(among) == ["td_cfm", "td2_cfm"]
+    assert summary.details(PARAMS, "spiral", cells, among) == (
+        "For reference: MC-CFM, trained on the policy's own rollouts, 1.1 ×; the closed form 1 ×."
+    )
+
+
+def test_n_step_returns_are_taken_on_the_policy_and_do_not_compete() -> None:
+    several = changed(successor={"methods": {"td_cfm": {"fit": {"returns": 3}}}})
+    cells = metrics(td_cfm=cell(0.2), td2_cfm=cell(0.4))
+    assert list(summary.rivals(several, "spiral", cells)) == ["td2_cfm"]
+
+
+def test_overlapping_intervals_are_no_win() -> None:
+    close = ranking(td_cfm=cell(1.16), td_cfm_coupled=cell(0.43), td2_cfm=cell(0.41))
+    assert "not told apart by 3 seeds, as intervals overlap: TD-CFM(C) 4.3 ×; then TD-CFM 11.6 ×." in close
+    apart = ranking(td_cfm_coupled=cell(0.43, 0.01), td2_cfm=cell(0.41, 0.01))
+    assert "told apart" not in apart
+
+
+def test_one_seed_has_no_interval_and_no_tie() -> None:
+    said = ranking(td_cfm_coupled=cell(0.41, None), td2_cfm=cell(0.4, None))
+    assert "4 × the floor (one seed, so no interval); then TD-CFM(C) 4.1 ×." in said
+
+
+@pytest.mark.parametrize("lost", [{"emd": 0.01, "diverged": True}, {"emd": None, "diverged": True}])
+def test_what_diverged_is_named_and_never_best(lost: dict[str, Any]) -> None:
+    said = ranking(td_cfm=lost, td2_cfm=cell(0.4))
+    assert said.startswith("TD²-CFM has the smallest EMD") and said.endswith("; TD-CFM diverged.")
+    assert ranking(td_cfm=lost, td2_cfm=lost) == "No off-policy method has an EMD: TD-CFM and TD²-CFM diverged."
+
+
+def test_a_method_that_was_not_run_is_not_spoken_of() -> None:
+    said = ranking(td_cfm={"skipped": "spiral does not list it"}, td2_cfm=cell(0.4))
+    assert "TD-CFM" not in said.replace("TD²-CFM", "")
+    assert ranking() == "No off-policy method has an EMD."
+
+
+def test_a_variant_does_not_compete_with_its_own_method() -> None:
+    both = changed(successor={"methods": {"td2_cfm_curved": {"loss": "td2_cfm"}}})
+    rivals = summary.rivals(both, "spiral", metrics(td2_cfm=cell(0.4), td2_cfm_curved=cell(0.3), td_cfm=cell(0.9)))
+    assert set(rivals) == {"td_cfm", "td2_cfm"}
+    assert list(summary.rivals(both, "spiral", metrics(td2_cfm_curved=cell(0.3)))) == ["td2_cfm_curved"]
+
+
+def test_values_are_told_beside_their_floor() -> None:
+    cells = metrics(td_cfm=cell(1, mse_v=9.0), td2_cfm=cell(2, mse_v=0.5))
+    said = summary.details(PARAMS, "spiral", cells, summary.rivals(PARAMS, "spiral", cells))
+    assert said == "MSE(V): TD²-CFM 0.5, at a floor of 0.2."
+
+
+def test_overall_counts_wins_ties_and_divergence() -> None:
+    maze = metrics(td_cfm=cell(1.16), td_cfm_coupled=cell(0.42), td2_cfm=cell(0.41))
+    spiral = metrics(td_cfm={"emd": 1e9, "diverged": True}, td_cfm_coupled=cell(0.9), td2_cfm=cell(0.4))
+    assert summary.overall(PARAMS, {"maze_loop": maze, "spiral": spiral}) == (
+        "Smallest EMD of the off-policy methods, or not told apart from it: "
+        "TD²-CFM in 2 of 2 (median 4.05 × the floor); "
+        "TD-CFM(C) in 1 of 2 (median 6.6 × the floor); TD-CFM in 0 of 2 (median 11.6 × the floor, diverged in 1)."
+    )
+
+
+# ---- groups of environments that differ in gamma ----
+
+
+def horizons(**changes: dict[str, Any]) -> dict[str, dict[float, str]]:
+    maze = PARAMS.environments["maze_loop"].model_dump(mode="json")
+    more = {name: {**maze, **change} for name, change in changes.items()}
+    return summary.horizon_groups(changed(environments=more))
+
+
+def test_environments_that_differ_in_gamma_are_a_group_in_its_order() -> None:
+    found = horizons(maze_loop_g99={"gamma": 0.99, "length": 1000}, maze_loop_g80={"gamma": 0.8})
+    assert found == {"maze_loop": {0.8: "maze_loop_g80", 0.95: "maze_loop", 0.99: "maze_loop_g99"}}
+    assert list(found["maze_loop"]) == [0.8, 0.95, 0.99]
+
+
+@pytest.mark.parametrize("other", [{"task": "square"}, {"action_repeat": 1}, {"reward": "square"}, {"gamma": 0.95}])
+def test_others_are_none(other: dict[str, Any]) -> None:
+    assert horizons(other={"gamma": 0.99, **other}) == {}
+
+
+# ---- pictures ----
+
+
+def points(*rows: tuple[float, float], start: int = 0) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["x", "y"]).assign(start=start)
+
+
+def words(figure: Figure) -> list[str]:
+    """Every text in the panels of a figure, their titles too."""
+    found = [text.get_text() for axis in figure.axes for text in (axis.title, *axis.texts)]
+    plt.close(figure)
+    return [text for text in found if text]
+
+
+BOX, WALLS = [-1.0, -1.0, 1.0, 1.0], [[-0.1, -0.5, 0.1, 0.5]]
+INSIDE = [(0.5, 0.5)] * 97
+
+
+@pytest.mark.parametrize(
+    ("lost", "text"),
+    [
+        ([(0.0, 0.0)] * 3, None),
+        ([(2.0, 0.0), (0.0, 2.0), (-2.0, 0.0)], "3 % outside"),
+        ([(0.0, -2.0)] + [(0.0, 0.0)] * 200, "<1 % outside"),
+        ([(9.0, 9.0)] * 97, "50 % outside"),
+        ([(np.nan, 0.0), (0.0, np.inf), (0.0, 2.0)], "3 % outside"),
+    ],
+)
+def test_samples_outside_of_a_panel_are_counted_in_it(lost: list[tuple[float, float]], text: str | None) -> None:
+    samples = {"td_cfm": points(*INSIDE, *lost)}
+    drawn = words(figures.occupancy(points(*INSIDE), samples, points((0.0, 0.9)), BOX, WALLS))
+    assert [word for word in drawn if "outside" in word] == ([text] if text else [])
+
+
+def test_every_method_is_drawn_with_its_truth_and_divergence_in_its_title() -> None:
+    methods = ["mc_cfm", "td_cfm", "td_cfm_coupled", "td2_cfm", "td_dd", "td2_dd", "gan", "vae"]
+    samples = {method: points(*INSIDE) for method in methods}
+    drawn = words(figures.occupancy(points(*INSIDE), samples, points((0.0, 0.9)), BOX, WALLS, ["td_dd"]))
+    expected = [names.label(method) for method in methods]
+    expected[4] = "TD-DD (diverged)"
+    assert [word for word in drawn if word != "truth"] == expected
+    assert drawn.count("truth") == 2  # before each of two rows
+
+
+def test_a_value_map_shows_the_error_of_every_method_and_a_hole_where_there_is_no_position() -> None:
+    place = pd.DataFrame({"x": [-0.5, 0.5, -0.5], "y": [-0.5, -0.5, 0.5]})
+    tables = [place.assign(method="truth", value=[0.0, 1.0, 2.0]), place.assign(method="gan", value=[3.0, 4.0, 5.0])]
+    figure = figures.value_maps(pd.concat(tables), BOX, WALLS)
+    meshes = [axis.collections[0] for axis in figure.axes if axis.collections]
+    assert [int(np.ma.getmaskarray(mesh.get_array()).sum()) for mesh in meshes[:3]] == [1, 1, 1]
+    assert meshes[0].get_clim() == meshes[1].get_clim() == (0.0, 2.0)
+    assert meshes[2].get_array().compressed().tolist() == [3.0] * 3  # too large is positive
+    assert words(figure) == ["truth", "GAN", "error, rms 3"]
+
+
+def test_a_method_that_diverged_leaves_the_colours_of_errors_to_the_others() -> None:
+    place = pd.DataFrame({"x": [-0.5, 0.5, -0.5], "y": [-0.5, -0.5, 0.5]})
+    values = {"truth": [0.0, 1.0, 2.0], "td2_cfm": [0.5, 1.5, 2.5], "td_cfm": [1e6, 1e6, 1e6]}
+    table = pd.concat(place.assign(method=method, value=value) for method, value in values.items())
+    for diverged, largest in ((["td_cfm"], 0.5), ([], 2.0)):
+        figure = figures.value_maps(table, BOX, WALLS, diverged)
+        meshes = [axis.collections[0] for axis in figure.axes if axis.collections]
+        assert [mesh.get_clim() for mesh in meshes[3:5]] == [(-largest, largest)] * 2
+        plt.close(figure)
+
+
+def test_a_method_that_diverged_is_a_cross_and_does_not_stretch_the_axis() -> None:
+    cells = metrics(td_cfm={"emd": 1e9, "emd_low": -1e9, "emd_high": 3e9, "diverged": True}, td2_cfm=cell(0.4))
+    figure = figures.against_floor({"maze_loop": cells})
+    axis = figure.axes[0]
+    assert axis.get_xlim()[1] < 20
+    crosses = [line for line in axis.lines if line.get_marker() == "x"]
+    assert [line.get_xdata()[0] <= axis.get_xlim()[1] for line in crosses] == [True]
+    plt.close(figure)
+
+
+def test_horizon_curves_are_of_methods_with_two_gammas() -> None:
+    cells = {
+        0.9: metrics(td_cfm=cell(0.4, mse_v=1.0), td2_cfm=cell(0.3, mse_v=0.5), gan=cell(2.0, mse_v=3.0)),
+        0.99: metrics(td_cfm={"diverged": True}, td2_cfm=cell(0.5, mse_v=0.7)),
+    }
+    figure = figures.horizons(cells)
+    legend = figure.axes[1].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["TD-CFM", "TD²-CFM"]
+    lines = [line for line in figure.axes[1].lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(lines[1].get_xydata(), [[10, 3], [100, 5]])
+    assert [len(line.get_xdata()) for line in figure.axes[1].lines if line.get_marker() == "x"] == [1, 0]
+    plt.close(figure)
+
+
+# ---- the page ----
+
+
+def page(tmp_path: Path, environments: int = 1, text: str = "text") -> str:
+    made = report.Page(tmp_path)
+    made.overall = text
+    made.tables = [
+        {
+            "id": "table-claims",
+            "title": "Claims",
+            "columns": ["method", "verdict"],
+            "words": [0, 1],
+            "rows": [[text, verdict] for verdict in ("holds", "FAILS", "open", "diverged", "measured", "not run")],
+            "notes": [text, "a note"],
+        }
+    ]
+    made.environments = [report.Section(f"maze{i}", f"maze{i}", text, text) for i in range(environments)]
+    made.others = [report.Section("other", text, text, figures=[{"png": "", "caption": text}])]
+    return report.render(made, PARAMS)
+
+
+def test_texts_stay_texts(tmp_path: Path) -> None:
+    html = page(tmp_path, text='<script>alert("x")</script>')
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") >= 12  # every place that shows one
+
+
+def test_many_environments_are_folded_and_a_link_leads_into_each(tmp_path: Path) -> None:
+    few, many = page(tmp_path, 2), page(tmp_path, 15)
+    assert few.count('<details class="part" open>') == 2
+    assert many.count('<details class="part">') == 15 and 'class="part" open' not in many
+    assert all(f'href="#maze{i}"' in many and f'<div id="maze{i}">' in many for i in range(15))
+    assert 'href="#table-claims"' in many and 'id="table-claims"' in many
+
+
+def test_long_notes_are_folded_and_short_ones_are_not(tmp_path: Path) -> None:
+    assert '<details class="notes">' not in page(tmp_path)
+    assert "<summary>Notes (2)</summary>" in page(tmp_path, text="long " * 100)
+
+
+def test_verdicts_have_their_styles(tmp_path: Path) -> None:
+    html = page(tmp_path)
+    for word, style in (("holds", "holds"), ("FAILS", "fails"), ("open", "open"), ("measured", "measured")):
+        assert f'<td class="word {style}">{word}</td>' in html
+    assert '<td class="word ">not run</td>' in html
+
+
+def test_tables_name_methods_as_people_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tables").mkdir()
+    rows = '[["maze_loop", "td2_cfm"], ["maze_loop", "floor"]]'
+    content = f'{{"title": "", "columns": ["environment", "method"], "words": [], "rows": {rows}, "notes": []}}'
+    (tmp_path / "tables" / "successor.json").write_text(content)
+    monkeypatch.setattr(report, "DATA", tmp_path)
+    assert report._table("successor")["rows"] == [["maze_loop", "TD²-CFM"], ["maze_loop", "floor"]]

@@ -1,0 +1,377 @@
+"""Every way to train a successor model that params.yaml offers: what reaches the loss, the network and the file."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from scipy import stats
+from torch import Tensor, nn
+
+from flowmatch_core.fields import has_closed_form_divergence
+from flowmatch_core.paths import VelocityOf
+from flowmatch_core.successor import (
+    GeometricHorizonModel,
+    HorizonGAN,
+    HorizonModel,
+    HorizonVAE,
+    LatentHorizonModel,
+    NoisePrediction,
+    Particles,
+)
+from pipelines import fitting, horizon, models, params, preflight, registry, store, training
+from pipelines.errors import UserError
+from pipelines.fitting import Task
+from pipelines.orchestration import tracking
+from pipelines.params import Params, SuccessorFit, SuccessorMethod
+from pipelines.records import RunRecord
+from pipelines.stage import DATA, Stage
+from pipelines.stages import collect, sample_successor, train_successor
+from pipelines.training import Progress
+
+CPU = torch.device("cpu")
+VP = {"name": "vp", "beta_max": 19.0}
+DDIM = {"ode_solver": "ddim", "ode_steps": 20, "network": {"hidden": [12]}}
+METHODS: dict[str, dict[str, Any]] = {
+    "td_dd": {"loss": "td_dd", "path": VP, "fit": DDIM},
+    "td2_dd": {"loss": "td2_dd", "path": VP, "fit": DDIM},
+    "gan": {"loss": {"name": "gan", "penalty": 0.01, "width": 16, "blocks": 1}},
+    "vae": {"loss": {"name": "vae", "beta": 0.1, "width": 16, "blocks": 1}},
+    "particles": {"loss": "td2_cfm", "fit": {"particles": True, "returns": 3, "ode_steps": 4}},
+    "td_cfm": {"loss": "td_cfm"},
+    "oracle": {"loss": "oracle"},
+}
+LISTED = [name for name in METHODS if name != "td_cfm"]
+FIT: dict[str, Any] = {
+    "network": {"name": "mlp", "hidden": [16]}, "steps": 12, "batch": 64, "lr": 1e-3, "warmup": 0, "log_every": 4,
+    "ode_solver": "euler", "ode_steps": 2,
+}  # fmt: skip
+KILLED_AT = 8
+A, S = torch.zeros(5, 2), torch.linspace(-1, 1, 10).reshape(5, 2)
+
+
+def written(folder: Path, **changes: Any) -> Params:
+    """A params.yaml with one small environment, whose policy and closed form are the spiral's."""
+    raw = params.read_yaml(Path(__file__).parents[2] / "params.yaml")
+    small = {"transitions": 400, "rollouts": 10, "length": 12, "starts": 3, "fit": {}, "methods": LISTED}
+    raw |= {"device": "cpu", "threads": 1, "datasets": {"moons": raw["datasets"]["moons"]}}
+    raw["environments"] = {"spiral": {**raw["environments"]["spiral"], **small, **changes.pop("environment", {})}}
+    successor = {"methods": METHODS, "seeds": [0], "sample": {"samples": 8, "solver": "euler", "steps": 2}}
+    raw["successor"] |= {**successor, "fit": {**raw["successor"]["fit"], **FIT}, **changes}
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw))
+    return params.load(folder / "params.yaml")
+
+
+def stage(name: str, given: Params) -> Stage:
+    return Stage(name, given, RunRecord.start(name, {}))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the environment's tables are collected and every method is trained and sampled."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("FLOWMATCH_HOME", str(folder / "home"))
+        patch.setenv("FLOWMATCH_INVOCATION", "test")
+        given = written(folder)
+        collect.main(stage("collect@spiral", given), environment="spiral")
+        for method in METHODS:
+            train_successor.main(stage(f"train_successor@spiral-{method}", given), environment="spiral", method=method)
+        sample_successor.main(stage("sample_successor@spiral", given), environment="spiral")
+    return folder
+
+
+def job(root: Path, method: dict[str, Any], **fit: Any) -> partial[Task]:
+    """As the stage makes it."""
+    given, choice = params.load(root / "params.yaml"), SuccessorMethod.model_validate(method)
+    merged = params.merge(given.successor.fit_for(given.environments["spiral"], choice).model_dump(), fit)
+    folder = root / DATA / "transitions" / "spiral"
+    return partial(train_successor.job, folder=folder, choice=choice, fit=SuccessorFit(**merged), gamma=0.95)
+
+
+def trained(root: Path, method: str) -> HorizonModel:
+    file = root / DATA / "models" / "spiral" / method / "seed0.safetensors"
+    model = models.load(file, CPU, "euler", 4)
+    assert isinstance(model, HorizonModel)
+    return model
+
+
+# ---- what is trained, stored and sampled ----
+
+
+@pytest.mark.parametrize("method", [name for name in LISTED if name != "oracle"])
+def test_what_is_trained_loads_and_samples(root: Path, method: str) -> None:
+    model = trained(root, method)
+    assert model.gamma == 0.95
+    x = model.sample(S, A, 7, generator=torch.Generator().manual_seed(0))
+    assert x.shape == (7, 5, 2)
+    assert bool(x.isfinite().all())
+    curve = pd.read_csv(root / DATA / "logs" / "spiral" / f"{method}.csv")
+    assert curve["step"].tolist() == [4, 8, 12]
+    assert curve.notna().all(axis=None)
+
+
+@pytest.mark.parametrize(("method", "kind"), [("gan", HorizonGAN), ("vae", HorizonVAE)])
+def test_a_latent_model_has_samples_and_values_and_no_density(
+    root: Path, monkeypatch: pytest.MonkeyPatch, method: str, kind: type[nn.Module]
+) -> None:
+    folder = root / DATA / "models" / "spiral" / method
+    monkeypatch.setattr(tracking, "model_files", lambda uri: folder)
+    model = registry.load(f"models:/spiral.{method}/latest")
+    assert isinstance(model, LatentHorizonModel)
+    assert isinstance(model.network, kind)
+    assert not model.has_density
+    with pytest.raises(TypeError, match="has no log_prob"):
+        model.log_prob(S, S, A)
+    value = model.value(lambda x: torch.ones(x.shape[:-1]), S, A, 3)
+    torch.testing.assert_close(value, torch.full((5,), 20.0))
+    described = store.read_tensors(folder / "seed0.safetensors")[1]["network"]
+    assert described == {"name": method, "event_dim": 2, "cond_dim": 4, "width": 16, "blocks": 1}
+    assert not any(parameter.requires_grad for parameter in model.network.parameters())
+
+
+@pytest.mark.parametrize("method", ["td_dd", "td2_dd"])
+def test_a_diffusion_model_is_the_flow_of_its_noise(root: Path, method: str) -> None:
+    model = trained(root, method)
+    assert isinstance(model, GeometricHorizonModel)
+    field = model.flow.field
+    assert isinstance(field, VelocityOf)
+    assert isinstance(field.network, NoisePrediction)
+    tensors, meta = store.read_tensors(root / DATA / "models" / "spiral" / method / "seed0.safetensors")
+    assert meta["prediction"] == "noise"
+    assert meta["network"]["hidden"] == [12]  # from the fit of the method
+    plain = models.network(meta["network"])
+    plain.load_state_dict({k.removeprefix("network.network."): v for k, v in tensors.items() if k.startswith("n")})
+    way = models.path(params.PathChoice.model_validate(VP))
+    truth = VelocityOf(NoisePrediction(plain, way), way, "noise")
+    t, x, cond = torch.rand(5), torch.randn(5, 2), torch.randn(5, meta["network"]["cond_dim"])
+    with torch.no_grad():
+        assert torch.equal(field(t, x, cond), truth(t, x, cond))
+
+
+def test_the_likelihood_of_a_diffusion_model_takes_the_closed_form_of_its_divergence(root: Path) -> None:
+    model = trained(root, "td_dd")
+    assert isinstance(model, GeometricHorizonModel)
+    field = model.flow.field
+    assert has_closed_form_divergence(field)
+    model.flow.field = lambda t, x, cond=None: field(t, x, cond)  # type: ignore[method-assign,assignment]
+    assert not has_closed_form_divergence(model.flow.field)
+    by_autograd = model.log_prob(S, S, A)
+    model.flow.field = field  # type: ignore[method-assign]
+    assert bool(by_autograd.isfinite().all())
+    torch.testing.assert_close(model.log_prob(S, S, A), by_autograd)
+
+
+# ---- methods that are not run ----
+
+
+def test_a_method_that_is_not_listed_is_left_out_with_its_reason(root: Path) -> None:
+    given = params.load(root / "params.yaml")
+    entry, folder = given.environments["spiral"], root / DATA / "models" / "spiral"
+    assert [file.name for file in (folder / "td_cfm").iterdir()] == ["skipped.json"]
+    found = {
+        name: horizon.horizon_model(folder / name, 0, entry, choice, CPU, "euler", 2)
+        for name, choice in given.successor.methods.items()
+    }
+    assert found.pop("td_cfm") == "spiral does not list it"
+    assert all(isinstance(model, HorizonModel) for model in found.values())
+    sampled = {file.stem for file in (root / DATA / "samples" / "spiral").iterdir()}
+    assert sampled == set(LISTED)
+    assert (root / DATA / "logs" / "spiral" / "td_cfm.csv").read_text() == "step\n"
+    assert store.read_json(root / DATA / "logs" / "spiral" / "td_cfm.json") == {}
+
+
+def test_an_oracle_without_a_closed_form_is_left_out_with_its_reason(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = params.load(root / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOWMATCH_HOME", str(tmp_path / "home"))
+    described = store.read_json(root / DATA / "transitions" / "spiral" / "provenance.json")
+    folder, entry, oracle = DATA / "models" / "spiral" / "oracle", *_oracle(given)
+    for closed_form in (True, False):
+        file = DATA / "transitions" / "spiral" / "provenance.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        store.write_json(file, {**described, "closed_form": closed_form})
+        train_successor.main(stage("train_successor@spiral-oracle", given), environment="spiral", method="oracle")
+        found = horizon.horizon_model(folder, 0, entry, oracle, CPU, "euler", 2)
+        assert isinstance(found, HorizonModel) if closed_form else found == "spiral has no closed form"
+
+
+def _oracle(given: Params) -> tuple[params.Environment, SuccessorMethod]:
+    return given.environments["spiral"], given.successor.methods["oracle"]
+
+
+# ---- arguments and options ----
+
+
+def test_arguments_reach_the_loss_and_the_network(root: Path) -> None:
+    """The VAE's loss is its error and beta times its divergence; both terms are linear in beta."""
+
+    def loss(**arguments: Any) -> Tensor:
+        torch.manual_seed(0)
+        task = job(root, {"loss": {"name": "vae", "width": 16, "blocks": 1, **arguments}})(CPU)
+        assert isinstance(task.network, HorizonVAE)
+        assert len(task.network.decoder.inner) == 1
+        assert task.network.decoder.first.out_features == 16
+        return task.terms(task.network, task.network, torch.Generator().manual_seed(0))["loss"].detach()
+
+    at = {beta: loss(beta=beta) for beta in (1.0, 2.0, 4.0)}
+    assert at[2.0] > at[1.0]
+    torch.testing.assert_close(at[4.0] - at[2.0], 2 * (at[2.0] - at[1.0]))
+    torch.testing.assert_close(loss(), loss(beta=0.5))
+
+
+def test_the_penalty_reaches_the_gan(root: Path) -> None:
+    losses = []
+    for penalty in (0.0, 1.0):
+        torch.manual_seed(0)
+        task = job(root, {"loss": {"name": "gan", "width": 16, "blocks": 1, "penalty": penalty}})(CPU)
+        losses.append(float(task.terms(task.network, task.network, torch.Generator().manual_seed(0))["loss"].detach()))
+    assert losses[1] > losses[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ({"loss": {"name": "vae", "betta": 0.1}}, ["'vae'", "betta", "beta, blocks, width"]),
+        ({"loss": {"name": "gan", "beta": 0.1}}, ["'gan'", "beta", "blocks, penalty, width"]),
+        ({"loss": {"name": "vae", "event_dim": 3}}, ["'vae'", "event_dim"]),
+        ({"loss": {"name": "td_cfm", "steps": 3}}, ["'td_cfm'", "steps", "fused"]),
+        ({"loss": {"name": "td_cfm", "gamma": 0.5}}, ["'td_cfm'", "gamma"]),
+        ({"loss": {"name": "td_cfm", "field": 1}}, ["'td_cfm'", "field"]),
+        ({"loss": {"name": "mc_cfm", "width": 3}}, ["'mc_cfm'", "width", "none"]),
+        ({"loss": "td_cfm", "fit": {"particles": True}}, ["particles is true", "'td_cfm'", "td2_cfm"]),
+        ({"loss": "td2_dd", "path": VP, "fit": {"particles": True}}, ["particles is true", "'td2_dd'"]),
+        ({"loss": "gan", "fit": {"particles": True}}, ["particles is true", "'gan'"]),
+        ({"loss": "mc_cfm", "fit": {"particles": True}}, ["particles is true", "successor.methods.<name>.fit"]),
+        ({"loss": "td_dd", "path": {"name": "vp", "beta_max": 9.0}}, ["successor.methods.<name>.path", "0.1028"]),
+        ({"loss": "mc_cfm", "fit": {"returns": 3}}, ["returns is 3", "'mc_cfm'", "successor.methods.<name>.fit"]),
+    ],
+)
+def test_what_a_loss_cannot_use_is_a_sentence_before_anything_runs(
+    tmp_path: Path, root: Path, method: dict[str, Any], words: list[str]
+) -> None:
+    made = job(root, method)
+    with pytest.raises(UserError) as at_training:
+        made(CPU)
+    given = written(tmp_path, methods={"m": method}, environment={"methods": ["m"]})
+    with pytest.raises(UserError) as before:
+        preflight.check(given)
+    assert str(before.value) == str(at_training.value)
+    assert str(before.value).startswith("params.yaml: ")
+    assert "\n" not in str(before.value)
+    for word in words:
+        assert word in str(before.value)
+
+
+def test_what_no_environment_runs_is_not_in_the_way(tmp_path: Path) -> None:
+    """And a method's own fit excepts it from what all others do."""
+    methods = {
+        "td2_cfm": {"loss": "td2_cfm"},
+        "mc_cfm": {"loss": "mc_cfm", "fit": {"particles": False, "returns": 1}},
+        "td_cfm": {"loss": "td_cfm"},
+    }
+    fit = {"particles": True, "returns": 2}
+    environment = {"fit": fit, "methods": ["td2_cfm", "mc_cfm"]}
+    preflight.check(written(tmp_path, methods=methods, environment=environment))
+    with pytest.raises(UserError, match="particles is true for the loss 'td_cfm'"):
+        preflight.check(written(tmp_path, methods=methods, environment={"fit": fit, "methods": None}))
+
+
+class Recorder(nn.Module):
+    """A field that keeps the times at which it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.t = torch.empty(0)
+
+    def forward(self, t: Tensor, x: Tensor, cond: Tensor) -> Tensor:
+        self.t = t
+        return x
+
+
+@pytest.mark.parametrize("loss", ["td_cfm", "td_cfm_coupled", "td2_cfm", "td_dd", "td2_dd", "mc_cfm", "particles"])
+@pytest.mark.parametrize("time", ["uniform", "logit_normal"])
+def test_flow_times_have_the_law_that_is_asked_for(root: Path, loss: str, time: str) -> None:
+    method = METHODS["particles"] if loss == "particles" else {"loss": loss, "path": VP if "dd" in loss else "cond_ot"}
+    task = job(root, method, time=time, batch=2_000)(CPU)
+    field = Recorder()
+    task.terms(field, lambda t, x, cond: x, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    times = (field.t if loss == "mc_cfm" else field.t[:1_000]).double()
+    at = times if time == "uniform" else torch.special.ndtr(times.logit())
+    assert stats.kstest(at.numpy(), "uniform").pvalue > 1e-3
+
+
+def test_the_bootstrap_is_solved_as_the_fit_says(root: Path) -> None:
+    """The target is asked once a step by Euler and DDIM, and twice by the midpoint rule, and once at the point."""
+    for solver, evaluations in (("euler", 4), ("midpoint", 7), ("ddim", 4)):
+        for loss, way in (("td2_cfm", "cond_ot"), ("td2_dd", "vp")):
+            task = job(root, {"loss": loss, "path": way, "fit": {"ode_solver": solver, "ode_steps": 3}})(CPU)
+            asked = []
+            target = lambda t, x, cond: asked.append(1) or x  # noqa: B023, E731
+            task.terms(Recorder(), target, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+            assert len(asked) == evaluations, (loss, solver)
+
+
+def test_returns_weigh_the_bootstrap_by_the_discount_of_their_steps(root: Path) -> None:
+    for method in ({"loss": "td_cfm"}, {"loss": "vae"}, METHODS["particles"]):
+        for returns in (1, 3):
+            task = job(root, {**method, "fit": {**method.get("fit", {}), "returns": returns}})(CPU)
+            g = torch.Generator().manual_seed(0)
+            for _ in range(6):  # particles are under way after some steps
+                total, direct, bootstrap = task.terms(task.network, task.network, g).values()
+            weight = 0.95**returns
+            torch.testing.assert_close(total, (1 - weight) * direct + weight * bootstrap)
+
+
+# ---- particles ----
+
+
+def test_particles_are_as_the_fit_says(root: Path) -> None:
+    memory = job(root, METHODS["particles"])(CPU).memory
+    assert isinstance(memory, Particles)
+    assert (memory.slots, memory.steps, tuple(memory.cond.shape)) == (32, 4, (32, 4))
+    assert memory.path == models.path(params.PathChoice.model_validate("cond_ot"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_particles_are_on_the_device(root: Path) -> None:
+    device = torch.device("cuda", 0)
+    task = job(root, METHODS["particles"])(device)
+    assert task.memory is not None
+    assert {buffer.device for buffer in task.memory.buffers()} == {device}
+    loss = task.terms(task.network, task.network, torch.Generator(device).manual_seed(0))["loss"]
+    assert loss.device == device
+
+
+@pytest.mark.parametrize("returns", [1, 3])
+def test_a_killed_seed_goes_on_with_its_particles(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returns: int
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
+    made = job(root, {"loss": "td2_cfm", "fit": {"particles": True, "returns": returns, "ode_steps": 4}})
+
+    def fitted(state: Path, stop_at: int | None = None) -> bytes:
+        def tell(row: Progress) -> None:
+            if row.step == stop_at:
+                raise KeyboardInterrupt
+
+        state.mkdir(exist_ok=True)
+        fit = made.keywords["fit"]
+        fitting._fit_one(0, tell, data="spiral", base=0, job=made, fit=fit, device="cpu", state=state)
+        return (state / "seed0.safetensors").read_bytes()
+
+    whole = fitted(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "killed", KILLED_AT)
+    kept, _ = store.read_tensors(tmp_path / "killed" / "seed0.checkpoint")
+    assert bool(kept["memory.x"].any())
+    assert fitted(tmp_path / "killed") == whole
