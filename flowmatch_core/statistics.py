@@ -1,4 +1,4 @@
-"""Intervals for means over a few seeds."""
+"""Intervals for means, differences and ratios over a few seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Interval", "paired_difference", "t_interval"]
+__all__ = ["Interval", "paired_difference", "paired_ratio", "t_interval"]
 
 Values = Sequence[float] | NDArray[np.float64]
 
@@ -21,6 +21,22 @@ class Interval(NamedTuple):
     low: float
     high: float
     n: int
+
+    def verdict(self, at_least: float | None, at_most: float | None) -> str:
+        """`holds` if the whole interval lies in the range, `FAILS` if none of it does, else `open`; `measured`
+        without a range.
+
+        Example:
+            >>> Interval(1.0, 0.5, 1.5, 3).verdict(0.0, None), Interval(1.0, -0.5, 2.5, 3).verdict(0.0, None)
+            ('holds', 'open')
+        """
+        if at_least is None and at_most is None:
+            return "measured"
+        least = -math.inf if at_least is None else at_least
+        most = math.inf if at_most is None else at_most
+        if least <= self.low and self.high <= most:
+            return "holds"
+        return "FAILS" if self.high < least or self.low > most else "open"
 
 
 def t_interval(values: Values, level: float = 0.95) -> Interval:
@@ -64,7 +80,36 @@ def paired_difference(a: Values, b: Values, level: float = 0.95) -> Interval:
         >>> paired_difference([2.0, 3.0], [1.0, 2.0])
         Interval(mean=1.0, low=1.0, high=1.0, n=2)
     """
+    x, y = _pairs(a, b)
+    return t_interval(x - y, level)
+
+
+def paired_ratio(a: Values, b: Values, level: float = 0.95) -> Interval:
+    r"""Return the ratio of the means of positive `a` and `b`, with the t interval of :math:`\log(a_i / b_i)` over
+    shared seeds for its ends; `a` is larger if they exceed one.
+
+    Seeds multiply an error rather than add to it, so that the logarithm is closer to normal, and no end is
+    negative.
+
+    Arguments:
+        a: One positive value per seed.
+        b: One positive value per seed, in the same order of seeds.
+        level: The probability with which the interval covers the true ratio.
+
+    Example:
+        >>> paired_ratio([2.0, 4.0], [1.0, 2.0])
+        Interval(mean=2.0, low=2.0, high=2.0, n=2)
+    """
+    x, y = _pairs(a, b)
+    for name, values in (("a", x), ("b", y)):
+        if not (values > 0).all():
+            raise ValueError(f"{name} is {values.tolist()}, but should be positive.")
+    logarithm = t_interval(np.log(x / y), level)
+    return Interval(float(x.mean() / y.mean()), math.exp(logarithm.low), math.exp(logarithm.high), logarithm.n)
+
+
+def _pairs(a: Values, b: Values) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.shape != y.shape:
         raise ValueError(f"b has shape {y.shape}, but should have the shape of a, {x.shape}.")
-    return t_interval(x - y, level)
+    return x, y

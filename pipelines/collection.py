@@ -22,12 +22,13 @@ import numpy as np
 import pandas as pd
 
 from pipelines import members, store
-from pipelines.environments import Array, Beginning, Environment
+from pipelines.environments import Array, Beginning, Environment, Simulator
 from pipelines.errors import UserError
 
 TRANSITIONS, EPISODES = 10_000, 250  # rows, respectively episodes, of a piece
 GROUP = 100_000  # rows of a row group of a file
 AHEAD = 2  # pieces a worker that may wait to be used
+COUNTERFACTUALS = 8  # start states at which a state or an action is exchanged: a mean over few is steady enough
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Collector:
     def __init__(self, kind: str, settings: members.Settings, seed: int, workers: int | None = None) -> None:
         self.environment: Environment = members.load("pipelines.environments", kind).build(settings)
         self.kind = kind
-        self.seeds = np.random.SeedSequence(seed).spawn(4)
+        self.seeds = np.random.SeedSequence(seed).spawn(5)
         self.workers = workers or os.cpu_count() or 1
 
     def transitions(self, count: int, length: int) -> Iterator[pd.DataFrame]:
@@ -102,6 +103,47 @@ class Collector:
         table = pd.concat(list(self._episodes("start", pieces, length)), ignore_index=True)
         states = table[store.columns("state", self.environment.state_names)].to_numpy()
         return table.assign(**{f"reward_{name}": value for name, value in self.environment.rewards(states).items()})
+
+    def counterfactuals(self, evaluation: pd.DataFrame, length: int) -> pd.DataFrame | None:
+        """What would follow from the first start states if only the state, or only the action, were another one.
+
+        Arguments:
+            evaluation: the table of that name, whose first episodes these are.
+
+        Returns:
+            Rollouts of `length` steps under the policy after the exchange, with the columns of rollouts and
+            `exchanged`: "state" (the start state is that of the next episode) or "action" (a random one). None where
+            the environment cannot be set to any state.
+        """
+        simulator = getattr(self.environment, "simulator", self.environment)  # that of recorded episodes
+        if not isinstance(simulator, Simulator):
+            return None
+        rng = np.random.default_rng(self.seeds[4])
+        first = evaluation[evaluation["step"] == 0].head(COUNTERFACTUALS)
+        names, actions = self.environment.state_names, self.environment.action_names
+        state, action = first[store.columns("state", names)], first[store.columns("action", actions)]
+        here, own = state.to_numpy(), action.to_numpy()
+        parts = []
+        for exchanged, now, act in (
+            ("state", np.roll(here, -1, 0), own),
+            ("action", here, simulator.actions(rng, len(here))),
+        ):
+            for step in range(length + 1):
+                parts.append(
+                    pd.DataFrame(
+                        {
+                            "exchanged": exchanged,
+                            "episode": first["episode"].to_numpy(),
+                            "step": step,
+                            **_columns("state", names, now),
+                            **_columns("action", actions, act),
+                        }
+                    )
+                )
+                now = simulator.step(now, act, rng)
+                act = self.environment.policy(now)
+        table = pd.concat(parts, ignore_index=True)
+        return table.sort_values(["exchanged", "episode", "step"], ignore_index=True)
 
     def _episodes(self, beginning: Beginning, pieces: list[Piece], length: int) -> Iterator[pd.DataFrame]:
         return self._draw(partial(_rollout, self.environment, beginning, length), pieces)
@@ -173,7 +215,8 @@ def write(path: Path, frames: Iterable[pd.DataFrame], columns: Sequence[str]) ->
     """Write frames as one parquet table, a row group at a time.
 
     Returns:
-        `loc` and `scale`: mean and standard deviation of each of some columns, with which models standardise.
+        Of each of some columns `loc` and `scale`, mean and standard deviation, with which models standardise, and the
+        range from `low` to `high`.
 
     Raises:
         UserError: one of these columns is constant.
@@ -194,13 +237,13 @@ def write(path: Path, frames: Iterable[pd.DataFrame], columns: Sequence[str]) ->
 
 
 class Moments:
-    """Mean and standard deviation of columns whose rows come in parts (Chan, Golub and LeVeque 1983).
+    """Mean, standard deviation and range of columns whose rows come in parts (Chan, Golub and LeVeque 1983).
 
     >>> moments = Moments(["x"])
     >>> moments.add(np.array([[1.0], [2.0]])), moments.add(np.array([[6.0]]))
     (None, None)
     >>> moments.result()
-    {'loc': [3.0], 'scale': [2.160246899469287]}
+    {'loc': [3.0], 'scale': [2.160246899469287], 'low': [1.0], 'high': [6.0]}
     """
 
     def __init__(self, columns: Sequence[str]) -> None:
@@ -218,7 +261,7 @@ class Moments:
         self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
 
     def result(self) -> dict[str, list[float]]:
-        """`loc` and `scale`.
+        """`loc`, `scale`, `low` and `high`.
 
         Raises:
             UserError: a column is constant, so that nothing can be divided by its deviation.
@@ -229,7 +272,9 @@ class Moments:
                     f"the column {name!r} of the transitions is constant ({low}); expected it to vary, so leave that "
                     "component out of the environment's state."
                 )
-        return {"loc": self.mean.tolist(), "scale": np.sqrt(self.squares / self.count).tolist()}
+        scale = np.sqrt(self.squares / self.count)
+        moments = {"loc": self.mean, "scale": scale, "low": self.low, "high": self.high}
+        return {name: value.tolist() for name, value in moments.items()}
 
 
 def _groups(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:

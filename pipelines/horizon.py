@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from flowmatch_core.solvers import SolverError
 from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
 from pipelines import members, models, store
 from pipelines.params import ORACLE, Environment, SuccessorMethod
@@ -32,3 +34,14 @@ def horizon_model(
     mdp = built.oracle().to(device, torch.float32)
     field = mdp.velocity_field(environment.gamma, models.path(choice.path))
     return GeometricHorizonModel(field, (len(built.state_names),), environment.gamma, solver, steps)
+
+
+def sample(model: HorizonModel, state: Tensor, action: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Samples (n, batch, d), not all of which are finite if the model has diverged: that is a result, not a fault."""
+    if isinstance(model, GeometricHorizonModel):
+        model.flow.check = False
+    try:
+        with torch.no_grad():
+            return model.sample(state, action, n, generator=generator)
+    except SolverError:  # of an adaptive solver that gave up
+        return state.new_full((n, *state.shape), torch.nan)

@@ -27,7 +27,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """`holds` if the whole interval lies in the range, `FAILS` if none of it does, else `open`.
+        """Where the interval lies (see `Interval.verdict`).
 
         >>> from flowmatch_core.statistics import Interval
         >>> Finding("x", "x is positive", Interval(1.0, 0.5, 1.5, 3), at_least=0.0).verdict
@@ -35,13 +35,7 @@ class Finding:
         >>> Finding("x", "x is positive", Interval(1.0, -0.5, 2.5, 3), at_least=0.0).verdict
         'open'
         """
-        if self.at_least is None and self.at_most is None:
-            return "measured"
-        least = float("-inf") if self.at_least is None else self.at_least
-        most = float("inf") if self.at_most is None else self.at_most
-        if least <= self.measured.low and self.measured.high <= most:
-            return "holds"
-        return "FAILS" if self.measured.high < least or self.measured.low > most else "open"
+        return self.measured.verdict(self.at_least, self.at_most)
 
     def cell(self) -> dict[str, Any]:
         """The finding as it is stored."""

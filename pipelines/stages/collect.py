@@ -11,7 +11,8 @@ def main(stage: Stage, environment: str) -> None:
     collector = collection.Collector(entry.kind, entry.settings(), stage.seed("collect", environment))
     built = collector.environment
     with stage.output(DATA / "transitions" / environment) as folder:
-        # Models standardise with these and report in the units of the environment.
+        # Models standardise with these and report in the units of the environment; far outside of the range from
+        # `low` to `high` no sample makes sense.
         moments = collection.write(
             folder / "transitions.parquet",
             collector.transitions(entry.transitions, entry.length),
@@ -21,6 +22,9 @@ def main(stage: Stage, environment: str) -> None:
         store.write_table(folder / "rollouts.parquet", rollouts)
         evaluation = collector.evaluation(entry.starts, entry.length)
         store.write_table(folder / "evaluation.parquet", evaluation)
+        exchanged = collector.counterfactuals(evaluation, entry.length)
+        if exchanged is not None:
+            store.write_table(folder / "counterfactual.parquet", exchanged)
         store.write_json(
             folder / "provenance.json",
             {

@@ -1,4 +1,8 @@
-"""Score every successor model of an environment at the same start states, each number beside its sampling floor."""
+"""Score every successor model of an environment at the same start states, each number beside its sampling floor.
+
+Every number of a seed is a mean over start states; reported is its mean over seeds with a 95 % t interval. The spread
+over start states stays in `cells.parquet`.
+"""
 
 from __future__ import annotations
 
@@ -6,87 +10,172 @@ import math
 from typing import TYPE_CHECKING
 
 from pipelines import members, store
+from pipelines.params import ORACLE
 from pipelines.stage import DATA, Stage, run
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     import torch
 
     from flowmatch_core.successor import HorizonModel
+    from pipelines.environments import Array
     from pipelines.starts import Starts
+
+SENSITIVITY_SAMPLES = 256  # a start state; both sides of a difference share their noise, so that few will do
 
 
 def main(stage: Stage, environment: str) -> None:
-    import numpy as np
     import pandas as pd
-    import torch
 
-    from flowmatch_core import metrics
-    from pipelines import horizon, starts, training
+    from pipelines import scores
 
-    successor, settings = stage.params.successor, stage.params.successor.evaluate
-    entry = stage.params.environments[environment]
-    device = training.use(stage.params)
-    built = members.load("pipelines.environments", entry.kind).build(entry.settings())
-    oracle = built.oracle()
-    mdp = None if oracle is None else oracle.to(device, torch.float32)
-    start = starts.read(DATA / "transitions" / environment, device)
-    count, dims = start.state.shape
-    size = successor.sample.samples
-    generator = stage.generator("evaluate", environment, device=device)
-    truth, other = (starts.truth(start, mdp, entry.gamma, size, generator) for _ in range(2))
-    scored = truth[: settings.likelihood_rows]
-
-    def reward(x: torch.Tensor) -> np.ndarray:
-        """Of states (..., d), the reward that the environment's entry names."""
-        flat = x.reshape(-1, dims).double().cpu().numpy()
-        values: np.ndarray = built.rewards(flat)[entry.reward]
-        return values.reshape(x.shape[:-1])
-
-    def at_starts(x: torch.Tensor) -> dict[str, np.ndarray]:
-        """EMD to the truth and value, at each start, of samples (n, starts, d)."""
-        emd = [float(metrics.emd(x[:, i], truth[:, i])) for i in range(count)]
-        return {"emd": np.array(emd), "value": reward(x).mean(0) / (1 - entry.gamma)}
-
-    state, action = (t.double().cpu().numpy() for t in (start.state, start.action))
-    exact = built.exact_values(state, action, entry.gamma).get(entry.reward)
-    if exact is None:
-        rewards = reward(start.states[:, 1:])
-        exact = (rewards * entry.gamma ** np.arange(rewards.shape[1])).sum(1)
-
-    cells = [_cell("floor", 0, {**at_starts(other), "true_value": exact})]
-    if mdp is not None:
-        log_prob = mdp.successor(start.state, start.action, entry.gamma).log_prob(scored)
-        cells[0]["nll"] = -log_prob.double().mean(0).cpu().numpy() / dims
-    skipped: dict[str, str] = {}
-    for method, choice in successor.methods.items():
+    judge = Judge(stage, environment)
+    successor, entry = stage.params.successor, stage.params.environments[environment]
+    for seed in successor.seeds:
+        judge.floor(seed)
+    floor = scores.summary(judge.numbers["floor"])
+    densities, skipped = dict[str, bool](), dict[str, dict[str, str]]()
+    for method in successor.methods:
         for seed in successor.seeds:
-            folder = DATA / "models" / environment / method
-            fine, coarse = (
-                horizon.horizon_model(folder, seed, entry, choice, device, settings.solver, steps)
-                for steps in (settings.steps, max(1, settings.steps // 2))
-            )
-            if isinstance(fine, str) or isinstance(coarse, str):
-                skipped[method] = str(fine)
+            model = judge.load(method, seed, successor.sample.solver, successor.sample.steps)
+            if isinstance(model, str):
+                skipped[method] = {"skipped": model}
                 break
-            table = store.read_table(DATA / "samples" / environment / f"{method}.parquet", [*start.names, "seed"])
-            x = torch.tensor(table.loc[table["seed"] == seed, start.names].to_numpy(), device=device)
-            likelihood = _likelihood(fine, coarse, scored, start) if fine.has_density else {}
-            values = at_starts(x.reshape(size, count, dims))
-            cells.append(_cell(method, seed, {**values, "true_value": exact, **likelihood}))
-            stage.log(f"{method} seed {seed}: EMD {cells[-1]['emd'].mean():.4f} (floor {cells[0]['emd'].mean():.4f})")
-    table = pd.concat(cells, ignore_index=True)
-    table["squared_value_error"] = (table["value"] - table["true_value"]) ** 2
+            densities[method] = model.has_density
+            numbers = judge.model(model, method, seed, entry.solver_steps)
+            here = scores.summary({seed: numbers})
+            far = f", diverged: {here['outside']:.1%} of the samples far outside of the data" * here["diverged"]
+            stage.log(f"{method} seed {seed}: EMD {numbers['emd']:.4f} (floor {floor['emd']:.4f}){far}")
     with stage.output(DATA / "evaluations" / environment) as folder:
-        store.write_table(folder / "cells.parquet", table)
-        store.write_table(folder / "truth.parquet", _samples(truth, start.names))
-    summary = {method: _summary(table[table["method"] == method]) for method in table["method"].unique()}
-    for method, numbers in summary.items():
-        numbers["emd_over_floor"] = numbers["emd"] / summary["floor"]["emd"]
-        stage.metrics({f"{method}.{name}": number for name, number in numbers.items()})
+        store.write_table(folder / "cells.parquet", pd.concat(judge.cells, ignore_index=True))
+        store.write_table(folder / "truth.parquet", _samples(judge.truth, judge.start.names))
+    summary = {method: scores.summary(seeds) for method, seeds in judge.numbers.items()}
+    for method, cell in summary.items():
+        cell["emd_over_floor"] = cell["emd"] / floor["emd"]
+        stage.metrics({f"{method}.{name}": float(value) for name, value in cell.items() if math.isfinite(value)})
+        cell |= {"has_density": densities[method]} if method in densities else {}
     with stage.output(DATA / "metrics" / f"{environment}.json") as temporary:
-        store.write_json(temporary, {**summary, **{m: {"skipped": reason} for m, reason in skipped.items()}})
+        store.write_json(temporary, {**summary, **skipped})
+
+
+class Judge:
+    """Scores what is sampled of one environment.
+
+    Attributes:
+        numbers: of each method and seed.
+        cells: the same at each start state.
+    """
+
+    def __init__(self, stage: Stage, environment: str) -> None:
+        import torch
+
+        from pipelines import scores, starts, training
+
+        self.stage, self.environment = stage, environment
+        self.entry, self.successor = stage.params.environments[environment], stage.params.successor
+        self.device = training.use(stage.params)
+        self.folder = DATA / "transitions" / environment
+        built = members.load("pipelines.environments", self.entry.kind).build(self.entry.settings())
+        oracle = built.oracle()
+        self.mdp = None if oracle is None else oracle.to(self.device, torch.float32)
+        self.start = starts.read(self.folder, self.device)
+        self.exchanged = starts.counterfactuals(self.folder, self.device)
+        self.samples = self.successor.sample.samples
+        self.truth = self.true(self.start, self.samples, "evaluate", environment)
+        gamma, reward = self.entry.gamma, self.entry.reward
+        state, action = (t.double().cpu().numpy() for t in (self.start.state, self.start.action))
+        value = built.exact_values(state, action, gamma).get(reward)
+        if value is None:
+            along = scores.rewards(built, reward, self.start.states[:, 1:])
+            value = (along * gamma ** torch.arange(along.shape[1]).numpy()).sum(1)
+        self.score = scores.Score(self.truth, built, reward, value, gamma)
+        self.numbers: dict[str, dict[int, dict[str, float]]] = {}
+        self.cells: list[pd.DataFrame] = []
+
+    def true(self, at: Starts, n: int, *key: object) -> torch.Tensor:
+        """True samples, (n, starts, d)."""
+        from pipelines import starts
+
+        return starts.truth(at, self.mdp, self.entry.gamma, n, self.stage.generator(*key, device=self.device))
+
+    def load(self, method: str, seed: int, solver: str, steps: int) -> HorizonModel | str:
+        """A model, or the reason why there is none."""
+        from pipelines import horizon
+
+        folder, choice = DATA / "models" / self.environment / method, self.successor.methods[method]
+        return horizon.horizon_model(folder, seed, self.entry, choice, self.device, solver, steps)
+
+    def draw(self, model: HorizonModel, at: Starts, n: int, *key: object) -> torch.Tensor:
+        """Samples of a model, (n, starts, d)."""
+        from pipelines import horizon
+
+        return horizon.sample(model, at.state, at.action, n, self.stage.generator(*key, device=self.device))
+
+    def floor(self, seed: int) -> None:
+        """True samples in the place of a model's, fresh ones for each seed, so that the floor has an interval too."""
+        x = self.true(self.start, self.samples, "floor", self.environment, seed)
+        more = {}
+        if self.mdp is not None:
+            scored = self.truth[: self.successor.evaluate.likelihood_rows]
+            exact = self.mdp.successor(self.start.state, self.start.action, self.entry.gamma).log_prob(scored)
+            more["nll"] = -exact.double().mean(0).cpu().numpy() / scored.shape[-1]
+        self._keep("floor", seed, x, more)
+
+    def model(self, model: HorizonModel, method: str, seed: int, solver_steps: tuple[int, ...]) -> dict[str, float]:
+        """The numbers of a model: of its samples, its likelihood, its sensitivity, and with other solver steps."""
+        from flowmatch_core.successor import GeometricHorizonModel
+        from pipelines import scores
+
+        path = DATA / "samples" / self.environment / f"{method}.parquet"
+        table = store.read_table(path, [*self.start.names, "seed"], finite=False)  # of a diverged model some are not
+        rows = table.loc[table["seed"] == seed, self.start.names].to_numpy()
+        x = self.start.state.new_tensor(rows).reshape(self.samples, *self.start.state.shape)
+        numbers = self._keep(method, seed, x, self._likelihood(method, seed) if model.has_density else {})
+        if not x.isfinite().all():  # nor would other samples be; an adaptive solver might not even end
+            return numbers
+
+        def mean(at: Starts) -> torch.Tensor:
+            return self.draw(model, at, SENSITIVITY_SAMPLES, "sensitivity", self.environment, seed).mean(0)
+
+        slopes = scores.sensitivity(mean, self.true_mean, self.start, self.exchanged)
+        numbers |= {f"sensitivity_{name}": slope for name, slope in slopes.items()}
+        if isinstance(model, GeometricHorizonModel) and self.successor.methods[method].loss.name != ORACLE:
+            for steps in solver_steps:
+                other = self._loaded(method, seed, self.successor.sample.solver, steps)
+                # The same noise as that of the samples above.
+                values = self.score(self.draw(other, self.start, self.samples, "sample", self.environment, seed))
+                found = scores.means(values)
+                numbers |= {f"emd_steps{steps}": found["emd"], f"mse_v_steps{steps}": found["mse_v"]}
+        return numbers
+
+    def true_mean(self, at: Starts) -> torch.Tensor:
+        """The mean of the truth, (starts, d)."""
+        from pipelines import starts
+
+        return starts.true_mean(at, self.mdp, self.entry.gamma)
+
+    def _likelihood(self, method: str, seed: int) -> dict[str, Array]:
+        from pipelines import scores
+
+        settings = self.successor.evaluate
+        fine, coarse = (
+            self._loaded(method, seed, settings.solver, k) for k in (settings.steps, max(1, settings.steps // 2))
+        )
+        return scores.likelihood(fine, coarse, self.truth[: settings.likelihood_rows], self.start)
+
+    def _loaded(self, method: str, seed: int, solver: str, steps: int) -> HorizonModel:
+        """A model that is there with other solver steps."""
+        model = self.load(method, seed, solver, steps)
+        assert not isinstance(model, str), model
+        return model
+
+    def _keep(self, method: str, seed: int, x: torch.Tensor, more: dict[str, Array]) -> dict[str, float]:
+        from pipelines import scores, starts
+
+        values = {**self.score(x), **more}
+        self.cells.append(scores.table(method, seed, values))
+        numbers = {**scores.means(values), "outside": starts.outside(x, self.folder)}
+        return self.numbers.setdefault(method, {}).setdefault(seed, numbers)
 
 
 def _samples(x: torch.Tensor, names: list[str]) -> pd.DataFrame:
@@ -96,51 +185,6 @@ def _samples(x: torch.Tensor, names: list[str]) -> pd.DataFrame:
 
     rows = pd.DataFrame(x.flatten(0, 1).cpu().numpy(), columns=names)
     return rows.assign(start=np.tile(np.arange(x.shape[1]), x.shape[0]))
-
-
-def _cell(method: str, seed: int, values: dict[str, np.ndarray]) -> pd.DataFrame:
-    """One row a start state."""
-    import pandas as pd
-
-    table = pd.DataFrame(values)
-    return table.assign(method=method, seed=seed, start=range(len(table)))
-
-
-def _likelihood(fine: HorizonModel, coarse: HorizonModel, x: torch.Tensor, start: Starts) -> dict[str, np.ndarray]:
-    """NLL per dimension of true samples (n, starts, d), and what doubling the solver's step changes in it."""
-    import torch
-
-    n, count, dims = x.shape
-    state, action = start.state.repeat(n, 1), start.action.repeat(n, 1)
-    with torch.no_grad():
-        values = [m.log_prob(x.flatten(0, 1), state, action).double().reshape(n, count) for m in (fine, coarse)]
-    error = (values[0] - values[1]).square().mean(0).sqrt()
-    return {
-        "nll": (-values[0].mean(0) / dims).cpu().numpy(),
-        "nll_solver_error": (error / dims).cpu().numpy(),
-    }
-
-
-def _summary(table: pd.DataFrame) -> dict[str, float]:
-    """Means with 95 % t intervals over start states, each start averaged over the seeds."""
-    from flowmatch_core.statistics import t_interval
-
-    summary: dict[str, float] = {}
-    starts = table.drop(columns=["method"]).groupby("start").mean()
-    for column, name in (("emd", "emd"), ("squared_value_error", "mse_v"), ("nll", "nll")):
-        if column not in starts or starts[column].isna().any():
-            continue
-        mean, low, high, _ = t_interval(starts[column].to_numpy())
-        summary |= {name: mean, f"{name}_low": low, f"{name}_high": high}
-    if "nll_solver_error" in starts:
-        error = float(starts["nll_solver_error"].mean())
-        summary |= {"nll_solver_error": error} if math.isfinite(error) else {}
-    summary["value_bias"] = float((starts["value"] - starts["true_value"]).mean())
-    if table["seed"].nunique() > 1:
-        for seed, group in table.groupby("seed"):
-            summary |= {f"emd_seed{seed}": float(group["emd"].mean())}
-            summary |= {f"mse_v_seed{seed}": float(group["squared_value_error"].mean())}
-    return summary
 
 
 if __name__ == "__main__":

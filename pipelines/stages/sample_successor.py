@@ -54,7 +54,7 @@ def main(stage: Stage, environment: str) -> None:
                     stage.log(f"{method}: left out, {model}")
                     break
                 generator = stage.generator("sample", environment, seed, device=device)
-                x = _samples(model, start, settings.samples, generator)
+                x = horizon.sample(model, start.state, start.action, settings.samples, generator)
                 table = pd.DataFrame(x.flatten(0, 1).cpu().numpy(), columns=start.names)
                 index = torch.arange(len(start.state)).repeat(settings.samples).numpy()
                 tables.append(table.assign(seed=seed, start=index))
@@ -69,22 +69,6 @@ def main(stage: Stage, environment: str) -> None:
                 stage.log(f"{method}: {settings.samples} samples a start by {settings.solver}, {settings.steps} steps")
         if value_map is not None:
             store.write_table(folder / "value_map.parquet", value_map.table())
-
-
-def _samples(model: HorizonModel, start: Starts, n: int, generator: torch.Generator) -> torch.Tensor:
-    """Samples (n, starts, d), not all of which are finite if the model has diverged; evaluation says that it has."""
-    import torch
-
-    from flowmatch_core.solvers import SolverError
-    from flowmatch_core.successor import GeometricHorizonModel
-
-    if isinstance(model, GeometricHorizonModel):
-        model.flow.check = False
-    try:
-        with torch.no_grad():
-            return model.sample(start.state, start.action, n, generator=generator)
-    except SolverError:  # of an adaptive solver that gave up
-        return start.state.new_full((n, *start.state.shape), torch.nan)
 
 
 def _particles(model: GeometricHorizonModel, start: Starts, generator: torch.Generator) -> pd.DataFrame:

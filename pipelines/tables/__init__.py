@@ -5,12 +5,14 @@ A table lists what `params.yaml` asks for: a missing number is a hole with its r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from pipelines.params import Environment
 
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """`metrics[data set or environment][method][name]`, as `data/metrics/<name>.json` holds them; `logs` alike.
@@ -18,7 +20,7 @@ Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
 `metrics["experiments/<name>"][finding][name]` are those of an experiment.
 """
 
-ORDER = ("claims", "successor", "density", "experiments")
+ORDER = ("comparisons", "claims", "successor", "density", "experiments")
 """The tables, as readers meet them."""
 
 HOLE = "–"
@@ -70,8 +72,40 @@ def text(value: object) -> str:
 
 def interval(cell: Mapping[str, Any], name: str) -> str | None:
     """`mean [low, high]` of a metric that has an interval."""
-    if cell.get(name) is None:
+    return between(*(cell.get(key) for key in (name, f"{name}_low", f"{name}_high")))
+
+
+def between(mean: float | None, low: float | None, high: float | None) -> str | None:
+    """`mean [low, high]`; the mean alone where there is no interval.
+
+    >>> between(0.5, 0.4, 0.6), between(0.5, float("nan"), float("nan"))
+    ('0.5 [0.4, 0.6]', '0.5')
+    """
+    if mean is None or mean != mean:
         return None
-    if cell.get(f"{name}_low") is None:
-        return text(cell[name])
-    return f"{text(cell[name])} [{text(cell[f'{name}_low'])}, {text(cell[f'{name}_high'])}]"
+    if low is None or high is None or low != low:
+        return text(mean)
+    return f"{text(mean)} [{text(low)}, {text(high)}]"
+
+
+def limits(at_least: float | None, at_most: float | None) -> str | None:
+    """A range, which may be open at an end, as people read it.
+
+    >>> limits(0.5, 2.0), limits(1.3, None), limits(None, 2.0)
+    ('0.5 to 2', '≥ 1.3', '≤ 2')
+    """
+    if at_least is None or at_most is None:
+        return f"≥ {at_least:g}" if at_least is not None else f"≤ {at_most:g}" if at_most is not None else None
+    return f"{at_least:g} to {at_most:g}"
+
+
+def by_seed(cell: Mapping[str, Any], name: str, seeds: Sequence[int]) -> dict[int, float]:
+    """A metric of each seed that has it."""
+    found = {seed: cell.get(f"{name}_seed{seed}") for seed in seeds}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def papers_horizon(entry: Environment) -> bool:
+    """Whether a maze looks ahead about 100 physics steps, as with the paper's gamma of .99 for each."""
+    horizon = 1 / (1 - entry.gamma ** (1 / int(entry.member.get("action_repeat", 5))))
+    return bool(70 <= horizon <= 140)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.params import Params
-from pipelines.tables import Cells, Table, interval
+from pipelines.tables import Cells, Table, interval, limits
 
 
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -18,7 +18,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
             "experiment": name,
             "measured": cell["sentence"],
             "value": interval(cell, "value"),
-            "expected": _range(cell["at_least"], cell["at_most"]),
+            "expected": limits(cell["at_least"], cell["at_most"]),
             "verdict": cell["verdict"],
         }
         for name in params.experiments
@@ -32,9 +32,3 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
     )
     columns = ["experiment", "measured", "value", "expected", "verdict"]
     return Table("experiments", "Experiments", pd.DataFrame(rows, columns=columns), notes)
-
-
-def _range(low: float | None, high: float | None) -> str | None:
-    if low is None or high is None:
-        return f"≥ {low:g}" if low is not None else f"≤ {high:g}" if high is not None else None
-    return f"{low:g} to {high:g}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flowmatch_core.statistics import paired_difference, t_interval
+from flowmatch_core.statistics import Interval, paired_difference, paired_ratio, t_interval
 
 
 def test_a_small_case_by_hand() -> None:
@@ -50,7 +50,50 @@ def test_a_single_value_supports_no_claim() -> None:
     assert not paired_difference([3.0], [1.0]).low > 0
 
 
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_the_interval_of_a_ratio_covers_it(n: int) -> None:
+    rng = np.random.default_rng(n)
+    seeds = np.exp(rng.normal(size=(4000, n)))
+    a, b = 3 * seeds * np.exp(0.3 * rng.normal(size=(4000, n))), seeds * np.exp(0.3 * rng.normal(size=(4000, n)))
+    ratios = [paired_ratio(x, y) for x, y in zip(a, b, strict=True)]
+    assert np.mean([r.low <= 3 <= r.high for r in ratios]) == pytest.approx(0.95, abs=4 * math.sqrt(0.0475 / 4000))
+    assert all(r.mean == pytest.approx(x.mean() / y.mean()) for r, x, y in zip(ratios, a, b, strict=True))
+
+
+def test_a_ratio_turned_round_is_its_inverse() -> None:
+    a, b = [2.0, 3.5, 4.0], [1.0, 1.5, 2.5]
+    one, other = paired_ratio(a, b), paired_ratio(b, a)
+    assert (one.mean, one.low, one.high) == pytest.approx((1 / other.mean, 1 / other.high, 1 / other.low))
+    assert math.isnan(paired_ratio([3.0], [1.0]).low)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "at_least", "at_most", "verdict"),
+    [
+        (1.6, 9.0, 1.5, 10.0, "holds"),
+        (1.4, 9.0, 1.5, 10.0, "open"),
+        (1.6, 11.0, 1.5, 10.0, "open"),
+        (1.0, 1.4, 1.5, 10.0, "FAILS"),
+        (11.0, 12.0, 1.5, 10.0, "FAILS"),
+        (1.4, 99.0, 1.3, None, "holds"),
+        (1.2, 99.0, 1.3, None, "open"),
+        (1.0, 1.2, 1.3, None, "FAILS"),
+        (0.5, 1.2, None, 1.25, "holds"),
+        (0.5, 1.3, None, 1.25, "open"),
+        (1.3, 1.4, None, 1.25, "FAILS"),
+        (math.nan, math.nan, 1.5, None, "open"),
+        (0.0, 99.0, None, None, "measured"),
+    ],
+)
+def test_a_verdict_needs_the_whole_interval(
+    low: float, high: float, at_least: float | None, at_most: float | None, verdict: str
+) -> None:
+    assert Interval(2.0, low, high, 3).verdict(at_least, at_most) == verdict
+
+
 def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match=r"b is \[0.0, 1.0\], but should be positive"):
+        paired_ratio([1.0, 2.0], [0.0, 1.0])
     with pytest.raises(ValueError, match="values has shape"):
         t_interval([])
     with pytest.raises(ValueError, match="level is 95"):

@@ -150,6 +150,38 @@ def test_evaluation_holds_every_reward_of_its_rows_state(kind: str) -> None:
         np.testing.assert_array_equal(table[f"reward_{name}"], value)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_counterfactuals_exchange_the_state_alone_or_the_action_alone(kind: str) -> None:
+    module = members.load("pipelines.environments", kind)
+    collector = collection.Collector(kind, module.Settings(), 0)
+    evaluation = collector.evaluation(12, 5)
+    table = collector.counterfactuals(evaluation, 5)
+    assert table is not None
+    first = evaluation[evaluation["step"] == 0].head(collection.COUNTERFACTUALS)
+    state, action = part(first, "state"), part(first, "action")
+    now = {name: rows[rows["step"] == 0] for name, rows in table.groupby("exchanged")}
+    np.testing.assert_array_equal(part(now["state"], "action"), action)
+    np.testing.assert_array_equal(part(now["state"], "state"), np.roll(state, -1, 0))
+    np.testing.assert_array_equal(part(now["action"], "state"), state)
+    assert (part(now["action"], "action") != action).all()
+    for name in now:
+        rows = table[table["exchanged"] == name]
+        assert list(rows["episode"]) == list(np.repeat(np.arange(collection.COUNTERFACTUALS), 6))
+        assert list(rows["step"]) == list(range(6)) * collection.COUNTERFACTUALS
+        later = rows[rows["step"] > 0]
+        np.testing.assert_array_equal(
+            part(later, "action"), collector.environment.policy(part(later, "state"))
+        )  # from then on the policy decides
+        before = rows[rows["step"] < 5]
+        noise = part(later, "state") - collector.environment.step(  # type: ignore[attr-defined]
+            part(before, "state"), part(before, "action"), np.random.default_rng(0)
+        )
+        assert np.abs(noise).max() < (1e-12 if kind == "maze" else 0.03 * 8)
+    pd.testing.assert_frame_equal(
+        table, collection.Collector(kind, module.Settings(), 0).counterfactuals(evaluation, 5)
+    )
+
+
 def test_columns_of_the_tables() -> None:
     tables = draw("maze", transitions=1, rollouts=2, length=1, starts=1)
     index, state, action = ["episode", "step", "behaviour"], ["x", "y", "vx", "vy"], ["ux", "uy"]
@@ -224,6 +256,8 @@ def test_a_written_table_is_the_collected_one_in_row_groups(tmp_path: Path) -> N
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [100_000, 100_000, 30_001]
     pd.testing.assert_frame_equal(store.read_table(tmp_path / "t.parquet"), tables.transitions, check_exact=True)
     whole = store.moments(tables.transitions[names], "the table")
+    assert moments["low"] == tables.transitions[names].min().tolist()
+    assert moments["high"] == tables.transitions[names].max().tolist()
     for name in ("loc", "scale"):
         np.testing.assert_allclose(moments[name], whole[name], rtol=1e-12)
         # Networks are trained in float32, in which nothing changes.

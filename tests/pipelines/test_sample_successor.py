@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowmatch_core.solvers import SolverError
 from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
-from pipelines import params
+from pipelines import horizon, params
 from pipelines.environments import Array, Simulator, linear_gaussian, maze
 from pipelines.stages import sample_successor
 from pipelines.stages.sample_successor import PARTICLES, TIMES, ValueMap
@@ -99,9 +99,8 @@ def test_samples_of_a_model_that_diverged_are_kept_as_they_are(solver: str, fini
     def field(t: object, x: Tensor, cond: Tensor | None = None) -> Tensor:
         return torch.where(x <= 0, 0.0, torch.nan)
 
-    start = Starts(["x"], torch.zeros(4, 3, 1), torch.zeros(4, 1))
     model = GeometricHorizonModel(field, (1,), 0.9, solver, 4)
-    x = sample_successor._samples(model, start, 1000, torch.Generator().manual_seed(0))
+    x = horizon.sample(model, torch.zeros(4, 1), torch.zeros(4, 1), 1000, torch.Generator().manual_seed(0))
     assert x.shape == (1000, 4, 1)
     assert float(x.isfinite().float().mean()) == pytest.approx(finite, abs=0.05)
 

@@ -93,6 +93,7 @@ def test_a_number_that_is_not_finite_is_found(tmp_path: Path, value: float) -> N
     store.write_table(tmp_path / "t.parquet", pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, value]}))
     with pytest.raises(UserError, match=r"'y', row 1 \(1 such values\); expected finite"):
         store.read_table(tmp_path / "t.parquet")
+    assert len(store.read_table(tmp_path / "t.parquet", ["y"], finite=False)) == 2  # samples of a diverged model
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:

@@ -2,74 +2,238 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipelines import params
-from pipelines.tables import claims, density, experiments, successor, text
+from pipelines.tables import claims, comparisons, density, experiments, successor, text
 
 ROOT = Path(__file__).parents[2]
-PARAMS = params.load(ROOT / "params.yaml")
 
 
-def cell(emd: float, mse_v: float = 1.0) -> dict[str, Any]:
-    seeds = {f"{name}_seed{seed}": v for seed in PARAMS.successor.seeds for name, v in (("emd", emd), ("mse_v", mse_v))}
+def fixed() -> params.Params:
+    """Two environments, five methods and three seeds, whatever else params.yaml lists."""
+    raw = params.load(ROOT / "params.yaml").model_dump(mode="json")
+    raw["environments"] = {name: {**raw["environments"][name], "methods": None} for name in ("maze_loop", "spiral")}
+    methods = ("mc_cfm", "td_cfm", "td_cfm_coupled", "td2_cfm", "oracle")
+    raw["successor"] |= {"methods": {name: raw["successor"]["methods"][name] for name in methods}, "seeds": [0, 1, 2]}
+    return params.Params.model_validate(raw)
+
+
+PARAMS = fixed()
+
+
+SEEDS = PARAMS.successor.seeds
+
+
+def cell(emd: float, mse_v: float = 1.0, spread: float = 0.0, **more: Any) -> dict[str, Any]:
+    """The numbers of a method whose seeds differ by a factor, the same for all methods of that spread."""
+    factors = np.exp(spread * np.linspace(-1, 1, len(SEEDS)))
+    each = {"emd": emd * factors, "emd_worst": 1.2 * emd * factors, "mse_v": mse_v * factors}
+    seeds = {
+        f"{name}_seed{seed}": float(v) for name, values in each.items() for seed, v in zip(SEEDS, values, strict=True)
+    }
+    means = {name: float(values.mean()) for name, values in each.items()}
     interval = {"emd_low": emd - 0.01, "emd_high": emd + 0.01}
-    return {"emd": emd, "mse_v": mse_v, "emd_over_floor": emd / 0.015, **interval, **seeds}
+    return {**means, "emd_over_floor": emd / 0.015, **interval, **seeds, "diverged": False, "outside": 0.0, **more}
 
 
-def results(td: float = 0.15, coupled: float = 0.06, td2: float = 0.055) -> dict[str, Any]:
+def results(**methods: dict[str, Any]) -> dict[str, Any]:
     maze = {
         "floor": cell(0.015),
         "mc_cfm": cell(0.04),
-        "td_cfm": cell(td, 50.0),
-        "td_cfm_coupled": cell(coupled, 20.0),
-        "td2_cfm": cell(td2, 7.0),
+        "td_cfm": cell(0.15, 50.0),
+        "td_cfm_coupled": cell(0.06, 20.0),
+        "td2_cfm": cell(0.055, 7.0),
         "oracle": {"skipped": "maze_loop has no closed form"},
     }
     spiral = {name: cell(0.1) for name in ("floor", *PARAMS.successor.methods)}
+    spiral["td_cfm"] = cell(0.4, 3.0)
     sets = {
         name: {method: {"emd": 0.2, "nll": 2.0} for method in ("floor", *PARAMS.density.methods)}
         for name in PARAMS.datasets
     }
-    return {"maze_loop": maze, "spiral": spiral, **sets}
+    return {"maze_loop": {**maze, **methods}, "spiral": spiral, **sets}
 
 
-LOGS = {
-    name: {"td_cfm": {"seconds": 20.0, "final_bootstrap": 6.0}, "td2_cfm": {"final_bootstrap": 0.05}}
+def bootstrap(value: float) -> dict[str, float]:
+    return {"final_bootstrap": value, **{f"final_bootstrap_seed{seed}": value for seed in SEEDS}}
+
+
+LOGS: dict[str, Any] = {
+    name: {"td_cfm": {"seconds": 20.0, **bootstrap(6.0)}, "td2_cfm": bootstrap(0.05)}
     for name in (*PARAMS.environments, *PARAMS.datasets)
 }
 ORIGINS = {name: {"source": "s", "fidelity": "f", "notes": ""} for name in LOGS}
 
 
-def verdicts(**methods: float) -> list[str]:
-    return list(claims.build(PARAMS, results(**methods), LOGS, ORIGINS).rows["verdict"])
+def judged(metrics: dict[str, Any], changed: params.Params = PARAMS, environment: str = "maze_loop") -> list[str]:
+    """The verdicts of an environment's claims."""
+    logs = {name: LOGS["maze_loop"] for name in changed.environments}
+    rows = claims.build(changed, metrics, logs, ORIGINS).rows
+    return list(rows.loc[rows["environment"] == environment, "verdict"])
+
+
+def changed(section: str, **entries: Any) -> params.Params:
+    """The parameters with some entries of `environments` or of `successor` in the place of theirs."""
+    raw = PARAMS.model_dump(mode="json")
+    if section == "environments":
+        raw["environments"] = {name: {**raw["environments"][old], **more} for name, (old, more) in entries.items()}
+    else:
+        raw["successor"] = {**raw["successor"], **entries}
+    return params.Params.model_validate(raw)
 
 
 def test_claims_hold_for_what_was_measured() -> None:
-    assert verdicts() == ["holds"] * 4
+    assert judged(results()) == ["holds"] * 5
+    assert judged(results(), environment="spiral") == ["holds"] * 2
 
 
 @pytest.mark.parametrize(
-    ("methods", "failed"),
+    ("method", "value", "failed"),
     [
-        ({"td": 0.06}, [0]),  # too close
-        ({"td": 3.0}, [0]),  # the baseline diverged, which is no success
-        ({"coupled": 0.2}, [2]),
-        ({"coupled": 0.02}, [2]),
+        ("td_cfm", cell(0.06, 50.0), [0, 1]),  # too close
+        ("td_cfm", cell(3.0, 50.0), [0]),  # the baseline is broken, which is no success
+        ("td_cfm", cell(0.15, 10.0), [2]),
+        ("td_cfm_coupled", cell(0.2), [3]),
+        ("td_cfm_coupled", cell(0.02), [3]),
     ],
 )
-def test_a_claim_fails_by_its_number(methods: dict[str, float], failed: list[int]) -> None:
-    assert [i for i, verdict in enumerate(verdicts(**methods)) if verdict == "FAILS"] == failed
+def test_a_claim_fails_by_its_number(method: str, value: dict[str, Any], failed: list[int]) -> None:
+    verdicts = judged(results(**{method: value}))
+    assert [i for i, verdict in enumerate(verdicts) if verdict == "FAILS"] == failed
+    assert verdicts.count("holds") == len(verdicts) - len(failed)
 
 
-def test_a_claim_without_its_numbers_is_not_run() -> None:
+def test_a_claim_is_open_where_seeds_disagree() -> None:
+    noisy = judged(results(td_cfm=cell(0.15, 50.0, spread=0.6)))
+    assert noisy == ["open", "open", "open", "holds", "holds"]
+    shared = judged(results(td_cfm=cell(0.15, 50.0, spread=0.6), td2_cfm=cell(0.055, 7.0, spread=0.6)))
+    assert shared[:3] == ["holds"] * 3  # what a seed does to both cancels
+
+
+def test_a_single_seed_decides_nothing() -> None:
+    one = changed("successor", seeds=[0])
+    assert set(judged(results(), one)) == {"open"}
+    rows = comparisons.build(one, results(), LOGS, ORIGINS).rows
+    assert set(rows["smaller EMD"]) == {"one seed"}
+
+
+@pytest.mark.parametrize("method", ["td_cfm", "td2_cfm"])
+def test_a_diverged_method_loses_to_nobody_and_beats_nobody(method: str) -> None:
+    good = results()["maze_loop"][method]
+    for broken in ({**good, "diverged": True}, {**good, "diverged": True, "emd": None, f"emd_seed{SEEDS[-1]}": None}):
+        metrics = results(**{method: broken})
+        others = ["diverged" if method == "td2_cfm" else "holds"]
+        assert judged(metrics) == [*["diverged"] * 3, *others, "diverged"]
+        rows = comparisons.build(PARAMS, metrics, LOGS, ORIGINS).rows.set_index(["environment", "method"])
+        expected = {"td_cfm"} if method == "td_cfm" else {"mc_cfm", "td_cfm", "td_cfm_coupled"}
+        assert set(rows.loc["maze_loop"].index[rows.loc["maze_loop", "smaller EMD"] == "diverged"]) == expected
+        assert rows.loc[("maze_loop", "td_cfm"), "smaller MSE(V)"] == "diverged"
+        page = successor.build(PARAMS, metrics, LOGS, ORIGINS)
+        assert page.rows.set_index(["environment", "method"]).loc[("maze_loop", method), "outside"] == "diverged"
+
+
+def test_claims_of_methods_that_are_not_run_have_no_row() -> None:
+    few = changed("environments", maze_loop=("maze_loop", {"methods": ["mc_cfm", "td2_cfm", "td_cfm_coupled"]}))
+    assert judged(results(), few) == ["holds"]
     metrics = results()
     del metrics["maze_loop"]["td_cfm"]
-    table = claims.build(PARAMS, metrics, {name: {} for name in LOGS}, ORIGINS)
-    assert list(table.rows["verdict"]) == ["not run", "not run", "holds", "not run"]
+    assert judged(metrics) == ["not run", "not run", "not run", "holds", "holds"]  # losses are in the logs
+
+
+def test_claims_belong_to_an_environments_task_behaviour_and_horizon() -> None:
+    entries = {
+        "reach": ("maze_loop", {"task": "reach_top_left"}),
+        "short": ("maze_loop", {"gamma": 0.8}),
+        "mixed": ("spiral", {"behaviour": "mixed", "gamma": 0.9}),
+    }
+    here = changed("environments", **entries)
+    metrics = {name: results()["maze_loop"] for name in entries}
+    assert judged(metrics, here, "reach") == ["holds", "measured"]
+    assert judged(metrics, here, "short") == []
+    assert judged(metrics, here, "mixed") == ["FAILS"]  # .055 / .04
+    rows = claims.build(here, metrics, {name: LOGS["maze_loop"] for name in entries}, ORIGINS).rows
+    assert list(rows["expected"].map(text)) == ["≥ 1.3", "–", "≤ 1.25"]
+
+
+def test_curved_paths_are_judged_where_they_are_run() -> None:
+    methods = PARAMS.model_dump(mode="json")["successor"]["methods"]
+    curved = {f"{name}_curved": methods[name] for name in ("td_cfm_coupled", "td2_cfm")}
+    here = changed("successor", methods={**methods, **curved})
+    more = {"td_cfm_coupled_curved": cell(0.1), "td2_cfm_curved": cell(0.06)}
+    assert judged(results(**more), here)[-2:] == ["holds", "holds"]
+    more = {"td_cfm_coupled_curved": cell(0.1), "td2_cfm_curved": cell(0.09)}
+    assert judged(results(**more), here)[-2:] == ["FAILS", "FAILS"]
+
+
+def test_comparisons_name_the_better_one_by_paired_seeds() -> None:
+    metrics = results(td_cfm_coupled=cell(0.0575, 20.0, spread=0.3), mc_cfm=cell(0.04))
+    rows = comparisons.build(PARAMS, metrics, LOGS, ORIGINS).rows
+    maze = rows[rows["environment"] == "maze_loop"].set_index("method")
+    assert dict(maze["smaller EMD"]) == {"mc_cfm": "mc_cfm", "td_cfm": "td2_cfm", "td_cfm_coupled": "open"}
+    assert maze.loc["td_cfm", "EMD: difference"].startswith("0.095 [")
+    assert maze.loc["td_cfm", "EMD: ratio"] == pytest.approx(0.15 / 0.055)
+    assert maze.loc["td_cfm", "EMD / floor"] == "10 : 3.67"
+    assert set(rows["against"]) == {"td2_cfm"}
+    assert not {"floor", "oracle", "td2_cfm"} & set(rows["method"])
+    paired = results(td_cfm_coupled=cell(0.058, 20.0, spread=0.3), td2_cfm=cell(0.055, 7.0, spread=0.3))
+    rows = comparisons.build(PARAMS, paired, LOGS, ORIGINS).rows.set_index(["environment", "method"])
+    low, high = re.findall(r"\[(.*), (.*)\]", rows.loc[("maze_loop", "td_cfm_coupled"), "EMD: difference"])[0]
+    assert float(high) - float(low) < 0.01  # each alone is known to +- .04 by three seeds
+
+
+def test_comparisons_leave_out_what_an_environment_does_not_run() -> None:
+    entries = {"few": ("maze_loop", {"methods": ["td_cfm", "td2_cfm"]}), "none": ("spiral", {"methods": ["td_cfm"]})}
+    here = changed("environments", **entries)
+    rows = comparisons.build(here, {name: results()["maze_loop"] for name in entries}, LOGS, ORIGINS).rows
+    assert list(rows[["environment", "method"]].itertuples(index=False, name=None)) == [("few", "td_cfm")]
+
+
+def test_successor_table_has_a_row_for_what_an_environment_runs() -> None:
+    entries = {
+        "few": ("maze_loop", {"methods": ["td_cfm", "td2_cfm"]}),
+        "other": ("maze_loop", {"behaviour": "mixed"}),
+        "long": ("maze_loop", {"gamma": 0.99}),
+    }
+    here, maze = changed("environments", **entries), results()["maze_loop"]
+    maze["mc_cfm"] |= {"has_density": False, "sensitivity_state": 0.8, "sensitivity_action": 0.1, "outside": 0.0015}
+    origins = dict.fromkeys(entries, ORIGINS["maze_loop"])
+    table = successor.build(here, dict.fromkeys(entries, maze), LOGS, origins)
+    rows = table.rows.set_index(["environment", "method"])
+    assert list(rows.loc["few"].index) == ["floor", "td_cfm", "td2_cfm"]
+    assert list(rows.loc["other"].index) == ["floor", *PARAMS.successor.methods]
+    paper = rows["paper: EMD, NLL/dim, MSE(V)"]
+    assert paper["few", "td2_cfm"] == paper["other", "td2_cfm"] == "0.02, -0.674, 1.75"
+    assert paper["long"].isna().all()
+    assert "mc_cfm: no NLL, as these models have no density." in table.notes
+    assert rows.loc[("other", "mc_cfm"), "sensitivity s, a"] == "0.8, 0.1"
+    assert rows.loc[("other", "mc_cfm"), "outside"] == "0.15 %"
+
+
+def test_the_papers_other_models_stand_in_every_task() -> None:
+    for task, methods in successor.PUBLISHED.items():
+        assert set(methods) == {"td_cfm", "td_cfm_coupled", "td2_cfm", "td_dd", "td2_dd", "gan", "vae"}, task
+        assert [methods[m][1] for m in ("gan", "vae")] == [None, None]
+    # The mean over tasks is the paper's Table 1.
+    for method, emd in {"td_dd": 0.149, "td2_dd": 0.027, "gan": 0.203, "vae": 0.410, "td_cfm": 0.062}.items():
+        mean = np.mean([methods[method][0] for methods in successor.PUBLISHED.values()])
+        assert mean == pytest.approx(emd, abs=6e-4), method
+    for method, mse in {"td_dd": 1245.2, "td2_dd": 11.13, "gan": 1257.0, "vae": 1822.0, "td2_cfm": 8.74}.items():
+        mean = np.mean([methods[method][2] for methods in successor.PUBLISHED.values()])
+        assert mean == pytest.approx(mse, rel=5e-3), method
+
+
+def test_the_note_states_when_a_model_has_diverged() -> None:
+    from pipelines import starts
+
+    assert starts.MARGIN == 1
+    note = next(n for n in successor.build(PARAMS, results(), LOGS, ORIGINS).notes if n.startswith("Outside"))
+    assert f"Above {100 * starts.DIVERGED:g} %" in note
 
 
 def test_a_method_that_is_missing_shows_with_its_reason() -> None:
