@@ -14,7 +14,7 @@ BEGIN, END = "<!-- results: written by `make readme` -->", "<!-- /results -->"
 
 def block(tables: Path) -> str:
     """The Markdown between the markers."""
-    return "\n".join((tables / f"{name}.md").read_text() for name in ORDER)
+    return "\n".join(filter(None, ((tables / f"{name}.md").read_text() for name in ORDER)))
 
 
 def with_results(readme: str, results: str) -> str:

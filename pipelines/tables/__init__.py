@@ -20,7 +20,7 @@ Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
 `metrics["experiments/<name>"][finding][name]` are those of an experiment.
 """
 
-ORDER = ("comparisons", "claims", "successor", "density", "experiments")
+ORDER = ("comparisons", "claims", "successor", "horizons", "paths", "ode_steps", "density", "experiments")
 """The tables, as readers meet them."""
 
 HOLE = "–"
@@ -36,7 +36,9 @@ class Table:
     notes: tuple[str, ...]
 
     def markdown(self) -> str:
-        """The rows as a Markdown table, with the notes below it."""
+        """The rows as a Markdown table, with the notes below it; nothing if there are none."""
+        if self.rows.empty:
+            return ""
         lines = [" | ".join(self.rows.columns), " | ".join("---" for _ in self.rows.columns)]
         lines += [" | ".join(map(text, row)) for row in self.rows.itertuples(index=False)]
         table = "\n".join(f"| {line} |" for line in lines)
