@@ -330,8 +330,8 @@ def benchmark_td_speed(quick: bool) -> Result:
         "Each number of steps is a run of its own, with its own warm-up and cosine; the steps to the target are "
         "interpolated between two runs, one half as long as the other, of which one reaches it. The seconds are CPU "
         f"seconds, those of a step the 15 % quantile of blocks of {BLOCK} steps, all recipes in turn, data included.",
-        "Ratios are geometric means over seeds, paired, with a 95 % t interval. Recipes and numbers of steps were chosen "
-        "on other seeds.",
+        "Ratios are geometric means over seeds, paired, with a 95 % t interval. Recipes and numbers of steps were "
+        "chosen on other seeds.",
     ]
     for gamma in GAMMAS[:1] if quick else GAMMAS:
         costs, step, target = _costs(gamma, quick)
