@@ -20,17 +20,27 @@ from benchmarks.density import benchmark_density, benchmark_divergence
 from benchmarks.growth import benchmark_growth, draw_growth
 from benchmarks.results import Claim, Result, markdown_table
 from benchmarks.sampling import benchmark_sampling
+from benchmarks.td_scale import benchmark_td_data, benchmark_td_scale
+from benchmarks.td_speed import benchmark_td_speed
 from benchmarks.training import benchmark_coupling, benchmark_training, benchmark_tutorial
 
-BENCHMARKS: dict[str, Callable[[bool], Result]] = {
-    "divergence": benchmark_divergence,
-    "density": benchmark_density,
-    "training": benchmark_training,
-    "tutorial": benchmark_tutorial,
-    "coupling": benchmark_coupling,
-    "sampling": benchmark_sampling,
-    "growth": benchmark_growth,
+PAGES: dict[str, dict[str, Callable[[bool], Result]]] = {
+    "benchmarks": {
+        "divergence": benchmark_divergence,
+        "density": benchmark_density,
+        "training": benchmark_training,
+        "tutorial": benchmark_tutorial,
+        "coupling": benchmark_coupling,
+        "sampling": benchmark_sampling,
+        "growth": benchmark_growth,
+    },
+    "td": {
+        "td_speed": benchmark_td_speed,
+        "td_scale": benchmark_td_scale,
+        "td_data": benchmark_td_data,
+    },
 }
+"""The benchmarks of each file of results."""
 
 PACKAGES = ("torch", "flow_matching", "zuko", "torchcfm", "torchdiffeq", "POT")
 
@@ -38,7 +48,8 @@ PACKAGES = ("torch", "flow_matching", "zuko", "torchcfm", "torchdiffeq", "POT")
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer settings and rows, under two minutes")
-    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS), help="which benchmarks")
+    names = [name for page in PAGES.values() for name in page]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="which benchmarks")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="the folder of the results")
     arguments = parser.parse_args()
 
@@ -46,23 +57,34 @@ def main() -> int:
     warnings.filterwarnings("ignore", category=UserWarning)  # of the peers
     torch.manual_seed(0)  # the peers draw from the global generator
     arguments.out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Result] = {}
-    for name in arguments.only:
-        start = time.perf_counter()
-        results[name] = BENCHMARKS[name](arguments.quick)
-        print(f"{results[name].markdown()}\n{time.perf_counter() - start:.0f} s\n", flush=True)
-
-    text = page(results)
-    (arguments.out / "benchmarks.md").write_text(text)
-    record = {"machine": machine(), "results": {name: result.json() for name, result in results.items()}}
-    (arguments.out / "benchmarks.json").write_text(json.dumps(record, indent=1) + "\n")
-    if "growth" in results:
-        draw_growth(results["growth"], arguments.out / "growth.png")
-    missed = [claim for result in results.values() for claim in result.claims if not claim.met]
-    (arguments.out / "profiles.md").write_text(profiles(missed))
-    print(text.split("\n## ")[0], flush=True)
-    print(f"Written to {arguments.out}: benchmarks.md, benchmarks.json, profiles.md, growth.png.")
+    for title, benchmarks in PAGES.items():
+        chosen = {name: benchmark for name, benchmark in benchmarks.items() if name in arguments.only}
+        if chosen:
+            write(title, {name: _run(name, chosen[name], arguments.quick) for name in chosen}, arguments.out)
     return 0
+
+
+def _run(name: str, benchmark: Callable[[bool], Result], quick: bool) -> Result:
+    start = time.perf_counter()
+    result = benchmark(quick)
+    print(f"{result.markdown()}\n{name}: {time.perf_counter() - start:.0f} s\n", flush=True)
+    return result
+
+
+def write(title: str, results: dict[str, Result], folder: Path) -> None:
+    """Write the tables of one page to a folder, and print its claims."""
+    text = page(results)
+    record = {"machine": machine(), "results": {name: result.json() for name, result in results.items()}}
+    files = {f"{title}.md": text, f"{title}.json": json.dumps(record, indent=1) + "\n"}
+    claims = [claim for result in results.values() for claim in result.claims if claim.suspects]
+    if claims:
+        files["profiles.md"] = profiles([claim for claim in claims if not claim.met])
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    if "growth" in results:
+        draw_growth(results["growth"], folder / "growth.png")
+    print(text.split("\n## ")[0], flush=True)
+    print(f"Written to {folder}: {', '.join(files)}.")
 
 
 def page(results: dict[str, Result]) -> str:
@@ -78,7 +100,7 @@ def machine() -> str:
     return (
         f"{_processor()}, {torch.get_num_threads()} thread, float32, Python {platform.python_version()}, {versions}. "
         f"{os.cpu_count()} cores, load average of the last 15 minutes {os.getloadavg()[2]:.1f}. Ratios are medians of "
-        "paired, interleaved timings, with the middle half."
+        "paired, interleaved timings, with the middle half, unless a table says otherwise."
     )
 
 

@@ -45,7 +45,7 @@ class Claim:
     def row(self) -> dict[str, Cell]:
         return {
             "claim": self.text,
-            "ratio [middle half]": str(self.ratio),
+            "ratio [interval]": str(self.ratio),
             "wanted": f"{self.bound} {self.wanted:g}",
             "verdict": "met" if self.met else "missed",
         }

@@ -12,14 +12,18 @@ __all__ = ["Ratio", "Timings", "seconds", "side_by_side"]
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median of paired ratios, with the middle half of them."""
+    """The median of paired ratios, with the middle half of them; where said, a mean with its interval of confidence.
+
+    With `at_least` the true ratio is above.
+    """
 
     median: float
     low: float
     high: float
+    at_least: bool = False
 
     def __str__(self) -> str:
-        return f"{self.median:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return f"{'> ' * self.at_least}{self.median:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Timings:
         """Return how many times the seconds of `fast` those of `slow` are, from the pairs of each round.
 
         >>> Timings({"a": [2.0, 6.0, 4.0], "b": [1.0, 2.0, 2.0]}).ratio("a", "b")
-        Ratio(median=2.0, low=2.0, high=2.5)
+        Ratio(median=2.0, low=2.0, high=2.5, at_least=False)
         """
         ratios = [s / f for s, f in zip(self.rounds[slow], self.rounds[fast], strict=True)]
         if len(ratios) == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -13,6 +13,7 @@ __all__ = [
     "Time",
     "VelocityField",
     "as_time",
+    "at_condition",
     "broadcast",
     "check_choice",
     "check_floating",
@@ -67,6 +68,22 @@ def expand_time(t: Time, x: Tensor) -> Tensor:
     """
     t = as_time(t, x)
     return t.reshape(-1, *(1,) * (x.ndim - 1)) if t.ndim else t
+
+
+def at_condition(field: VelocityField, cond: Tensor) -> VelocityField:
+    """Return a field for many evaluations at one condition: with this encoded once if the field knows how to.
+
+    Arguments:
+        field: The field; see `UNetMLPField.at_condition`.
+        cond: The conditions, with shape `(batch, c)`, that the result is to be given nevertheless.
+
+    Example:
+        >>> field = lambda t, x, cond: x
+        >>> at_condition(field, torch.zeros(3, 1)) is field
+        True
+    """
+    known: Callable[[Tensor], VelocityField] | None = getattr(field, "at_condition", None)
+    return field if known is None else known(cond)
 
 
 def flatten_event(x: Tensor) -> Tensor:

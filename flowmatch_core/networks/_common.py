@@ -169,9 +169,17 @@ class Modulation(nn.Module):
         self.from_cond = linear(cond_features, 2 * channels, bias=False) if cond_features else None
 
     def forward(self, time: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.at(time, self.of_cond(cond))
+
+    def of_cond(self, cond: Tensor | None) -> Tensor | None:
+        """The part of the condition, which may be kept while times change."""
+        return None if self.from_cond is None else self.from_cond(cond)
+
+    def at(self, time: Tensor, of_cond: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The gain and the shift, from the part of the condition."""
         both = self.from_time(time)
-        if self.from_cond is not None:
-            both = both + self.from_cond(cond)
+        if of_cond is not None:
+            both = both + of_cond
         gain, shift = both.chunk(2, -1)
         return 1 + gain, shift
 

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, VelocityField, as_time, check_choice, expand_time, noise_like
+from flowmatch_core.fields import Time, VelocityField, as_time, at_condition, check_choice, expand_time, noise_like
 from flowmatch_core.paths import AffinePath, CondOT, VelocityOf
 from flowmatch_core.solvers import SOLVERS, solve
 from flowmatch_core.successor.transitions import Transitions
@@ -216,6 +216,8 @@ def two_term(
             noise = noise_like(batch.next_state, generator)
             direct, direct_value = interpolate(path, prediction, noise, batch.visited, t)
             with torch.no_grad():
+                if solver != "dopri5_per_sample":  # which asks for some rows only
+                    target = at_condition(target, batch.next_condition)
                 point, value = bootstrap(Target(target, batch, path, prediction, steps, solver, generator), t)
                 if batch.terminal is not None:
                     stay = interpolate(path, prediction, noise, batch.next_state, t)

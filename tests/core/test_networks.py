@@ -473,6 +473,18 @@ def test_unet_mlp_has_the_layers_of_the_paper() -> None:
     assert sum(p.numel() for p in field.parameters()) == time + cond + 4 * block + 3 * upward + ends
 
 
+@pytest.mark.parametrize("shared", [True, False], ids=["one time", "times"])
+def test_field_at_a_condition_is_the_field_there_to_the_last_bit(shared: bool) -> None:
+    """The rest of a solve changes the time and the point only."""
+    field, (t, x, cond) = make("unet-mlp", 2), batch("unet-mlp", 5, 2)
+    assert cond is not None
+    there = field.at_condition(cond)
+    for time in (t, 0.3 * t) if not shared else (0.0, 0.3):
+        assert torch.equal(there(time, x, None), field(time, x, cond))
+    with pytest.raises(ValueError, match="cond has shape"):
+        field.at_condition(cond[:, :1])
+
+
 @pytest.mark.parametrize("name", ["unet-mlp", "conv-unet"])
 def test_skip_connections_join_each_stage_with_its_counterpart(name: str) -> None:
     """What a stage going down puts out reaches its counterpart even where all that lies between is silent."""

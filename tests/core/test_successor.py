@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_core.fields import Time, VelocityField, as_time
+from flowmatch_core.networks import UNetMLPField
 from flowmatch_core.oracles import GaussianMixture, LinearGaussianMDP
 from flowmatch_core.paths import OU, VE, VP, AffinePath, CondOT, Cosine, Polynomial
 from flowmatch_core.successor import (
@@ -149,6 +150,26 @@ def test_td2_asks_the_target_for_the_velocity_where_its_own_flow_arrives() -> No
     torch.testing.assert_close(x, start + t[:50, None] * b)
     expected = (drift(t[:50], x, batch.condition) - b).square().mean()
     torch.testing.assert_close(loss.bootstrap, expected)
+
+
+@pytest.mark.parametrize("td_loss", TD_LOSSES, ids=names(TD_LOSSES))
+@pytest.mark.parametrize("solver", ["midpoint", "dopri5_per_sample"])
+def test_target_encodes_its_condition_once_and_to_the_same_end(td_loss: SuccessorLoss, solver: str) -> None:
+    """A solver that asks for some rows only needs the condition every time."""
+    batch = transitions(line(), 8)
+    network = UNetMLPField(1, (8, 8), 1, 2, (8,), 8, generator=generator(5)).double()
+    encoded: list[None] = []
+    assert network.cond_encoder is not None
+    network.cond_encoder.register_forward_hook(lambda *_: encoded.append(None))
+    field = line().velocity_field(0.9)
+
+    def loss(target: VelocityField) -> Tensor:
+        encoded.clear()
+        return td_loss(field, target, batch, gamma=0.9, solver=solver, steps=3, generator=generator()).bootstrap
+
+    plain, times = loss(lambda t, x, cond: network(t, x, cond)), len(encoded)
+    assert torch.equal(loss(network), plain)
+    assert len(encoded) == (times if solver == "dopri5_per_sample" else 1) < 2 * times
 
 
 @pytest.mark.parametrize("td_loss", ALL_LOSSES, ids=names(ALL_LOSSES))

@@ -19,9 +19,11 @@ from flowmatch_core.successor import (
     GeometricHorizonModel,
     SuccessorLoss,
     Transitions,
+    logit_normal,
     td2_cfm_loss,
     td_cfm_loss,
 )
+from flowmatch_core.successor.bootstrap import TimeSampler
 from tests.core.td_laws.truths import BOUND, Probe, generator, line, randn, tensor, transitions, z_scores
 
 GAMMA = 0.8
@@ -80,6 +82,15 @@ def test_every_exact_backup_makes_the_next_iterate(n: int, path: AffinePath) -> 
     loss = td2_cfm_loss(
         probe, Iterate(line(), n - 1, path), batch, gamma=GAMMA, path=path, solver="rk4", generator=generator()
     )
+    assert z_scores(probe.gradients(loss.total), 0.0).abs().max() < BOUND
+
+
+@pytest.mark.parametrize("law", [torch.rand, logit_normal], ids=["uniform", "logit normal"])
+def test_two_midpoint_steps_leave_the_fixed_point_stationary(law: TimeSampler) -> None:
+    """K = 2: the points are off, but the value there is the target's own, so only the weights of points are."""
+    batch, field = transitions(line(), 20_000), line().velocity_field(GAMMA)
+    probe = Probe(field, 20_000)
+    loss = td2_cfm_loss(probe, field, batch, gamma=GAMMA, steps=2, time=law, generator=generator())
     assert z_scores(probe.gradients(loss.total), 0.0).abs().max() < BOUND
 
 
