@@ -1,4 +1,4 @@
-# `make` alone lists the targets. PROFILE is smoke, default or paper.
+# `make` alone lists the targets. PROFILE is default or a file of pipelines/profiles/.
 PROFILE ?= default
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
@@ -8,7 +8,7 @@ export PATH := $(BIN):$(PATH)
 RUN := $(BIN)/python -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow status ui publish test test-slow bench lint readme clean
+.PHONY: help setup repro flow td-tables status ui publish test test-slow bench lint readme clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ repro: setup  ## run what has changed, to the report (PROFILE=smoke|default|pape
 
 flow: setup  ## the same stages as a Prefect flow, in parallel
 	@$(RUN) flow --profile $(PROFILE)
+
+td-tables: setup  ## the Maze tables and claims of Temporal Difference Flows, under an hour on two cores; goes on where it was
+	@$(RUN) flow --profile td_tables
 
 status: setup  ## what a run would do
 	@$(RUN) status --profile $(PROFILE)
