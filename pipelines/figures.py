@@ -338,7 +338,8 @@ def against_floor(metrics: Mapping[str, Cells]) -> Figure:
     kept = [s for rows in found.values() for s in rows.values() if not s.diverged]
     edge = 2 * max((s.mean for s in kept), default=5.0)  # an interval of two seeds may be much longer
     heights = {place: 0.14 + 0.055 * max(2, len(rows)) for place, rows in found.items()}
-    figure, axis = plt.subplots(figsize=(8.5, sum(heights.values()) + 0.75), layout="constrained")
+    height = max(sum(heights.values()) + 0.75, 0.2 * len(methods) + 0.2)  # as tall as the legend
+    figure, axis = plt.subplots(figsize=(8.5, height), layout="constrained")
     handles, middles, y = {}, [], 0.0
     for place, rows in found.items():
         middles.append(y + heights[place] / 2)

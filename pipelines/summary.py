@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from flowmatch_core.statistics import paired_difference
 from pipelines.names import label, split
 from pipelines.params import ORACLE, Environment, Params
 
@@ -23,12 +24,15 @@ class Score:
     low: float | None = None
     high: float | None = None
     diverged: bool = False
+    seeds: Mapping[int, float] = field(default_factory=dict)
 
-    def overlaps(self, other: Score) -> bool:
-        """Whether both have an interval and these have a point in common."""
-        if self.low is None or self.high is None or other.low is None or other.high is None:
+    def ties(self, other: Score) -> bool:
+        """Whether the two cannot be told apart: the interval of their difference, paired by seed, contains zero."""
+        shared = sorted(self.seeds.keys() & other.seeds.keys())
+        if len(shared) < 2:
             return False
-        return self.low <= other.high and other.low <= self.high
+        gap = paired_difference([self.seeds[s] for s in shared], [other.seeds[s] for s in shared])
+        return gap.low <= 0 <= gap.high
 
 
 def scores(cells: Cells, metric: str = "emd", unit: float = 1.0) -> dict[str, Score]:
@@ -39,7 +43,12 @@ def scores(cells: Cells, metric: str = "emd", unit: float = 1.0) -> dict[str, Sc
         if method == "floor" or (mean is None and not diverged):
             continue
         low, high = (None if (end := cell.get(f"{metric}_{name}")) is None else end / unit for name in ("low", "high"))
-        found[method] = Score(math.inf if mean is None else mean / unit, low, high, diverged)
+        seeds = {
+            int(key.removeprefix(f"{metric}_seed")): value
+            for key, value in cell.items()
+            if key.startswith(f"{metric}_seed") and value is not None
+        }
+        found[method] = Score(math.inf if mean is None else mean / unit, low, high, diverged, seeds)
     return found
 
 
@@ -62,9 +71,9 @@ def off_policy(params: Params, entry: Environment, methods: Iterable[str]) -> li
 
 
 def best(found: Mapping[str, Score]) -> list[str]:
-    """The method with the smallest number, then those whose intervals overlap its; without those that diverged."""
+    """The method with the smallest number, then those that tie with it; without those that diverged."""
     ranked = sorted((m for m in found if not found[m].diverged), key=lambda m: found[m].mean)
-    return ranked[:1] + [m for m in ranked[1:] if found[m].overlaps(found[ranked[0]])]
+    return ranked[:1] + [m for m in ranked[1:] if found[m].ties(found[ranked[0]])]
 
 
 def rivals(params: Params, environment: str, cells: Cells) -> dict[str, Score]:
@@ -90,7 +99,7 @@ def ranking(found: Mapping[str, Score], seeds: int) -> str:
     single = " (one seed, so no interval)" if found[first].low is None else ""
     parts = [
         f"{label(first)} has the smallest EMD of the off-policy methods, {found[first].mean:.3g} × the floor{single}",
-        f"not told apart by {seeds} seeds, as intervals overlap: {times(ties)}" if ties else "",
+        f"not told apart from it by {seeds} seeds: {times(ties)}" if ties else "",
         f"then {times(rest)}" if rest else "",
         diverged,
     ]

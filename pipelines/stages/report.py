@@ -79,7 +79,8 @@ def main(stage: Stage) -> None:
             _environment(page, params, name, metrics[name])
         _short(page, params, metrics)
         page.tables = [table for name in ORDER if (table := _table(name))["rows"]]
-        _densities(page, params)
+        if params.datasets:
+            _densities(page, params)
         _experiments(page, params)
         html = render(page, params)
         (folder / "index.html").write_text(html)

@@ -19,10 +19,12 @@ ROOT = Path(__file__).parents[2]
 PARAMS = params.load(ROOT / "params.yaml")
 
 
-def cell(emd: float, width: float | None = 0.05, **others: Any) -> dict[str, Any]:
-    """Metrics of a method at a floor of .1, so that emd / floor is ten times the EMD."""
-    ends = {} if width is None else {"emd_low": emd * (1 - width), "emd_high": emd * (1 + width)}
-    return {"emd": emd, **ends, **others}
+def cell(emd: float, width: float | None = 0.05, luck: tuple[int, ...] = (-1, 0, 1), **others: Any) -> dict[str, Any]:
+    """Metrics of a method at a floor of .1, so that emd / floor is ten times the EMD; `luck` orders its seeds."""
+    if width is None:
+        return {"emd": emd, "emd_seed0": emd, **others}
+    seeds = {f"emd_seed{seed}": emd * (1 + width * step) for seed, step in enumerate(luck)}
+    return {"emd": emd, "emd_low": emd * (1 - width), "emd_high": emd * (1 + width), **seeds, **others}
 
 
 def metrics(**methods: dict[str, Any]) -> dict[str, Any]:
@@ -62,11 +64,13 @@ def test_n_step_returns_are_taken_on_the_policy_and_do_not_compete() -> None:
     assert list(summary.rivals(several, "spiral", cells)) == ["td2_cfm"]
 
 
-def test_overlapping_intervals_are_no_win() -> None:
-    close = ranking(td_cfm=cell(1.16), td_cfm_coupled=cell(0.43), td2_cfm=cell(0.41))
-    assert "not told apart by 3 seeds, as intervals overlap: TD-CFM(C) 4.3 ×; then TD-CFM 11.6 ×." in close
-    apart = ranking(td_cfm_coupled=cell(0.43, 0.01), td2_cfm=cell(0.41, 0.01))
-    assert "told apart" not in apart
+def test_a_difference_that_seeds_do_not_agree_on_is_no_win() -> None:
+    other = (1, -1, 0)
+    close = ranking(td_cfm=cell(1.16), td_cfm_coupled=cell(0.43, luck=other), td2_cfm=cell(0.41))
+    assert "not told apart from it by 3 seeds: TD-CFM(C) 4.3 ×; then TD-CFM 11.6 ×." in close
+    for apart in (cell(0.43, 0.001, other), cell(0.43)):  # little luck; or the same luck, which the pairs take out
+        width = 0.001 if apart["emd_seed0"] > 0.42 else 0.05
+        assert "told apart" not in ranking(td_cfm_coupled=apart, td2_cfm=cell(0.41, width))
 
 
 def test_one_seed_has_no_interval_and_no_tie() -> None:
