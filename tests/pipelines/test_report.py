@@ -105,7 +105,7 @@ def test_values_are_told_beside_their_floor() -> None:
 
 
 def test_overall_counts_wins_ties_and_divergence() -> None:
-    maze = metrics(td_cfm=cell(1.16), td_cfm_coupled=cell(0.42), td2_cfm=cell(0.41))
+    maze = metrics(td_cfm=cell(1.16), td_cfm_coupled=cell(0.42, luck=(1, -1, 0)), td2_cfm=cell(0.41))
     spiral = metrics(td_cfm={"emd": 1e9, "diverged": True}, td_cfm_coupled=cell(0.9), td2_cfm=cell(0.4))
     assert summary.overall(PARAMS, {"maze_loop": maze, "spiral": spiral}) == (
         "Smallest EMD of the off-policy methods, or not told apart from it: "
