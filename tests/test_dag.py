@@ -36,7 +36,7 @@ def test_the_default_profile_has_a_stage_for_every_cell(here: dict[str, dag.Node
     assert len(here) == 40
 
 
-@pytest.mark.parametrize(("profile", "stages"), [("smoke", 21), ("paper", 77)])
+@pytest.mark.parametrize(("profile", "stages"), [("smoke", 21), ("paper", 179)])
 def test_the_other_profiles_too(tmp_path: Path, profile: str, stages: int) -> None:
     folder = workspace.prepare(ROOT, profile)
     loaded = params.load(folder / "params.yaml")
