@@ -11,8 +11,7 @@ from flowmatch_core.solvers import SolverError
 from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
 from pipelines import members, models, store
 from pipelines.params import ORACLE, Environment, SuccessorMethod
-
-SKIPPED = "skipped.json"  # stands in the folder of a method that was not run, and says why
+from pipelines.stage import SKIPPED
 
 
 def horizon_model(

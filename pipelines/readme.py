@@ -1,4 +1,7 @@
-"""Write the results of `data/tables` into README.md, between its markers, so that no number there is typed by hand."""
+"""Write the tables of runs into documents, between their markers, so that no number there is typed by hand.
+
+README.md has those of the default run; docs/td_tables.md has those of `make td-tables`, where it was run.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,10 @@ from pipelines import store
 from pipelines.errors import UserError
 from pipelines.tables import ORDER
 
+TABLES = {
+    Path("README.md"): Path("data/tables"),
+    Path("docs/td_tables.md"): Path(".workspaces/td_tables/data/tables"),
+}
 BEGIN, END = "<!-- results: written by `make readme` -->", "<!-- /results -->"
 
 
@@ -17,7 +24,7 @@ def block(tables: Path) -> str:
     return "\n".join(filter(None, ((tables / f"{name}.md").read_text() for name in ORDER)))
 
 
-def with_results(readme: str, results: str) -> str:
+def with_results(document: str, results: str, name: str = "README.md") -> str:
     """The text with its results replaced.
 
     >>> print(with_results(f"a\\n{BEGIN}\\nold\\n{END}\\nb", "new"))
@@ -27,19 +34,20 @@ def with_results(readme: str, results: str) -> str:
     <!-- /results -->
     b
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise UserError(f"README.md lacks the lines {BEGIN!r} and {END!r}; put them where the results belong.")
+        raise UserError(f"{name} lacks the lines {BEGIN!r} and {END!r}; put them where the results belong.")
     return f"{before}{BEGIN}\n{results}\n{END}{after}"
 
 
 def main() -> int:
     try:
-        readme = Path("README.md")
-        text = with_results(readme.read_text(), block(Path("data/tables")))
-        with store.replacing(readme) as temporary:
-            temporary.write_text(text)
+        for document, tables in TABLES.items():
+            if document.name == "README.md" or tables.exists():
+                text = with_results(document.read_text(), block(tables), str(document))
+                with store.replacing(document) as temporary:
+                    temporary.write_text(text)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -22,8 +22,8 @@ def load(
 ) -> HorizonModel | ContinuousFlow:
     """Load a model that a run trained, ready for use, in the units of its data; no file of it can execute code.
 
-    A model of an environment has `sample(state, action, n)`, `log_prob(x, state, action)` and
-    `value(reward, state, action, n)`; one of a data set has `sample(shape)` and `log_prob(x)`.
+    A model of an environment has `sample(state, action, n)`, `log_prob(x, state, action)`, unless it is a gan or a vae,
+    and `value(reward, state, action, n)`; one of a data set has `sample(shape)` and `log_prob(x)`.
 
     Arguments:
         uri: `models:/<environment or data set>.<method>/<version>`, where the version is a number or `latest`, the one

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 DATA = Path("data")
+SKIPPED = "skipped.json"  # stands in the place of the networks of a method that is not run, and says why
 
 
 def derived_seed(base: int, *key: object) -> int:

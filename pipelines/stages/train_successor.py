@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import store
 from pipelines.params import ORACLE, SuccessorFit, SuccessorMethod
-from pipelines.stage import DATA, Stage, run
+from pipelines.stage import DATA, SKIPPED, Stage, run
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +31,11 @@ def main(stage: Stage, environment: str, method: str) -> None:
     entry, successor = stage.params.environments[environment], stage.params.successor
     choice, folder = successor.methods[method], DATA / "transitions" / environment
     if not entry.runs(method):
-        return _leave(stage, environment, method, "skipped.json", f"{environment} does not list it")
+        return _leave(stage, environment, method, SKIPPED, f"{environment} does not list it")
     if choice.loss.name == ORACLE:
         if store.read_json(folder / "provenance.json")["closed_form"]:
             return _leave(stage, environment, method, "oracle.json", "the closed form, nothing to train")
-        return _leave(stage, environment, method, "skipped.json", f"{environment} has no closed form")
+        return _leave(stage, environment, method, SKIPPED, f"{environment} has no closed form")
     from pipelines.fitting import fit_seeds
 
     fit = successor.fit_for(entry, choice)
