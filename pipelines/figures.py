@@ -179,7 +179,7 @@ def paths(
 
     With `bounds` all panels show these and the noise of t = 0, and count what lies outside; else each row its own.
     """
-    times = sorted(next(iter(particles.values()))["time"].unique())
+    times = sorted({time for table in particles.values() for time in table["time"]})
     limits, aspect = None, 1.0
     if bounds is not None:
         first = next(iter(particles.values()))

@@ -258,10 +258,10 @@ class Environment(Trained):
     starts: int = Field(ge=2, description="start states of the evaluation")
     reward: str = Field(description="the reward of the environment whose value is compared")
     methods: tuple[Name, ...] | None = Field(
-        default=None, min_length=1, description="the methods of `successor.methods` to be run here; all by default"
-    )
-    solver_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(), description="numbers of sampling steps at which EMD and value error are reported besides"
+        default=None,
+        min_length=1,
+        description="the methods of `successor.methods` to be run here, all by default; a change runs this "
+        "environment's stages again, as one of any key here",
     )
 
     def runs(self, method: str) -> bool:
@@ -293,6 +293,9 @@ class SuccessorEvaluation(Settings):
     likelihood_rows: int = Field(ge=2, description="true samples a start state whose likelihood is computed")
     solver: FixedSolver
     steps: int = Field(ge=2, description="solver steps of the likelihood; its error is found with half as many")
+    solver_steps: dict[Name, tuple[Annotated[int, Field(ge=1)], ...]] = Field(
+        description="by environment, numbers of sampling steps at which EMD and value error are reported besides"
+    )
 
 
 class Density(Settings):
@@ -345,6 +348,12 @@ class Params(Settings):
             if unknown:
                 raise ValueError(
                     f"environments.{name}.methods has {unknown[0]!r}; expected of successor.methods: {', '.join(known)}"
+                )
+        for name in self.successor.evaluate.solver_steps:
+            if name not in self.environments:
+                raise ValueError(
+                    f"successor.evaluate.solver_steps has {name!r}; expected of environments: "
+                    f"{', '.join(self.environments)}"
                 )
         return self
 

@@ -26,7 +26,13 @@ def check(params: Params) -> None:
     for name, entry in params.environments.items():
         for method, successor in params.successor.methods.items():
             if entry.runs(method) and successor.loss.name != ORACLE:
-                models.successor_loss(successor.loss, params.successor.fit_for(entry, successor))
+                fit = params.successor.fit_for(entry, successor)
+                models.successor_loss(successor.loss, fit)
+                if fit.returns > entry.length:
+                    raise UserError(
+                        f"params.yaml: returns is {fit.returns} for {method} in {name}, whose rollouts have "
+                        f"{entry.length} steps; expected no more: raise environments.{name}.length or lower returns."
+                    )
         built = members.load("pipelines.environments", entry.kind).build(entry.settings())
         rewards = built.rewards(built.starts(np.random.default_rng(0), 1))
         if entry.reward not in rewards:

@@ -1,10 +1,11 @@
-"""Write the tables of runs into documents, between their markers, so that no number there is typed by hand.
+"""Write tables and pictures of runs into documents, so that no number between their markers is typed by hand.
 
 README.md has those of the default run; docs/td_tables.md has those of `make td-tables`, where it was run.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from pipelines.tables import ORDER
 TABLES = {
     Path("README.md"): Path("data/tables"),
     Path("docs/td_tables.md"): Path(".workspaces/td_tables/data/tables"),
+}
+_FIGURES = Path(".workspaces/td_tables/data/report/figures")
+PICTURES = {
+    Path("docs/occupancy.png"): Path("data/report/figures/maze_loop-occupancy.png"),
+    Path("docs/td_tables-emd.png"): _FIGURES / "emd.png",
+    Path("docs/td_tables-horizons.png"): _FIGURES / "maze_loop-horizons.png",
 }
 BEGIN, END = "<!-- results: written by `make readme` -->", "<!-- /results -->"
 
@@ -48,6 +55,10 @@ def main() -> int:
                 text = with_results(document.read_text(), block(tables), str(document))
                 with store.replacing(document) as temporary:
                     temporary.write_text(text)
+        for picture, figure in PICTURES.items():
+            if figure.exists():
+                with store.replacing(picture) as temporary:
+                    shutil.copy(figure, temporary)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -153,16 +153,17 @@ def overall(params: Params, metrics: Mapping[str, Cells]) -> str:
 def horizon_groups(params: Params) -> dict[str, dict[float, str]]:
     """Environments that differ in gamma: `groups[first][gamma]` is the one of that gamma, in order of gamma.
 
-    Kind, settings and reward are the same in a group; of two environments of one gamma the first counts.
+    The rest is the same in a group, but for the length of episodes and the target's step, which must grow with the
+    horizon; of two environments of one gamma the first counts.
     """
+
+    def rest(entry: Environment) -> tuple[Any, ...]:
+        fit = {key: value for key, value in entry.fit.items() if key != "ema_step"}
+        return entry.kind, entry.member, entry.reward, entry.transitions, fit
+
     groups: list[tuple[Environment, dict[float, str]]] = []
     for name, entry in params.environments.items():
-        same = (
-            group
-            for first, group in groups
-            if (first.kind, first.member, first.reward) == (entry.kind, entry.member, entry.reward)
-        )
-        group = next(same, None)
+        group = next((group for first, group in groups if rest(first) == rest(entry)), None)
         if group is None:
             groups.append((entry, {entry.gamma: name}))
         else:

@@ -111,9 +111,6 @@ def _flow(options: argparse.Namespace) -> int:
     here = _prepare(options)
     if not _has_work(here, options):
         return 0
-    from pipelines import training
-
-    on_gpu = training.device(parameters.load(here / "params.yaml").device).type == "cuda"
     invocation = records.name_of(psutil.Process())
     status = _by_prefect(
         "run",
@@ -122,7 +119,7 @@ def _flow(options: argparse.Namespace) -> int:
         targets=options.targets,
         force=options.force,
         workers=options.workers,
-        limits={"gpu": 1} if on_gpu else {},  # stages of this tag at once
+        device=parameters.load(here / "params.yaml").device,
     )
     return _said(status, here, invocation, options)
 

@@ -26,7 +26,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 
 from pipelines import params as parameters
-from pipelines import records
+from pipelines import records, training
 from pipelines.errors import UserError
 from pipelines.orchestration import dag, runner, tracking, workspace
 from pipelines.orchestration.dag import Node
@@ -146,16 +146,17 @@ def run(
     targets: Sequence[str] = (),
     force: bool = False,
     workers: int | None = None,
-    limits: Mapping[str, int] | None = None,
+    device: str = "auto",
 ) -> bool:
     """Run the flow on a prepared workspace, tracked; whether every stage is up to date.
 
     Arguments:
         workers: how many stages may run at once; by default as many as cores, at most 4.
-        limits: how many of those that carry a tag; by default one of those that may use a GPU.
+        device: that of params.yaml; a GPU is used by one stage at a time, a CPU shared.
     """
     invocation = records.invocation()
-    slots = Slots(workers or min(4, os.cpu_count() or 1), {"gpu": 1} if limits is None else limits)
+    tagged = {"gpu": 1} if training.device(device).type == "cuda" else {}
+    slots = Slots(workers or min(4, os.cpu_count() or 1), tagged)
     for name in ("prefect.task_runs", "prefect.flow_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
     with tracking.live(root, invocation) as outcome:
@@ -170,8 +171,7 @@ def retrain(root: Path, profile: str) -> None:
     """What a schedule runs: the pipeline on the project's files of that moment, in a folder of its own."""
     runner.raise_on_signals()
     here = workspace.prepare(root, profile, apart=True)
-    parameters.load(here / "params.yaml")
-    if not run(here):
+    if not run(here, device=parameters.load(here / "params.yaml").device):
         raise StageFailed("a stage failed; the table of stages says which.")
 
 

@@ -30,7 +30,7 @@ def main(stage: Stage, environment: str) -> None:
     from pipelines import scores
 
     judge = Judge(stage, environment)
-    successor, entry = stage.params.successor, stage.params.environments[environment]
+    successor = stage.params.successor
     for seed in successor.seeds:
         judge.floor(seed)
     floor = scores.summary(judge.numbers["floor"])
@@ -42,7 +42,7 @@ def main(stage: Stage, environment: str) -> None:
                 skipped[method] = {"skipped": model}
                 break
             densities[method] = model.has_density
-            numbers = judge.model(model, method, seed, entry.solver_steps)
+            numbers = judge.model(model, method, seed)
             here = scores.summary({seed: numbers})
             far = f", diverged: {here['outside']:.1%} of the samples far outside of the data" * here["diverged"]
             stage.log(f"{method} seed {seed}: EMD {numbers['emd']:.4f} (floor {floor['emd']:.4f}){far}")
@@ -51,7 +51,8 @@ def main(stage: Stage, environment: str) -> None:
         store.write_table(folder / "truth.parquet", _samples(judge.truth, judge.start.names))
     summary = {method: scores.summary(seeds) for method, seeds in judge.numbers.items()}
     for method, cell in summary.items():
-        cell["emd_over_floor"] = cell["emd"] / floor["emd"]
+        # two samples of a point measure are no distance apart
+        cell["emd_over_floor"] = cell["emd"] / floor["emd"] if floor["emd"] else math.nan
         stage.metrics({f"{method}.{name}": float(value) for name, value in cell.items() if math.isfinite(value)})
         cell |= {"has_density": densities[method]} if method in densities else {}
     with stage.output(DATA / "metrics" / f"{environment}.json") as temporary:
@@ -121,7 +122,7 @@ class Judge:
             more["nll"] = -exact.double().mean(0).cpu().numpy() / scored.shape[-1]
         self._keep("floor", seed, x, more)
 
-    def model(self, model: HorizonModel, method: str, seed: int, solver_steps: tuple[int, ...]) -> dict[str, float]:
+    def model(self, model: HorizonModel, method: str, seed: int) -> dict[str, float]:
         """The numbers of a model: of its samples, its likelihood, its sensitivity, and with other solver steps."""
         from flowmatch_core.successor import GeometricHorizonModel
         from pipelines import scores
@@ -140,7 +141,7 @@ class Judge:
         slopes = scores.sensitivity(mean, self.true_mean, self.start, self.exchanged)
         numbers |= {f"sensitivity_{name}": slope for name, slope in slopes.items()}
         if isinstance(model, GeometricHorizonModel) and self.successor.methods[method].loss.name != ORACLE:
-            for steps in solver_steps:
+            for steps in self.successor.evaluate.solver_steps.get(self.environment, ()):
                 other = self._loaded(method, seed, self.successor.sample.solver, steps)
                 # The same noise as that of the samples above.
                 values = self.score(self.draw(other, self.start, self.samples, "sample", self.environment, seed))

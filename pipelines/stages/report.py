@@ -126,8 +126,8 @@ def _short(page: Page, params: Params, metrics: Mapping[str, summary.Cells]) -> 
     page.picture(page.short, "emd", figures.against_floor(metrics), caption)
     for name, group in summary.horizon_groups(params).items():
         caption = (
-            f"{', '.join(group.values())}: the same but for γ. The dashed lines are the floors; a cross at the top is "
-            "a method that diverged."
+            f"{', '.join(group.values())}: the same but for γ, and the episodes' length and the target's step that go "
+            "with it. The dashed lines are the floors; a cross at the top is a method that diverged."
         )
         figure = figures.horizons({gamma: metrics[environment] for gamma, environment in group.items()})
         page.picture(page.short, f"{name}-horizons", figure, caption)
@@ -154,21 +154,22 @@ def _environment(page: Page, params: Params, name: str, metrics: summary.Cells) 
     text = f"{summary.details(params, name, metrics, rivals)} {provenance['source']} ({provenance['fidelity']})."
     section = Section(name, name, text, summary.ranking(rivals, len(params.successor.seeds)))
     page.environments.append(section)
-    if samples:
+    plane = len(names) > 1
+    if samples and plane:
         caption = (
             f"Where the policy will be (γ = {entry.gamma:g}): truth and samples of every method (seed "
             f"{params.successor.seeds[0]}), one row a start state (red)."
         )
         figure = figures.occupancy(truth, samples, starts, bounds, walls, diverged)
         page.picture(section, f"{name}-occupancy", figure, caption)
-    if (folder / "value_map.parquet").exists():
-        values = store.read_table(folder / "value_map.parquet")
+    file = folder / "value_map.parquet"
+    if file.exists() and (values := store.read_table(file))["method"].nunique() > 1:  # more than the truth
         caption = (
             f"The value of {entry.reward} under the policy, V(s, π(s)), from each position at rest: truth, methods "
             f"(seed {params.successor.seeds[0]}) and, below each, its error. The samples of a position are few."
         )
         page.picture(section, f"{name}-values", figures.value_maps(values, bounds, walls, diverged), caption, 0)
-    if ways:
+    if ways and plane:
         caption = "Samples of the first start state (red) on their way from noise (t = 0) to where the policy will be."
         shown = bounds if walls else figures.around(truth[truth["start"] == 0])
         figure = figures.paths(ways, walls=walls, bounds=shown, start=starts.iloc[0, :2].tolist())

@@ -5,13 +5,14 @@ A table lists what `params.yaml` asks for: a missing number is a hole with its r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from flowmatch_core.statistics import Interval
     from pipelines.params import Environment
 
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -20,10 +21,11 @@ Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
 `metrics["experiments/<name>"][finding][name]` are those of an experiment.
 """
 
-ORDER = ("comparisons", "claims", "successor", "horizons", "paths", "ode_steps", "density", "experiments")
+ORDER = ("comparisons", "claims", "maze", "successor", "horizons", "paths", "ode_steps", "density", "experiments")
 """The tables, as readers meet them."""
 
 HOLE = "–"
+RIVAL = "td2_cfm"  # the method that the others are compared with
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,22 @@ def by_seed(cell: Mapping[str, Any], name: str, seeds: Sequence[int]) -> dict[in
     return {seed: value for seed, value in found.items() if value is not None}
 
 
-def papers_horizon(entry: Environment) -> bool:
-    """Whether a maze looks ahead about 100 physics steps, as with the paper's gamma of .99 for each."""
+def paired(
+    over: Callable[[list[float], list[float]], Interval],
+    a: Mapping[str, Any],
+    b: Mapping[str, Any],
+    metric: str,
+    seeds: Sequence[int],
+    b_metric: str | None = None,
+) -> Interval | None:
+    """A difference or ratio of two methods over their seeds; None where one lacks a seed, as a diverged one may."""
+    x, y = by_seed(a, metric, seeds), by_seed(b, b_metric or metric, seeds)
+    return over(list(x.values()), list(y.values())) if x and x.keys() == y.keys() else None
+
+
+def papers_task(entry: Environment) -> str:
+    """The task of a maze that looks ahead about 100 physics steps, as with the paper's gamma of .99; else nothing."""
+    if entry.kind != "maze":
+        return ""
     horizon = 1 / (1 - entry.gamma ** (1 / int(entry.member.get("action_repeat", 5))))
-    return bool(70 <= horizon <= 140)
+    return str(entry.member.get("task", "loop")) if 70 <= horizon <= 140 else ""

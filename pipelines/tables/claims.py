@@ -13,7 +13,7 @@ from typing import Any
 
 from flowmatch_core.statistics import Interval, paired_ratio
 from pipelines.params import Environment, Params
-from pipelines.tables import Cells, Table, between, by_seed, limits, papers_horizon, text
+from pipelines.tables import Cells, Table, between, by_seed, limits, paired, papers_task, text
 
 LOOP, REACH, SPIRAL, MIXED = "loop", "reach", "spiral", "mixed"
 
@@ -61,6 +61,7 @@ CLAIMS = (
         (LOOP, SPIRAL), "emd", "td_cfm_coupled_curved", "td2_cfm_curved", 1.3,
     ),
     Claim("TD²-CFM comes close to MC-CFM (EMD)", (MIXED,), "emd", "td2_cfm", "mc_cfm", at_most=1.25),
+    Claim("With n-step returns it does, too (EMD)", (LOOP,), "emd", "td2_cfm_returns", "mc_cfm", at_most=1.25),
 )  # fmt: skip
 
 
@@ -103,10 +104,10 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
 
 def _places(entry: Environment) -> set[str]:
     """What an environment is to the claims."""
-    places = {MIXED} if entry.member.get("behaviour") == "mixed" else set()
-    if entry.kind == "maze" and papers_horizon(entry):
-        task = str(entry.member.get("task", LOOP))
+    places, task = set[str](), papers_task(entry)
+    if task:
         places |= {LOOP} if task == LOOP else {REACH} if task.startswith(REACH) else set()
+        places |= {MIXED} if entry.member.get("behaviour") == "mixed" else set()
     elif entry.kind == "linear_gaussian" and entry.gamma >= 0.95:
         places.add(SPIRAL)
     return places
@@ -117,7 +118,7 @@ def _ratio(
 ) -> tuple[Interval | None, list[float]]:
     """The ratio of the means, None if a number is missing, and that of each seed."""
     a, b = by_seed(over, claim.metric, seeds), by_seed(under, claim.under_metric or claim.metric, seeds)
-    shared = [seed for seed in seeds if a.get(seed, 0) > 0 and b.get(seed, 0) > 0]
-    if not shared or not (len(a) == len(b) == len(shared)):
+    if not all(value > 0 for value in (*a.values(), *b.values())):
         return None, []
-    return paired_ratio([a[s] for s in shared], [b[s] for s in shared]), [a[s] / b[s] for s in shared]
+    ratio = paired(paired_ratio, over, under, claim.metric, seeds, claim.under_metric)
+    return ratio, [] if ratio is None else [a[s] / b[s] for s in a]

@@ -7,9 +7,7 @@ from typing import Any
 
 from flowmatch_core.statistics import Interval, paired_difference
 from pipelines.params import ORACLE, Params
-from pipelines.tables import Cells, Table, between, by_seed, text
-
-RIVAL = "td2_cfm"
+from pipelines.tables import RIVAL, Cells, Table, between, paired, text
 
 
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -20,7 +18,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
     rows = []
     for environment, entry in params.environments.items():
         cells, rival = metrics[environment], metrics[environment].get(RIVAL, {})
-        for method, choice in methods.items():
+        for method, choice in methods.items() if RIVAL in methods else ():
             if method == RIVAL or choice.loss.name == ORACLE or not (entry.runs(method) and entry.runs(RIVAL)):
                 continue
             cell = cells.get(method, {})
@@ -50,10 +48,7 @@ def _compare(
     """Who is better, and the paired difference over the seeds that both have."""
     if metric not in cell or metric not in rival:
         return "not run", None
-    a, b = by_seed(cell, metric, seeds), by_seed(rival, metric, seeds)
-    shared = [seed for seed in seeds if seed in a and seed in b]
-    whole = shared and len(shared) == max(len(a), len(b))  # a seed of a diverged model may have no number
-    gap = paired_difference([a[s] for s in shared], [b[s] for s in shared]) if whole else None
+    gap = paired(paired_difference, cell, rival, metric, seeds)
     if cell.get("diverged") or rival.get("diverged"):
         return "diverged", gap
     if gap is None or gap.n < 2:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.params import Params
-from pipelines.tables import Cells, Table, interval, papers_horizon
+from pipelines.tables import Cells, Table, interval, papers_task
 
 # The paper's EMD and MSE(V) of TD²-CFM on the loop by number of steps.
 PUBLISHED = {2: (0.076, 379.5), 5: (0.036, 23.8), 10: (0.025, 7.7), 20: (0.0218, 4.4)}
@@ -18,14 +18,13 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
 
     rows = []
     for environment, entry in params.environments.items():
-        loop = entry.kind == "maze" and entry.member.get("task", "loop") == "loop" and papers_horizon(entry)
         trained = [(k, m, "", params.successor.sample.steps) for m, k in _trained(params, environment)]
         sampled = [(_steps(params, environment, m), m, f"_steps{k}", k) for m, k in _sampled(params, environment)]
         for which, found in (("training", sorted(trained)), ("sampling", sampled)):
             for training, method, suffix, sampling in found:
                 cell = metrics[environment].get(method, {})
                 steps = training if which == "training" else sampling
-                paper = PUBLISHED.get(steps) if loop and method.startswith("td2_cfm") else None
+                paper = PUBLISHED.get(steps) if papers_task(entry) == "loop" and _is_td2(params, method) else None
                 rows.append(
                     {
                         "environment": environment,
@@ -46,6 +45,10 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         "The paper varies the steps and does not say which of the two; its numbers are for its own policy and budget.",
     )
     return Table("ode_steps", "Solver steps", pd.DataFrame(rows), notes)
+
+
+def _is_td2(params: Params, method: str) -> bool:
+    return params.successor.methods[method].loss.name == "td2_cfm"
 
 
 def _steps(params: Params, environment: str, method: str) -> int:
@@ -71,7 +74,7 @@ def _trained(params: Params, environment: str) -> list[tuple[str, int]]:
 
 
 def _sampled(params: Params, environment: str) -> list[tuple[str, int]]:
-    """TD²-CFM, where it runs, with every number of steps that the entry lists."""
-    entry = params.environments[environment]
+    """TD-CFM and TD²-CFM, where they run, with every number of steps that the evaluation lists."""
+    entry, listed = params.environments[environment], params.successor.evaluate.solver_steps.get(environment, ())
     shown = [name for name in ("td_cfm", "td2_cfm") if name in params.successor.methods and entry.runs(name)]
-    return [(name, steps) for name in shown for steps in entry.solver_steps]
+    return [(name, steps) for name in shown for steps in listed]

@@ -7,7 +7,7 @@ from typing import Any
 
 from flowmatch_core.statistics import paired_difference
 from pipelines.params import Params, SuccessorMethod
-from pipelines.tables import Cells, Table, between, by_seed, papers_horizon, text
+from pipelines.tables import Cells, Table, between, paired, papers_task, text
 
 # The paper's EMD by task and loss, on a straight and on a curved path; MSE(V) is printed for the loop alone.
 PUBLISHED = {
@@ -25,7 +25,6 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
 
     seeds, rows = params.successor.seeds, []
     for environment, entry in params.environments.items():
-        task = str(entry.member.get("task", "loop")) if entry.kind == "maze" and papers_horizon(entry) else ""
         for straight, curved in pairs(params.successor.methods):
             if not (entry.runs(straight) and entry.runs(curved)):
                 continue
@@ -33,14 +32,12 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
             choice = params.successor.methods[curved]
             row: dict[str, Any] = {"environment": environment, "method": straight, "path": choice.path.name}
             for metric, name in (("emd", "EMD"), ("mse_v", "MSE(V)"), ("nll", "NLL / dim")):
-                a, b = (by_seed(cell, metric, seeds) for cell in cells)
-                shared = [seed for seed in seeds if seed in a and seed in b]
-                gap = paired_difference([b[s] for s in shared], [a[s] for s in shared]) if shared else None
+                gap = paired(paired_difference, cells[1], cells[0], metric, seeds)
                 if metric != "nll":
                     row[f"{name}: straight, {choice.path.name}"] = ", ".join(text(cell.get(metric)) for cell in cells)
                 row[f"{name}: difference"] = None if gap is None else between(*gap[:3])
             row["diverged"] = ", ".join(m for m, c in zip((straight, curved), cells, strict=True) if c.get("diverged"))
-            paper = PUBLISHED.get(task, {}).get(choice.loss.name)
+            paper = PUBLISHED.get(papers_task(entry), {}).get(choice.loss.name)
             row["paper: EMD straight, curved"] = ", ".join(map(text, paper)) if paper else None
             rows.append(row)
     notes = (

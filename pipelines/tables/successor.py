@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.params import Environment, Params, SuccessorFit, merge
-from pipelines.tables import HOLE, Cells, Table, interval, papers_horizon, text
+from pipelines.tables import HOLE, Cells, Table, interval, papers_task, text
 
 # Where a simulator's transitions come from.
 BEHAVIOURS = {
@@ -116,9 +116,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
 
 def _published(entry: Environment) -> dict[str, tuple[float | None, ...]]:
     """The paper's numbers of a task, where as far ahead is looked as in the paper."""
-    if entry.kind != "maze" or not papers_horizon(entry):
-        return {}
-    return PUBLISHED.get(str(entry.member.get("task", "loop")), {})
+    return PUBLISHED.get(papers_task(entry), {})
 
 
 def _plain(number: float | None) -> str:

@@ -83,13 +83,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[st
     folder = tmp_path_factory.mktemp("evaluation")
     raw = params.read_yaml(ROOT / "params.yaml")
     spiral = {"kind": "linear_gaussian", "gamma": GAMMA, "transitions": 20_000, "rollouts": 4, "length": 60}
-    raw["environments"] = {"spiral": {**spiral, "starts": STARTS, "reward": "bump", "solver_steps": [1, 20]}}
+    raw["environments"] = {"spiral": {**spiral, "starts": STARTS, "reward": "bump"}}
     loss = {"loss": {"name": "td2_cfm"}}
     raw["successor"] |= {
         "methods": dict.fromkeys([*MODELS, "flow", "missing"], loss),
         "seeds": list(SEEDS),
         "sample": {"samples": SAMPLES, "solver": "midpoint", "steps": 20},
-        "evaluate": {"likelihood_rows": 8, "solver": "rk4", "steps": 4},
+        "evaluate": {"likelihood_rows": 8, "solver": "rk4", "steps": 4, "solver_steps": {"spiral": [1, 20]}},
     }
     lines = list[str]()
 

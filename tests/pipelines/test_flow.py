@@ -67,9 +67,11 @@ sys.exit(main())
 
 
 def stage(flow: Any, project: Path, changed: bool, upstream: list[StageResult]) -> Any:
-    env, slots = runner.environment("test"), flow.Slots(1, {})
+    env, slots, tally = runner.environment("test"), flow.Slots(1, {}), flow.Tally(1)
     node = dag.load(project)["side"]
-    return asyncio.run(flow.dvc_stage.fn(node, project, changed, False, upstream, slots, flow.Tally(1), env)).name
+    name = asyncio.run(flow.dvc_stage.fn(node, project, changed, False, upstream, slots, tally, env)).name
+    assert str(tally) == "1 of 1 stages are up to date"
+    return name
 
 
 def test_a_task_starts_a_process_only_where_something_changed(

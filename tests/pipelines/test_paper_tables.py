@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flowmatch_core.statistics import t_interval
 from pipelines.params import Params, merge
-from pipelines.tables import HOLE, Table, horizons, ode_steps, paths, text
+from pipelines.tables import HOLE, Table, between, horizons, maze, ode_steps, paths, text
 from tests.pipelines.test_tables import ORIGINS, PARAMS, SEEDS, cell
 
 RAW = PARAMS.model_dump(mode="json")
@@ -56,7 +57,7 @@ def test_steps_of_training_and_of_sampling_are_told_apart() -> None:
     sampled = {"emd_steps2": 0.09, "emd_steps2_low": 0.08, "emd_steps2_high": 0.1, "mse_v_steps2": 30.0}
     cells = {"maze_loop": {"td2_cfm": cell(0.05, **sampled), "td2_cfm_k2": cell(0.06), "td_cfm": cell(0.1)}}
     fast = {"td2_cfm_k2": {"loss": "td2_cfm", "fit": {"ode_steps": 2}}}
-    table = built(ode_steps, cells, successor={"methods": fast}, environments={"maze_loop": {"solver_steps": [2]}})
+    table = built(ode_steps, cells, successor={"methods": fast, "evaluate": {"solver_steps": {"maze_loop": [2]}}})
     rows = table.rows[table.rows["environment"] == "maze_loop"]
     steps = rows[["method", "varied", "training steps", "sampling steps"]].to_numpy().tolist()
     assert steps == [
@@ -99,11 +100,12 @@ def test_the_slope_is_the_power_of_the_horizon() -> None:
         (0.5, 0.0, {}, "FAILS"),
         (1.1, 1.0, {}, "open"),
         (1.5, 0.0, {"diverged": True}, "diverged"),
+        (1.5, 0.0, {"diverged": True, "emd": None, "mse_v": None}, "diverged"),
     ],
 )
 def test_a_steeper_slope_is_judged_by_seeds(power: float, luck: float, more: dict[str, Any], verdict: str) -> None:
     def td_cfm(horizon: float) -> dict[str, Any]:
-        values = grown(power, horizon, **more)
+        values = {**grown(power, horizon), **more}
         for seed, share in zip(SEEDS, np.linspace(-1, 1, len(SEEDS)), strict=True):  # seeds grow at different rates
             values[f"mse_v_seed{seed}"] *= horizon ** (luck * share)
         return values
@@ -111,6 +113,37 @@ def test_a_steeper_slope_is_judged_by_seeds(power: float, luck: float, more: dic
     rows = slopes(td_cfm=td_cfm, td2_cfm=lambda h: grown(1.0, h))
     assert rows["td_cfm"]["steeper than TD²-CFM"] == verdict
     assert text(rows["td2_cfm"]["steeper than TD²-CFM"]) == HOLE
+
+
+def test_nobody_wins_against_a_rival_that_diverged() -> None:
+    rows = slopes(td_cfm=lambda h: grown(1.5, h), td2_cfm=lambda h: grown(1.0, h, diverged=h > 50))
+    assert rows["td_cfm"]["steeper than TD²-CFM"] == "diverged"
+
+
+def test_a_difference_needs_every_seed() -> None:
+    lost = {f"emd_seed{SEEDS[-1]}": None, "emd": None, "diverged": True}  # of the last seed there is no number
+    cells = {"maze_loop": {"td2_cfm": cell(0.05), "td2_cfm_curved": {**cell(0.06), **lost}}}
+    rows = built(paths, cells, successor={"methods": CURVED}).rows
+    assert list(map(text, rows["EMD: difference"])) == [HOLE, HOLE]
+
+
+REACH = {**MAZE, "task": "reach_top_left"}
+
+
+def test_the_mean_over_tasks_is_taken_within_a_seed() -> None:
+    cells = {"maze_loop": {"td2_cfm": cell(0.05, 7.0, 0.3)}, "reach": {"td2_cfm": cell(0.07, 9.0, -0.3)}}
+    table = built(maze, cells, environments={"reach": REACH, "spiral": None})
+    row = {row["method"]: row for row in table.rows.to_dict("records")}["td2_cfm"]
+    each = [sum(cells[e]["td2_cfm"][f"emd_seed{s}"] for e in cells) / 2 for s in SEEDS]
+    assert row["EMD"] == between(*t_interval(each)[:3])
+    assert (row["paper: EMD"], row["paper: MSE(V)"]) == ("0.0225", "12.6")  # (.020 + .025) / 2, (1.75 + 23.5) / 2
+    assert "loop, reach_top_left" in table.notes[0]
+
+
+@pytest.mark.parametrize("more", [{"gamma": 0.8}, {"behaviour": "mixed"}, {"task": "loop"}, {"task": "square"}])
+def test_a_mean_over_tasks_wants_several_of_the_papers(more: dict[str, Any]) -> None:
+    table = built(maze, {"maze_loop": {"td2_cfm": cell(0.05)}}, environments={"other": {**REACH, **more}})
+    assert table.rows.empty
 
 
 def test_a_method_that_lacks_a_horizon_has_no_row() -> None:

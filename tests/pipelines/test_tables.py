@@ -150,13 +150,15 @@ def test_claims_belong_to_an_environments_task_behaviour_and_horizon() -> None:
     entries = {
         "reach": ("maze_loop", {"task": "reach_top_left"}),
         "short": ("maze_loop", {"gamma": 0.8}),
-        "mixed": ("spiral", {"behaviour": "mixed", "gamma": 0.9}),
+        "mixed": ("maze_loop", {"task": "square", "behaviour": "mixed"}),
+        "mine": ("spiral", {"behaviour": "mixed", "gamma": 0.9}),
     }
     here = changed("environments", **entries)
     metrics = {name: results()["maze_loop"] for name in entries}
     assert judged(metrics, here, "reach") == ["holds", "measured"]
     assert judged(metrics, here, "short") == []
     assert judged(metrics, here, "mixed") == ["FAILS"]  # .055 / .04
+    assert judged(metrics, here, "mine") == []
     rows = claims.build(here, metrics, {name: LOGS["maze_loop"] for name in entries}, ORIGINS).rows
     assert list(rows["expected"].map(text)) == ["≥ 1.3", "–", "≤ 1.25"]
 
