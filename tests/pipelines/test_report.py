@@ -11,7 +11,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from pipelines import figures, names, params, summary
+from pipelines import figures, names, params, store, summary
 from pipelines.params import Params
 from pipelines.stages import report
 
@@ -279,3 +279,35 @@ def test_tables_name_methods_as_people_do(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "tables" / "successor.json").write_text(content)
     monkeypatch.setattr(report, "DATA", tmp_path)
     assert report._table("successor")["rows"] == [["maze_loop", "TD²-CFM"], ["maze_loop", "floor"]]
+
+
+# ---- an environment's section ----
+
+
+def section(folder: Path, monkeypatch: pytest.MonkeyPatch, columns: list[str]) -> list[str]:
+    """The pictures of an environment whose only method has samples, particles and a map of the truth alone."""
+    monkeypatch.chdir(folder)
+    data, rows = Path("data"), pd.DataFrame({name: np.linspace(-1, 1, 20) for name in columns})
+    states = {f"state_{name}": rows[name] for name in columns}
+    described = {"state_names": columns, "bounds": [-1, -1, 1, 1], "walls": [], "source": "s", "fidelity": "f"}
+    store.write_json(data / "transitions/spiral/provenance.json", described)
+    store.write_table(data / "transitions/spiral/evaluation.parquet", pd.DataFrame({"step": 0, **states}))
+    store.write_table(data / "evaluations/spiral/truth.parquet", rows.assign(start=0))
+    store.write_table(data / "samples/spiral/td2_cfm.parquet", rows.assign(seed=0, start=0))
+    store.write_table(data / "samples/spiral/td2_cfm.path.parquet", rows.assign(time=1.0, start=0))
+    truth = pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, 1.0], "method": "truth", "value": [1.0, 2.0]})
+    store.write_table(data / "samples/spiral/value_map.parquet", truth)
+    for method in PARAMS.successor.methods:
+        (data / "logs/spiral").mkdir(parents=True, exist_ok=True)
+        (data / f"logs/spiral/{method}.csv").write_text("step\n")
+    page = report.Page(folder)
+    report._environment(page, PARAMS, "spiral", metrics(td2_cfm=cell(0.4)))
+    return sorted(file.stem for file in folder.glob("*.png"))
+
+
+def test_a_map_of_the_truth_alone_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert section(tmp_path, monkeypatch, ["x", "y"]) == ["spiral-loss", "spiral-occupancy", "spiral-path"]
+
+
+def test_a_state_of_one_dimension_has_no_plane_to_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert section(tmp_path, monkeypatch, ["x"]) == ["spiral-loss"]
