@@ -181,7 +181,7 @@ def test_a_method_that_is_not_listed_is_left_out_with_its_reason(root: Path) -> 
     }
     assert found.pop("td_cfm") == "spiral does not list it"
     assert all(isinstance(model, HorizonModel) for model in found.values())
-    sampled = {file.stem for file in (root / DATA / "samples" / "spiral").iterdir()}
+    sampled = {file.name.split(".")[0] for file in (root / DATA / "samples" / "spiral").iterdir()} - {"value_map"}
     assert sampled == set(LISTED)
     assert (root / DATA / "logs" / "spiral" / "td_cfm.csv").read_text() == "step\n"
     assert store.read_json(root / DATA / "logs" / "spiral" / "td_cfm.json") == {}
