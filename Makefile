@@ -27,7 +27,7 @@ repro: setup  ## run what has changed, to the report (PROFILE=smoke|default|pape
 flow: setup  ## the same stages as a Prefect flow, in parallel
 	@$(RUN) flow --profile $(PROFILE)
 
-td-tables: setup  ## the Maze tables and claims of Temporal Difference Flows, under an hour on two cores; goes on where it was
+td-tables: setup  ## the Maze tables and claims of Temporal Difference Flows, about an hour on two cores; goes on where it was
 	@$(RUN) flow --profile td_tables
 
 status: setup  ## what a run would do
@@ -58,7 +58,7 @@ $(BENCH_VENV)/.installed: benchmarks/requirements.txt benchmarks/requirements-no
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-readme: setup  ## write the results of data/tables into README.md
+readme: setup  ## write the tables of runs into README.md and docs/td_tables.md
 	@$(BIN)/python -m pipelines.readme
 
 clean:  ## remove what a run leaves behind, except DVC's cache and MLflow's store
