@@ -108,10 +108,12 @@ def render(page: Page, params: Params) -> str:
 def verdict(column: str, cell: str) -> str:
     """The style of a table's cell: that of the verdict which it is, or begins with in the column of verdicts.
 
+    >>> verdict("verdict", "open, each seed in range")
+    'open'
     >>> verdict("verdict", "FAILS by far"), verdict("smaller EMD", "diverged"), verdict("claim", "open water")
     ('fails', 'diverged', '')
     """
-    return VERDICTS.get(cell.split(" ")[0] if column == "verdict" else cell, "")
+    return VERDICTS.get(cell.split(" ")[0].rstrip(",") if column == "verdict" else cell, "")
 
 
 def _short(page: Page, params: Params, metrics: Mapping[str, summary.Cells]) -> None:
