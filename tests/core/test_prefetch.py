@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,11 +15,15 @@ from flowmatch_core import prefetch
 from flowmatch_core.couplings import MinibatchOT
 from flowmatch_core.prefetch import ahead
 
+Workers = Callable[[], list[threading.Thread]]
 PATIENCE = 30.0  # seconds until a wait that should never last counts as a failure
 
 
-def workers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+@pytest.fixture
+def workers() -> Workers:
+    """The threads that this test has started and that still live: those of other tests in this process are theirs."""
+    before = set(threading.enumerate())
+    return lambda: [t for t in threading.enumerate() if t.name.startswith("ahead") and t not in before]
 
 
 def pairs(count: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -62,7 +66,7 @@ def test_items_are_computed_in_one_other_thread() -> None:
     assert len(threads) == 1 and threading.get_ident() not in threads
 
 
-def test_an_exception_reaches_the_consumer_in_its_place() -> None:
+def test_an_exception_reaches_the_consumer_in_its_place(workers: Workers) -> None:
     def source() -> Iterator[int]:
         yield 1
         yield 2
@@ -76,7 +80,9 @@ def test_an_exception_reaches_the_consumer_in_its_place() -> None:
     assert not workers()
 
 
-def test_leaving_early_ends_the_thread_with_the_item_it_is_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaving_early_ends_the_thread_with_the_item_it_is_at(
+    monkeypatch: pytest.MonkeyPatch, workers: Workers
+) -> None:
     begun, done, finish = [], [], threading.Event()
 
     class Executor(ThreadPoolExecutor):
@@ -102,7 +108,7 @@ def test_leaving_early_ends_the_thread_with_the_item_it_is_at(monkeypatch: pytes
     assert begun == done and done[-1] <= 1 and not workers()
 
 
-def test_a_forgotten_iterator_leaves_no_thread() -> None:
+def test_a_forgotten_iterator_leaves_no_thread(workers: Workers) -> None:
     for i in ahead(range(1000), depth=2):
         if i == 3:
             break
@@ -110,7 +116,7 @@ def test_a_forgotten_iterator_leaves_no_thread() -> None:
     assert not workers()
 
 
-def test_a_finished_iterator_leaves_no_thread_and_an_unused_one_starts_none() -> None:
+def test_a_finished_iterator_leaves_no_thread_and_an_unused_one_starts_none(workers: Workers) -> None:
     unused = ahead(range(3))
     assert not workers()
     assert list(ahead(range(3))) == [0, 1, 2] and not workers()
