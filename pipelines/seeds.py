@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from typing import Any, TypeVar
 
 from pipelines.errors import UserError
@@ -41,9 +41,10 @@ def side_by_side(
     if processes == 1:
         torch.set_num_threads(threads)
         return [work(seed, lambda row, seed=seed: report(seed, row)) for seed in seeds]  # type: ignore[misc]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # fork itself is not safe once torch has started its threads
+    context.set_forkserver_preload(["pipelines.fitting"])  # torch is imported once, not once a seed
     waiting, results = list(seeds), dict[int, R]()
-    running: dict[Connection, tuple[int, SpawnProcess]] = {}
+    running: dict[Connection, tuple[int, ForkServerProcess]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < processes:
