@@ -58,7 +58,7 @@ $(BENCH_VENV)/.installed: benchmarks/requirements.txt benchmarks/requirements-no
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-readme: setup  ## write the tables of runs into README.md and docs/td_tables.md
+readme: setup  ## write the tables of runs into README.md and docs/
 	@$(BIN)/python -m pipelines.readme
 
 clean:  ## remove what a run leaves behind, except DVC's cache and MLflow's store

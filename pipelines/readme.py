@@ -1,6 +1,6 @@
 """Write tables and pictures of runs into documents, so that no number between their markers is typed by hand.
 
-README.md has those of the default run; docs/td_tables.md has those of `make td-tables`, where it was run.
+README.md has those of the default run, the files of docs/ those of the profiles of their names, where they were run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pipelines.tables import ORDER
 TABLES = {
     Path("README.md"): Path("data/tables"),
     Path("docs/td_tables.md"): Path(".workspaces/td_tables/data/tables"),
+    Path("docs/td_claims.md"): Path(".workspaces/td_claims/data/tables"),
 }
 _FIGURES = Path(".workspaces/td_tables/data/report/figures")
 PICTURES = {

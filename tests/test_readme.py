@@ -36,7 +36,9 @@ def test_every_make_target_and_profile_it_names_exists() -> None:
         assert profile == "default" or (ROOT / "pipelines" / "profiles" / f"{profile}.yaml").exists()
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/seeds.md", "docs/td_tables.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/seeds.md", "docs/td_tables.md", "docs/td_claims.md", "benchmarks/README.md"]
+)
 def test_every_file_it_names_exists(name: str) -> None:
     document = ROOT / name
     for path in re.findall(r"\]\(((?!http|#)[^)#]+)[^)]*\)", document.read_text()):

@@ -243,7 +243,7 @@ def test_zero_is_a_seed(tmp_path: Path) -> None:
     assert params.load(changed(tmp_path, "seed", 0)).seed == 0
 
 
-@pytest.mark.parametrize("profile", ["default", "smoke", "paper", "td_tables"])
+@pytest.mark.parametrize("profile", ["default", "smoke", "paper", "td_tables", "td_claims"])
 def test_every_profile_is_valid(tmp_path: Path, profile: str) -> None:
     raw = params.read_yaml(ROOT / "params.yaml")
     if profile != "default":
