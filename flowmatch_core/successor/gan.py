@@ -5,7 +5,8 @@ r"""GAN: a relativistic adversarial horizon model with zero-centred gradient pen
     \ell_G(x) = \zeta(D(x) - D(\tilde X)), \qquad \tilde X = G(Z|S,A), \quad \zeta(a) = \log(1 + e^a)
 
 for the states x of both terms (see `latent`). The loss is their sum with each player's parameters held fixed
-in the other's part, so its gradient is that of the game and one optimiser trains both.
+in the other's part, so its gradient is that of the game and one optimiser trains both. The weight λ may fall
+along a line while they train.
 
 | References: Farebrother et al., Temporal Difference Flows, ICML 2025, appendix C.3.3
 | Huang et al., The GAN is dead; long live the GAN!, NeurIPS 2024
@@ -66,7 +67,8 @@ def gan_loss(
     batch: Transitions,
     *,
     gamma: float,
-    penalty: float = 0.05,
+    penalty: float | tuple[float, float] = (0.05, 0.005),
+    progress: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Loss:
     r"""The adversarial loss of ``field``, bootstrapped from the sampler of ``target``.
@@ -76,7 +78,9 @@ def gan_loss(
         target: Those that lag behind.
         batch: The transitions.
         gamma: The discount.
-        penalty: The weight :math:`\lambda` of the gradients; the paper lowers it from 0.05 to 0.005.
+        penalty: The weight :math:`\lambda` of the gradients, or its values at the start and at the end of training,
+            with a line between them.
+        progress: The share of training that is done, in [0, 1].
         generator: The source of randomness.
 
     >>> s, g = torch.zeros(64, 2), torch.Generator().manual_seed(0)
@@ -86,19 +90,31 @@ def gan_loss(
     >>> bool(loss.total.isclose(0.1 * loss.direct + 0.9 * loss.bootstrap))
     True
     """
-    if not 0 <= penalty < float("inf"):
-        raise ValueError(f"penalty was {penalty}, but should be a finite number that is not negative.")
+    weight = _penalty_at(penalty, progress)
     real, cond = two_states(target, batch, generator)
     made = field.generate(noise_like(real, generator), cond)
     real, fake = real.requires_grad_(), made.detach().requires_grad_()
     of_real, of_fake = field.critic(real, cond)[:, 0], field.critic(fake, cond)[:, 0]
     slopes = torch.autograd.grad(of_real.sum() + of_fake.sum(), (real, fake), create_graph=True)
     steepness = slopes[0].square().sum(1) + slopes[1].square().sum(1)
-    critic = F.softplus(of_fake - of_real) + penalty / 2 * steepness
+    critic = F.softplus(of_fake - of_real) + weight / 2 * steepness
     # the sampler's opponent is the critic as it is: its parameters learn nothing from this part
     frozen = {name: parameter.detach() for name, parameter in field.critic.named_parameters()}
     of_made: Tensor = torch.func.functional_call(field.critic, frozen, (made, cond))[:, 0]
     return weigh(critic + F.softplus(of_real.detach() - of_made), gamma, batch)
+
+
+def _penalty_at(penalty: float | tuple[float, float], progress: float) -> float:
+    ends = penalty if isinstance(penalty, tuple) else (penalty, penalty)
+    if len(ends) != 2 or not all(0 <= end < float("inf") for end in ends):
+        raise ValueError(
+            f"penalty was {penalty}, but should be a finite number that is not negative, or two of them: at the start "
+            "of training and at its end."
+        )
+    if not 0 <= progress <= 1:
+        raise ValueError(f"progress was {progress}, but should be in [0, 1].")
+    start, end = ends
+    return start + progress * (end - start)
 
 
 def _leaky(x: Tensor) -> Tensor:

@@ -166,6 +166,22 @@ def test_gradient_is_that_of_the_game() -> None:
     assert float(second) != 0
 
 
+def test_the_penalty_goes_along_a_line_while_it_trains() -> None:
+    """A pair is the number between its two at the share that is done, to the last bit; a number stays what it is."""
+    gan, batch = game(0.4, 0.3, -0.2, 0.1, 0.2), transitions(line(), 64)
+
+    def total(**options: Any) -> Tensor:
+        return gan_loss(gan, game(), batch, gamma=GAMMA, generator=generator(), **options).total
+
+    for progress, between in ((0.0, 0.5), (0.25, 0.40625), (0.5, 0.3125), (1.0, 0.125)):
+        now = total(penalty=between)
+        assert torch.equal(total(penalty=(0.5, 0.125), progress=progress), now)
+        assert torch.equal(total(penalty=between, progress=progress), now)
+        assert not torch.equal(total(penalty=(0.5, 0.125), progress=0.75), now)
+    assert torch.equal(total(), total(penalty=0.05))
+    torch.testing.assert_close(total(progress=1.0), total(penalty=0.005))
+
+
 # The autoencoder
 
 
@@ -243,6 +259,11 @@ def test_initial_weights_come_from_the_generator(network: Any, loss: Callable[..
     [
         (lambda net, batch: gan_loss(net, net, batch, gamma=1.0), "gamma was 1.0"),
         (lambda net, batch: gan_loss(net, net, batch, gamma=0.9, penalty=-1.0), "penalty was -1.0"),
+        (lambda net, batch: gan_loss(net, net, batch, gamma=0.9, penalty=math.nan), "penalty was nan"),
+        (lambda net, batch: gan_loss(net, net, batch, gamma=0.9, penalty=(0.1, math.inf)), r"penalty was \(0.1, inf"),
+        (lambda net, batch: gan_loss(net, net, batch, gamma=0.9, penalty=(0.1,)), r"was \(0.1,\).* or two of them"),  # type: ignore[arg-type]
+        (lambda net, batch: gan_loss(net, net, batch, gamma=0.9, progress=1.5), "progress was 1.5"),
+        (lambda net, batch: gan_loss(net, net, batch, gamma=0.9, progress=-0.5), "progress was -0.5"),
         (lambda net, batch: vae_loss(net, net, batch, gamma=0.9, beta=0.0), "beta was 0.0"),
         (lambda net, batch: net.generate(torch.zeros(3, 2), torch.zeros(3, 2)), r"x has shape \(3, 2\)"),
         (lambda net, batch: net.generate(torch.zeros(3, 1), torch.zeros(3, 3)), r"cond has shape \(3, 3\)"),
