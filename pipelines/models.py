@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     )
 
 _DECIDED = {  # arguments of losses and networks that come from the data, the method and its fit
-    *("field", "target", "batch", "future", "gamma", "path", "steps", "solver", "time", "generator"),
-    *("event_dim", "cond_dim"),
+    *("field", "target", "batch", "future", "gamma", "path", "steps", "solver", "time", "progress"),
+    *("generator", "event_dim", "cond_dim"),
 }
 
 

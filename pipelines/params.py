@@ -139,6 +139,9 @@ class Fit(Settings):
     warmup: int = Field(ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(ge=0, description="AdamW's decoupled decay")
     adam_betas: tuple[Share, Share] = Field(description="AdamW's decay of the mean gradient and of the mean square")
+    adam_beta2_end: Share | None = Field(
+        default=None, description="what the decay of the mean square comes to at the end, on a line; null: constant"
+    )
     adam_eps: float = Field(gt=0, description="AdamW's epsilon")
     ema_step: float = Field(gt=0, le=1, description="weight of the newest weights in the averaged network, per step")
     log_every: int = Field(ge=1, description="steps between two rows of the loss curve")
@@ -191,13 +194,22 @@ class DensityMethod(Settings):
     )
 
 
+def _argument(value: Any) -> Any:
+    """An argument of a loss, where a list stands for a pair."""
+    if isinstance(value, (int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(x, (int, float)) for x in value):
+        return tuple(value)
+    raise ValueError("expected a number, a word, or two numbers: at the start of training and at its end")
+
+
 class SuccessorLossChoice(Choice):
     """A successor loss: a function in `flowmatch_core/successor/`; `oracle` is the closed form, where there is one.
 
     A loss that brings its own network (gan, vae) takes the network's arguments too.
     """
 
-    __pydantic_extra__: dict[str, int | float | str]
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_argument)]]
     name: Annotated[str, _loss_of(SUCCESSOR, ORACLE)]
 
 

@@ -28,8 +28,8 @@ CHECKPOINT_SECONDS = 1.0  # at least so long between two checkpoints,
 CHECKPOINT_SHARE = 0.02  # and so long that they cost no more than this share of the time
 LINE_SECONDS = 2.0
 
-Step = Callable[[nn.Module, nn.Module, torch.Generator], Mapping[str, Tensor]]
-"""`(network, averaged network, generator) -> terms`; the term "loss" is minimised, all are logged."""
+Step = Callable[[nn.Module, nn.Module, torch.Generator, float], Mapping[str, Tensor]]
+"""`(network, averaged network, generator, share of the steps done) -> terms`; "loss" is minimised, all are logged."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,13 @@ def learning_rate(step: int, fit: Fit) -> float:
     return fit.lr * warm * 0.5 * (1.0 + math.cos(math.pi * step / fit.steps))
 
 
+def adam_betas(step: int, fit: Fit) -> tuple[float, float]:
+    """AdamW's decays, the second on a line from `fit.adam_betas` at the first step to its end at `fit.steps`."""
+    first, second = fit.adam_betas
+    end = second if fit.adam_beta2_end is None else fit.adam_beta2_end
+    return first, second + step / fit.steps * (end - second)
+
+
 def train(
     network: nn.Module,
     step_terms: Step,
@@ -125,8 +132,8 @@ def train(
     pause = CHECKPOINT_SECONDS
     for step in range(start, fit.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, fit)
-        terms = step_terms(network, average, generator)
+            group["lr"], group["betas"] = learning_rate(step, fit), adam_betas(step, fit)
+        terms = step_terms(network, average, generator, step / fit.steps)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()  # type: ignore[no-untyped-call]
         optimizer.step()

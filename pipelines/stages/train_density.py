@@ -50,7 +50,9 @@ def job(device: torch.device, *, prepared: Path, choice: DensityMethod, fit: Fit
     weight = torch.tensor(table["weight"].to_numpy(), device=device) if "weight" in table else None
     path, loss = models.path(choice.path), models.density_loss(choice)
 
-    def terms(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
+    def terms(
+        network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float
+    ) -> Mapping[str, Tensor]:
         if weight is None:
             index = torch.randint(len(rows), (fit.batch,), generator=generator, device=device)
         else:

@@ -1,8 +1,9 @@
 """Train a model of the successor measure of an environment's policy, one network a seed.
 
-A loss that takes a `future` is given on-policy futures; one that takes a `target` is given the averaged network. The
-closed form (`oracle`) needs no training, nor does a method that the environment's entry leaves out: a file in the place
-of the networks says so, for sampling and evaluation.
+A loss that takes a `future` is given on-policy futures; one that takes a `target` is given the averaged network; one
+that takes `progress` is given the share of the steps that are done. The closed form (`oracle`) needs no training, nor
+does a method that the environment's entry leaves out: a file in the place of the networks says so, for sampling and
+evaluation.
 """
 
 from __future__ import annotations
@@ -79,9 +80,9 @@ def job(device: torch.device, *, folder: Path, choice: SuccessorMethod, fit: Suc
     if "future" in takes:
         pairs = batches.futures(fit.batch, gamma)
 
-        def value(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Loss:
+        def value(network: nn.Module, average: nn.Module, generator: torch.Generator, **now: float) -> Loss:
             batch, future = pairs(generator)
-            result: Loss = loss(network, batch, future, **flow, generator=generator)
+            result: Loss = loss(network, batch, future, **flow, **now, generator=generator)
             return result
     else:
         half = fit.batch // 2  # a loss regresses on two terms
@@ -96,12 +97,15 @@ def job(device: torch.device, *, folder: Path, choice: SuccessorMethod, fit: Suc
         elif flow:
             options |= {"steps": fit.ode_steps, "solver": fit.ode_solver}
 
-        def value(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Loss:
-            result: Loss = loss(network, average, draw(generator), **options, generator=generator)
+        def value(network: nn.Module, average: nn.Module, generator: torch.Generator, **now: float) -> Loss:
+            result: Loss = loss(network, average, draw(generator), **options, **now, generator=generator)
             return result
 
-    def terms(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
-        total, direct, bootstrap = value(network, average, generator)
+    def terms(
+        network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float
+    ) -> Mapping[str, Tensor]:
+        now = {"progress": progress} if "progress" in takes else {}
+        total, direct, bootstrap = value(network, average, generator, **now)
         return {"loss": total, "direct": direct, "bootstrap": bootstrap}
 
     states, actions = len(batches.states), len(batches.actions)

@@ -108,6 +108,19 @@ def sentence(path: Path) -> str:
         ("successor.fit.particles", 1, ["successor.fit.particles", "1", "boolean"]),
         ("successor.fit.adam_betas", [0.9], ["successor.fit.adam_betas"]),
         ("successor.fit.adam_betas", [0.9, 1.0], ["successor.fit.adam_betas.1", "1.0", "less than 1"]),
+        ("successor.fit.adam_beta2_end", 1.0, ["successor.fit.adam_beta2_end", "1.0", "less than 1"]),
+        ("density.fit.adam_beta2_end", -0.1, ["density.fit.adam_beta2_end", "-0.1", "greater than or equal to 0"]),
+        ("density.fit.adam_beta2_end", [0.9, 0.99], ["density.fit.adam_beta2_end", "[0.9, 0.99]", "number"]),
+        (
+            "successor.methods.td_cfm.loss",
+            {"name": "gan", "penalty": [0.05]},
+            ["successor.methods.td_cfm.loss.penalty is [0.05]", "expected a number", "two numbers"],
+        ),
+        (
+            "successor.methods.td_cfm.loss",
+            {"name": "gan", "penalty": [0.05, "x"]},
+            ["successor.methods.td_cfm.loss.penalty is [0.05, 'x']", "two numbers"],
+        ),
         ("environments.spiral.transitions", 0, ["environments.spiral.transitions", "0"]),
         ("datasets.moons.kind", "moon", ["datasets.moons.kind", "'moon'", "'moons'"]),
         ("datasets.moons.noise", -1.0, ["datasets.moons.noise", "-1.0"]),
@@ -262,6 +275,10 @@ def test_the_paper_profile_has_the_papers_settings(tmp_path: Path) -> None:
     fit = loaded.successor.fit
     assert (fit.steps, fit.batch // 2, fit.lr, fit.ema_step) == (3_000_000, 1024, 1e-4, 1e-3)
     assert (fit.weight_decay, fit.adam_eps, fit.ode_solver, fit.ode_steps) == (1e-3, 1e-4, "midpoint", 10)
+    gan = loaded.successor.methods["gan"]
+    adversarial = loaded.successor.fit_for(loaded.environments["maze_loop"], gan)
+    assert gan.loss.arguments["penalty"] == (0.05, 0.005)
+    assert (adversarial.adam_betas, adversarial.adam_beta2_end) == ((0.0, 0.9), 0.99)
     assert {
         loaded.successor.fit_for(e, m).network.name
         for e in loaded.environments.values()

@@ -170,7 +170,9 @@ def test_a_killed_training_on_a_stream_resumes_to_the_same_weights(
         torch.manual_seed(0)
         network, source, done = nn.Linear(2, 1), opened(path, columns=("x", "y")), 0
 
-        def terms(network: nn.Module, average: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+        def terms(
+            network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float
+        ) -> dict[str, Tensor]:
             nonlocal done
             if done == stop_at:
                 raise Killed
@@ -212,7 +214,7 @@ state = checkpoints.folder("long", {}, [folder / "transitions.parquet"])
 torch.manual_seed(0)
 began = time.monotonic()
 task = train_successor.job(torch.device("cpu"), folder=folder, choice=choice, fit=fit, gamma=0.9)
-task.terms(task.network, task.network, torch.Generator())
+task.terms(task.network, task.network, torch.Generator(), 0.0)
 ready = time.monotonic() - began
 trained = training.train(
     task.network, task.terms, fit, torch.Generator().manual_seed(0), folder / "checkpoint", lambda row: None, task.seek

@@ -40,7 +40,10 @@ DDIM = {"ode_solver": "ddim", "ode_steps": 20, "network": {"hidden": [12]}}
 METHODS: dict[str, dict[str, Any]] = {
     "td_dd": {"loss": "td_dd", "path": VP, "fit": DDIM},
     "td2_dd": {"loss": "td2_dd", "path": VP, "fit": DDIM},
-    "gan": {"loss": {"name": "gan", "penalty": 0.01, "width": 16, "blocks": 1}},
+    "gan": {
+        "loss": {"name": "gan", "penalty": [0.1, 0.01], "width": 16, "blocks": 1},
+        "fit": {"adam_betas": [0.0, 0.9], "adam_beta2_end": 0.99},
+    },
     "vae": {"loss": {"name": "vae", "beta": 0.1, "width": 16, "blocks": 1}},
     "particles": {"loss": "td2_cfm", "fit": {"particles": True, "returns": 3, "ode_steps": 4}},
     "td_cfm": {"loss": "td_cfm"},
@@ -220,7 +223,7 @@ def test_arguments_reach_the_loss_and_the_network(root: Path) -> None:
         assert isinstance(task.network, HorizonVAE)
         assert len(task.network.decoder.inner) == 1
         assert task.network.decoder.first.out_features == 16
-        return task.terms(task.network, task.network, torch.Generator().manual_seed(0))["loss"].detach()
+        return task.terms(task.network, task.network, torch.Generator().manual_seed(0), 0.0)["loss"].detach()
 
     at = {beta: loss(beta=beta) for beta in (1.0, 2.0, 4.0)}
     assert at[2.0] > at[1.0]
@@ -233,8 +236,21 @@ def test_the_penalty_reaches_the_gan(root: Path) -> None:
     for penalty in (0.0, 1.0):
         torch.manual_seed(0)
         task = job(root, {"loss": {"name": "gan", "width": 16, "blocks": 1, "penalty": penalty}})(CPU)
-        losses.append(float(task.terms(task.network, task.network, torch.Generator().manual_seed(0))["loss"].detach()))
+        losses.append(
+            float(task.terms(task.network, task.network, torch.Generator().manual_seed(0), 0.0)["loss"].detach())
+        )
     assert losses[1] > losses[0]
+
+
+def test_the_penalty_of_a_pair_is_that_of_the_share_that_is_done(root: Path) -> None:
+    def loss(penalty: Any, progress: float) -> Tensor:
+        torch.manual_seed(0)
+        task = job(root, {"loss": {"name": "gan", "width": 16, "blocks": 1, "penalty": penalty}})(CPU)
+        return task.terms(task.network, task.network, torch.Generator().manual_seed(0), progress)["loss"]
+
+    for progress, between in ((0.0, 0.5), (0.5, 0.3125), (1.0, 0.125)):
+        assert torch.equal(loss([0.5, 0.125], progress), loss(between, 0.0))
+    assert not torch.equal(loss([0.5, 0.125], 0.5), loss([0.5, 0.125], 0.0))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +319,7 @@ def test_flow_times_have_the_law_that_is_asked_for(root: Path, loss: str, time: 
     method = METHODS["particles"] if loss == "particles" else {"loss": loss, "path": VP if "dd" in loss else "cond_ot"}
     task = job(root, method, time=time, batch=2_000)(CPU)
     field = Recorder()
-    task.terms(field, lambda t, x, cond: x, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    task.terms(field, lambda t, x, cond: x, torch.Generator().manual_seed(0), 0.0)  # type: ignore[arg-type]
     times = (field.t if loss == "mc_cfm" else field.t[:1_000]).double()
     at = times if time == "uniform" else torch.special.ndtr(times.logit())
     assert stats.kstest(at.numpy(), "uniform").pvalue > 1e-3
@@ -316,7 +332,7 @@ def test_the_bootstrap_is_solved_as_the_fit_says(root: Path) -> None:
             task = job(root, {"loss": loss, "path": way, "fit": {"ode_solver": solver, "ode_steps": 3}})(CPU)
             asked = []
             target = lambda t, x, cond: asked.append(1) or x  # noqa: B023, E731
-            task.terms(Recorder(), target, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+            task.terms(Recorder(), target, torch.Generator().manual_seed(0), 0.0)  # type: ignore[arg-type]
             assert len(asked) == evaluations, (loss, solver)
 
 
@@ -326,7 +342,7 @@ def test_returns_weigh_the_bootstrap_by_the_discount_of_their_steps(root: Path) 
             task = job(root, {**method, "fit": {**method.get("fit", {}), "returns": returns}})(CPU)
             g = torch.Generator().manual_seed(0)
             for _ in range(6):  # particles are under way after some steps
-                total, direct, bootstrap = task.terms(task.network, task.network, g).values()
+                total, direct, bootstrap = task.terms(task.network, task.network, g, 0.0).values()
             weight = 0.95**returns
             torch.testing.assert_close(total, (1 - weight) * direct + weight * bootstrap)
 
@@ -347,7 +363,7 @@ def test_particles_are_on_the_device(root: Path) -> None:
     task = job(root, METHODS["particles"])(device)
     assert task.memory is not None
     assert {buffer.device for buffer in task.memory.buffers()} == {device}
-    loss = task.terms(task.network, task.network, torch.Generator(device).manual_seed(0))["loss"]
+    loss = task.terms(task.network, task.network, torch.Generator(device).manual_seed(0), 0.0)["loss"]
     assert loss.device == device
 
 
@@ -355,9 +371,25 @@ def test_particles_are_on_the_device(root: Path) -> None:
 def test_a_killed_seed_goes_on_with_its_particles(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returns: int
 ) -> None:
+    made = job(root, {"loss": "td2_cfm", "fit": {"particles": True, "returns": returns, "ode_steps": 4}})
+    whole, killed, resumed = whole_and_resumed(made, tmp_path, monkeypatch)
+    assert bool(killed["memory.x"].any())
+    assert resumed == whole
+
+
+def test_a_killed_gan_goes_on_where_its_schedules_are(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _, resumed = whole_and_resumed(job(root, METHODS["gan"]), tmp_path, monkeypatch)
+    assert resumed == whole
+
+
+def whole_and_resumed(
+    made: partial[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[bytes, dict[str, Tensor], bytes]:
+    """The file of a seed that is trained at once, the checkpoint of one that is killed, and the file of its end."""
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
-    made = job(root, {"loss": "td2_cfm", "fit": {"particles": True, "returns": returns, "ode_steps": 4}})
 
     def fitted(state: Path, stop_at: int | None = None) -> bytes:
         def tell(row: Progress) -> None:
@@ -373,5 +405,4 @@ def test_a_killed_seed_goes_on_with_its_particles(
     with pytest.raises(KeyboardInterrupt):
         fitted(tmp_path / "killed", KILLED_AT)
     kept, _ = store.read_tensors(tmp_path / "killed" / "seed0.checkpoint")
-    assert bool(kept["memory.x"].any())
-    assert fitted(tmp_path / "killed") == whole
+    return whole, kept, fitted(tmp_path / "killed")

@@ -64,7 +64,7 @@ def test_a_batch_holds_what_the_table_holds(
     )
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
-        task.terms(task.network, task.network, generator)
+        task.terms(task.network, task.network, generator, 0.0)
     for batch in seen:
         assert len(batch.state) == 32  # half of the batch: a loss regresses on two terms
         i = batch.state[:, 0] * 2 + 10

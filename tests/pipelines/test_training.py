@@ -16,7 +16,7 @@ from pipelines.training import Progress, Trained
 
 FIT = Fit(
     network="mlp", steps=40, batch=16, lr=1e-2, warmup=5, weight_decay=0.01,
-    adam_betas=(0.9, 0.999), adam_eps=1e-8, ema_step=0.1, log_every=7,
+    adam_betas=(0.9, 0.999), adam_beta2_end=0.8, adam_eps=1e-8, ema_step=0.1, log_every=7,
 )  # fmt: skip
 
 
@@ -24,11 +24,11 @@ class Killed(Exception):
     pass
 
 
-def terms(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
-    """Bootstraps from the average, so that it too must come back from a checkpoint."""
+def terms(network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float) -> Mapping[str, Tensor]:
+    """Bootstraps from the average and looks at the share that is done: both must come back from a checkpoint."""
     x = torch.randn(16, 2, generator=generator)
     with torch.no_grad():
-        target = x.sum(1, keepdim=True) + 0.5 * average(x)
+        target = (1 + progress) * x.sum(1, keepdim=True) + 0.5 * average(x)
     loss = (network(x) - target).square().mean()
     return {"loss": loss, "twice": 2 * loss.detach()}
 
@@ -41,10 +41,12 @@ def fitted(checkpoint: Path, stop_at: int | None = None, fit: Fit = FIT) -> tupl
     def report(row: Progress) -> None:
         rows.append(row)
 
-    def step(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
+    def step(
+        network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float
+    ) -> Mapping[str, Tensor]:
         if stop_at is not None and rows and rows[-1].step >= stop_at:
             raise Killed
-        return terms(network, average, generator)
+        return terms(network, average, generator, progress)
 
     generator = torch.Generator().manual_seed(1)
     return training.train(network, step, fit, generator, checkpoint, report), rows
@@ -108,28 +110,57 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert 0 < rates[0] < FIT.lr
 
 
-def test_a_step_is_adams_with_the_betas_of_the_fit(tmp_path: Path) -> None:
+def test_the_second_beta_goes_along_a_line() -> None:
+    fit = FIT.model_copy(update={"adam_betas": (0.25, 0.5), "adam_beta2_end": 0.75, "steps": 8})
+    assert [training.adam_betas(step, fit) for step in (0, 1, 4, 8)] == [
+        (0.25, 0.5), (0.25, 0.53125), (0.25, 0.625), (0.25, 0.75)
+    ]  # fmt: skip
+    constant = FIT.model_copy(update={"adam_beta2_end": None})
+    assert {training.adam_betas(step, constant) for step in range(FIT.steps + 1)} == {FIT.adam_betas}
+
+
+def test_a_step_knows_the_share_that_is_done(tmp_path: Path) -> None:
+    shares = []
+
+    def step(
+        network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float
+    ) -> Mapping[str, Tensor]:
+        shares.append(progress)
+        return terms(network, average, generator, progress)
+
+    fit = FIT.model_copy(update={"steps": 8})
+    training.train(nn.Linear(2, 1), step, fit, torch.Generator(), tmp_path / "c", lambda row: None)
+    assert shares == [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875]
+
+
+@pytest.mark.parametrize("end", [None, 0.9])
+def test_a_step_is_adams_with_the_betas_of_the_fit(tmp_path: Path, end: float | None) -> None:
     """Kingma and Ba's Algorithm 1, on gradients that are known: those of w * g are g."""
-    first, second = betas = (0.3, 0.6)
-    fit = FIT.model_copy(update={"adam_betas": betas, "weight_decay": 0.0, "ema_step": 1.0, "steps": 4})
+    betas, second = (0.3, 0.6), (0.6, 0.6, 0.6, 0.6) if end is None else (0.6, 0.675, 0.75, 0.825)
+    changes = {"adam_betas": betas, "adam_beta2_end": end, "weight_decay": 0.0, "ema_step": 1.0, "steps": 4}
+    fit, first = FIT.model_copy(update=changes), betas[0]
     gradients = [1.0, -2.0, 0.5, 3.0]
     left = iter(gradients)
 
-    def terms(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
+    def terms(
+        network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float
+    ) -> Mapping[str, Tensor]:
         return {"loss": next(left) * network(torch.ones(1, 1)).sum()}
 
     network = nn.Linear(1, 1, bias=False)
     mean, square, weight = 0.0, 0.0, float(network.weight.detach())
     for i, g in enumerate(gradients):
-        mean, square = first * mean + (1 - first) * g, second * square + (1 - second) * g**2
-        step = mean / (1 - first ** (i + 1)) / (square / (1 - second ** (i + 1))) ** 0.5
+        mean, square = first * mean + (1 - first) * g, second[i] * square + (1 - second[i]) * g**2
+        step = mean / (1 - first ** (i + 1)) / (square / (1 - second[i] ** (i + 1))) ** 0.5
         weight -= training.learning_rate(i, fit) * step
     trained = training.train(network, terms, fit, torch.Generator(), tmp_path / "c", lambda row: None)
     assert float(trained.network.state_dict()["weight"]) == pytest.approx(weight, rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_ends_training(tmp_path: Path) -> None:
-    def broken(network: nn.Module, average: nn.Module, generator: torch.Generator) -> Mapping[str, Tensor]:
+    def broken(
+        network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float
+    ) -> Mapping[str, Tensor]:
         return {"loss": network(torch.full((1, 2), torch.nan)).sum()}
 
     with pytest.raises(UserError, match="the loss is nan at step 7; expected a finite number, so lower lr"):
