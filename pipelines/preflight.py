@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import partial
+
 from pipelines import members
 from pipelines.errors import UserError
-from pipelines.params import ORACLE, Params
+from pipelines.params import ORACLE, Choice, DensityMethod, Params, SuccessorFit, SuccessorMethod
 
 
 def check(params: Params) -> None:
-    """Look for the device, build every path, coupling and loss, and look up every reward.
+    """Look for the device, build every path, coupling and loss, try the arguments of losses, and look up every reward.
 
     Raises:
         UserError: with the key of `params.yaml` that cannot work here.
@@ -18,9 +22,10 @@ def check(params: Params) -> None:
     from pipelines import models, training
 
     training.device(params.device)
-    for density in params.density.methods.values():
+    for name, density in params.density.methods.items():
         models.path(density.path)
         models.density_loss(density)
+        _try(f"density.methods.{name}.loss", density.loss, partial(_density_step, density))
     for successor in params.successor.methods.values():
         models.successor_path(successor.path)
     for name, entry in params.environments.items():
@@ -28,6 +33,8 @@ def check(params: Params) -> None:
             if entry.runs(method) and successor.loss.name != ORACLE:
                 fit = params.successor.fit_for(entry, successor)
                 models.successor_loss(successor.loss, fit)
+                step = partial(_successor_step, successor, fit)
+                _try(f"successor.methods.{method}.loss", successor.loss, step)
                 if fit.returns > entry.length:
                     raise UserError(
                         f"params.yaml: returns is {fit.returns} for {method} in {name}, whose rollouts have "
@@ -44,3 +51,37 @@ def check(params: Params) -> None:
         member = members.load("pipelines.datasets", dataset.kind)
         if hasattr(member, "check"):
             member.check(params.mirror)
+
+
+def _try(key: str, choice: Choice, step: Callable[[], object]) -> None:
+    """Take a step of a loss that is given arguments: which values it can use, it knows itself."""
+    if not choice.arguments:
+        return
+    try:
+        step()
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"params.yaml: {key} was given {choice.arguments}, with which a step fails: {reason}"
+        ) from error
+
+
+def _density_step(method: DensityMethod) -> None:
+    import torch
+
+    from pipelines import models
+
+    models.density_loss(method)(lambda t, x, cond=None: x, models.path(method.path), torch.zeros(2, 1))
+
+
+def _successor_step(method: SuccessorMethod, fit: SuccessorFit) -> None:
+    import torch
+
+    from flowmatch_core.successor import Transitions
+    from pipelines import models
+
+    loss, path = models.successor_loss(method.loss, fit), models.successor_path(method.path)
+    config = models.successor_network_config(method.loss, fit, event_dim=1, cond_dim=2)
+    network, x = models.successor_network(config, getattr(loss, "prediction", "state"), path), torch.zeros(2, 1)
+    given = {"field": network, "target": network, "batch": Transitions(x, x, x, x), "future": x, "gamma": 0.5}
+    loss(**{name: value for name, value in given.items() if name in inspect.signature(loss).parameters})

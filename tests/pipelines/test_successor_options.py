@@ -287,6 +287,52 @@ def test_what_a_loss_cannot_use_is_a_sentence_before_anything_runs(
         assert word in str(before.value)
 
 
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        ({"name": "vae", "beta": 0}, ["'beta': 0", "beta was 0, but should be a finite positive number"]),
+        ({"name": "gan", "penalty": -1.0}, ["'penalty': -1.0", "penalty was -1.0, but should be a finite number"]),
+        ({"name": "gan", "penalty": [0.05, -1.0]}, ["penalty was (0.05, -1.0)"]),
+        ({"name": "gan", "penalty": "little"}, ["'penalty': 'little'"]),
+        ({"name": "gan", "width": 0}, ["'width': 0"]),
+        ({"name": "gan", "blocks": 1.5}, ["'blocks': 1.5"]),
+    ],
+)
+def test_arguments_that_a_loss_refuses_are_a_sentence_before_anything_runs(
+    tmp_path: Path, loss: dict[str, Any], words: list[str]
+) -> None:
+    given = written(tmp_path, methods={"m": {"loss": loss}}, environment={"methods": ["m"]})
+    with pytest.raises(UserError) as caught:
+        preflight.check(given)
+    assert str(caught.value).startswith("params.yaml: successor.methods.m.loss was given {")
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_arguments_that_an_objective_refuses_are_a_sentence_before_anything_runs(tmp_path: Path) -> None:
+    given = written(tmp_path)
+    method = given.density.methods["cfm"].model_dump()
+    for loss, refused in (("cfm", False), ({"name": "interpolant", "gamma": 0.5}, True)):
+        changed = params.DensityMethod.model_validate({**method, "loss": loss})
+        density = given.density.model_copy(update={"methods": {"m": changed}})
+        one = given.model_copy(update={"density": density})
+        if refused:
+            with pytest.raises(UserError, match=r"density\.methods\.m\.loss was given \{'gamma': 0\.5\}"):
+                preflight.check(one)
+        else:
+            preflight.check(one)
+
+
+def test_arguments_that_are_right_pass(tmp_path: Path) -> None:
+    """Of losses of every kind: with a network of their own and with a field."""
+    preflight.check(written(tmp_path))
+    fused = {
+        loss: {"loss": {"name": loss, "fused": 0}, "path": way} for loss, way in (("td_cfm", "cond_ot"), ("td2_dd", VP))
+    }
+    preflight.check(written(tmp_path, methods=fused, environment={"methods": None}))
+
+
 def test_what_no_environment_runs_is_not_in_the_way(tmp_path: Path) -> None:
     """And a method's own fit excepts it from what all others do."""
     methods = {
