@@ -22,7 +22,16 @@ from typing import Literal, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, VelocityField, as_time, at_condition, check_choice, expand_time, noise_like
+from flowmatch_core.fields import (
+    Time,
+    VelocityField,
+    as_time,
+    at_condition,
+    check_choice,
+    check_shape,
+    expand_time,
+    noise_like,
+)
 from flowmatch_core.paths import AffinePath, CondOT, VelocityOf
 from flowmatch_core.solvers import SOLVERS, solve
 from flowmatch_core.successor.transitions import Transitions
@@ -67,14 +76,8 @@ def time_like(x: Tensor, sampler: TimeSampler, generator: torch.Generator | None
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """The squared Euclidean norm of the error (a sum over dimensions, unlike `cfm_loss`), averaged over the batch."""
-    check_prediction(prediction, target)
+    check_shape("the result of field", prediction, target.shape)
     return (prediction - target).square().flatten(1).sum(1).mean()
-
-
-def check_prediction(prediction: Tensor, target: Tensor) -> None:
-    """Raise a `ValueError` unless both have one shape."""
-    if prediction.shape != target.shape:
-        raise ValueError(f"field returned shape {tuple(prediction.shape)}, but should return {tuple(target.shape)}.")
 
 
 def check_path(path: AffinePath) -> None:

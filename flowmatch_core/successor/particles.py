@@ -13,7 +13,6 @@ from flowmatch_core.paths import AffinePath, CondOT
 from flowmatch_core.successor.bootstrap import (
     Loss,
     check_path,
-    check_prediction,
     discount,
     interpolate,
     squared_error,
@@ -135,7 +134,7 @@ class Particles(nn.Module):
             self._move(velocity, generator)
         both = field(torch.cat([t, at]), torch.cat([direct, point]), torch.cat([batch.condition, cond]))
         at_direct, at_bootstrap = both.chunk(2)
-        check_prediction(at_bootstrap, velocity)
+        check_shape("the result of field", at_bootstrap, velocity.shape)
         direct_term = squared_error(at_direct, direct_velocity)
         errors = (at_bootstrap - velocity).square().sum(1)
         bootstrap_term = torch.where(live, errors, 0.0).sum() / live.sum().clamp(min=1)
@@ -154,7 +153,7 @@ class Particles(nn.Module):
     def _velocity(self, target: VelocityField) -> Tensor:
         """The target's velocity at the particles; where S' is terminal, that towards S', where the process stays."""
         velocity = target(self.t, self.x, self.next_cond)
-        check_prediction(velocity, self.x)
+        check_shape("the result of field", velocity, self.x.shape)
         stay = self.path.conditional_velocity(self.t, self.x, self.next_cond[:, : self.x.shape[1]])
         return torch.where(self.terminal[:, None], stay, velocity)
 
