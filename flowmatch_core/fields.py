@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = [
     "Time",
+    "TimeSampler",
     "VelocityField",
     "as_time",
     "at_condition",
@@ -24,10 +25,14 @@ __all__ = [
     "has_closed_form_divergence",
     "noise_like",
     "standard_normal_log_prob",
+    "time_like",
 ]
 
 Time = float | Tensor
 """A float, a 0-d tensor or a tensor of shape `(batch,)`; never `(batch, 1)`."""
+
+TimeSampler = Callable[..., Tensor]
+"""What has the call of `torch.rand`: `sampler(n, generator=, dtype=, device=)` gives `n` times in [0, 1]."""
 
 
 class VelocityField(Protocol):
@@ -140,6 +145,17 @@ def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
         torch.Size([3, 2])
     """
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def time_like(x: Tensor, sampler: TimeSampler, generator: torch.Generator | None) -> Tensor:
+    """Return a time for every row of `x`, with shape `(batch,)` and the dtype and device of `x`.
+
+    Example:
+        >>> import torch
+        >>> time_like(torch.zeros(3, 2), torch.rand, torch.Generator().manual_seed(0)).shape
+        torch.Size([3])
+    """
+    return sampler(len(x), generator=generator, dtype=x.dtype, device=x.device)
 
 
 def standard_normal_log_prob(x: Tensor) -> Tensor:

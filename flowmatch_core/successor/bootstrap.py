@@ -24,6 +24,7 @@ from torch import Tensor
 
 from flowmatch_core.fields import (
     Time,
+    TimeSampler,
     VelocityField,
     as_time,
     at_condition,
@@ -31,13 +32,11 @@ from flowmatch_core.fields import (
     check_shape,
     expand_time,
     noise_like,
+    time_like,
 )
 from flowmatch_core.paths import AffinePath, CondOT, VelocityOf
 from flowmatch_core.solvers import SOLVERS, solve
 from flowmatch_core.successor.transitions import Transitions
-
-TimeSampler = Callable[..., Tensor]
-"""What has the call of `torch.rand`: `sampler(n, generator=, dtype=, device=)` gives `n` times in [0, 1]."""
 
 Prediction = Literal["velocity", "noise"]
 """What the network of a method predicts."""
@@ -67,11 +66,6 @@ def logit_normal(
     tensor(True)
     """
     return torch.randn(n, generator=generator, dtype=dtype, device=device).sigmoid()
-
-
-def time_like(x: Tensor, sampler: TimeSampler, generator: torch.Generator | None) -> Tensor:
-    """A time for every row of x, ``(batch,)``."""
-    return sampler(len(x), generator=generator, dtype=x.dtype, device=x.device)
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.fields import VelocityField, check_shape, expand_time, noise_like
+from flowmatch_core.fields import VelocityField, check_shape, expand_time, noise_like, time_like
 from flowmatch_core.paths import AffinePath, CondOT
 from flowmatch_core.successor.bootstrap import (
     Loss,
@@ -122,7 +122,7 @@ class Particles(nn.Module):
         """
         weight = discount(gamma, batch)
         check_shape("batch.condition", batch.condition, tuple(self.cond.shape))
-        u = torch.rand(self.slots, generator=generator, dtype=batch.state.dtype, device=batch.state.device)
+        u = time_like(batch.state, torch.rand, generator)
         t = self.quantile(u)
         direct, direct_velocity = interpolate(
             self.path, "velocity", noise_like(batch.visited, generator), batch.visited, t
@@ -159,7 +159,7 @@ class Particles(nn.Module):
 
     def _move(self, velocity: Tensor, generator: torch.Generator | None) -> None:
         """Move the points to their next times; those at the end of their path become free."""
-        u = 1 - torch.rand(self.slots, generator=generator, dtype=self.x.dtype, device=self.x.device)
+        u = 1 - time_like(self.x, torch.rand, generator)
         start, moving = self.phase == 0, self.phase >= 0
         share = torch.where(start, u, self.quantile_now * self.steps + 1) / self.steps
         t = self.quantile(share.clamp(max=1))
