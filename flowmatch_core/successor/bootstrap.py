@@ -36,6 +36,7 @@ from flowmatch_core.fields import (
 )
 from flowmatch_core.paths import AffinePath, CondOT, VelocityOf
 from flowmatch_core.solvers import SOLVERS, solve
+from flowmatch_core.successor.horizon import check_gamma
 from flowmatch_core.successor.transitions import Transitions
 
 Prediction = Literal["velocity", "noise"]
@@ -51,6 +52,11 @@ class Loss(NamedTuple):
     total: Tensor
     direct: Tensor
     bootstrap: Tensor
+
+    @classmethod
+    def of(cls, direct: Tensor, bootstrap: Tensor, weight: float) -> Loss:
+        """The loss of both terms and the weight of the second, the `discount` of the batch."""
+        return cls((1 - weight) * direct + weight * bootstrap, direct, bootstrap)
 
 
 def logit_normal(
@@ -91,8 +97,7 @@ def discount(gamma: float, batch: Transitions) -> float:
     >>> discount(0.5, Transitions(state=s, action=None, next_state=s, next_action=None, direct_state=s, steps=3))
     0.125
     """
-    if not 0 <= gamma < 1:
-        raise ValueError(f"gamma was {gamma}, but should be in [0, 1).")
+    check_gamma(gamma)
     return float(gamma**batch.steps)
 
 
@@ -225,9 +230,7 @@ def two_term(
                 at_direct, at_bootstrap = both.chunk(2)
             else:
                 at_direct, at_bootstrap = field(t, direct, cond), field(t, point, cond)
-            direct_term = squared_error(at_direct, direct_value)
-            bootstrap_term = squared_error(at_bootstrap, value)
-            return Loss((1 - weight) * direct_term + weight * bootstrap_term, direct_term, bootstrap_term)
+            return Loss.of(squared_error(at_direct, direct_value), squared_error(at_bootstrap, value), weight)
 
         loss.__name__, loss.__qualname__ = bootstrap.__name__, bootstrap.__qualname__
         loss.__module__, loss.__doc__ = bootstrap.__module__, bootstrap.__doc__

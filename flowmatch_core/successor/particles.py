@@ -138,7 +138,7 @@ class Particles(nn.Module):
         direct_term = squared_error(at_direct, direct_velocity)
         errors = (at_bootstrap - velocity).square().sum(1)
         bootstrap_term = torch.where(live, errors, 0.0).sum() / live.sum().clamp(min=1)
-        return Loss((1 - weight) * direct_term + weight * bootstrap_term, direct_term, bootstrap_term)
+        return Loss.of(direct_term, bootstrap_term, weight)
 
     def _refill(self, batch: Transitions, generator: torch.Generator | None) -> None:
         """Give a transition and pure noise to the slots that are not on a path."""
