@@ -15,6 +15,7 @@ __all__ = [
     "VelocityField",
     "as_time",
     "at_condition",
+    "at_times",
     "broadcast",
     "check_choice",
     "check_floating",
@@ -89,6 +90,25 @@ def at_condition(field: VelocityField, cond: Tensor) -> VelocityField:
     """
     known: Callable[[Tensor], VelocityField] | None = getattr(field, "at_condition", None)
     return field if known is None else known(cond)
+
+
+def at_times(field: VelocityField, times: Sequence[Time], x: Tensor) -> Sequence[VelocityField]:
+    """Return a field for each of the times: with what depends on these alone computed for all of them at once if the
+    field knows how to.
+
+    Arguments:
+        field: The field; see `NoisePrediction.at_times`.
+        times: The times, all floats or all of one shape, that the results are to be given nevertheless.
+        x: A batch like those that they will see.
+
+    Example:
+        >>> import torch
+        >>> field = lambda t, x, cond: x
+        >>> at_times(field, [0.0, 0.5], torch.zeros(3, 2)) == [field, field]
+        True
+    """
+    known: Callable[[Sequence[Time], Tensor], Sequence[VelocityField]] | None = getattr(field, "at_times", None)
+    return [field] * len(times) if known is None else known(times, x)
 
 
 def flatten_event(x: Tensor) -> Tensor:

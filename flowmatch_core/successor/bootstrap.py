@@ -26,15 +26,16 @@ from flowmatch_core.fields import (
     Time,
     TimeSampler,
     VelocityField,
-    as_time,
     at_condition,
+    at_times,
     check_choice,
     check_shape,
-    expand_time,
     noise_like,
     time_like,
 )
+from flowmatch_core.grids import Uniform
 from flowmatch_core.paths import AffinePath, CondOT, VelocityOf
+from flowmatch_core.paths._affine import stack_times
 from flowmatch_core.solvers import SOLVERS, solve
 from flowmatch_core.successor.horizon import check_gamma
 from flowmatch_core.successor.transitions import Transitions
@@ -147,14 +148,14 @@ class Target:
         Pure noise says nothing of the data, so a step from alpha = 0 takes their mean to be zero, which
         misses alpha E[X] after that step: nothing for VP, whose alpha is never zero.
         """
-        for i in range(self.steps):
-            start, end = (t * (j / self.steps) for j in (i, i + 1))
-            value = self.field(start, x, self.batch.next_condition)
-            of_noise = self.path.coefficients(start, self.prediction, "noise")
-            of_data = self.path.coefficients(start, self.prediction, "data")
-            alpha, sigma = self.path.alpha(end), self.path.sigma(end)
-            a, b = (alpha * d.nan_to_num(0.0) + sigma * n for d, n in zip(of_data, of_noise, strict=True))
-            x = expand_time(as_time(a, x), x) * x + expand_time(as_time(b, x), x) * value
+        nodes = [t * share for share in Uniform().nodes(self.steps)]
+        # what depends on the times alone is computed for all steps at once: step by step it costs as much as a network
+        coefficients = self.path.step_coefficients(stack_times(nodes, x), self.prediction)
+        of_x, of_value = (c.to(x.dtype) for c in coefficients)
+        fields = at_times(self.field, nodes[:-1], x)
+        for field, start, a, b in zip(fields, nodes[:-1], of_x, of_value, strict=True):
+            value = field(start, x, self.batch.next_condition)
+            x = a * x + b * value
         return x
 
 
