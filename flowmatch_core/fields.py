@@ -11,9 +11,11 @@ from torch import Tensor
 
 __all__ = [
     "Time",
+    "TimeSampler",
     "VelocityField",
     "as_time",
     "at_condition",
+    "at_times",
     "broadcast",
     "check_choice",
     "check_floating",
@@ -24,10 +26,14 @@ __all__ = [
     "has_closed_form_divergence",
     "noise_like",
     "standard_normal_log_prob",
+    "time_like",
 ]
 
 Time = float | Tensor
 """A float, a 0-d tensor or a tensor of shape `(batch,)`; never `(batch, 1)`."""
+
+TimeSampler = Callable[..., Tensor]
+"""What has the call of `torch.rand`: `sampler(n, generator=, dtype=, device=)` gives `n` times in [0, 1]."""
 
 
 class VelocityField(Protocol):
@@ -86,6 +92,25 @@ def at_condition(field: VelocityField, cond: Tensor) -> VelocityField:
     return field if known is None else known(cond)
 
 
+def at_times(field: VelocityField, times: Sequence[Time], x: Tensor) -> Sequence[VelocityField]:
+    """Return a field for each of the times: with what depends on these alone computed for all of them at once if the
+    field knows how to.
+
+    Arguments:
+        field: The field; see `NoisePrediction.at_times`.
+        times: The times, all floats or all of one shape, that the results are to be given nevertheless.
+        x: A batch like those that they will see.
+
+    Example:
+        >>> import torch
+        >>> field = lambda t, x, cond: x
+        >>> at_times(field, [0.0, 0.5], torch.zeros(3, 2)) == [field, field]
+        True
+    """
+    known: Callable[[Sequence[Time], Tensor], Sequence[VelocityField]] | None = getattr(field, "at_times", None)
+    return [field] * len(times) if known is None else known(times, x)
+
+
 def flatten_event(x: Tensor) -> Tensor:
     """Return `x` with shape `(batch, size of an event)`, for any event and any batch, an empty one too.
 
@@ -140,6 +165,17 @@ def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
         torch.Size([3, 2])
     """
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def time_like(x: Tensor, sampler: TimeSampler, generator: torch.Generator | None) -> Tensor:
+    """Return a time for every row of `x`, with shape `(batch,)` and the dtype and device of `x`.
+
+    Example:
+        >>> import torch
+        >>> time_like(torch.zeros(3, 2), torch.rand, torch.Generator().manual_seed(0)).shape
+        torch.Size([3])
+    """
+    return sampler(len(x), generator=generator, dtype=x.dtype, device=x.device)
 
 
 def standard_normal_log_prob(x: Tensor) -> Tensor:

@@ -239,21 +239,15 @@ def solve_sde(
     # Coefficients live on the CPU in float64: they promote no other dtype, and nothing waits for a device.
     times = torch.tensor(ends, dtype=torch.float64)
     alpha, sigma = path.alpha(times), path.sigma(times)
-    noise_of_x, noise_of_v = path.coefficients(times, "velocity", "noise")
-    data_of_x, data_of_v = path.coefficients(times, "velocity", "data")
-    # A path that starts at rest tells nothing of the data there: they have their mean, zero once standardised.
-    resting = (alpha == 0) & data_of_v.isnan()
-    data_of_x, data_of_v, noise_of_v = (c.masked_fill(resting, 0.0) for c in (data_of_x, data_of_v, noise_of_v))
-    noise_of_x = torch.where(resting, 1 / sigma, noise_of_x)
+    data_of_x, data_of_v = path.data_or_mean(times, "velocity")
     kept = diffusion.kept(path, times[:-1], times[1:])
     fresh = (1 - kept**2).clamp_min(0).sqrt()
+    of_x, of_v = path.step_coefficients(times, "velocity", kept)
     states, evaluate = [x], CountedField(field, cond)
     for i, j in itertools.pairwise(range(steps + 1)):
         velocity = evaluate(ends[i], x)
         z = noise_like(x, generator)
-        of_x = alpha[j] * data_of_x[i] + sigma[j] * kept[i] * noise_of_x[i]
-        of_v = alpha[j] * data_of_v[i] + sigma[j] * kept[i] * noise_of_v[i]
-        trial = of_x * x + of_v * velocity + sigma[j] * fresh[i] * z
+        trial = of_x[i] * x + of_v[i] * velocity + sigma[j] * fresh[i] * z
         # Without noise the state is the data: nothing to correct at the end, where a velocity may be infinite.
         if solver == "heun" and ends[j] < 1:
             data = data_of_x[i] * x + data_of_v[i] * velocity

@@ -101,12 +101,12 @@ SOLVERS = (*TABLEAUS, "adams3", "adams", *ADAPTIVE)
 
 @dataclass(frozen=True)
 class Solution:
-    """The end of an integration.
+    """The end of an integration, or of a simulation by `solve_sde` or `discrete.solve_ctmc`.
 
     Arguments:
         x: The state at the end, with shape `(batch, *event)`; NaN in rows that an unchecked `dopri5_per_sample`
             gave up.
-        nfe: How many times the field was evaluated.
+        nfe: How many times the field, or the denoiser, was evaluated.
         status: `finished`; `unchecked`, of a fixed-step solve whose values nobody looked at; or, of an unchecked
             `dopri5_per_sample`, what stopped it in some rows.
         accepted: How many steps an adaptive solver accepted: one number, or `(batch,)` if rows step apart.

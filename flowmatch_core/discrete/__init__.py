@@ -6,14 +6,13 @@ from flowmatch_core.discrete.objectives import cross_entropy_loss, generalised_k
 from flowmatch_core.discrete.oracle import TokenTable
 from flowmatch_core.discrete.path import MixturePath
 from flowmatch_core.discrete.schedules import CosineSchedule, PolynomialSchedule, Schedule
-from flowmatch_core.discrete.solver import JumpSolution, solve_ctmc
+from flowmatch_core.discrete.solver import solve_ctmc
 from flowmatch_core.discrete.sources import MaskSource, Source, UniformSource
 
 __all__ = [
     "Bound",
     "CosineSchedule",
     "Denoiser",
-    "JumpSolution",
     "Logits",
     "MaskSource",
     "MixturePath",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,24 +11,9 @@ from torch import Tensor
 from flowmatch_core.discrete.categorical import Denoiser, check_prediction
 from flowmatch_core.discrete.path import MixturePath
 from flowmatch_core.grids import TimeGrid, Uniform
-from flowmatch_core.solvers import SolverError
+from flowmatch_core.solvers import Solution, SolverError
 
-__all__ = ["JumpSolution", "solve_ctmc"]
-
-
-@dataclass(frozen=True)
-class JumpSolution:
-    """The states at the end, with shape `(batch, *event)`, the number of calls of the denoiser, and the status,
-    which is `finished`, as a solve that fails raises a `SolverError`.
-
-    With `save`, `t` has shape `(steps + 1,)` and `path` has shape `(steps + 1, batch, *event)`.
-    """
-
-    x: Tensor
-    nfe: int
-    status: str = "finished"
-    t: Tensor | None = None
-    path: Tensor | None = None
+__all__ = ["solve_ctmc"]
 
 
 @torch.no_grad()
@@ -45,7 +30,7 @@ def solve_ctmc(
     stochasticity: float = 0.0,
     save: bool = False,
     generator: torch.Generator | None = None,
-) -> JumpSolution:
+) -> Solution:
     r"""Simulate the continuous-time Markov chain of a denoiser from `t0` to `t1`.
 
     In a step from `t` to `s` each position draws :math:`\hat x_1 \sim p_{1|t}(\cdot \mid x_t)` and jumps there
@@ -126,4 +111,5 @@ def solve_ctmc(
             "the denoiser gave values that are not distributions (NaN, or numbers that do not sum to one); look at "
             "its Logits, or at Probabilities that should be Logits."
         )
-    return JumpSolution(x, steps, t=times, path=torch.stack(states)) if save else JumpSolution(x, steps)
+    solution = Solution(x, nfe=steps, status="finished")
+    return replace(solution, t=times, path=torch.stack(states)) if save else solution

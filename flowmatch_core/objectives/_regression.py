@@ -8,13 +8,23 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, as_time, check_choice, check_floating, check_shape, expand_time, noise_like
+from flowmatch_core.fields import (
+    Time,
+    TimeSampler,
+    as_time,
+    check_choice,
+    check_floating,
+    check_shape,
+    expand_time,
+    noise_like,
+    time_like,
+)
 from flowmatch_core.paths import Quantity
 
-__all__ = ["TimeSampler", "check_prediction", "draw_noise", "draw_times", "residual"]
+__all__ = ["Times", "check_prediction", "draw_noise", "draw_times", "residual"]
 
-TimeSampler = Time | Callable[..., Tensor]
-"""The times themselves, a float, 0-d or `(batch,)`, or a sampler with the call of `torch.rand`."""
+Times = Time | TimeSampler
+"""The times themselves, a float, 0-d or `(batch,)`, or a sampler of them."""
 
 
 def check_prediction(prediction: Quantity) -> None:
@@ -28,12 +38,12 @@ def draw_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return noise_like(x, generator)
 
 
-def draw_times(time: TimeSampler, x: Tensor, generator: torch.Generator | None) -> Tensor:
+def draw_times(time: Times, x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Return the times given, or draw one for every row of `x`, of which there has to be one."""
     if len(x) == 0:
         raise ValueError("x1 has no rows, but should have at least one: a mean over none is not a number.")
     if callable(time) and not isinstance(time, Tensor):
-        return time(len(x), generator=generator, dtype=x.dtype, device=x.device)
+        return time_like(x, time, generator)
     return as_time(time, x)
 
 

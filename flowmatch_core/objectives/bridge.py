@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowmatch_core.couplings import Coupling, SchrodingerBridge
 from flowmatch_core.fields import Time, VelocityField, as_time, check_shape, expand_time
-from flowmatch_core.objectives._regression import TimeSampler, draw_noise, draw_times
+from flowmatch_core.objectives._regression import Times, draw_noise, draw_times
 
 __all__ = ["BridgeSample", "BrownianBridge", "sb_cfm_loss", "sf2m_loss"]
 
@@ -94,7 +94,7 @@ def sb_cfm_loss(
     *,
     sigma: float = 1.0,
     coupling: Coupling | None = None,
-    time: TimeSampler = torch.rand,
+    time: Times = torch.rand,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Return the loss of the flow of a Schrödinger bridge, averaged over the event dimensions and the batch.
@@ -139,7 +139,7 @@ def sf2m_loss(
     *,
     sigma: float = 1.0,
     coupling: Coupling | None = None,
-    time: TimeSampler = torch.rand,
+    time: Times = torch.rand,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Return the loss of the flow and of the score of a Schrödinger bridge, on the same points.
@@ -187,7 +187,7 @@ def _bridges(
     cond: Tensor | None,
     sigma: float,
     coupling: Coupling | None,
-    time: TimeSampler,
+    time: Times,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Errors, Errors]:
     """Return points of bridges, their times and conditions, and the weighted errors of a velocity and of a score."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flowmatch_core.couplings import Coupling, Independent
 from flowmatch_core.fields import VelocityField
-from flowmatch_core.objectives._regression import TimeSampler, check_prediction, draw_noise, draw_times, residual
+from flowmatch_core.objectives._regression import Times, check_prediction, draw_noise, draw_times, residual
 from flowmatch_core.paths import AffinePath, Quantity
 
 __all__ = ["cfm_loss"]
@@ -21,7 +21,7 @@ def cfm_loss(
     cond: Tensor | None = None,
     *,
     coupling: Coupling = Independent(),
-    time: TimeSampler = torch.rand,
+    time: Times = torch.rand,
     prediction: Quantity = "velocity",
     generator: torch.Generator | None = None,
 ) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowmatch_core.couplings import Coupling, Independent
 from flowmatch_core.fields import VelocityField, expand_time
-from flowmatch_core.objectives._regression import TimeSampler, check_prediction, draw_noise, draw_times, residual
+from flowmatch_core.objectives._regression import Times, check_prediction, draw_noise, draw_times, residual
 from flowmatch_core.paths import AffinePath, Quantity
 
 __all__ = ["interpolant_loss", "parabola"]
@@ -35,7 +35,7 @@ def interpolant_loss(
     *,
     gamma: Callable[[Tensor], Tensor] = parabola,
     coupling: Coupling = Independent(),
-    time: TimeSampler = torch.rand,
+    time: Times = torch.rand,
     prediction: Quantity = "velocity",
     generator: torch.Generator | None = None,
 ) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_core.fields import VelocityField, check_shape, expand_time, flatten_event
-from flowmatch_core.objectives._regression import TimeSampler, check_prediction, draw_noise, draw_times, residual
+from flowmatch_core.objectives._regression import Times, check_prediction, draw_noise, draw_times, residual
 from flowmatch_core.paths import AffinePath, Quantity
 
 __all__ = ["posterior_cfm_loss"]
@@ -21,7 +21,7 @@ def posterior_cfm_loss(
     *,
     reference: Tensor | None = None,
     reference_cond: Tensor | None = None,
-    time: TimeSampler = torch.rand,
+    time: Times = torch.rand,
     prediction: Quantity = "velocity",
     generator: torch.Generator | None = None,
 ) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from flowmatch_core.fields import Time, as_time, check_choice, check_shape, expand_time
 
-__all__ = ["AffinePath", "PathSample", "Quantity", "time_tensor"]
+__all__ = ["AffinePath", "PathSample", "Quantity", "stack_times", "time_tensor"]
 
 Quantity = Literal["velocity", "score", "noise", "data"]
 """What a network may predict at `(t, x)`: `E[x_t' | x]`, `grad log p_t(x)`, `E[x0 | x]` or `E[x1 | x]`."""
@@ -201,6 +202,50 @@ class AffinePath(ABC):
             return inverse, inverse * (sigma.square() if source == "score" else -sigma)
         return zero, (-sigma if source == "score" else -_divide(one, sigma, otherwise=math.nan))
 
+    def data_or_mean(self, t: Time, source: Quantity) -> tuple[Tensor, Tensor]:
+        """Return the `coefficients` of the data, zero where these cannot be known: there they have their mean, zero
+        once standardised.
+
+        Arguments:
+            t: The time, of any shape, or a float.
+            source: What is known beside `x`.
+
+        Example:
+            >>> from flowmatch_core.paths import CondOT
+            >>> CondOT().data_or_mean(torch.tensor([0.0, 0.5]), "noise")
+            (tensor([0., 2.]), tensor([ 0., -1.]))
+        """
+        of_x, of_source = (torch.where(c.isnan(), 0.0, c) for c in self.coefficients(t, source, "data"))
+        return of_x, of_source
+
+    def step_coefficients(self, times: Tensor, source: Quantity, kept: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+        r"""Return the :math:`(a, b)` of the steps :math:`x_t = a x_s + b` `source` from each time :math:`s` to the
+        next, :math:`t`, that move the data and a share :math:`\kappa` of the noise along the path:
+
+        .. math:: x_t = \alpha_t \hat x_1 + \sigma_t\, \kappa\, \hat x_0
+
+        with :math:`\hat x_0, \hat x_1` what `source` at :math:`(s, x_s)` stands for. All of the noise is a step of
+        DDIM. Pure noise says nothing of the data, whose mean is then taken to be zero (see `data_or_mean`).
+
+        Arguments:
+            times: The times between the steps, with shape `(steps + 1, ...)`.
+            source: What the network predicts.
+            kept: The share :math:`\kappa`, which broadcasts to `(steps, ...)`.
+
+        Returns:
+            Both, with shape `(steps, ...)`.
+
+        Example:
+            >>> from flowmatch_core.paths import CondOT
+            >>> CondOT().step_coefficients(torch.tensor([0.0, 0.5, 1.0]), "velocity")  # of Euler
+            (tensor([1., 1.]), tensor([0.5000, 0.5000]))
+        """
+        start, end = times[:-1], times[1:]
+        alpha, sigma = self.alpha(end), self.sigma(end) * kept
+        data, noise = self.data_or_mean(start, source), self.coefficients(start, source, "noise")
+        a, b = (alpha * of_data + sigma * of_noise for of_data, of_noise in zip(data, noise, strict=True))
+        return a, b
+
     def _from_velocity(self, t: Tensor, alpha: Tensor, sigma: Tensor, target: Quantity) -> tuple[Tensor, Tensor]:
         d_alpha, d_sigma = self.d_alpha(t), self.d_sigma(t)
         if target == "score":
@@ -226,6 +271,14 @@ class AffinePath(ABC):
 def time_tensor(t: Time) -> Tensor:
     """Return a tensor as it is and a float as a 0-d tensor of float64, which promotes no other."""
     return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+
+
+def stack_times(times: Sequence[Time], x: Tensor) -> Tensor:
+    """Return times that are all floats or all of one shape along a new first dimension; behind it they broadcast along
+    the batch of `x`, as after `expand_time`, and floats stay in float64.
+    """
+    stacked = torch.stack([time_tensor(t) for t in times])
+    return stacked.reshape(*stacked.shape, *(1,) * (x.ndim - 1)) if stacked.ndim > 1 else stacked
 
 
 def _divide(numerator: Tensor, denominator: Tensor, otherwise: float | Tensor) -> Tensor:

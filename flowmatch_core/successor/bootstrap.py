@@ -22,13 +22,23 @@ from typing import Literal, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, VelocityField, as_time, at_condition, check_choice, expand_time, noise_like
+from flowmatch_core.fields import (
+    Time,
+    TimeSampler,
+    VelocityField,
+    at_condition,
+    at_times,
+    check_choice,
+    check_shape,
+    noise_like,
+    time_like,
+)
+from flowmatch_core.grids import Uniform
 from flowmatch_core.paths import AffinePath, CondOT, VelocityOf
+from flowmatch_core.paths._affine import stack_times
 from flowmatch_core.solvers import SOLVERS, solve
+from flowmatch_core.successor.horizon import check_gamma
 from flowmatch_core.successor.transitions import Transitions
-
-TimeSampler = Callable[..., Tensor]
-"""What has the call of `torch.rand`: `sampler(n, generator=, dtype=, device=)` gives `n` times in [0, 1]."""
 
 Prediction = Literal["velocity", "noise"]
 """What the network of a method predicts."""
@@ -43,6 +53,11 @@ class Loss(NamedTuple):
     total: Tensor
     direct: Tensor
     bootstrap: Tensor
+
+    @classmethod
+    def of(cls, direct: Tensor, bootstrap: Tensor, weight: float) -> Loss:
+        """The loss of both terms and the weight of the second, the `discount` of the batch."""
+        return cls((1 - weight) * direct + weight * bootstrap, direct, bootstrap)
 
 
 def logit_normal(
@@ -60,21 +75,10 @@ def logit_normal(
     return torch.randn(n, generator=generator, dtype=dtype, device=device).sigmoid()
 
 
-def time_like(x: Tensor, sampler: TimeSampler, generator: torch.Generator | None) -> Tensor:
-    """A time for every row of x, ``(batch,)``."""
-    return sampler(len(x), generator=generator, dtype=x.dtype, device=x.device)
-
-
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """The squared Euclidean norm of the error (a sum over dimensions, unlike `cfm_loss`), averaged over the batch."""
-    check_prediction(prediction, target)
+    check_shape("the result of field", prediction, target.shape)
     return (prediction - target).square().flatten(1).sum(1).mean()
-
-
-def check_prediction(prediction: Tensor, target: Tensor) -> None:
-    """Raise a `ValueError` unless both have one shape."""
-    if prediction.shape != target.shape:
-        raise ValueError(f"field returned shape {tuple(prediction.shape)}, but should return {tuple(target.shape)}.")
 
 
 def check_path(path: AffinePath) -> None:
@@ -94,8 +98,7 @@ def discount(gamma: float, batch: Transitions) -> float:
     >>> discount(0.5, Transitions(state=s, action=None, next_state=s, next_action=None, direct_state=s, steps=3))
     0.125
     """
-    if not 0 <= gamma < 1:
-        raise ValueError(f"gamma was {gamma}, but should be in [0, 1).")
+    check_gamma(gamma)
     return float(gamma**batch.steps)
 
 
@@ -145,14 +148,14 @@ class Target:
         Pure noise says nothing of the data, so a step from alpha = 0 takes their mean to be zero, which
         misses alpha E[X] after that step: nothing for VP, whose alpha is never zero.
         """
-        for i in range(self.steps):
-            start, end = (t * (j / self.steps) for j in (i, i + 1))
-            value = self.field(start, x, self.batch.next_condition)
-            of_noise = self.path.coefficients(start, self.prediction, "noise")
-            of_data = self.path.coefficients(start, self.prediction, "data")
-            alpha, sigma = self.path.alpha(end), self.path.sigma(end)
-            a, b = (alpha * d.nan_to_num(0.0) + sigma * n for d, n in zip(of_data, of_noise, strict=True))
-            x = expand_time(as_time(a, x), x) * x + expand_time(as_time(b, x), x) * value
+        nodes = [t * share for share in Uniform().nodes(self.steps)]
+        # what depends on the times alone is computed for all steps at once: step by step it costs as much as a network
+        coefficients = self.path.step_coefficients(stack_times(nodes, x), self.prediction)
+        of_x, of_value = (c.to(x.dtype) for c in coefficients)
+        fields = at_times(self.field, nodes[:-1], x)
+        for field, start, a, b in zip(fields, nodes[:-1], of_x, of_value, strict=True):
+            value = field(start, x, self.batch.next_condition)
+            x = a * x + b * value
         return x
 
 
@@ -228,9 +231,7 @@ def two_term(
                 at_direct, at_bootstrap = both.chunk(2)
             else:
                 at_direct, at_bootstrap = field(t, direct, cond), field(t, point, cond)
-            direct_term = squared_error(at_direct, direct_value)
-            bootstrap_term = squared_error(at_bootstrap, value)
-            return Loss((1 - weight) * direct_term + weight * bootstrap_term, direct_term, bootstrap_term)
+            return Loss.of(squared_error(at_direct, direct_value), squared_error(at_bootstrap, value), weight)
 
         loss.__name__, loss.__qualname__ = bootstrap.__name__, bootstrap.__qualname__
         loss.__module__, loss.__doc__ = bootstrap.__module__, bootstrap.__doc__

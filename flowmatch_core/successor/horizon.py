@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 
 
+def check_gamma(gamma: float) -> None:
+    """Raise a `ValueError` unless the discount is one of an infinite horizon, in [0, 1)."""
+    if not 0 <= gamma < 1:
+        raise ValueError(f"gamma was {gamma}, but should be in [0, 1).")
+
+
 def geometric(
     gamma: float,
     shape: Sequence[int],
@@ -25,8 +31,7 @@ def geometric(
     >>> bool((geometric(0.5, (1000,), generator=torch.Generator().manual_seed(0)).double().mean() - 2).abs() < 0.2)
     True
     """
-    if not 0 <= gamma < 1:
-        raise ValueError(f"gamma was {gamma}, but should be in [0, 1).")
+    check_gamma(gamma)
     if gamma == 0:
         return torch.ones(tuple(shape), dtype=torch.long, device=device)
     u = torch.rand(tuple(shape), generator=generator, dtype=torch.float64, device=device)

@@ -13,6 +13,7 @@ from flowmatch_core.fields import VelocityField
 from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.grids import TimeGrid, Uniform
 from flowmatch_core.solvers import solve
+from flowmatch_core.successor.horizon import check_gamma
 from flowmatch_core.successor.transitions import condition
 
 
@@ -29,8 +30,7 @@ class HorizonModel(ABC):
     """Whether the model has a ``log_prob``."""
 
     def __init__(self, gamma: float, loc: Tensor | None, scale: Tensor | None) -> None:
-        if not 0 <= gamma < 1:
-            raise ValueError(f"gamma was {gamma}, but should be in [0, 1).")
+        check_gamma(gamma)
         if (loc is None) != (scale is None):
             raise ValueError("loc and scale should be given both or neither, but one of them was None.")
         self.gamma, self.loc, self.scale = gamma, loc, scale
@@ -61,6 +61,10 @@ class HorizonModel(ABC):
         if self.loc is not None and self.scale is not None:
             state = (state - self.loc) / self.scale
         return condition(state, action)
+
+    def _raw(self, x: Tensor) -> Tensor:
+        """States of the network in raw units."""
+        return x if self.loc is None or self.scale is None else x * self.scale + self.loc
 
 
 @final
@@ -120,7 +124,7 @@ class GeometricHorizonModel(HorizonModel):
         way = solve(self.flow.field, noise, cond=cond, solver="midpoint", steps=steps, save=True, check=False).path
         assert way is not None  # as it was saved
         x = way.reshape(steps + 1, n, len(state), -1)
-        return x if self.loc is None or self.scale is None else x * self.scale + self.loc
+        return self._raw(x)
 
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
         """log m(x | s, a) in nats, in raw units, ``(batch,)``."""

@@ -70,7 +70,7 @@ class LatentHorizonModel(HorizonModel):
         )
         with torch.no_grad():
             x = self.network.generate(noise.flatten(0, 1), cond.repeat(n, 1)).view_as(noise)
-        return x if self.loc is None or self.scale is None else x * self.scale + self.loc
+        return self._raw(x)
 
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
         """Raise a `TypeError`: there is no density."""
@@ -124,4 +124,4 @@ def weigh(rows: Tensor, gamma: float, batch: Transitions) -> Loss:
     """The loss of the rows of `two_states`, ``(2 batch,)``."""
     weight = discount(gamma, batch)
     direct, bootstrap = (term.mean() for term in rows.chunk(2))
-    return Loss((1 - weight) * direct + weight * bootstrap, direct, bootstrap)
+    return Loss.of(direct, bootstrap, weight)

@@ -11,15 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import VelocityField, noise_like
+from flowmatch_core.fields import TimeSampler, VelocityField, noise_like, time_like
 from flowmatch_core.paths import AffinePath, CondOT
-from flowmatch_core.successor.bootstrap import (
-    Loss,
-    TimeSampler,
-    check_path,
-    squared_error,
-    time_like,
-)
+from flowmatch_core.successor.bootstrap import Loss, check_path, squared_error
 from flowmatch_core.successor.transitions import Transitions
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast, final
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from flowmatch_core.fields import Time, VelocityField, expand_time, has_closed_form_divergence
 from flowmatch_core.paths import AffinePath
+from flowmatch_core.paths._affine import stack_times
 
 
 @final
@@ -48,8 +51,15 @@ class NoisePrediction(nn.Module):
 
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the noise, shaped like `x`."""
-        skip, size, norm = self._scales(t, x)
-        return skip * x + size * self.network(t, x / norm, cond)
+        return self._noise(self._scales(t, x), t, x, cond)
+
+    def at_times(self, times: Sequence[Time], x: Tensor) -> list[VelocityField]:
+        """Return a field for each of the times, with the scales of all of them computed at once; see
+        `flowmatch_core.fields.at_times`.
+        """
+        stacked = stack_times(times, x)
+        alpha, sigma = self.path.alpha(stacked).to(x.dtype), self.path.sigma(stacked).to(x.dtype)
+        return [partial(self._noise, scales) for scales in zip(*_scales(alpha, sigma), strict=True)]
 
     def velocity_and_divergence(self, t: Time, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the noise, shaped like `x`, and its exact divergence, with shape `(batch,)`."""
@@ -57,7 +67,15 @@ class NoisePrediction(nn.Module):
         value, divergence = cast(Any, self.network).velocity_and_divergence(t, x / norm, cond)
         return skip * x + size * value, skip.flatten() * math.prod(x.shape[1:]) + (size / norm).flatten() * divergence
 
+    def _noise(self, scales: tuple[Tensor, ...], t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        skip, size, norm = scales
+        return skip * x + size * self.network(t, x / norm, cond)
+
     def _scales(self, t: Time, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        alpha, sigma = (expand_time(weight, x) for weight in (self.path.alpha(t), self.path.sigma(t)))
-        norm = torch.sqrt(alpha.square() + sigma.square())
-        return sigma / norm.square(), alpha / norm, norm
+        return _scales(expand_time(self.path.alpha(t), x), expand_time(self.path.sigma(t), x))
+
+
+def _scales(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the factors of `x` and of the network's value, and what the network's `x` is divided by."""
+    norm = torch.sqrt(alpha.square() + sigma.square())
+    return sigma / norm.square(), alpha / norm, norm

@@ -8,12 +8,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.fields import VelocityField, check_shape, expand_time, noise_like
+from flowmatch_core.fields import VelocityField, check_shape, expand_time, noise_like, time_like
 from flowmatch_core.paths import AffinePath, CondOT
 from flowmatch_core.successor.bootstrap import (
     Loss,
     check_path,
-    check_prediction,
     discount,
     interpolate,
     squared_error,
@@ -123,7 +122,7 @@ class Particles(nn.Module):
         """
         weight = discount(gamma, batch)
         check_shape("batch.condition", batch.condition, tuple(self.cond.shape))
-        u = torch.rand(self.slots, generator=generator, dtype=batch.state.dtype, device=batch.state.device)
+        u = time_like(batch.state, torch.rand, generator)
         t = self.quantile(u)
         direct, direct_velocity = interpolate(
             self.path, "velocity", noise_like(batch.visited, generator), batch.visited, t
@@ -135,11 +134,11 @@ class Particles(nn.Module):
             self._move(velocity, generator)
         both = field(torch.cat([t, at]), torch.cat([direct, point]), torch.cat([batch.condition, cond]))
         at_direct, at_bootstrap = both.chunk(2)
-        check_prediction(at_bootstrap, velocity)
+        check_shape("the result of field", at_bootstrap, velocity.shape)
         direct_term = squared_error(at_direct, direct_velocity)
         errors = (at_bootstrap - velocity).square().sum(1)
         bootstrap_term = torch.where(live, errors, 0.0).sum() / live.sum().clamp(min=1)
-        return Loss((1 - weight) * direct_term + weight * bootstrap_term, direct_term, bootstrap_term)
+        return Loss.of(direct_term, bootstrap_term, weight)
 
     def _refill(self, batch: Transitions, generator: torch.Generator | None) -> None:
         """Give a transition and pure noise to the slots that are not on a path."""
@@ -154,13 +153,13 @@ class Particles(nn.Module):
     def _velocity(self, target: VelocityField) -> Tensor:
         """The target's velocity at the particles; where S' is terminal, that towards S', where the process stays."""
         velocity = target(self.t, self.x, self.next_cond)
-        check_prediction(velocity, self.x)
+        check_shape("the result of field", velocity, self.x.shape)
         stay = self.path.conditional_velocity(self.t, self.x, self.next_cond[:, : self.x.shape[1]])
         return torch.where(self.terminal[:, None], stay, velocity)
 
     def _move(self, velocity: Tensor, generator: torch.Generator | None) -> None:
         """Move the points to their next times; those at the end of their path become free."""
-        u = 1 - torch.rand(self.slots, generator=generator, dtype=self.x.dtype, device=self.x.device)
+        u = 1 - time_like(self.x, torch.rand, generator)
         start, moving = self.phase == 0, self.phase >= 0
         share = torch.where(start, u, self.quantile_now * self.steps + 1) / self.steps
         t = self.quantile(share.clamp(max=1))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from flowmatch_core.successor.horizon import check_gamma
+
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
@@ -108,8 +110,7 @@ def n_step(
     >>> batch.steps, batch.state.flatten(), batch.next_state.flatten()
     (3, tensor([0., 4.]), tensor([3., 7.]))
     """
-    if not 0 <= gamma < 1:
-        raise ValueError(f"gamma was {gamma}, but should be in [0, 1).")
+    check_gamma(gamma)
     if states.ndim != 3 or states.shape[1] < 2:
         raise ValueError(f"states had shape {tuple(states.shape)}, but should have shape (batch, n + 1, d), n >= 1.")
     if actions is not None and actions.shape[:2] != states.shape[:2]:

@@ -16,6 +16,7 @@ from flowmatch_core.fields import Time, VelocityField, expand_time
 from flowmatch_core.objectives import cfm_loss, interpolant_loss, posterior_cfm_loss
 from flowmatch_core.objectives.interpolant import parabola
 from flowmatch_core.paths import VE, VP, AffinePath, CondOT, Cosine, Polynomial, Quantity
+from flowmatch_core.successor import Transitions, mc_cfm_loss, td2_cfm_loss
 
 
 def torch_tanh(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -296,3 +297,21 @@ def test_a_time_may_be_one_number() -> None:
     times = (0.5, torch.tensor(0.5), torch.full((4,), 0.5))
     values = [cfm_loss(lambda t, x, cond: x * 0, CondOT(), x1, x0, time=t) for t in times]
     assert values[0] == values[1] == values[2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_loss_asks_a_sampler_for_a_time_of_each_row_in_the_dtype_of_the_data(dtype: torch.dtype) -> None:
+    asked, x, g = [], torch.randn(5, 2, dtype=dtype), torch.Generator()
+
+    def sampler(*args: object, **options: object) -> Tensor:
+        asked.append((args, options))
+        return torch.rand(5, dtype=dtype)
+
+    batch = Transitions(x, None, x, None)
+    for loss in (
+        lambda: cfm_loss(zero, CondOT(), x, time=sampler, generator=g),
+        lambda: mc_cfm_loss(zero, batch, x, time=sampler, generator=g),
+        lambda: td2_cfm_loss(zero, zero, batch, gamma=0.9, time=sampler, generator=g),
+    ):
+        loss()
+    assert asked == 3 * [((5,), {"generator": g, "dtype": dtype, "device": x.device})]

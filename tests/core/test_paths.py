@@ -325,6 +325,37 @@ def test_coefficients_have_the_shape_of_the_time(path: AffinePath) -> None:
 
 
 @every_path
+@pytest.mark.parametrize("kept", [1.0, 0.4])
+def test_a_step_moves_the_data_and_a_share_of_the_noise_along_the_path(path: AffinePath, kept: float) -> None:
+    """From any prediction that is right, to the end itself; times of rows and times of all alike."""
+    x0, x1, rows = randn(5, 2), randn(5, 2, seed=1), linspace(0.1, 0.6, 5)
+    times = torch.stack([rows, rows + 0.3, torch.ones_like(rows)])
+    for source in QUANTITIES:
+        of_x, of_source = path.step_coefficients(times, source, kept)
+        assert of_x.shape == of_source.shape == (2, 5)
+        for i, (s, t) in enumerate(itertools.pairwise(times)):
+            x = path.sample(x0, x1, s).x_t
+            value = path.convert(x1, s, x, source="data", target=source)
+            moved = expand_time(of_x[i], x) * x + expand_time(of_source[i], x) * value
+            torch.testing.assert_close(moved, path.sample(kept * x0, x1, t).x_t, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(path.step_coefficients(times[:, 3], source, kept), (of_x[:, 3], of_source[:, 3]))
+
+
+@every_path
+def test_a_step_from_pure_noise_takes_unknown_data_to_be_zero(path: AffinePath) -> None:
+    times = torch.tensor([0.0, 0.4], dtype=torch.float64)
+    if path.alpha(0.0) != 0:
+        pytest.skip("its start shows data")
+    of_x, of_noise = path.step_coefficients(times, "noise")
+    assert (of_x, of_noise) == (0, path.sigma(0.4) / path.sigma(0.0))
+    of_x, of_velocity = path.step_coefficients(times, "velocity")
+    if path.d_alpha(0.0) == 0:  # nor does a velocity at rest
+        assert (of_x * path.sigma(0.0), of_velocity) == (path.sigma(0.4), 0)
+    else:
+        torch.testing.assert_close(of_velocity[0], path.alpha(0.4) / path.d_alpha(0.0))
+
+
+@every_path
 def test_an_end_in_the_batch_spoils_no_gradient(path: AffinePath) -> None:
     t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     x, value = randn(3, 2).requires_grad_(), randn(3, 2, seed=1).requires_grad_()

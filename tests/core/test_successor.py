@@ -406,7 +406,7 @@ def bad_gamma(gamma: float) -> Callable[[], object]:
         (bad_gamma(1.0), r"gamma was 1.0, but should be in \[0, 1\)"),
         (
             lambda: mc_cfm_loss(lambda t, x, cond, /: x.mT, transitions(line(), 4), randn(4, 1, seed=0)),
-            r"field returned shape \(1, 4\), but should return \(4, 1\)",
+            r"the result of field has shape \(1, 4\), but should be of shape \(4, 1\)",
         ),
         (bad_gamma(-0.1), r"gamma was -0.1, but should be in \[0, 1\)"),
         (

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from flowmatch_core.diffusion import ddim
-from flowmatch_core.fields import Time, VelocityField
+from flowmatch_core.fields import Time, VelocityField, at_times
 from flowmatch_core.networks import MLPField
 from flowmatch_core.oracles import GaussianMixture
-from flowmatch_core.paths import VP, AffinePath, CondOT, Cosine, VelocityOf
+from flowmatch_core.paths import VP, AffinePath, CondOT, Cosine, CustomPath, VelocityOf
 from flowmatch_core.solvers import solve
 from flowmatch_core.successor import (
     GeometricHorizonModel,
@@ -125,6 +125,43 @@ def test_ddim_nears_the_flow_as_its_steps_shrink(path: AffinePath) -> None:
         errors.append(float((target.flow(x0, t) - exact).abs().max()))
     assert all(1.5 * fine < coarse for coarse, fine in itertools.pairwise(errors))
     assert errors[-1] < 0.05
+
+
+@pytest.mark.parametrize("path", [VP(), CondOT()], ids=str)
+def test_network_of_the_noise_at_known_times_says_the_same_bit_by_bit(path: AffinePath) -> None:
+    network = NoisePrediction(MLPField(2, (8, 8), cond_dim=1, generator=generator()), path)
+    x, cond = randn(5, 2, seed=1).float(), randn(5, 1, seed=2).float()
+    for t in (0.7, torch.rand(5, generator=generator())):
+        times = [t * share for share in (0.0, 0.3, 1.0)]
+        for time, field in zip(times, at_times(network, times, x), strict=True):
+            assert torch.equal(field(time, x, cond), network(time, x, cond))
+
+
+def test_ddim_reads_the_path_as_often_for_many_steps_as_for_few() -> None:
+    """Read at each step, it costs as much as a network."""
+    read = []
+    path = CustomPath(lambda t: read.append(t) or t, lambda t: 1 - t)  # type: ignore[func-returns-value]
+    batch = transitions(line(), 5)
+    network = NoisePrediction(lambda t, x, cond: 0 * x, path)
+    for steps in (3, 30):
+        read.append(None)
+        Target(network, batch, path, "noise", steps, "ddim", None).flow(randn(5, 1, seed=7), tensor(0.1).expand(5))
+    _, few, many = "".join("|" if t is None else "." for t in read).split("|")
+    assert few == many
+
+
+def test_ddim_stays_in_the_dtype_of_the_states_whatever_that_of_the_times() -> None:
+    batch = transitions(line(), 5)
+    states = Transitions(batch.state.float(), None, batch.next_state.float(), None)
+    network = NoisePrediction(lambda t, x, cond: 0 * x, VP())
+    for t in (1.0, tensor(0.1).expand(5)):
+        target = Target(network, states, VP(), "noise", 4, "ddim", None)
+        assert target.flow(randn(5, 1, seed=7).float(), t).dtype == torch.float32
+
+
+def test_ddim_takes_a_step_at_least() -> None:
+    with pytest.raises(ValueError, match="steps is 0, but should be at least 1"):
+        td2_dd_loss(lambda t, x, c: x, lambda t, x, c: x, transitions(line(), 4), gamma=GAMMA, steps=0)
 
 
 @pytest.mark.parametrize("td_loss", LOSSES, ids=lambda loss: loss.__name__)

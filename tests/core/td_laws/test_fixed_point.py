@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from flowmatch_core.fields import Time, VelocityField, as_time
+from flowmatch_core.fields import Time, TimeSampler, VelocityField, as_time
 from flowmatch_core.oracles import GaussianMixture, LinearGaussianMDP
 from flowmatch_core.paths import AffinePath, CondOT, Cosine
 from flowmatch_core.solvers import solve
@@ -23,7 +23,6 @@ from flowmatch_core.successor import (
     td2_cfm_loss,
     td_cfm_loss,
 )
-from flowmatch_core.successor.bootstrap import TimeSampler
 from tests.core.td_laws.truths import BOUND, Probe, generator, line, randn, tensor, transitions, z_scores
 
 GAMMA = 0.8
