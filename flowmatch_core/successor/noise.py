@@ -10,7 +10,7 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.fields import Time, VelocityField, expand_time, has_closed_form_divergence
+from flowmatch_core.fields import Time, VelocityField, at_condition, expand_time, has_closed_form_divergence
 from flowmatch_core.paths import AffinePath
 from flowmatch_core.paths._affine import stack_times
 
@@ -52,6 +52,10 @@ class NoisePrediction(nn.Module):
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the noise, shaped like `x`."""
         return self._noise(self._scales(t, x), t, x, cond)
+
+    def at_condition(self, cond: Tensor) -> VelocityField:
+        """Return the prediction at conditions encoded once by the network; see `flowmatch_core.fields.at_condition`."""
+        return NoisePrediction(at_condition(self.network, cond), self.path)
 
     def at_times(self, times: Sequence[Time], x: Tensor) -> list[VelocityField]:
         """Return a field for each of the times, with the scales of all of them computed at once; see

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowmatch_core.diffusion import ddim
 from flowmatch_core.fields import Time, VelocityField, at_times
-from flowmatch_core.networks import MLPField
+from flowmatch_core.networks import MLPField, UNetMLPField
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import VP, AffinePath, CondOT, Cosine, CustomPath, VelocityOf
 from flowmatch_core.solvers import solve
@@ -135,6 +135,22 @@ def test_network_of_the_noise_at_known_times_says_the_same_bit_by_bit(path: Affi
         times = [t * share for share in (0.0, 0.3, 1.0)]
         for time, field in zip(times, at_times(network, times, x), strict=True):
             assert torch.equal(field(time, x, cond), network(time, x, cond))
+
+
+@pytest.mark.parametrize("td_loss", LOSSES)
+def test_a_bootstrap_encodes_the_condition_once_whatever_its_steps(td_loss: SuccessorLoss) -> None:
+    encoded: list[Tensor] = []
+    network = UNetMLPField(1, (8, 8), cond_dim=2, cond_hidden=(8,), generator=generator()).double()
+    assert network.cond_encoder is not None
+    network.cond_encoder.register_forward_hook(lambda module, given, code: encoded.append(given[0]))
+    batch, field = transitions(line(), 5), NoisePrediction(network, VP())
+    loss = td_loss(field, field, batch, gamma=GAMMA, path=VP(), steps=7, generator=generator(2))
+    target, both = encoded
+    assert torch.equal(target, batch.next_condition) and torch.equal(both, torch.cat([batch.condition] * 2))
+
+    plain = lambda t, x, cond: field(t, x, cond)  # noqa: E731
+    anew = td_loss(plain, plain, batch, gamma=GAMMA, path=VP(), steps=7, generator=generator(2))
+    assert len(encoded) > 7 and torch.allclose(loss.total, anew.total, rtol=1e-12)
 
 
 def test_ddim_reads_the_path_as_often_for_many_steps_as_for_few() -> None:
