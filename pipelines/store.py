@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -245,5 +245,4 @@ def _missing(path: Path) -> UserError:
 
 
 def _corrupt(path: Path, kind: str, error: Exception) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"{path} is not a whole {kind} file ({reason}); delete it and make it again: {_REMAKE}")
+    return UserError(f"{path} is not a whole {kind} file ({first_line(error)}); delete it and make it again: {_REMAKE}")
