@@ -16,6 +16,7 @@ from flowmatch_core import metrics
 from flowmatch_core.solvers import SolverError
 from flowmatch_core.statistics import t_interval
 from flowmatch_core.successor import HorizonModel
+from pipelines import store
 from pipelines.environments import Array, Environment
 from pipelines.starts import DIVERGED, Starts
 
@@ -118,7 +119,7 @@ def summary(seeds: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
         result[name] = max(each) if name == "outside" else mean
         if n > 1 and name != "outside":
             result |= {f"{name}_low": low, f"{name}_high": high}
-        result |= {f"{name}_seed{seed}": value for seed, value in zip(seeds, each, strict=True)}
+        result |= {store.seed_key(name, seed): value for seed, value in zip(seeds, each, strict=True)}
     result["diverged"] = result["outside"] > DIVERGED or not math.isfinite(result["emd"])
     return result
 
