@@ -244,11 +244,21 @@ def moments(table: pd.DataFrame, source: str) -> dict[str, list[float]]:
         UserError: a column is constant, so that nothing can be divided by its deviation.
     """
     values = table.to_numpy(dtype=float)
-    loc, scale = values.mean(0), values.std(0)
-    for name, deviation in zip(table.columns, scale, strict=True):
-        if not deviation > 0:
-            raise UserError(f"the column {name!r} of {source} is constant; expected it to vary, so leave it out.")
-    return {"loc": loc.tolist(), "scale": scale.tolist()}
+    check_varying(source, list(map(str, table)), values.min(0), values.max(0))
+    return {"loc": values.mean(0).tolist(), "scale": values.std(0).tolist()}
+
+
+def check_varying(source: str, columns: Sequence[str], low: np.ndarray, high: np.ndarray) -> None:
+    """Refuse columns whose smallest and largest values are the same; a deviation would be rounding, and not zero.
+
+    Raises:
+        UserError: it names the first such column.
+    """
+    for name, least, largest in zip(columns, low, high, strict=True):
+        if not largest > least:
+            raise UserError(
+                f"the column {name!r} of {source} is constant ({least}); expected it to vary, so leave it out."
+            )
 
 
 def _finite(value: Any) -> Any:
