@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.fields import DIM, NETWORKS, double, trained_tabular
-from benchmarks.ladders import Ladder, Rung, fastest
+from benchmarks.ladders import OURS, Ladder, Rung, fastest, race
 from benchmarks.peers import flow_matching_log_prob, zuko_flow
 from benchmarks.results import Cell, Claim, Result
 from benchmarks.timing import side_by_side
@@ -21,7 +21,7 @@ __all__ = ["benchmark_density", "benchmark_divergence"]
 
 Settings = Iterator[tuple[str, Callable[[], Tensor]]]
 
-OURS, WITH_OUR_GRID, PEERS = "flowmatch_core", "flow_matching, our grid", ("flow_matching", "zuko")
+WITH_OUR_GRID, PEERS = "flow_matching, our grid", ("flow_matching", "zuko")
 GRIDS: dict[str, TimeGrid] = {"uniform": Uniform()} | {f"Warped({p})": Warped(p) for p in (0.3, 0.5, 0.7)}
 STEPS = (16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64, 72, 80, 88, 96, 112, 128)
 TOLERANCES = (3e-5, 1e-5, 3e-6, 2e-6, 1e-6, 5e-7, 3e-7)
@@ -37,7 +37,7 @@ def benchmark_density(quick: bool) -> Result:
         ladders = _ladders(field, x[:count], quick)
         for target in (1e-3,) if quick else (1e-3, 1e-4):
             rungs = {library: rung for library in ladders if (rung := fastest(ladders[library], target)) is not None}
-            more_rows, claim = _race(rungs, count, network, target)
+            more_rows, claim = _compare(rungs, count, network, target)
             rows += more_rows
             claims.append(claim)
     notes = [
@@ -51,22 +51,8 @@ def benchmark_density(quick: bool) -> Result:
     return Result("Exact log-density at equal error", rows, claims, notes)
 
 
-def _race(rungs: dict[str, Rung], count: int, network: str, target: float) -> tuple[list[dict[str, Cell]], Claim]:
-    calls = {library: rung.call for library, rung in rungs.items()}
-    known = {library: rung.seconds for library, rung in rungs.items()}
-    timings = side_by_side(calls, rounds=7, budget=15, known=known)
-    rows: list[dict[str, Cell]] = [
-        {
-            "field": network,
-            "error at most": target,
-            "library": library,
-            "setting": rung.setting,
-            "error": rung.error,
-            "log-densities/s": count / timings.median(library),
-            "ours / theirs": None if library == OURS else str(timings.ratio(library, OURS)),
-        }
-        for library, rung in rungs.items()
-    ]
+def _compare(rungs: dict[str, Rung], count: int, network: str, target: float) -> tuple[list[dict[str, Cell]], Claim]:
+    timings, rows = race(rungs, network, target, count, "log-densities", rounds=7, budget=15)
     best = min((peer for peer in PEERS if peer in rungs), key=timings.median)
     claim = Claim(
         f"exact log-densities/s of {network} at {target:g} nats, over the best peer ({best})",

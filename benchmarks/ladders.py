@@ -1,16 +1,19 @@
-"""The cheapest setting of a method whose error is small enough."""
+"""The cheapest setting of a method whose error is small enough, and a race of such settings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from benchmarks.timing import seconds
+from benchmarks.results import Cell
+from benchmarks.timing import Timings, seconds, side_by_side
 
-__all__ = ["Ladder", "Rung", "fastest"]
+__all__ = ["OURS", "Ladder", "Rung", "fastest", "race"]
+
+OURS = "flowmatch_core"
 
 
 @dataclass(frozen=True)
@@ -72,3 +75,45 @@ def fastest(ladders: Iterable[Ladder], target: float) -> Rung | None:
         if rung is not None and (best is None or rung.seconds < best.seconds):
             best = rung
     return best
+
+
+def race(
+    rungs: Mapping[str, Rung],
+    field: str,
+    target: float,
+    count: int,
+    unit: str,
+    *,
+    more: Callable[[Rung], dict[str, Cell]] = lambda rung: {},
+    rounds: int,
+    budget: float,
+) -> tuple[Timings, list[dict[str, Cell]]]:
+    """Time the settings of several libraries side by side; return the timings, and a row for each library.
+
+    Arguments:
+        rungs: The settings by library, ours among them.
+        field: The name of the field.
+        target: What their errors are at most.
+        count: The number of results of a call.
+        unit: What they are.
+        more: What a row says besides.
+        rounds: The number of rounds.
+        budget: The seconds after which no further round begins.
+    """
+    calls = {library: rung.call for library, rung in rungs.items()}
+    known = {library: rung.seconds for library, rung in rungs.items()}
+    timings = side_by_side(calls, rounds=rounds, budget=budget, known=known)
+    rows: list[dict[str, Cell]] = [
+        {
+            "field": field,
+            "error at most": target,
+            "library": library,
+            "setting": rung.setting,
+            **more(rung),
+            "error": rung.error,
+            f"{unit}/s": count / timings.median(library),
+            "ours / theirs": None if library == OURS else str(timings.ratio(library, OURS)),
+        }
+        for library, rung in rungs.items()
+    ]
+    return timings, rows

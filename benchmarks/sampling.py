@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.fields import DIM, double, eight_gaussians, trained, trained_tabular
-from benchmarks.ladders import Ladder, Rung, fastest
+from benchmarks.ladders import OURS, Ladder, Rung, fastest, race
 from benchmarks.peers import flow_matching_sample, torchcfm_sample, zuko_sample
 from benchmarks.results import Cell, Claim, Result
-from benchmarks.timing import side_by_side
 from flowmatch_core.grids import TimeGrid, Uniform, Warped
 from flowmatch_core.metrics import sliced_wasserstein
 from flowmatch_core.networks import MLPField
@@ -23,7 +22,7 @@ __all__ = ["benchmark_sampling"]
 
 Call = Callable[[], Tensor]
 
-OURS, PEERS, AS_DOCUMENTED = "flowmatch_core", ("flow_matching", "zuko", "torchcfm"), ", as documented"
+PEERS, AS_DOCUMENTED = ("flow_matching", "zuko", "torchcfm"), ", as documented"
 GRIDS: dict[str, TimeGrid] = {"uniform": Uniform(), "Warped(0.5)": Warped(0.5)}
 EVALUATIONS = (4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 160, 200)
 PER_STEP = {"euler": 1, "adams": 1, "adams3": 1, "explicit_adams": 1, "midpoint": 2, "heun": 2, "heun3": 3, "rk4": 4}
@@ -45,7 +44,7 @@ def benchmark_sampling(quick: bool) -> Result:
         for target in (1e-2,) if quick else (1e-2, 1e-3):
             tuned = {library: rung for library in ladders if (rung := fastest(ladders[library], target)) is not None}
             good_enough = {library: rung for library, rung in documented.items() if rung and rung.error <= target}
-            more_rows, more_claims = _race(tuned | good_enough, field, len(noise), name, target)
+            more_rows, more_claims = _compare(tuned | good_enough, field, len(noise), name, target)
             rows += more_rows
             claims += more_claims
     notes = [
@@ -63,25 +62,13 @@ def benchmark_sampling(quick: bool) -> Result:
     return Result("Sampling at equal error", rows, claims, notes)
 
 
-def _race(
+def _compare(
     rungs: dict[str, Rung], field: nn.Module, count: int, name: str, target: float
 ) -> tuple[list[dict[str, Cell]], list[Claim]]:
-    calls = {library: rung.call for library, rung in rungs.items()}
-    known = {library: rung.seconds for library, rung in rungs.items()}
-    timings = side_by_side(calls, rounds=15, budget=8, known=known)
-    rows: list[dict[str, Cell]] = [
-        {
-            "field": name,
-            "error at most": target,
-            "library": library,
-            "setting": rung.setting,
-            "evaluations": _evaluations(field, rung.call),
-            "error": rung.error,
-            "samples/s": count / timings.median(library),
-            "ours / theirs": None if library == OURS else str(timings.ratio(library, OURS)),
-        }
-        for library, rung in rungs.items()
-    ]
+    def evaluations(rung: Rung) -> dict[str, Cell]:
+        return {"evaluations": _evaluations(field, rung.call)}
+
+    timings, rows = race(rungs, name, target, count, "samples", more=evaluations, rounds=15, budget=8)
     claims = []
     for kind, peers in (("documented", [peer + AS_DOCUMENTED for peer in PEERS]), ("tuned", PEERS)):
         if known := [peer for peer in peers if peer in rungs]:

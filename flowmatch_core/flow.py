@@ -154,6 +154,8 @@ class ContinuousFlow(Distribution):
         sample_shape: Sequence[int] = (),
         cond: Tensor | None = None,
         generator: torch.Generator | None = None,
+        *,
+        check: bool | None = None,
     ) -> Tensor:
         """Draw samples, without gradients.
 
@@ -161,25 +163,28 @@ class ContinuousFlow(Distribution):
             sample_shape: The shape of the draws.
             cond: The conditions, with shape `(*batch, c)`; each gets `sample_shape` draws.
             generator: The source of randomness.
+            check: Whether a solve that fails is a `SolverError`; by default as the flow has it.
 
         Returns:
             The samples, with shape `(*sample_shape, *batch, *event)`.
         """
         with torch.no_grad():
-            return self.rsample(sample_shape, cond, generator)
+            return self.rsample(sample_shape, cond, generator, check=check)
 
     def rsample(
         self,
         sample_shape: Sequence[int] = (),
         cond: Tensor | None = None,
         generator: torch.Generator | None = None,
+        *,
+        check: bool | None = None,
     ) -> Tensor:
         """Draw samples that carry gradients; otherwise as `sample`."""
         like = self._like(cond)
         lead = (*sample_shape, *(() if cond is None else cond.shape[:-1]))
         noise = torch.randn((*lead, *self.event_shape), generator=generator, dtype=like.dtype, device=like.device)
         x0, rows = self._rows(noise * self.base_scale, cond)
-        x = self._solve(self.field, x0, rows).x.reshape(noise.shape)
+        x = self._solve(self.field, x0, rows, check=check).x.reshape(noise.shape)
         if self.scale is not None:
             x = x * self.scale
         return x if self.loc is None else x + self.loc
@@ -327,6 +332,7 @@ class ContinuousFlow(Distribution):
         backward: bool = False,
         refined: bool = False,
         save: bool = False,
+        check: bool | None = None,
     ) -> Solution:
         rtol, atol = (0.1 * tolerance if refined else tolerance for tolerance in (self.rtol, self.atol))
         return solve(
@@ -341,7 +347,7 @@ class ContinuousFlow(Distribution):
             rtol=rtol,
             atol=atol,
             save=save,
-            check=self.check,
+            check=self.check if check is None else check,
         )
 
     def _probe_noise(self, value: Tensor, generator: torch.Generator | None) -> Tensor | None:

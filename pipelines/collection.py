@@ -266,12 +266,7 @@ class Moments:
         Raises:
             UserError: a column is constant, so that nothing can be divided by its deviation.
         """
-        for name, low, high in zip(self.columns, self.low, self.high, strict=True):
-            if not high > low:
-                raise UserError(
-                    f"the column {name!r} of the transitions is constant ({low}); expected it to vary, so leave that "
-                    "component out of the environment's state."
-                )
+        store.check_varying("the transitions", self.columns, self.low, self.high)
         scale = np.sqrt(self.squares / self.count)
         moments = {"loc": self.mean, "scale": scale, "low": self.low, "high": self.high}
         return {name: value.tolist() for name, value in moments.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,10 +38,9 @@ def horizon_model(
 
 def sample(model: HorizonModel, state: Tensor, action: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """Samples (n, batch, d), not all of which are finite if the model has diverged: that is a result, not a fault."""
-    if isinstance(model, GeometricHorizonModel):
-        model.flow.check = False
+    draw = partial(model.sample, check=False) if isinstance(model, GeometricHorizonModel) else model.sample
     try:
         with torch.no_grad():
-            return model.sample(state, action, n, generator=generator)
+            return draw(state, action, n, generator=generator)
     except SolverError:  # of an adaptive solver that gave up
         return state.new_full((n, *state.shape), torch.nan)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, did_you_mean
 
 
 class Settings(BaseModel):
@@ -50,8 +49,7 @@ def check(family: str, name: str) -> None:
     """
     known = names(family)
     if name not in known:
-        near = get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        hint = did_you_mean(name, known)
         raise UserError(f"no {name!r} in {family.replace('.', '/')}/, which has {', '.join(known)}{hint}")
 
 

@@ -24,7 +24,7 @@ from flowmatch_core.successor import (
 )
 from flowmatch_core.successor.bootstrap import check_path
 from pipelines import members, store
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 from pipelines.params import NETWORKS, SUCCESSOR, PathChoice
 
 if TYPE_CHECKING:
@@ -245,9 +245,8 @@ def load(file: Path, device: torch.device, solver: str, steps: int) -> HorizonMo
         event_shape = (config["event_dim"],)
         loc, scale = (tensors[name].to(device) for name in ("loc", "scale"))
     except (KeyError, TypeError, RuntimeError, UserError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{file} does not hold a model of this version ({reason}); train it again: `make repro`."
+            f"{file} does not hold a model of this version ({first_line(error)}); train it again: `make repro`."
         ) from None
     trained.to(device).requires_grad_(False)
     if isinstance(trained, LatentNetwork):

@@ -10,7 +10,6 @@ import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
@@ -19,7 +18,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from pipelines import members
-from pipelines.errors import UserError
+from pipelines.errors import UserError, did_you_mean
 from pipelines.members import Settings
 
 Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
@@ -50,8 +49,7 @@ def _loss_of(family: str, *others: str) -> AfterValidator:
     def check(name: str) -> str:
         known = [*(n for n in members.names(family) if f"def {n}_loss(" in members.source(family, n)), *others]
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            raise ValueError(f"expected one of {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ValueError(f"expected one of {', '.join(known)}{did_you_mean(name, known)}")
         return name
 
     return AfterValidator(check)
@@ -497,9 +495,8 @@ def _sentence(error: ValidationError, model: type[BaseModel], path: Path, prefix
     found = found if len(found) <= 80 else f"{found[:77]}..."
     if first["type"] == "extra_forbidden":
         known = _keys_beside(model, first["loc"])
-        near = get_close_matches(str(first["loc"][-1]), known, 1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}."
-        what = f"{key} is not a known key (found {found}); {remedy}"
+        remedy = did_you_mean(str(first["loc"][-1]), known, f"; expected one of {', '.join(known)}.")
+        what = f"{key} is not a known key (found {found}){remedy}"
     elif first["type"] == "missing":
         what = f"{key} is missing; add it."
     elif not first["loc"]:

@@ -16,8 +16,9 @@ from flowmatch_core import metrics
 from flowmatch_core.solvers import SolverError
 from flowmatch_core.statistics import t_interval
 from flowmatch_core.successor import HorizonModel
+from pipelines import store
 from pipelines.environments import Array, Environment
-from pipelines.starts import DIVERGED, Starts
+from pipelines.starts import DIVERGED, Starts, rewards
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,6 @@ class Score:
         value = rewards(self.environment, self.reward, x).mean(0) / (1 - self.gamma)
         error = (value - self.value) ** 2
         return {"emd": np.array(emd), "value": value, "true_value": self.value, "squared_value_error": error}
-
-
-def rewards(environment: Environment, name: str, x: Tensor) -> Array:
-    """A reward of states (..., d), NaN where a state is not finite."""
-    flat = x.reshape(-1, x.shape[-1]).double().cpu()
-    value = environment.rewards(flat.nan_to_num(0.0, 0.0, 0.0).numpy())[name]
-    return np.where(flat.isfinite().all(-1).numpy(), value, np.nan).reshape(x.shape[:-1])
 
 
 def sensitivity(
@@ -118,7 +112,7 @@ def summary(seeds: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
         result[name] = max(each) if name == "outside" else mean
         if n > 1 and name != "outside":
             result |= {f"{name}_low": low, f"{name}_high": high}
-        result |= {f"{name}_seed{seed}": value for seed, value in zip(seeds, each, strict=True)}
+        result |= {store.seed_key(name, seed): value for seed, value in zip(seeds, each, strict=True)}
     result["diverged"] = result["outside"] > DIVERGED or not math.isfinite(result["emd"])
     return result
 

@@ -1,10 +1,14 @@
-"""The start states of an evaluation, samples of the truth there, and the range of data that models should keep to."""
+"""The start states of an evaluation, samples of the truth there, and what can be said of any samples by themselves:
+their rewards, and whether they keep to the range of the data."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -13,6 +17,9 @@ from flowmatch_core.oracles import LinearGaussianMDP
 from flowmatch_core.successor import geometric
 from pipelines import store
 from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.environments import Array, Environment
 
 # A model has diverged when more than the share DIVERGED of its samples lies outside the data's range, widened by MARGIN
 # of its width on each side. Measured of TD-CFM on the maze: 0.15 % or less where it is merely bad (EMD 0.13 to 0.26 m,
@@ -98,13 +105,25 @@ def true_mean(starts: Starts, mdp: LinearGaussianMDP | None, gamma: float) -> Te
     return torch.einsum("t,ntd->nd", weight, later)
 
 
-def outside(x: Tensor, folder: Path) -> float:
+def table(x: Tensor, names: Sequence[str], **more: int) -> pd.DataFrame:
+    """Samples (n, starts, d) as rows, with the number of the start and other columns that are the same in all."""
+    rows = pd.DataFrame(x.flatten(0, 1).cpu().numpy(), columns=list(names))
+    return rows.assign(**more, start=np.tile(np.arange(x.shape[1]), x.shape[0]))
+
+
+def rewards(environment: Environment, name: str, x: Tensor) -> Array:
+    """A reward of states (..., d), NaN where a state is not finite."""
+    flat = x.reshape(-1, x.shape[-1]).double().cpu()
+    value = environment.rewards(flat.nan_to_num(0.0, 0.0, 0.0).numpy())[name]
+    return np.where(flat.isfinite().all(-1).numpy(), value, np.nan).reshape(x.shape[:-1])
+
+
+def outside(x: Tensor, provenance: Mapping[str, Any]) -> float:
     """The share of samples (..., d) with a component that is not finite or beyond the widened range of the data.
 
     Arguments:
-        folder: of the environment's transitions, whose provenance holds the range.
+        provenance: of the environment's transitions, which holds the range.
     """
-    provenance = store.read_json(folder / "provenance.json")
     low, high = (torch.tensor(provenance[end], dtype=x.dtype, device=x.device) for end in ("low", "high"))
     margin = MARGIN * (high - low)
     within = (x >= low - margin) & (x <= high + margin)  # false where x is not a number

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 _REMAKE = "`make repro` (or `dvc checkout` if it was made before)."
+_SEED = "_seed"
 
 
 @contextmanager
@@ -133,6 +134,26 @@ def columns(part: str, names: Iterable[str]) -> list[str]:
     return [f"{part}_{name}" for name in names]
 
 
+def seed_key(name: str, seed: int) -> str:
+    """Where a cell of metrics holds a number of one seed, beside its mean over seeds.
+
+    >>> seed_key("emd", 3)
+    'emd_seed3'
+    """
+    return f"{name}{_SEED}{seed}"
+
+
+def by_seed(cell: Mapping[str, Any], name: str) -> dict[int, float]:
+    """The numbers of a metric, of each seed that has one.
+
+    >>> by_seed({"emd": 0.2, "emd_seed3": 0.1, "emd_seed5": 0.3, "emd_low": 0.0, "nll_seed3": None}, "emd")
+    {3: 0.1, 5: 0.3}
+    """
+    prefix = f"{name}{_SEED}"
+    numbers = {key.removeprefix(prefix): value for key, value in cell.items() if key.startswith(prefix)}
+    return {int(seed): value for seed, value in numbers.items() if value is not None}
+
+
 def open_table(path: Path, columns: Sequence[str]) -> ParquetFile:
     """Open a parquet table that has at least the given columns, to be read in parts.
 
@@ -223,11 +244,21 @@ def moments(table: pd.DataFrame, source: str) -> dict[str, list[float]]:
         UserError: a column is constant, so that nothing can be divided by its deviation.
     """
     values = table.to_numpy(dtype=float)
-    loc, scale = values.mean(0), values.std(0)
-    for name, deviation in zip(table.columns, scale, strict=True):
-        if not deviation > 0:
-            raise UserError(f"the column {name!r} of {source} is constant; expected it to vary, so leave it out.")
-    return {"loc": loc.tolist(), "scale": scale.tolist()}
+    check_varying(source, list(map(str, table)), values.min(0), values.max(0))
+    return {"loc": values.mean(0).tolist(), "scale": values.std(0).tolist()}
+
+
+def check_varying(source: str, columns: Sequence[str], low: np.ndarray, high: np.ndarray) -> None:
+    """Refuse columns whose smallest and largest values are the same; a deviation would be rounding, and not zero.
+
+    Raises:
+        UserError: it names the first such column.
+    """
+    for name, least, largest in zip(columns, low, high, strict=True):
+        if not largest > least:
+            raise UserError(
+                f"the column {name!r} of {source} is constant ({least}); expected it to vary, so leave it out."
+            )
 
 
 def _finite(value: Any) -> Any:
@@ -245,5 +276,4 @@ def _missing(path: Path) -> UserError:
 
 
 def _corrupt(path: Path, kind: str, error: Exception) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"{path} is not a whole {kind} file ({reason}); delete it and make it again: {_REMAKE}")
+    return UserError(f"{path} is not a whole {kind} file ({first_line(error)}); delete it and make it again: {_REMAKE}")

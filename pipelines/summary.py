@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from flowmatch_core.statistics import paired_difference
+from pipelines import store
 from pipelines.names import label, split
 from pipelines.params import ORACLE, Environment, Params
 
@@ -43,11 +44,7 @@ def scores(cells: Cells, metric: str = "emd", unit: float = 1.0) -> dict[str, Sc
         if method == "floor" or (mean is None and not diverged):
             continue
         low, high = (None if (end := cell.get(f"{metric}_{name}")) is None else end / unit for name in ("low", "high"))
-        seeds = {
-            int(key.removeprefix(f"{metric}_seed")): value
-            for key, value in cell.items()
-            if key.startswith(f"{metric}_seed") and value is not None
-        }
+        seeds = store.by_seed(cell, metric)
         found[method] = Score(math.inf if mean is None else mean / unit, low, high, diverged, seeds)
     return found
 

@@ -105,10 +105,19 @@ class GeometricHorizonModel(HorizonModel):
         self.flow = ContinuousFlow(field, event_shape, solver, steps, grid=grid, loc=loc, scale=scale)
 
     def sample(
-        self, state: Tensor, action: Tensor | None, n: int, *, generator: torch.Generator | None = None
+        self,
+        state: Tensor,
+        action: Tensor | None,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        check: bool = True,
     ) -> Tensor:
-        """``n`` independent future states for every row, ``(n, batch, d)``."""
-        return self.flow.sample((n,), cond=self._condition(state, action), generator=generator)
+        """``n`` independent future states for every row, ``(n, batch, d)``.
+
+        Without ``check`` some may not be finite; otherwise a path that leaves the finite numbers is a `SolverError`.
+        """
+        return self.flow.sample((n,), cond=self._condition(state, action), generator=generator, check=check)
 
     def particles(
         self, state: Tensor, action: Tensor | None, n: int, steps: int, *, generator: torch.Generator | None = None

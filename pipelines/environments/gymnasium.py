@@ -20,7 +20,7 @@ from pydantic import Field
 from pipelines import members
 from pipelines.environments import Array, Beginning, Environment, Episodes, Steps
 from pipelines.environments._entry_point import EntryPoint, load
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import gymnasium
@@ -150,10 +150,9 @@ class Gymnasium(Environment):
                 self.settings.id, disable_env_checker=True, **{**self.settings.arguments, **arguments}
             )
         except (library.error.Error, ImportError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"gymnasium cannot make {self.settings.id!r} ({reason}); expected an id that is registered here, with "
-                "what it needs installed."
+                f"gymnasium cannot make {self.settings.id!r} ({first_line(error)}); expected an id that is "
+                "registered here, with what it needs installed."
             ) from None
         return made
 

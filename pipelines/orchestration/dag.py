@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -59,7 +59,7 @@ def repository(root: Path) -> Iterator[Repo]:
             "or `dvc config --local core.no_scm true` to work without git."
         ) from None
     except DvcException as error:
-        raise UserError(f"DVC refuses the project: {_first_line(error)}") from None
+        raise UserError(f"DVC refuses the project: {first_line(error)}") from None
 
 
 def load(root: Path, targets: Sequence[str] = ()) -> dict[str, Node]:
@@ -99,7 +99,3 @@ def dirty(root: Path) -> set[str]:
     """The stages whose code, parameters, inputs or outputs are not those of the last run."""
     with repository(root) as repo:
         return set(repo.status())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

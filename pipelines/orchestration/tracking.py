@@ -20,14 +20,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from pipelines import records, store
-from pipelines.errors import UserError
+from pipelines.errors import UserError, did_you_mean, first_line
 from pipelines.orchestration import dag
 from pipelines.params import Params, read_yaml
 from pipelines.records import Parameter, Record, Status
@@ -168,7 +167,7 @@ def model_files(address: str) -> Path:
     try:
         run = client.get_run(rest if kind == "runs" else _trained_by(client, name, version, alias))
     except MlflowException as error:
-        raise UserError(f"MLflow has no model {address!r} ({_first_line(error)}); see `make ui`.") from None
+        raise UserError(f"MLflow has no model {address!r} ({first_line(error)}); see `make ui`.") from None
     model = run.data.tags.get(_MODEL)
     if model is None:
         raise UserError(f"the run of {address!r} is {run.info.run_name}; expected one that trained a model.")
@@ -202,8 +201,7 @@ def _trained_by(client: MlflowClient, name: str, version: str, alias: str) -> st
     found = client.search_model_versions(f"name = '{name}'", max_results=1, order_by=["version_number DESC"])
     if not found:
         known = [model.name for model in client.search_registered_models()]
-        near = get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        hint = did_you_mean(name, known)
         raise UserError(f"MLflow has no model {name!r}, only {', '.join(known) or 'none'}{hint}")
     return str(found[0].run_id)
 
@@ -407,7 +405,7 @@ def _harmless(said: list[str]) -> Iterator[None]:
     except Exception as error:
         if not said:
             again = "`python -m pipelines.orchestration publish` tries again"
-            print(f"tracking: not published ({_first_line(error)}); {again}.", file=sys.stderr)
+            print(f"tracking: not published ({first_line(error)}); {again}.", file=sys.stderr)
         said.append(str(error))
 
 
@@ -480,7 +478,3 @@ def _key(name: str) -> str:
 
 def _ms(seconds: float) -> int:
     return int(seconds * 1000)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from filecmp import cmp
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import yaml
 
 from pipelines import store
-from pipelines.errors import UserError
+from pipelines.errors import UserError, did_you_mean
 from pipelines.params import merge, read_yaml
 
 WORKSPACES = ".workspaces"
@@ -53,8 +52,7 @@ def _profile(root: Path, profile: str) -> Path:
     folder = root / "pipelines" / "profiles"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if profile not in known:
-        near = get_close_matches(profile, ["default", *known], 1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        hint = did_you_mean(profile, ["default", *known])
         raise UserError(f"no profile {profile!r}; pipelines/profiles/ has {', '.join(known)}, beside default{hint}")
     return folder / f"{profile}.yaml"
 

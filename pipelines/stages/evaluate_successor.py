@@ -27,7 +27,7 @@ SENSITIVITY_SAMPLES = 256  # a start state; both sides of a difference share the
 def main(stage: Stage, environment: str) -> None:
     import pandas as pd
 
-    from pipelines import scores
+    from pipelines import scores, starts
 
     judge = Judge(stage, environment)
     successor = stage.params.successor
@@ -48,7 +48,7 @@ def main(stage: Stage, environment: str) -> None:
             stage.log(f"{method} seed {seed}: EMD {numbers['emd']:.4f} (floor {floor['emd']:.4f}){far}")
     with stage.output(DATA / "evaluations" / environment) as folder:
         store.write_table(folder / "cells.parquet", pd.concat(judge.cells, ignore_index=True))
-        store.write_table(folder / "truth.parquet", _samples(judge.truth, judge.start.names))
+        store.write_table(folder / "truth.parquet", starts.table(judge.truth, judge.start.names))
     summary = {method: scores.summary(seeds) for method, seeds in judge.numbers.items()}
     for method, cell in summary.items():
         # two samples of a point measure are no distance apart
@@ -75,19 +75,20 @@ class Judge:
         self.stage, self.environment = stage, environment
         self.entry, self.successor = stage.params.environments[environment], stage.params.successor
         self.device = training.use(stage.params)
-        self.folder = DATA / "transitions" / environment
+        folder = DATA / "transitions" / environment
+        self.provenance = store.read_json(folder / "provenance.json")
         built = members.load("pipelines.environments", self.entry.kind).build(self.entry.settings())
         oracle = built.oracle()
         self.mdp = None if oracle is None else oracle.to(self.device, torch.float32)
-        self.start = starts.read(self.folder, self.device)
-        self.exchanged = starts.counterfactuals(self.folder, self.device)
+        self.start = starts.read(folder, self.device)
+        self.exchanged = starts.counterfactuals(folder, self.device)
         self.samples = self.successor.sample.samples
         self.truth = self.true(self.start, self.samples, "evaluate", environment)
         gamma, reward = self.entry.gamma, self.entry.reward
         state, action = (t.double().cpu().numpy() for t in (self.start.state, self.start.action))
         value = built.exact_values(state, action, gamma).get(reward)
         if value is None:
-            along = scores.rewards(built, reward, self.start.states[:, 1:])
+            along = starts.rewards(built, reward, self.start.states[:, 1:])
             value = (along * gamma ** torch.arange(along.shape[1]).numpy()).sum(1)
         self.score = scores.Score(self.truth, built, reward, value, gamma)
         self.numbers: dict[str, dict[int, dict[str, float]]] = {}
@@ -175,17 +176,8 @@ class Judge:
 
         values = {**self.score(x), **more}
         self.cells.append(scores.table(method, seed, values))
-        numbers = {**scores.means(values), "outside": starts.outside(x, self.folder)}
+        numbers = {**scores.means(values), "outside": starts.outside(x, self.provenance)}
         return self.numbers.setdefault(method, {}).setdefault(seed, numbers)
-
-
-def _samples(x: torch.Tensor, names: list[str]) -> pd.DataFrame:
-    """Samples (n, starts, d) as rows."""
-    import numpy as np
-    import pandas as pd
-
-    rows = pd.DataFrame(x.flatten(0, 1).cpu().numpy(), columns=names)
-    return rows.assign(start=np.tile(np.arange(x.shape[1]), x.shape[0]))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ GRID, GRID_SAMPLES = 20, 64
 
 def main(stage: Stage, environment: str) -> None:
     import pandas as pd
-    import torch
 
     from flowmatch_core.successor import GeometricHorizonModel
     from pipelines import horizon, starts, training
@@ -55,9 +54,7 @@ def main(stage: Stage, environment: str) -> None:
                     break
                 generator = stage.generator("sample", environment, seed, device=device)
                 x = horizon.sample(model, start.state, start.action, settings.samples, generator)
-                table = pd.DataFrame(x.flatten(0, 1).cpu().numpy(), columns=start.names)
-                index = torch.arange(len(start.state)).repeat(settings.samples).numpy()
-                tables.append(table.assign(seed=seed, start=index))
+                tables.append(starts.table(x, start.names, seed=seed))
                 if seed == successor.seeds[0]:
                     generator = stage.generator("pictures", environment, device=device)
                     if isinstance(model, GeometricHorizonModel):
@@ -99,10 +96,10 @@ class ValueMap:
         import torch
 
         from flowmatch_core.solvers import SolverError
+        from pipelines import starts
 
         def reward(x: torch.Tensor) -> torch.Tensor:
-            rewards = self.environment.rewards(x.flatten(0, -2).double().cpu().numpy())[self.reward]
-            return torch.from_numpy(rewards).reshape(x.shape[:-1])
+            return torch.from_numpy(starts.rewards(self.environment, self.reward, x))
 
         state, action = (
             torch.tensor(rows, dtype=torch.float32, device=generator.device)

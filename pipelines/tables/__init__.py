@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines import store
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -104,9 +106,9 @@ def limits(at_least: float | None, at_most: float | None) -> str | None:
 
 
 def by_seed(cell: Mapping[str, Any], name: str, seeds: Sequence[int]) -> dict[int, float]:
-    """A metric of each seed that has it."""
-    found = {seed: cell.get(f"{name}_seed{seed}") for seed in seeds}
-    return {seed: value for seed, value in found.items() if value is not None}
+    """A metric of each of some seeds that has it, in their order."""
+    found = store.by_seed(cell, name)
+    return {seed: found[seed] for seed in seeds if seed in found}
 
 
 def paired(

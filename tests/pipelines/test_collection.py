@@ -239,11 +239,13 @@ def test_few_pieces_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_reader_that_stops_early_ends_the_workers() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())  # threads of other tests in this process come and go
     frames = collection.Collector("linear_gaussian", linear_gaussian.Settings(), 0, workers=2).transitions(300_000, 1)
     next(frames)
+    workers = [thread for thread in threading.enumerate() if thread not in before]
+    assert workers
     frames.close()  # type: ignore[attr-defined]
-    assert threading.active_count() == before
+    assert not any(thread.is_alive() for thread in workers)
 
 
 def test_a_written_table_is_the_collected_one_in_row_groups(tmp_path: Path) -> None:

@@ -197,6 +197,6 @@ def test_the_mean_of_the_truth_is_that_of_its_samples() -> None:
 
 
 @pytest.mark.parametrize(("x", "out"), [(1.9, 0), (2.1, 1), (-0.9, 0), (-1.1, 1), (float("nan"), 1), (float("inf"), 1)])
-def test_outside_is_beyond_the_range_widened_by_its_width(tmp_path: Path, x: float, out: float) -> None:
-    (tmp_path / "provenance.json").write_text(json.dumps({"low": [0.0, 0.0], "high": [1.0, 100.0]}))
-    assert starts.outside(torch.tensor([[0.5, 150.0], [x, 50.0]]), tmp_path) == out / 2
+def test_outside_is_beyond_the_range_widened_by_its_width(x: float, out: float) -> None:
+    provenance = {"low": [0.0, 0.0], "high": [1.0, 100.0]}
+    assert starts.outside(torch.tensor([[0.5, 150.0], [x, 50.0]]), provenance) == out / 2

@@ -32,11 +32,15 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flow(prefect_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("PREFECT_HOME", str(prefect_home))
     monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     from pipelines.orchestration import flow
 
     runner.STOPPING.clear()
     yield flow
     runner.STOPPING.clear()
+    root.handlers[:] = handlers  # in whose place Prefect, when imported, puts a console for all tests that follow
+    root.setLevel(level)
 
 
 def start_flow(root: Path, prefect_home: Path, **options: object) -> subprocess.Popen[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,13 +53,13 @@ def test_values_of_a_simulator_are_else_the_discounted_rewards_of_the_next_state
 
 
 class Constant(HorizonModel):
-    """Everything ends in the state itself, or nowhere."""
+    """Everything ends in the state itself, so far away from it, or nowhere."""
 
     has_density = False
 
-    def __init__(self, gamma: float, fault: Exception | None = None) -> None:
+    def __init__(self, gamma: float, fault: Exception | None = None, away: float = 0.0) -> None:
         super().__init__(gamma, None, None)
-        self.fault = fault
+        self.fault, self.away = fault, away
 
     def sample(
         self, state: Tensor, action: Tensor | None, n: int, *, generator: torch.Generator | None = None
@@ -67,7 +68,7 @@ class Constant(HorizonModel):
             raise self.fault
         assert action is not None
         torch.testing.assert_close(action, torch.tensor(SPIRAL.policy(state.double().numpy()), dtype=torch.float32))
-        return state.expand(n, *state.shape)
+        return (state + self.away).expand(n, *state.shape)
 
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -88,9 +89,10 @@ def test_the_value_map_has_the_entrys_reward_and_discount_beside_the_truth() -> 
     np.testing.assert_allclose(rows["value"], bump / 0.05, rtol=1e-5)
 
 
-def test_a_model_that_diverges_on_the_grid_is_left_out_of_it() -> None:
+@pytest.mark.parametrize("how", [{"fault": SolverError("far away")}, {"away": np.nan}, {"away": np.inf}])
+def test_a_model_that_diverges_on_the_grid_is_left_out_of_it(how: dict[str, Any]) -> None:
     made = value_map()
-    made.add("lost", Constant(0.95, SolverError("far away")), torch.Generator())
+    made.add("lost", Constant(0.95, **how), torch.Generator())
     assert set(made.table()["method"]) == {"truth"}
 
 
@@ -102,6 +104,7 @@ def test_samples_of_a_model_that_diverged_are_kept_as_they_are(solver: str, fini
     model = GeometricHorizonModel(field, (1,), 0.9, solver, 4)
     x = horizon.sample(model, torch.zeros(4, 1), torch.zeros(4, 1), 1000, torch.Generator().manual_seed(0))
     assert x.shape == (1000, 4, 1)
+    assert model.flow.check  # a likelihood is checked as before
     assert float(x.isfinite().float().mean()) == pytest.approx(finite, abs=0.05)
 
 

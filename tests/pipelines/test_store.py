@@ -100,3 +100,11 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
     store.write_table(tmp_path / "t.parquet", pd.DataFrame({"x": [0.0]}))
     with pytest.raises(UserError, match=r"has no column 'y' \(it has x\)"):
         store.read_table(tmp_path / "t.parquet", ["x", "y"])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])  # the deviation of many 0.1 is rounding, but not zero
+def test_what_is_constant_cannot_be_standardised(value: float) -> None:
+    table = pd.DataFrame({"x": np.arange(10_000.0), "y": value})
+    with pytest.raises(UserError, match=rf"the column 'y' of moons is constant \({value}\)"):
+        store.moments(table, "moons")
+    assert store.moments(table[["x"]], "moons") == {"loc": [4999.5], "scale": [pytest.approx(10_000 / 12**0.5)]}
