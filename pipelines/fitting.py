@@ -112,7 +112,7 @@ def _reporter(stage: Stage, seeds: tuple[int, ...]) -> Callable[[int, Progress],
     last = dict.fromkeys(seeds, 0.0)
 
     def report(seed: int, row: Progress) -> None:
-        stage.record.series(row.step, {f"{name}_seed{seed}": value for name, value in row.terms.items()})
+        stage.record.series(row.step, {store.seed_key(name, seed): value for name, value in row.terms.items()})
         if row.seconds - last[seed] >= training.LINE_SECONDS or row.step == row.steps:
             last[seed] = row.seconds
             stage.log(f"seed {seed}  {row}")
@@ -126,7 +126,7 @@ def _write_logs(stage: Stage, path: Path, summaries: Mapping[int, Mapping[str, A
 
     tables = {seed: pd.DataFrame(summary["curve"]).set_index("step") for seed, summary in summaries.items()}
     mean = pd.concat(tables).groupby(level="step").mean()
-    curve = mean.join([table.add_suffix(f"_seed{seed}") for seed, table in tables.items()])
+    curve = mean.join([table.add_suffix(store.seed_key("", seed)) for seed, table in tables.items()])
     with stage.output(path.with_suffix(".csv")) as temporary:
         curve.to_csv(temporary, float_format="%.6g")
     end = curve.iloc[-max(1, len(curve) // 10) :].mean()

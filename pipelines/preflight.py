@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from pipelines import members
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 from pipelines.params import ORACLE, Choice, DensityMethod, Params, SuccessorFit, SuccessorMethod
 
 
@@ -60,9 +60,8 @@ def _try(key: str, choice: Choice, step: Callable[[], object]) -> None:
     try:
         step()
     except Exception as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"params.yaml: {key} was given {choice.arguments}, with which a step fails: {reason}"
+            f"params.yaml: {key} was given {choice.arguments}, with which a step fails: {first_line(error)}"
         ) from error
 
 
