@@ -8,7 +8,7 @@ export PATH := $(BIN):$(PATH)
 RUN := $(BIN)/python -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow td-tables status ui publish test test-slow bench lint readme clean
+.PHONY: help setup repro flow td-tables td-claims status ui publish test test-slow bench lint readme clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,8 +27,11 @@ repro: setup  ## run what has changed, to the report (PROFILE=smoke|default|pape
 flow: setup  ## the same stages as a Prefect flow, in parallel
 	@$(RUN) flow --profile $(PROFILE)
 
-td-tables: setup  ## the Maze tables and claims of Temporal Difference Flows, about an hour on two cores; goes on where it was
+td-tables: setup  ## the Maze tables of Temporal Difference Flows, an hour on two cores; goes on where it was
 	@$(RUN) flow --profile td_tables
+
+td-claims: setup  ## its claims with eight seeds, half an hour on two cores; goes on where it was
+	@$(RUN) flow --profile td_claims
 
 status: setup  ## what a run would do
 	@$(RUN) status --profile $(PROFILE)
