@@ -65,7 +65,10 @@ CLAIMS = (
         (LOOP, SPIRAL), "emd", "td_cfm_coupled_curved", "td2_cfm_curved", 1.3,
     ),
     Claim("TD²-CFM comes close to MC-CFM (EMD)", (MIXED,), "emd", "td2_cfm", "mc_cfm", at_most=1.25),
-    Claim("With n-step returns it does, too (EMD)", (LOOP,), "emd", "td2_cfm_returns", "mc_cfm", at_most=1.25),
+    Claim(
+        "TD²-CFM with n-step returns comes close to MC-CFM (EMD)",
+        (LOOP,), "emd", "td2_cfm_returns", "mc_cfm", at_most=1.25,
+    ),
 )  # fmt: skip
 
 
