@@ -15,7 +15,7 @@ from benchmarks.results import Cell, Claim, Result
 from benchmarks.timing import side_by_side
 from flowmatch_core.divergence import divergence
 from flowmatch_core.flow import ContinuousFlow
-from flowmatch_core.grids import TimeGrid, Uniform, Warped
+from flowmatch_core.solvers import TimeGrid, Uniform, Warped
 
 __all__ = ["benchmark_density", "benchmark_divergence"]
 

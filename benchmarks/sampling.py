@@ -13,10 +13,9 @@ from benchmarks.fields import DIM, double, eight_gaussians, trained, trained_tab
 from benchmarks.ladders import OURS, Ladder, Rung, fastest, race
 from benchmarks.peers import flow_matching_sample, torchcfm_sample, zuko_sample
 from benchmarks.results import Cell, Claim, Result
-from flowmatch_core.grids import TimeGrid, Uniform, Warped
 from flowmatch_core.metrics import sliced_wasserstein
 from flowmatch_core.networks import MLPField
-from flowmatch_core.solvers import solve
+from flowmatch_core.solvers import TimeGrid, Uniform, Warped, solve
 
 __all__ = ["benchmark_sampling"]
 

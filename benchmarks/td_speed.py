@@ -16,11 +16,11 @@ from torch import Tensor
 
 from benchmarks.results import Cell, Claim, Result
 from benchmarks.timing import Ratio
-from flowmatch_core.fields import VelocityField
+from flowmatch_core.field import VelocityField
+from flowmatch_core.intervals import t_interval
 from flowmatch_core.metrics import emd
 from flowmatch_core.networks import MLPField
 from flowmatch_core.oracles import LinearGaussianMDP
-from flowmatch_core.statistics import t_interval
 from flowmatch_core.successor import (
     GeometricHorizonModel,
     Loss,

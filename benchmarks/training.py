@@ -16,7 +16,7 @@ from benchmarks.peers import torchcfm_tutorial
 from benchmarks.results import Cell, Claim, Result
 from benchmarks.timing import side_by_side
 from flowmatch_core.couplings import MinibatchOT
-from flowmatch_core.fields import Time
+from flowmatch_core.field import Time
 from flowmatch_core.networks import MLPField
 from flowmatch_core.objectives import cfm_loss
 from flowmatch_core.paths import CondOT

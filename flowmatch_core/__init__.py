@@ -1,4 +1,266 @@
 """Flow matching and temporal difference flows: tensors in, tensors out.
 
-Time runs from `t = 0` (source, noise) to `t = 1` (data) everywhere.
+Time runs from `t = 0` (source, noise) to `t = 1` (data) everywhere. The public names of all modules are attributes of
+the package, loaded when they are first used:
+
+Example:
+    >>> import flowmatch_core as fm
+    >>> fm.CondOT().alpha(0.25)
+    tensor(0.2500, dtype=torch.float64)
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from flowmatch_core.couplings import ConditionalOT as ConditionalOT
+    from flowmatch_core.couplings import Coupling as Coupling
+    from flowmatch_core.couplings import Independent as Independent
+    from flowmatch_core.couplings import MinibatchOT as MinibatchOT
+    from flowmatch_core.couplings import Reflow as Reflow
+    from flowmatch_core.couplings import SchrodingerBridge as SchrodingerBridge
+    from flowmatch_core.couplings import Sinkhorn as Sinkhorn
+    from flowmatch_core.dequantise import Dequantiser as Dequantiser
+    from flowmatch_core.dequantise import importance_bound as importance_bound
+    from flowmatch_core.discrete import Bound as Bound
+    from flowmatch_core.discrete import CosineSchedule as CosineSchedule
+    from flowmatch_core.discrete import Denoiser as Denoiser
+    from flowmatch_core.discrete import Logits as Logits
+    from flowmatch_core.discrete import MaskSource as MaskSource
+    from flowmatch_core.discrete import MixturePath as MixturePath
+    from flowmatch_core.discrete import PolynomialSchedule as PolynomialSchedule
+    from flowmatch_core.discrete import Probabilities as Probabilities
+    from flowmatch_core.discrete import Schedule as Schedule
+    from flowmatch_core.discrete import Source as Source
+    from flowmatch_core.discrete import TokenDistribution as TokenDistribution
+    from flowmatch_core.discrete import TokenFlow as TokenFlow
+    from flowmatch_core.discrete import TokenTable as TokenTable
+    from flowmatch_core.discrete import UniformSource as UniformSource
+    from flowmatch_core.discrete import cross_entropy_loss as cross_entropy_loss
+    from flowmatch_core.discrete import generalised_kl_loss as generalised_kl_loss
+    from flowmatch_core.discrete import jump_divergence as jump_divergence
+    from flowmatch_core.discrete import perplexity as perplexity
+    from flowmatch_core.discrete import solve_ctmc as solve_ctmc
+    from flowmatch_core.field import Time as Time
+    from flowmatch_core.field import VelocityField as VelocityField
+    from flowmatch_core.flow import ContinuousFlow as ContinuousFlow
+    from flowmatch_core.flow import LogDensity as LogDensity
+    from flowmatch_core.intervals import Interval as Interval
+    from flowmatch_core.intervals import paired_difference as paired_difference
+    from flowmatch_core.intervals import paired_ratio as paired_ratio
+    from flowmatch_core.intervals import t_interval as t_interval
+    from flowmatch_core.metrics import Floor as Floor
+    from flowmatch_core.metrics import bits_per_dim as bits_per_dim
+    from flowmatch_core.metrics import emd as emd
+    from flowmatch_core.metrics import energy_distance as energy_distance
+    from flowmatch_core.metrics import mmd as mmd
+    from flowmatch_core.metrics import normalised_path_energy as normalised_path_energy
+    from flowmatch_core.metrics import path_energy as path_energy
+    from flowmatch_core.metrics import sampling_floor as sampling_floor
+    from flowmatch_core.metrics import sliced_wasserstein as sliced_wasserstein
+    from flowmatch_core.metrics import wasserstein2 as wasserstein2
+    from flowmatch_core.networks import ACTIVATIONS as ACTIVATIONS
+    from flowmatch_core.networks import ConcatSquashField as ConcatSquashField
+    from flowmatch_core.networks import ConvUNetField as ConvUNetField
+    from flowmatch_core.networks import FiLMField as FiLMField
+    from flowmatch_core.networks import FourierTime as FourierTime
+    from flowmatch_core.networks import MLPField as MLPField
+    from flowmatch_core.networks import NoisePrediction as NoisePrediction
+    from flowmatch_core.networks import ResidualField as ResidualField
+    from flowmatch_core.networks import UNetMLPField as UNetMLPField
+    from flowmatch_core.normalizing import DiscreteTimeFlow as DiscreteTimeFlow
+    from flowmatch_core.objectives import BrownianBridge as BrownianBridge
+    from flowmatch_core.objectives import cfm_loss as cfm_loss
+    from flowmatch_core.objectives import interpolant_loss as interpolant_loss
+    from flowmatch_core.objectives import nll_loss as nll_loss
+    from flowmatch_core.objectives import posterior_cfm_loss as posterior_cfm_loss
+    from flowmatch_core.objectives import sb_cfm_loss as sb_cfm_loss
+    from flowmatch_core.objectives import sf2m_loss as sf2m_loss
+    from flowmatch_core.oracles import GaussianMixture as GaussianMixture
+    from flowmatch_core.oracles import LinearGaussianMDP as LinearGaussianMDP
+    from flowmatch_core.paths import OU as OU
+    from flowmatch_core.paths import VE as VE
+    from flowmatch_core.paths import VP as VP
+    from flowmatch_core.paths import AffinePath as AffinePath
+    from flowmatch_core.paths import CondOT as CondOT
+    from flowmatch_core.paths import Cosine as Cosine
+    from flowmatch_core.paths import CustomPath as CustomPath
+    from flowmatch_core.paths import PathSample as PathSample
+    from flowmatch_core.paths import Polynomial as Polynomial
+    from flowmatch_core.paths import Quantity as Quantity
+    from flowmatch_core.paths import Rescheduled as Rescheduled
+    from flowmatch_core.paths import VelocityOf as VelocityOf
+    from flowmatch_core.prefetch import ahead as ahead
+    from flowmatch_core.solvers import DDPM as DDPM
+    from flowmatch_core.solvers import EDM as EDM
+    from flowmatch_core.solvers import SOLVERS as SOLVERS
+    from flowmatch_core.solvers import Memoryless as Memoryless
+    from flowmatch_core.solvers import Nodes as Nodes
+    from flowmatch_core.solvers import Power as Power
+    from flowmatch_core.solvers import Solution as Solution
+    from flowmatch_core.solvers import SolverError as SolverError
+    from flowmatch_core.solvers import Uniform as Uniform
+    from flowmatch_core.solvers import Warped as Warped
+    from flowmatch_core.solvers import ddim as ddim
+    from flowmatch_core.solvers import solve as solve
+    from flowmatch_core.solvers import solve_sde as solve_sde
+    from flowmatch_core.successor import GeometricHorizonModel as GeometricHorizonModel
+    from flowmatch_core.successor import HorizonGAN as HorizonGAN
+    from flowmatch_core.successor import HorizonModel as HorizonModel
+    from flowmatch_core.successor import HorizonVAE as HorizonVAE
+    from flowmatch_core.successor import LatentHorizonModel as LatentHorizonModel
+    from flowmatch_core.successor import LatentNetwork as LatentNetwork
+    from flowmatch_core.successor import Loss as Loss
+    from flowmatch_core.successor import Particles as Particles
+    from flowmatch_core.successor import SuccessorLoss as SuccessorLoss
+    from flowmatch_core.successor import Transitions as Transitions
+    from flowmatch_core.successor import gan_loss as gan_loss
+    from flowmatch_core.successor import geometric as geometric
+    from flowmatch_core.successor import logit_normal as logit_normal
+    from flowmatch_core.successor import mc_cfm_loss as mc_cfm_loss
+    from flowmatch_core.successor import n_step as n_step
+    from flowmatch_core.successor import path_error as path_error
+    from flowmatch_core.successor import td2_cfm_loss as td2_cfm_loss
+    from flowmatch_core.successor import td2_dd_loss as td2_dd_loss
+    from flowmatch_core.successor import td_cfm_coupled_loss as td_cfm_coupled_loss
+    from flowmatch_core.successor import td_cfm_loss as td_cfm_loss
+    from flowmatch_core.successor import td_dd_loss as td_dd_loss
+    from flowmatch_core.successor import vae_loss as vae_loss
+
+_MODULES = {
+    "couplings": ("ConditionalOT", "Coupling", "Independent", "MinibatchOT", "Reflow", "SchrodingerBridge", "Sinkhorn"),
+    "dequantise": ("Dequantiser", "importance_bound"),
+    "discrete": (
+        "Bound",
+        "CosineSchedule",
+        "Denoiser",
+        "Logits",
+        "MaskSource",
+        "MixturePath",
+        "PolynomialSchedule",
+        "Probabilities",
+        "Schedule",
+        "Source",
+        "TokenDistribution",
+        "TokenFlow",
+        "TokenTable",
+        "UniformSource",
+        "cross_entropy_loss",
+        "generalised_kl_loss",
+        "jump_divergence",
+        "perplexity",
+        "solve_ctmc",
+    ),
+    "field": ("Time", "VelocityField"),
+    "flow": ("ContinuousFlow", "LogDensity"),
+    "intervals": ("Interval", "paired_difference", "paired_ratio", "t_interval"),
+    "metrics": (
+        "Floor",
+        "bits_per_dim",
+        "emd",
+        "energy_distance",
+        "mmd",
+        "normalised_path_energy",
+        "path_energy",
+        "sampling_floor",
+        "sliced_wasserstein",
+        "wasserstein2",
+    ),
+    "networks": (
+        "ACTIVATIONS",
+        "ConcatSquashField",
+        "ConvUNetField",
+        "FiLMField",
+        "FourierTime",
+        "MLPField",
+        "NoisePrediction",
+        "ResidualField",
+        "UNetMLPField",
+    ),
+    "normalizing": ("DiscreteTimeFlow",),
+    "objectives": (
+        "BrownianBridge",
+        "cfm_loss",
+        "interpolant_loss",
+        "nll_loss",
+        "posterior_cfm_loss",
+        "sb_cfm_loss",
+        "sf2m_loss",
+    ),
+    "oracles": ("GaussianMixture", "LinearGaussianMDP"),
+    "paths": (
+        "AffinePath",
+        "CondOT",
+        "Cosine",
+        "CustomPath",
+        "OU",
+        "PathSample",
+        "Polynomial",
+        "Quantity",
+        "Rescheduled",
+        "VE",
+        "VP",
+        "VelocityOf",
+    ),
+    "prefetch": ("ahead",),
+    "solvers": (
+        "DDPM",
+        "EDM",
+        "Memoryless",
+        "Nodes",
+        "Power",
+        "SOLVERS",
+        "Solution",
+        "SolverError",
+        "Uniform",
+        "Warped",
+        "ddim",
+        "solve",
+        "solve_sde",
+    ),
+    "successor": (
+        "GeometricHorizonModel",
+        "HorizonGAN",
+        "HorizonModel",
+        "HorizonVAE",
+        "LatentHorizonModel",
+        "LatentNetwork",
+        "Loss",
+        "Particles",
+        "SuccessorLoss",
+        "Transitions",
+        "gan_loss",
+        "geometric",
+        "logit_normal",
+        "mc_cfm_loss",
+        "n_step",
+        "path_error",
+        "td2_cfm_loss",
+        "td2_dd_loss",
+        "td_cfm_coupled_loss",
+        "td_cfm_loss",
+        "td_dd_loss",
+        "vae_loss",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_SUBMODULES = frozenset(_MODULES) | {"divergence", "transport"}
+
+__all__ = ["__version__", *_MODULE_OF]
+
+
+def __getattr__(name: str) -> object:
+    """Import the module of a public name on first use, so that `import flowmatch_core` stays cheap."""
+    if name in _SUBMODULES:
+        return import_module(f"flowmatch_core.{name}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'flowmatch_core' has no attribute {name!r}.")
+    value = getattr(import_module(f"flowmatch_core.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, *_SUBMODULES])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowmatch_core.fields import flatten_event
+from flowmatch_core._tensors import flatten_event
 
 __all__ = ["Dequantiser", "importance_bound"]
 

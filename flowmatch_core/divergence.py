@@ -9,7 +9,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, VelocityField, check_choice, check_shape, has_closed_form_divergence
+from flowmatch_core._tensors import check_choice, check_shape
+from flowmatch_core.field import Time, VelocityField, has_closed_form_divergence
 
 __all__ = ["DivergenceMethod", "divergence", "divergence_per_probe", "full_precision", "prepared", "rademacher"]
 

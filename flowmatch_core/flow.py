@@ -11,6 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from flowmatch_core._tensors import (
+    broadcast,
+    check_choice,
+    check_shape,
+    condition_rows,
+    flatten_event,
+    standard_normal_log_prob,
+)
 from flowmatch_core.divergence import (
     DivergenceMethod,
     divergence,
@@ -19,19 +27,10 @@ from flowmatch_core.divergence import (
     prepared,
     rademacher,
 )
-from flowmatch_core.fields import (
-    Time,
-    VelocityField,
-    broadcast,
-    check_choice,
-    check_shape,
-    condition_rows,
-    flatten_event,
-    has_closed_form_divergence,
-    standard_normal_log_prob,
-)
-from flowmatch_core.grids import TimeGrid, Uniform
-from flowmatch_core.solvers import SOLVERS, TABLEAUS, Solution, check_grid, check_tolerances, solve
+from flowmatch_core.field import Time, VelocityField, has_closed_form_divergence
+from flowmatch_core.solvers import SOLVERS, Solution, TimeGrid, Uniform, solve
+from flowmatch_core.solvers.fixed_step import TABLEAUS
+from flowmatch_core.solvers.ode import check_grid, check_tolerances
 
 __all__ = ["ContinuousFlow", "LogDensity"]
 

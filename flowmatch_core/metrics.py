@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, VelocityField, check_floating, flatten_event
+from flowmatch_core._tensors import check_floating, flatten_event
+from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.solvers import solve
 from flowmatch_core.transport import optimal_plan
 

@@ -22,7 +22,7 @@ from flowmatch_core.successor import (
     Loss,
     NoisePrediction,
 )
-from flowmatch_core.successor.bootstrap import check_path
+from flowmatch_core.successor.losses.bootstrap import check_path
 from pipelines import members, store
 from pipelines.errors import UserError, first_line
 from pipelines.params import NETWORKS, SUCCESSOR, PathChoice

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from flowmatch_core import metrics
+from flowmatch_core.intervals import t_interval
 from flowmatch_core.solvers import SolverError
-from flowmatch_core.statistics import t_interval
 from flowmatch_core.successor import HorizonModel
 from pipelines import store
 from pipelines.environments import Array, Environment

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from flowmatch_core.statistics import paired_difference
+from flowmatch_core.intervals import paired_difference
 from pipelines import store
 from pipelines.names import label, split
 from pipelines.params import ORACLE, Environment, Params

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import check_shape, flatten_event
+from flowmatch_core._tensors import check_shape, flatten_event
 from flowmatch_core.transport import Matrix
 
 __all__ = ["centred", "centred_pair", "pair_cost"]

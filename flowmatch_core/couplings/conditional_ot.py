@@ -9,9 +9,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flowmatch_core._tensors import flatten_event
 from flowmatch_core.couplings._base import Coupling
 from flowmatch_core.couplings._batch import centred, centred_pair, pair_cost
-from flowmatch_core.fields import flatten_event
 from flowmatch_core.transport import optimal_permutation
 
 __all__ = ["ConditionalOT"]

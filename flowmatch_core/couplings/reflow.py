@@ -8,8 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flowmatch_core._tensors import check_shape
 from flowmatch_core.couplings._base import Coupling
-from flowmatch_core.fields import VelocityField, check_shape
+from flowmatch_core.field import VelocityField
 from flowmatch_core.solvers import solve
 
 __all__ = ["Reflow"]

@@ -9,7 +9,8 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, check_shape
+from flowmatch_core._tensors import check_shape
+from flowmatch_core.field import Time
 
 __all__ = ["Denoiser", "Logits", "Probabilities", "TokenDistribution", "check_prediction"]
 

@@ -9,12 +9,12 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from flowmatch_core._tensors import check_shape, condition_rows
 from flowmatch_core.discrete.categorical import Denoiser, check_prediction
 from flowmatch_core.discrete.objectives import jump_divergence
 from flowmatch_core.discrete.path import MixturePath
 from flowmatch_core.discrete.solver import solve_ctmc
-from flowmatch_core.fields import check_shape, condition_rows
-from flowmatch_core.grids import TimeGrid, Uniform
+from flowmatch_core.solvers import TimeGrid, Uniform
 
 __all__ = ["Bound", "TokenFlow", "perplexity"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowmatch_core.discrete.categorical import Denoiser, Probabilities
 from flowmatch_core.discrete.path import MixturePath
 from flowmatch_core.discrete.schedules import token_time
-from flowmatch_core.fields import Time
+from flowmatch_core.field import Time
 
 __all__ = ["TokenTable"]
 

@@ -8,10 +8,11 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flowmatch_core._tensors import check_shape
 from flowmatch_core.discrete.categorical import TokenDistribution, check_prediction
 from flowmatch_core.discrete.schedules import PolynomialSchedule, Schedule, token_time
 from flowmatch_core.discrete.sources import Source
-from flowmatch_core.fields import Time, check_shape
+from flowmatch_core.field import Time
 
 __all__ = ["MixturePath"]
 

@@ -10,7 +10,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, check_shape
+from flowmatch_core._tensors import check_shape
+from flowmatch_core.field import Time
 
 __all__ = ["CosineSchedule", "PolynomialSchedule", "Schedule", "token_time"]
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from flowmatch_core.discrete.categorical import Denoiser, check_prediction
 from flowmatch_core.discrete.path import MixturePath
-from flowmatch_core.grids import TimeGrid, Uniform
-from flowmatch_core.solvers import Solution, SolverError
+from flowmatch_core.solvers import Solution, SolverError, TimeGrid, Uniform
 
 __all__ = ["solve_ctmc"]
 

@@ -1,10 +1,12 @@
 """Networks that serve as velocity fields; one file per network."""
 
-from flowmatch_core.networks._common import ACTIVATIONS, FourierTime
 from flowmatch_core.networks.concat_squash import ConcatSquashField
 from flowmatch_core.networks.conv_unet import ConvUNetField
+from flowmatch_core.networks.embeddings import FourierTime
 from flowmatch_core.networks.film_mlp import FiLMField
+from flowmatch_core.networks.layers import ACTIVATIONS
 from flowmatch_core.networks.mlp import MLPField
+from flowmatch_core.networks.noise_prediction import NoisePrediction
 from flowmatch_core.networks.residual import ResidualField
 from flowmatch_core.networks.unet_mlp import UNetMLPField
 
@@ -15,6 +17,7 @@ __all__ = [
     "FiLMField",
     "FourierTime",
     "MLPField",
+    "NoisePrediction",
     "ResidualField",
     "UNetMLPField",
 ]

@@ -10,15 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowmatch_core.fields import Time, as_time
-from flowmatch_core.networks._common import (
-    Encoder,
-    FourierTime,
-    Modulation,
-    check_cond,
-    convolution,
-    draw_weights,
-)
+from flowmatch_core._tensors import as_time
+from flowmatch_core.field import Time
+from flowmatch_core.networks.embeddings import Encoder, FourierTime
+from flowmatch_core.networks.layers import Modulation, check_cond, convolution, draw_weights
 
 __all__ = ["ConvUNetField"]
 

@@ -10,18 +10,17 @@ from typing import ClassVar, cast, final
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.fields import Time, as_time, check_choice
-from flowmatch_core.networks._common import (
+from flowmatch_core._tensors import as_time, check_choice
+from flowmatch_core.field import Time
+from flowmatch_core.networks._trace import Prepared, trace, trace_weights
+from flowmatch_core.networks.embeddings import Encoder
+from flowmatch_core.networks.layers import (
     ACTIVATIONS,
-    Encoder,
     Modulation,
-    Prepared,
     check_field_inputs,
     draw_weights,
     linear,
     precondition,
-    trace,
-    trace_weights,
 )
 
 __all__ = ["FiLMField", "LogitTime"]

@@ -10,17 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowmatch_core.fields import Time, as_time, check_choice
-from flowmatch_core.networks._common import (
-    ACTIVATIONS,
-    FourierTime,
-    Prepared,
-    check_field_inputs,
-    draw_weights,
-    linear,
-    trace,
-    trace_weights,
-)
+from flowmatch_core._tensors import as_time, check_choice
+from flowmatch_core.field import Time
+from flowmatch_core.networks._trace import Prepared, trace, trace_weights
+from flowmatch_core.networks.embeddings import FourierTime
+from flowmatch_core.networks.layers import ACTIVATIONS, check_field_inputs, draw_weights, linear
 
 __all__ = ["MLPField"]
 

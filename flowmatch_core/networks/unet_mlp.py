@@ -10,16 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowmatch_core.fields import Time, VelocityField, as_time
-from flowmatch_core.networks._common import (
-    Encoder,
-    FourierTime,
-    Modulation,
-    check_cond,
-    check_field_inputs,
-    draw_weights,
-    linear,
-)
+from flowmatch_core._tensors import as_time
+from flowmatch_core.field import Time, VelocityField
+from flowmatch_core.networks.embeddings import Encoder, FourierTime
+from flowmatch_core.networks.layers import Modulation, check_cond, check_field_inputs, draw_weights, linear
 
 __all__ = ["UNetMLPField"]
 

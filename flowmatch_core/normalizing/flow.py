@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from flowmatch_core.fields import broadcast, check_shape, standard_normal_log_prob
+from flowmatch_core._tensors import broadcast, check_shape, standard_normal_log_prob
 from flowmatch_core.normalizing._base import Architecture
 from flowmatch_core.normalizing._zuko import zuko
 

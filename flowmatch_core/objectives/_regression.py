@@ -8,9 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import (
-    Time,
-    TimeSampler,
+from flowmatch_core._tensors import (
     as_time,
     check_choice,
     check_floating,
@@ -19,6 +17,7 @@ from flowmatch_core.fields import (
     noise_like,
     time_like,
 )
+from flowmatch_core.field import Time, TimeSampler
 from flowmatch_core.paths import Quantity
 
 __all__ = ["Times", "check_prediction", "draw_noise", "draw_times", "residual"]

@@ -9,8 +9,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flowmatch_core._tensors import as_time, check_shape, expand_time
 from flowmatch_core.couplings import Coupling, SchrodingerBridge
-from flowmatch_core.fields import Time, VelocityField, as_time, check_shape, expand_time
+from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.objectives._regression import Times, draw_noise, draw_times
 
 __all__ = ["BridgeSample", "BrownianBridge", "sb_cfm_loss", "sf2m_loss"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_core.couplings import Coupling, Independent
-from flowmatch_core.fields import VelocityField
+from flowmatch_core.field import VelocityField
 from flowmatch_core.objectives._regression import Times, check_prediction, draw_noise, draw_times, residual
 from flowmatch_core.paths import AffinePath, Quantity
 

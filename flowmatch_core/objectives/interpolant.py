@@ -8,8 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from flowmatch_core._tensors import expand_time
 from flowmatch_core.couplings import Coupling, Independent
-from flowmatch_core.fields import VelocityField, expand_time
+from flowmatch_core.field import VelocityField
 from flowmatch_core.objectives._regression import Times, check_prediction, draw_noise, draw_times, residual
 from flowmatch_core.paths import AffinePath, Quantity
 

@@ -9,11 +9,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from flowmatch_core._tensors import check_choice, flatten_event, standard_normal_log_prob
 from flowmatch_core.divergence import DivergenceMethod, divergence, full_precision, rademacher
-from flowmatch_core.fields import VelocityField, check_choice, flatten_event, standard_normal_log_prob
+from flowmatch_core.field import VelocityField
 from flowmatch_core.flow import ContinuousFlow
-from flowmatch_core.grids import TimeGrid, Uniform
-from flowmatch_core.solvers import dopri5_errors, dopri5_options
+from flowmatch_core.solvers import TimeGrid, Uniform
+from flowmatch_core.solvers.adaptive import dopri5_errors, dopri5_options
 
 __all__ = ["GradientMethod", "nll_loss"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import VelocityField, check_shape, expand_time, flatten_event
+from flowmatch_core._tensors import check_shape, expand_time, flatten_event
+from flowmatch_core.field import VelocityField
 from flowmatch_core.objectives._regression import Times, check_prediction, draw_noise, draw_times, residual
 from flowmatch_core.paths import AffinePath, Quantity
 

@@ -11,7 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, as_time, check_choice, check_shape, expand_time
+from flowmatch_core._tensors import as_time, check_choice, check_shape, expand_time
+from flowmatch_core.field import Time
 
 __all__ = ["AffinePath", "PathSample", "Quantity", "stack_times", "time_tensor"]
 

@@ -8,7 +8,8 @@ from typing import cast, final
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, check_shape
+from flowmatch_core._tensors import check_shape
+from flowmatch_core.field import Time
 from flowmatch_core.paths._affine import AffinePath, time_tensor
 
 __all__ = ["CustomPath"]

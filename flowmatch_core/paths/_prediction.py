@@ -8,7 +8,8 @@ from typing import Any, cast, final, get_args
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.fields import Time, VelocityField, check_choice, expand_time, has_closed_form_divergence
+from flowmatch_core._tensors import check_choice, expand_time
+from flowmatch_core.field import Time, VelocityField, has_closed_form_divergence
 from flowmatch_core.paths._affine import AffinePath, Quantity
 
 __all__ = ["VelocityOf"]

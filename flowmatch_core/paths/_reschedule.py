@@ -9,7 +9,8 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.fields import Time, VelocityField, as_time, expand_time, has_closed_form_divergence
+from flowmatch_core._tensors import as_time, expand_time
+from flowmatch_core.field import Time, VelocityField, has_closed_form_divergence
 from flowmatch_core.paths._affine import AffinePath
 
 __all__ = ["Rescheduled"]

@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time
+from flowmatch_core.field import Time
 from flowmatch_core.paths._affine import AffinePath
 
 __all__ = ["VariancePreserving"]

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time
+from flowmatch_core.field import Time
 from flowmatch_core.paths._affine import AffinePath, time_tensor
 
 __all__ = ["Cosine"]

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time
+from flowmatch_core.field import Time
 from flowmatch_core.paths._affine import time_tensor
 from flowmatch_core.paths._variance_preserving import VariancePreserving
 

@@ -9,12 +9,13 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import VelocityField
+from flowmatch_core.field import VelocityField
 from flowmatch_core.flow import ContinuousFlow
-from flowmatch_core.grids import TimeGrid, Uniform
-from flowmatch_core.solvers import solve
-from flowmatch_core.successor.horizon import check_gamma
+from flowmatch_core.solvers import TimeGrid, Uniform, solve
+from flowmatch_core.successor.geometric import check_gamma
 from flowmatch_core.successor.transitions import condition
+
+__all__ = ["GeometricHorizonModel", "HorizonModel"]
 
 
 class HorizonModel(ABC):

@@ -8,16 +8,13 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.fields import VelocityField, check_shape, expand_time, noise_like, time_like
+from flowmatch_core._tensors import check_shape, expand_time, noise_like, time_like
+from flowmatch_core.field import VelocityField
 from flowmatch_core.paths import AffinePath, CondOT
-from flowmatch_core.successor.bootstrap import (
-    Loss,
-    check_path,
-    discount,
-    interpolate,
-    squared_error,
-)
+from flowmatch_core.successor.losses.bootstrap import Loss, check_path, discount, interpolate, squared_error
 from flowmatch_core.successor.transitions import Transitions
+
+__all__ = ["Particles", "logit_normal_quantile"]
 
 
 def logit_normal_quantile(u: Tensor) -> Tensor:

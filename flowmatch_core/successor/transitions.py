@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flowmatch_core.successor.horizon import check_gamma
+from flowmatch_core.successor.geometric import check_gamma
+
+__all__ = ["Transitions", "condition", "n_step"]
 
 
 @dataclass(frozen=True, eq=False)

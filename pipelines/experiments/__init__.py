@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from flowmatch_core.statistics import Interval
+    from flowmatch_core.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Finding:
     def verdict(self) -> str:
         """Where the interval lies (see `Interval.verdict`).
 
-        >>> from flowmatch_core.statistics import Interval
+        >>> from flowmatch_core.intervals import Interval
         >>> Finding("x", "x is positive", Interval(1.0, 0.5, 1.5, 3), at_least=0.0).verdict
         'holds'
         >>> Finding("x", "x is positive", Interval(1.0, -0.5, 2.5, 3), at_least=0.0).verdict

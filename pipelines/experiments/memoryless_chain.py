@@ -45,9 +45,9 @@ def run(settings: Settings, *, generator: torch.Generator) -> Outcome:
     import pandas as pd
     import torch
 
+    from flowmatch_core.intervals import t_interval
     from flowmatch_core.paths import CondOT
-    from flowmatch_core.sde import solve_sde
-    from flowmatch_core.statistics import t_interval
+    from flowmatch_core.solvers import solve_sde
 
     data = _mixture(generator.device)
     field, rows = data.velocity_field(), []

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from flowmatch_core.fields import Time, VelocityField
+    from flowmatch_core.field import Time, VelocityField
+    from flowmatch_core.intervals import Interval
     from flowmatch_core.oracles import GaussianMixture
-    from flowmatch_core.statistics import Interval
 
 SAMPLERS = ("ODE, Euler", "ODE, Heun", "SDE, Euler-Maruyama", "SDE, Heun")
 FIELDS = ("exact", "early error", "late error", "learned")
@@ -124,7 +124,7 @@ def figure(table: pd.DataFrame) -> Figure:
 
 
 def _findings(table: pd.DataFrame, settings: Settings) -> tuple[Finding, ...]:
-    from flowmatch_core.statistics import t_interval
+    from flowmatch_core.intervals import t_interval
 
     few, many = settings.evaluations[0], settings.evaluations[-1]
     floor = table[table["sampler"] == "floor"].set_index("repeat")["distance"]
@@ -207,8 +207,7 @@ def _learned(settings: Settings, truth: GaussianMixture, generator: torch.Genera
 
 def _sample(sampler: str, field: VelocityField, start: Tensor, nfe: int, generator: torch.Generator) -> Tensor:
     from flowmatch_core.paths import CondOT
-    from flowmatch_core.sde import solve_sde
-    from flowmatch_core.solvers import solve
+    from flowmatch_core.solvers import solve, solve_sde
 
     equation, method = sampler.split(", ")
     steps = nfe // 2 if method == "Heun" else nfe

@@ -14,7 +14,7 @@ from pipelines import store
 if TYPE_CHECKING:
     import pandas as pd
 
-    from flowmatch_core.statistics import Interval
+    from flowmatch_core.intervals import Interval
     from pipelines.params import Environment
 
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]

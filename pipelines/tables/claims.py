@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowmatch_core.statistics import Interval, paired_ratio
+from flowmatch_core.intervals import Interval, paired_ratio
 from pipelines.params import Environment, Params
 from pipelines.tables import Cells, Table, between, by_seed, limits, paired, papers_task, text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flowmatch_core.statistics import Interval, paired_difference
+from flowmatch_core.intervals import Interval, paired_difference
 from pipelines.params import ORACLE, Params
 from pipelines.tables import RIVAL, Cells, Table, between, paired, text
 

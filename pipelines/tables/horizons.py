@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from flowmatch_core.statistics import paired_difference, t_interval
+from flowmatch_core.intervals import paired_difference, t_interval
 from pipelines.params import Params
 from pipelines.summary import horizon_groups
 from pipelines.tables import RIVAL, Cells, Table, between, by_seed, text

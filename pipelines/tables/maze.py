@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flowmatch_core.statistics import t_interval
+from flowmatch_core.intervals import t_interval
 from pipelines.params import Params
 from pipelines.tables import Cells, Table, between, by_seed, papers_task
 from pipelines.tables.successor import PUBLISHED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flowmatch_core.statistics import paired_difference
+from flowmatch_core.intervals import paired_difference
 from pipelines.params import Params, SuccessorMethod
 from pipelines.tables import Cells, Table, between, paired, papers_task, text
 from pipelines.tables.successor import PUBLISHED

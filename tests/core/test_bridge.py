@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowmatch_core._tensors import as_time, expand_time
 from flowmatch_core.couplings import Independent, SchrodingerBridge
-from flowmatch_core.fields import Time, as_time, expand_time
+from flowmatch_core.field import Time
 from flowmatch_core.objectives.bridge import BrownianBridge, sb_cfm_loss, sf2m_loss
 
 Field = Callable[[Time, Tensor, Tensor | None], Tensor]

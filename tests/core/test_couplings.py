@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from flowmatch_core import transport
+from flowmatch_core._tensors import expand_time
 from flowmatch_core.couplings import (
     ConditionalOT,
     Coupling,
@@ -21,7 +22,7 @@ from flowmatch_core.couplings import (
     SchrodingerBridge,
     Sinkhorn,
 )
-from flowmatch_core.fields import Time, expand_time
+from flowmatch_core.field import Time
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import CondOT
 from flowmatch_core.solvers import SolverError, solve

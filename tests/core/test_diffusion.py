@@ -10,13 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_core.diffusion import DDPM, ddim
-from flowmatch_core.fields import Time, expand_time
-from flowmatch_core.grids import Warped
+from flowmatch_core._tensors import expand_time
+from flowmatch_core.field import Time
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import OU, VP, AffinePath, CondOT, Cosine, VelocityOf
-from flowmatch_core.sde import Constant, Memoryless, solve_sde
-from flowmatch_core.solvers import solve
+from flowmatch_core.solvers import DDPM, Constant, Memoryless, Warped, ddim, solve, solve_sde
 
 PATHS = [CondOT(), Cosine(), VP(), OU(horizon=4.0)]
 EVERY_PATH = pytest.mark.parametrize("path", PATHS, ids=repr)

@@ -31,7 +31,7 @@ from flowmatch_core.discrete import (
     perplexity,
     solve_ctmc,
 )
-from flowmatch_core.fields import Time
+from flowmatch_core.field import Time
 from flowmatch_core.metrics import bits_per_dim
 from flowmatch_core.solvers import SolverError
 

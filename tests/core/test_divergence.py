@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_core import divergence as divergence_module
+from flowmatch_core._tensors import expand_time
 from flowmatch_core.divergence import DivergenceMethod, divergence, divergence_per_probe, rademacher
-from flowmatch_core.fields import Time, VelocityField, expand_time
+from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.networks import MLPField
 
 MATRIX = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, Normal
 
 from flowmatch_core import flow as flow_module
+from flowmatch_core._tensors import expand_time
 from flowmatch_core.divergence import DivergenceMethod, rademacher
-from flowmatch_core.fields import Time, expand_time
+from flowmatch_core.field import Time
 from flowmatch_core.flow import ContinuousFlow, _simpson_weights
-from flowmatch_core.grids import EDM, Nodes, Power, TimeGrid, Uniform, Warped
 from flowmatch_core.networks import MLPField
-from flowmatch_core.solvers import ADAPTIVE, SOLVERS, SolverError, solve
+from flowmatch_core.solvers import EDM, SOLVERS, Nodes, Power, SolverError, TimeGrid, Uniform, Warped, solve
+from flowmatch_core.solvers.adaptive import ADAPTIVE
 
 MATRIX = torch.tensor([[0.3, 0.8], [-0.5, -0.4]], dtype=torch.float64)
 SHIFT = torch.tensor([0.5, -1.0], dtype=torch.float64)

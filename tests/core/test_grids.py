@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from flowmatch_core.grids import EDM, Nodes, Power, TimeGrid, Uniform, Warped
+from flowmatch_core.solvers import EDM, Nodes, Power, TimeGrid, Uniform, Warped
 
 ROUGH = Nodes([0.0, 0.01, 0.5, 0.52, 0.9, 1.0])
 GRIDS = (Uniform(), Warped(), Warped(0.0), Warped(1.0), Power(1), Power(3), EDM(), EDM(3.0, 10.0, 0.1), ROUGH)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, as_time
+from flowmatch_core._tensors import as_time
+from flowmatch_core.field import Time
 from flowmatch_core.flow import ContinuousFlow
-from flowmatch_core.grids import Nodes
 from flowmatch_core.oracles import LinearGaussianMDP
+from flowmatch_core.solvers import Nodes
 from flowmatch_core.successor import GeometricHorizonModel, Transitions
 
 BOUND = 4.5  # standard errors

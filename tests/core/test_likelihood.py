@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.fields import Time
+from flowmatch_core.field import Time
 from flowmatch_core.flow import ContinuousFlow
-from flowmatch_core.grids import Warped
 from flowmatch_core.networks import MLPField
 from flowmatch_core.objectives.likelihood import GradientMethod, nll_loss
-from flowmatch_core.solvers import SolverError
+from flowmatch_core.solvers import SolverError, Warped
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9, "steps": 64}
 each_method = pytest.mark.parametrize("method", ["backprop", "adjoint"])

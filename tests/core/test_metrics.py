@@ -12,7 +12,8 @@ from scipy import stats
 from torch import Tensor
 
 from flowmatch_core import transport
-from flowmatch_core.fields import Time, expand_time
+from flowmatch_core._tensors import expand_time
+from flowmatch_core.field import Time
 from flowmatch_core.metrics import (
     Floor,
     bits_per_dim,

@@ -23,8 +23,8 @@ from flowmatch_core.networks import (
     UNetMLPField,
     conv_unet,
 )
-from flowmatch_core.networks._common import precondition
 from flowmatch_core.networks.film_mlp import LogitTime
+from flowmatch_core.networks.layers import precondition
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import CondOT
 

@@ -11,8 +11,9 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
+from flowmatch_core._tensors import expand_time
 from flowmatch_core.couplings import MinibatchOT
-from flowmatch_core.fields import Time, VelocityField, expand_time
+from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.objectives import cfm_loss, interpolant_loss, posterior_cfm_loss
 from flowmatch_core.objectives.interpolant import parabola
 from flowmatch_core.paths import VE, VP, AffinePath, CondOT, Cosine, Polynomial, Quantity

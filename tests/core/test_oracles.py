@@ -12,9 +12,8 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from flowmatch_core import oracles
 from flowmatch_core.flow import ContinuousFlow
-from flowmatch_core.oracles import GaussianMixture, LinearGaussianMDP
+from flowmatch_core.oracles import GaussianMixture, LinearGaussianMDP, gaussian_mixture, linear_gaussian
 from flowmatch_core.paths import AffinePath, CondOT, Cosine
 from flowmatch_core.solvers import solve
 
@@ -331,7 +330,8 @@ def test_chunks_do_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
     t, cond = torch.linspace(0, 1, 5, dtype=torch.float64), torch.cat([state, action], -1)
     field = mdp.velocity_field(0.9)
     whole = m.log_prob(x), m.velocity(t, x), m.score(0.5, x), field(t, x[0], cond)
-    monkeypatch.setattr(oracles, "_CHUNK", 500)
+    for module in (gaussian_mixture, linear_gaussian):
+        monkeypatch.setattr(module, "CHUNK", 500)
     for a, b in zip(whole, (m.log_prob(x), m.velocity(t, x), m.score(0.5, x), field(t, x[0], cond)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-13, rtol=0)
 

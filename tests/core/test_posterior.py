@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, VelocityField, expand_time
+from flowmatch_core._tensors import expand_time
+from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.objectives import cfm_loss, posterior_cfm_loss
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import VE, VP, AffinePath, CondOT, Cosine, Quantity

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowmatch_core._tensors import expand_time
 from flowmatch_core.divergence import divergence
-from flowmatch_core.fields import Time, expand_time
+from flowmatch_core.field import Time
 from flowmatch_core.networks import MLPField
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import OU, VE, VP, AffinePath, CondOT, Cosine, CustomPath, Polynomial, Rescheduled

@@ -25,9 +25,8 @@ from flowmatch_core.discrete import (
     generalised_kl_loss,
 )
 from flowmatch_core.divergence import divergence
-from flowmatch_core.fields import Time
+from flowmatch_core.field import Time
 from flowmatch_core.flow import ContinuousFlow
-from flowmatch_core.grids import EDM, Nodes, Power, TimeGrid, Uniform, Warped
 from flowmatch_core.networks import MLPField
 from flowmatch_core.objectives import (
     cfm_loss,
@@ -38,7 +37,7 @@ from flowmatch_core.objectives import (
     sf2m_loss,
 )
 from flowmatch_core.paths import VP, CondOT, Cosine
-from flowmatch_core.solvers import SOLVERS, solve
+from flowmatch_core.solvers import EDM, SOLVERS, Nodes, Power, TimeGrid, Uniform, Warped, solve
 
 from .laws.truths import PATHS
 

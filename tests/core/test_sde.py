@@ -10,12 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time
-from flowmatch_core.grids import Nodes
+from flowmatch_core.field import Time
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import OU, VE, VP, AffinePath, CondOT, Cosine, Polynomial
-from flowmatch_core.sde import SDE_SOLVERS, Constant, Custom, Diffusion, Memoryless, Proportional, solve_sde
-from flowmatch_core.solvers import SolverError, solve
+from flowmatch_core.solvers import (
+    SDE_SOLVERS,
+    Constant,
+    Custom,
+    Diffusion,
+    Memoryless,
+    Nodes,
+    Proportional,
+    SolverError,
+    solve,
+    solve_sde,
+)
 
 PATHS = [CondOT(), CondOT(sigma_min=0.1), Cosine(), VP(), OU(horizon=4.0)]
 DIFFUSIONS = [

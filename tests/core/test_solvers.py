@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, VelocityField, expand_time
-from flowmatch_core.grids import EDM, Nodes, Power, TimeGrid, Uniform, Warped
+from flowmatch_core._tensors import expand_time
+from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.networks import MLPField
-from flowmatch_core.solvers import ADAPTIVE, BASHFORTH, DORMAND_PRINCE, ERROR, MOULTON, SOLVERS, SolverError, solve
+from flowmatch_core.solvers import EDM, SOLVERS, Nodes, Power, SolverError, TimeGrid, Uniform, Warped, solve
+from flowmatch_core.solvers.adaptive import ADAPTIVE, DORMAND_PRINCE, ERROR
+from flowmatch_core.solvers.fixed_step import BASHFORTH, MOULTON
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "adams3": 3, "adams": 5}
 EVALUATIONS = {"euler": 5, "midpoint": 10, "heun": 10, "rk4": 20, "adams3": 6, "adams": 12}  # in five steps

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flowmatch_core.statistics import Interval, paired_difference, paired_ratio, t_interval
+from flowmatch_core.intervals import Interval, paired_difference, paired_ratio, t_interval
 
 
 def test_a_small_case_by_hand() -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.fields import Time, VelocityField, as_time
+from flowmatch_core._tensors import as_time
+from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.networks import UNetMLPField
 from flowmatch_core.oracles import GaussianMixture, LinearGaussianMDP
 from flowmatch_core.paths import OU, VE, VP, AffinePath, CondOT, Cosine, Polynomial

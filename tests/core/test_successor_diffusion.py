@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_core.diffusion import ddim
-from flowmatch_core.fields import Time, VelocityField, at_times
+from flowmatch_core.field import Time, VelocityField, at_times
 from flowmatch_core.networks import MLPField, UNetMLPField
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import VP, AffinePath, CondOT, Cosine, CustomPath, VelocityOf
-from flowmatch_core.solvers import solve
+from flowmatch_core.solvers import ddim, solve
 from flowmatch_core.successor import (
     GeometricHorizonModel,
     NoisePrediction,
@@ -25,7 +24,7 @@ from flowmatch_core.successor import (
     td_cfm_loss,
     td_dd_loss,
 )
-from flowmatch_core.successor.bootstrap import Target
+from flowmatch_core.successor.losses.bootstrap import Target
 from tests.core.td_laws.truths import BOUND, Probe, generator, line, randn, tensor, transitions, z_scores
 
 LOSSES = [td_dd_loss, td2_dd_loss]

@@ -10,7 +10,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from flowmatch_core.fields import Time, as_time
+from flowmatch_core._tensors import as_time
+from flowmatch_core.field import Time
 from flowmatch_core.paths import VE, CondOT, Cosine
 from flowmatch_core.solvers import solve
 from flowmatch_core.successor import Particles, Transitions, logit_normal, path_error

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowmatch_core.intervals import t_interval
 from flowmatch_core.oracles import LinearGaussianMDP
 from flowmatch_core.solvers import SolverError
-from flowmatch_core.statistics import t_interval
 from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
 from pipelines import horizon, params, starts
 from pipelines.environments import linear_gaussian

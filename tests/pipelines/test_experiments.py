@@ -16,7 +16,7 @@ import torch
 import yaml
 from scipy.integrate import quad
 
-from flowmatch_core.statistics import Interval
+from flowmatch_core.intervals import Interval
 from pipelines import members, params, store
 from pipelines.experiments import Finding, Outcome, memoryless_chain, sde_vs_ode
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowmatch_core.statistics import t_interval
+from flowmatch_core.intervals import t_interval
 from pipelines.params import Params, merge
 from pipelines.tables import HOLE, Table, between, horizons, maze, ode_steps, paths, text
 from tests.pipelines.test_tables import ORIGINS, PARAMS, SEEDS, cell

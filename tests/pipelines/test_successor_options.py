@@ -13,7 +13,7 @@ import yaml
 from scipy import stats
 from torch import Tensor, nn
 
-from flowmatch_core.fields import has_closed_form_divergence
+from flowmatch_core.field import has_closed_form_divergence
 from flowmatch_core.paths import VelocityOf
 from flowmatch_core.successor import (
     GeometricHorizonModel,

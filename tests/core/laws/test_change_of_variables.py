@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 from torch.func import jvp
 
+from flowmatch_core._tensors import as_time, expand_time
 from flowmatch_core.divergence import divergence
-from flowmatch_core.fields import Time, as_time, expand_time
+from flowmatch_core.field import Time
 from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.paths import AffinePath
 from flowmatch_core.solvers import solve

@@ -9,7 +9,8 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from flowmatch_core.fields import Time, as_time, expand_time
+from flowmatch_core._tensors import as_time, expand_time
+from flowmatch_core.field import Time
 from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.objectives import cfm_loss
 from flowmatch_core.paths import VE, VP, CondOT

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.func import jvp
 from torch.nn.utils import parameters_to_vector
 
+from flowmatch_core._tensors import expand_time
 from flowmatch_core.divergence import divergence
-from flowmatch_core.fields import Time, expand_time
+from flowmatch_core.field import Time
 from flowmatch_core.networks import MLPField
 from flowmatch_core.objectives import cfm_loss
 from flowmatch_core.oracles import GaussianMixture

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, as_time
+from flowmatch_core._tensors import as_time
+from flowmatch_core.field import Time
 from flowmatch_core.objectives import cfm_loss
 from flowmatch_core.paths import CondOT
 

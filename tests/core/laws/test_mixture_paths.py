@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import jvp
 
 from flowmatch_core.divergence import divergence
-from flowmatch_core.fields import Time
+from flowmatch_core.field import Time
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import CondOT, Cosine
 

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 import flowmatch_core
+from flowmatch_core._tensors import expand_time
 from flowmatch_core.couplings import MinibatchOT
 from flowmatch_core.discrete import Logits, MaskSource, MixturePath, Source, UniformSource, solve_ctmc
 from flowmatch_core.divergence import divergence
-from flowmatch_core.fields import Time, expand_time
+from flowmatch_core.field import Time
 from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.networks import MLPField
 from flowmatch_core.objectives import cfm_loss

@@ -11,7 +11,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from flowmatch_core.fields import Time, TimeSampler, VelocityField, as_time
+from flowmatch_core._tensors import as_time
+from flowmatch_core.field import Time, TimeSampler, VelocityField
 from flowmatch_core.oracles import GaussianMixture, LinearGaussianMDP
 from flowmatch_core.paths import AffinePath, CondOT, Cosine
 from flowmatch_core.solvers import solve

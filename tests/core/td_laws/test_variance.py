@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, as_time
+from flowmatch_core._tensors import as_time
+from flowmatch_core.field import Time
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import AffinePath, CondOT, Cosine
 from flowmatch_core.successor import Transitions, td2_cfm_loss, td_cfm_coupled_loss

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, VelocityField, as_time
+from flowmatch_core._tensors import as_time
+from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.oracles import GaussianMixture, LinearGaussianMDP
 from flowmatch_core.paths import AffinePath, CondOT
 from flowmatch_core.successor import Transitions

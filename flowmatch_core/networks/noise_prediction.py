@@ -10,9 +10,12 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.fields import Time, VelocityField, at_condition, expand_time, has_closed_form_divergence
+from flowmatch_core._tensors import expand_time
+from flowmatch_core.field import Time, VelocityField, at_condition, has_closed_form_divergence
 from flowmatch_core.paths import AffinePath
 from flowmatch_core.paths._affine import stack_times
+
+__all__ = ["NoisePrediction"]
 
 
 @final

@@ -22,23 +22,27 @@ from typing import Literal, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import (
-    Time,
-    TimeSampler,
-    VelocityField,
-    at_condition,
-    at_times,
-    check_choice,
-    check_shape,
-    noise_like,
-    time_like,
-)
-from flowmatch_core.grids import Uniform
+from flowmatch_core._tensors import check_choice, check_shape, noise_like, time_like
+from flowmatch_core.field import Time, TimeSampler, VelocityField, at_condition, at_times
 from flowmatch_core.paths import AffinePath, CondOT, VelocityOf
 from flowmatch_core.paths._affine import stack_times
-from flowmatch_core.solvers import SOLVERS, solve
-from flowmatch_core.successor.horizon import check_gamma
+from flowmatch_core.solvers import SOLVERS, Uniform, solve
+from flowmatch_core.successor.geometric import check_gamma
 from flowmatch_core.successor.transitions import Transitions
+
+__all__ = [
+    "Bootstrap",
+    "Loss",
+    "Prediction",
+    "SuccessorLoss",
+    "Target",
+    "check_path",
+    "discount",
+    "interpolate",
+    "logit_normal",
+    "squared_error",
+    "two_term",
+]
 
 Prediction = Literal["velocity", "noise"]
 """What the network of a method predicts."""

@@ -1,21 +1,17 @@
-"""What a velocity field is, and how a time meets a batch."""
+"""Shape, dtype and time helpers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from flowmatch_core.field import Time, TimeSampler
+
 __all__ = [
-    "Time",
-    "TimeSampler",
-    "VelocityField",
     "as_time",
-    "at_condition",
-    "at_times",
     "broadcast",
     "check_choice",
     "check_floating",
@@ -23,26 +19,10 @@ __all__ = [
     "condition_rows",
     "expand_time",
     "flatten_event",
-    "has_closed_form_divergence",
     "noise_like",
     "standard_normal_log_prob",
     "time_like",
 ]
-
-Time = float | Tensor
-"""A float, a 0-d tensor or a tensor of shape `(batch,)`; never `(batch, 1)`."""
-
-TimeSampler = Callable[..., Tensor]
-"""What has the call of `torch.rand`: `sampler(n, generator=, dtype=, device=)` gives `n` times in [0, 1]."""
-
-
-class VelocityField(Protocol):
-    """Any callable `field(t, x, cond)` with a result shaped like `x`: a module, a closure, a closed form.
-
-    The library always calls it with three arguments in this order, so their names are free.
-    """
-
-    def __call__(self, t: Time, x: Tensor, cond: Tensor | None, /) -> Tensor: ...
 
 
 def as_time(t: Time, x: Tensor) -> Tensor:
@@ -74,41 +54,6 @@ def expand_time(t: Time, x: Tensor) -> Tensor:
     """
     t = as_time(t, x)
     return t.reshape(-1, *(1,) * (x.ndim - 1)) if t.ndim else t
-
-
-def at_condition(field: VelocityField, cond: Tensor) -> VelocityField:
-    """Return a field for many evaluations at one condition: with this encoded once if the field knows how to.
-
-    Arguments:
-        field: The field; see `UNetMLPField.at_condition`.
-        cond: The conditions, with shape `(batch, c)`, that the result is to be given nevertheless.
-
-    Example:
-        >>> field = lambda t, x, cond: x
-        >>> at_condition(field, torch.zeros(3, 1)) is field
-        True
-    """
-    known: Callable[[Tensor], VelocityField] | None = getattr(field, "at_condition", None)
-    return field if known is None else known(cond)
-
-
-def at_times(field: VelocityField, times: Sequence[Time], x: Tensor) -> Sequence[VelocityField]:
-    """Return a field for each of the times: with what depends on these alone computed for all of them at once if the
-    field knows how to.
-
-    Arguments:
-        field: The field; see `NoisePrediction.at_times`.
-        times: The times, all floats or all of one shape, that the results are to be given nevertheless.
-        x: A batch like those that they will see.
-
-    Example:
-        >>> import torch
-        >>> field = lambda t, x, cond: x
-        >>> at_times(field, [0.0, 0.5], torch.zeros(3, 2)) == [field, field]
-        True
-    """
-    known: Callable[[Sequence[Time], Tensor], Sequence[VelocityField]] | None = getattr(field, "at_times", None)
-    return [field] * len(times) if known is None else known(times, x)
 
 
 def flatten_event(x: Tensor) -> Tensor:
@@ -187,16 +132,6 @@ def standard_normal_log_prob(x: Tensor) -> Tensor:
         tensor([-1.8379])
     """
     return -(x.square() + math.log(2 * math.pi)).sum(1) / 2
-
-
-def has_closed_form_divergence(field: VelocityField) -> bool:
-    """Return whether a field says that it has the method `velocity_and_divergence`; see `MLPField`.
-
-    Example:
-        >>> has_closed_form_divergence(lambda t, x, cond: x)
-        False
-    """
-    return bool(getattr(field, "has_closed_form_divergence", False))
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], alternative: str = "") -> None:

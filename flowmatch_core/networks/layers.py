@@ -1,61 +1,23 @@
-"""What the networks share: embeddings, layers with drawn weights, gains and shifts, a trace in closed form."""
+"""Layers of the networks: activations with derivatives, seeded weights, FiLM modulation, input scaling."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowmatch_core.fields import Time
-
 __all__ = [
     "ACTIVATIONS",
-    "Encoder",
-    "FourierTime",
     "Modulation",
-    "Prepared",
     "check_cond",
     "check_field_inputs",
     "convolution",
     "draw_weights",
     "linear",
     "precondition",
-    "trace",
-    "trace_weights",
 ]
-
-
-class FourierTime(nn.Module):
-    r"""Embed a time as :math:`(t, \cos \omega_k t, \sin \omega_k t)` with geometric frequencies :math:`\pi
-    \dots 30 \pi`.
-
-    A raw `t` leaves a network nearly blind to time. The lowest frequency is half a turn on [0, 1], one to
-    one with `t`; the highest is fifteen turns. All features are smooth and bounded outside [0, 1] too.
-
-    Arguments:
-        frequencies: The number of frequencies.
-
-    Example:
-        >>> FourierTime(8)(torch.rand(5)).shape
-        torch.Size([5, 17])
-    """
-
-    omega: Tensor
-
-    def __init__(self, frequencies: int = 8) -> None:
-        super().__init__()
-        self.features = 1 + 2 * frequencies
-        self.register_buffer("omega", math.pi * torch.logspace(0, math.log10(30), frequencies), persistent=False)
-
-    def forward(self, t: Tensor) -> Tensor:
-        angle = t[..., None] * self.omega
-        return torch.cat([t[..., None], angle.cos(), angle.sin()], -1)
 
 
 def _silu_slope(z: Tensor) -> Tensor:
@@ -112,34 +74,6 @@ def draw_weights(
                     bound *= 0.1
                 for parameter in module.parameters():
                     parameter.uniform_(-bound, bound, generator=generator)
-
-
-class Encoder(nn.Module):
-    """Embed a vector by a multilayer perceptron with an activation behind every layer, the last one too.
-
-    Without any layer the vector stays as it is.
-
-    Arguments:
-        inputs: The number of inputs.
-        widths: The widths of the layers.
-        activation: The activation.
-
-    Example:
-        >>> Encoder(3, widths=(16, 8))(torch.zeros(5, 3)).shape
-        torch.Size([5, 8])
-    """
-
-    def __init__(self, inputs: int, widths: Sequence[int], activation: Callable[[Tensor], Tensor] = F.silu) -> None:
-        super().__init__()
-        sizes = [inputs, *widths]
-        self.layers = nn.ModuleList(linear(*pair) for pair in itertools.pairwise(sizes))
-        self.features = sizes[-1]
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = self.activation(layer(x))
-        return x
 
 
 class Modulation(nn.Module):
@@ -224,56 +158,3 @@ def precondition(t: Tensor) -> tuple[Tensor, Tensor]:
     t = t[..., None]
     variance = t.square() + (1 - t).square()
     return (2 * t - 1) / variance, variance.rsqrt()
-
-
-def trace_weights(first: Tensor, middle: Tensor | None, last: Tensor) -> Tensor:
-    r"""Return :math:`W_2 \circ (W_1 W_3)^T`, or the diagonal of :math:`W_3 W_1` turned round with one hidden layer: all
-    that `trace` needs of the weights.
-
-    Arguments:
-        first: The matrix :math:`W_1`, with shape `(h1, d)`.
-        middle: The matrix :math:`W_2`, with shape `(h2, h1)`, or None with one hidden layer.
-        last: The matrix :math:`W_3`, with shape `(d, h2)`.
-    """
-    through = last.T @ first.T  # from the first layer straight to the last one
-    return through.diagonal() if middle is None else middle * through
-
-
-def trace(weights: Tensor, slopes: Sequence[Tensor]) -> Tensor:
-    r"""Return :math:`\operatorname{tr}(W_3 S_2 W_2 S_1 W_1)` of each row, or :math:`\operatorname{tr}(W_3 S_1
-    W_1)`, where :math:`S_l` is the diagonal matrix of a row of slopes.
-
-    It equals :math:`s_2^T \left( W_2 \circ (W_1 W_3)^T \right) s_1`: one matrix product for the whole batch,
-    no loop over dimensions, no noise.
-
-    Arguments:
-        weights: The result of `trace_weights`.
-        slopes: The slopes :math:`s_l` of each hidden layer, with shapes `(batch, h1)` and `(batch, h2)`.
-
-    Example:
-        >>> trace(trace_weights(torch.eye(2), None, torch.eye(2)), [torch.tensor([[3.0, 4.0]])])
-        tensor([7.])
-    """
-    first, *second = slopes
-    return (F.linear(first, weights) * second[0]).sum(-1) if second else first @ weights
-
-
-@final
-@dataclass(frozen=True)
-class Prepared:
-    """A field with the product of its weights that the closed form of its divergence needs, computed once.
-
-    At 64 rows the product takes as long as the rest. It is that of the weights of the moment: for one solve.
-    """
-
-    field: Any
-    weights: Tensor
-    has_closed_form_divergence: ClassVar[bool] = True
-
-    def __call__(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        velocity: Tensor = self.field(t, x, cond)
-        return velocity
-
-    def velocity_and_divergence(self, t: Time, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        result: tuple[Tensor, Tensor] = self.field.velocity_and_divergence(t, x, cond, self.weights)
-        return result

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+__all__ = ["check_gamma", "geometric"]
+
 
 def check_gamma(gamma: float) -> None:
     """Raise a `ValueError` unless the discount is one of an infinite horizon, in [0, 1)."""

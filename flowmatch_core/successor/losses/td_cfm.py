@@ -23,7 +23,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flowmatch_core.successor.bootstrap import Target, two_term
+from flowmatch_core.successor.losses.bootstrap import Target, two_term
+
+__all__ = ["td_cfm_loss"]
 
 
 @two_term()

@@ -1,167 +1,21 @@
-"""Closed-form truths: Gaussian mixtures along a path, and successor measures of linear-Gaussian processes.
-
-They need no training, so they can stand in for a network: as the target of a temporal-difference loss, as
-the model of a sampler or a likelihood, or as the ground truth of a metric.
-"""
+"""Successor measures of linear-Gaussian Markov decision processes in closed form."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from flowmatch_core.fields import Time, VelocityField, as_time
+from flowmatch_core._tensors import as_time
+from flowmatch_core.field import Time, VelocityField
+from flowmatch_core.oracles._batches import CHUNK, outer, slices
+from flowmatch_core.oracles.gaussian_mixture import GaussianMixture
 from flowmatch_core.paths import AffinePath, CondOT
 
-_CHUNK = 1_000_000  # numbers a temporary of shape (samples, rows, components, dimensions) may hold
-
-
-class GaussianMixture:
-    r"""A Gaussian mixture, with its exact density, velocity and score along an affine path.
-
-    .. math:: m_t(x) = \sum_n w_n N(x; \alpha_t\mu_n, C_n), \qquad C_n = \alpha_t^2\Sigma_n + \sigma_t^2 I
-
-    .. math:: v_t(x) = \sum_n \rho_n(x)\,\bigl[\dot\alpha_t\mu_n
-        + (\alpha_t\dot\alpha_t\Sigma_n + \sigma_t\dot\sigma_t I)\,C_n^{-1}(x - \alpha_t\mu_n)\bigr],
-        \qquad \rho_n \propto w_n N(x; \alpha_t\mu_n, C_n)
-
-    One mixture can hold a row per condition: ``means`` is ``(*rows, n, d)``, while ``weights`` ``(n,)`` and
-    ``covariances`` ``(n, d, d)`` are shared. Points are ``(*samples, *rows, d)``, times
-    ``(*rows,)`` or a number.
-    ``mean`` and ``second_moment`` may be given where the mixture truncates a series whose moments are known.
-
-    Reference: Farebrother et al., Temporal Difference Flows, ICML 2025 (the mixture velocity of Lemma 1).
-
-    >>> g = torch.Generator().manual_seed(0)
-    >>> m = GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-2.0], [2.0]]), torch.ones(2, 1, 1))
-    >>> m.sample(3, generator=g).shape, m.log_prob(torch.zeros(5, 1)).shape
-    (torch.Size([3, 1]), torch.Size([5]))
-    >>> m.velocity(0.0, torch.ones(5, 1)).flatten()      # at t=0 the velocity is E[X] - x
-    tensor([-1., -1., -1., -1., -1.])
-    """
-
-    def __init__(
-        self,
-        weights: Tensor,
-        means: Tensor,
-        covariances: Tensor,
-        *,
-        mean: Tensor | None = None,
-        second_moment: Tensor | None = None,
-    ) -> None:
-        n, d = means.shape[-2:]
-        if weights.shape != (n,) or covariances.shape != (n, d, d):
-            raise ValueError(
-                f"weights and covariances had shapes {tuple(weights.shape)} and {tuple(covariances.shape)}, "
-                f"but means of shape {tuple(means.shape)} need ({n},) and ({n}, {d}, {d})."
-            )
-        self.weights, self.means, self.covariances = weights, means, covariances
-        variances, self._axes = torch.linalg.eigh(covariances)
-        self._variances = variances.clamp_min(0.0)  # a singular covariance may come out as -1e-17
-        self._mean, self._second_moment = mean, second_moment
-
-    def with_means(self, means: Tensor) -> GaussianMixture:
-        """The same weights and covariances around other means ``(*rows, n, d)``."""
-        other = copy.copy(self)
-        other.means, other._mean, other._second_moment = means, None, None
-        return other
-
-    @property
-    def mean(self) -> Tensor:
-        """E[X], ``(*rows, d)``."""
-        if self._mean is not None:
-            return self._mean
-        return torch.einsum("n,...nd->...d", self.weights, self.means)
-
-    @property
-    def second_moment(self) -> Tensor:
-        """E[X X^T], ``(*rows, d, d)``."""
-        if self._second_moment is not None:
-            return self._second_moment
-        outer = torch.einsum("n,...nd,...ne->...de", self.weights, self.means, self.means)
-        return outer + torch.einsum("n,nde->de", self.weights, self.covariances)
-
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` independent draws for every row, ``(n, *rows, d)``."""
-        rows, (components, d) = self.means.shape[:-2], self.means.shape[-2:]
-        device = self.means.device
-        chosen = torch.multinomial(self.weights, n * math.prod(rows), replacement=True, generator=generator)
-        noise = torch.randn(n, *rows, d, generator=generator, dtype=self.means.dtype, device=device)
-        factors = self._axes * self._variances.sqrt().unsqueeze(-2)
-        spread = torch.einsum("kde,ke->kd", factors[chosen], noise.reshape(-1, d)).view(n, *rows, d)
-        flat = self.means.reshape(-1, components, d)
-        row = torch.arange(flat.shape[0], device=device).repeat(n)
-        return flat[row, chosen].view(n, *rows, d) + spread
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log m(x) in nats, ``(*samples, *rows)``."""
-        one, zero = x.new_ones(()), x.new_zeros(())
-
-        def density(x: Tensor, means: Tensor, t: Tensor) -> Tensor:
-            return self._joint(x, means, one, zero)[0].logsumexp(-1)
-
-        return self._in_chunks(density, x, one)
-
-    def marginal_log_prob(self, t: Time, x: Tensor, path: AffinePath = CondOT()) -> Tensor:
-        """log m_t(x), the density of the path's marginal at time t, ``(*samples, *rows)``."""
-
-        def density(x: Tensor, means: Tensor, t: Tensor) -> Tensor:
-            return self._joint(x, means, path.alpha(t), path.sigma(t))[0].logsumexp(-1)
-
-        return self._in_chunks(density, x, _time(t, x))
-
-    def velocity(self, t: Time, x: Tensor, path: AffinePath = CondOT()) -> Tensor:
-        """The path's marginal velocity v_t(x), like ``x``; finite at t=0 and t=1."""
-
-        def velocity(x: Tensor, means: Tensor, t: Tensor) -> Tensor:
-            alpha, sigma, d_alpha = path.alpha(t), path.sigma(t), path.d_alpha(t)
-            joint, offset, variance = self._joint(x, means, alpha, sigma)
-            gain = _column(alpha * d_alpha) * self._variances + _column(path.sigma_d_sigma(t))
-            moved = torch.einsum("...ne,nde->...nd", gain / variance * offset, self._axes)
-            return torch.einsum("...n,...nd->...d", joint.softmax(-1), _column(d_alpha) * means + moved)
-
-        return self._in_chunks(velocity, x, _time(t, x))
-
-    def score(self, t: Time, x: Tensor, path: AffinePath = CondOT()) -> Tensor:
-        """The gradient of log m_t(x) in x, like ``x``."""
-
-        def score(x: Tensor, means: Tensor, t: Tensor) -> Tensor:
-            joint, offset, variance = self._joint(x, means, path.alpha(t), path.sigma(t))
-            return -torch.einsum("...n,...ne,nde->...d", joint.softmax(-1), offset / variance, self._axes)
-
-        return self._in_chunks(score, x, _time(t, x))
-
-    def velocity_field(self, path: AffinePath = CondOT()) -> VelocityField:
-        """The velocity as a field ``field(t, x, cond=None)``, for which ``cond`` means nothing."""
-
-        def field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
-            return self.velocity(t, x, path)
-
-        return field
-
-    def _joint(self, x: Tensor, means: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log w_n N(x; alpha mu_n, C_n), and x - alpha mu_n and C_n in the axes where C_n is diagonal."""
-        offset = torch.einsum("...nd,nde->...ne", x.unsqueeze(-2) - _column(alpha) * means, self._axes)
-        variance = _column(alpha) ** 2 * self._variances + _column(sigma) ** 2
-        variance = variance.clamp_min(torch.finfo(x.dtype).eps ** 2)  # atoms at t=1: the nearest wins, no nan
-        log_normal = -0.5 * (offset**2 / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
-        return self.weights.log() + log_normal, offset, variance
-
-    def _in_chunks(self, function: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
-        """``function(x, means, t)`` over slices of the leading dimension, none of them larger than _CHUNK."""
-        n, d = self.means.shape[-2:]
-        shape = np.broadcast_shapes(x.shape[:-1], self.means.shape[:-2], t.shape)
-        if not shape:
-            return function(x, self.means, t)
-        size = max(1, _CHUNK // (n * d * math.prod(shape[1:])))
-        x, means, t = x.expand(*shape, d), self.means.expand(*shape, n, d), t.expand(shape)
-        return torch.cat([function(x[rows], means[rows], t[rows]) for rows in _slices(shape[0], size)])
+__all__ = ["LinearGaussianMDP"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,7 +114,7 @@ class LinearGaussianMDP:
             first = self._next_mean(cond[:, :d], cond[:, d:] if cond.shape[-1] > d else None)
             times = as_time(t, x).expand(len(x))
             velocities = []
-            for rows in _slices(len(x), max(1, _CHUNK // (n * d))):
+            for rows in slices(len(x), max(1, CHUNK // (n * d))):
                 means = torch.einsum("nde,be->bnd", powers, first[rows]) + offsets
                 velocities.append(mixture.with_means(means).velocity(times[rows], x[rows], path))
             return torch.cat(velocities)
@@ -329,9 +183,9 @@ class LinearGaussianMDP:
         identity = torch.eye(len(F), dtype=F.dtype, device=F.device)
         start = (first + gamma / (1 - gamma) * f).unsqueeze(-1)
         u = torch.linalg.solve(identity - gamma * F, start).squeeze(-1)
-        cross = gamma * _outer(u @ F.mT, f.expand_as(u))
-        tail = gamma / (1 - gamma) * (_outer(f, f) + self.W)
-        source = self.W + _outer(first, first) + cross + cross.mT + tail
+        cross = gamma * outer(u @ F.mT, f.expand_as(u))
+        tail = gamma / (1 - gamma) * (outer(f, f) + self.W)
+        source = self.W + outer(first, first) + cross + cross.mT + tail
         return (1 - gamma) * u, (1 - gamma) * _discounted_lyapunov(F, source, gamma)
 
 
@@ -352,19 +206,3 @@ def _discounted_lyapunov(F: Tensor, source: Tensor, gamma: float) -> Tensor:
     operator = torch.eye(F.numel(), dtype=F.dtype, device=F.device) - gamma * torch.kron(F, F)
     solution: Tensor = torch.linalg.solve(operator, source.flatten(-2).unsqueeze(-1))
     return solution.view_as(source)
-
-
-def _outer(a: Tensor, b: Tensor) -> Tensor:
-    return a.unsqueeze(-1) * b.unsqueeze(-2)
-
-
-def _time(t: Time, x: Tensor) -> Tensor:
-    return torch.as_tensor(t, dtype=x.dtype, device=x.device)
-
-
-def _column(value: Tensor) -> Tensor:
-    return value[..., None, None]
-
-
-def _slices(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, max(length, 1), size))

@@ -23,7 +23,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from flowmatch_core.paths import VP
-from flowmatch_core.successor.bootstrap import Target, two_term
+from flowmatch_core.successor.losses.bootstrap import Target, two_term
+
+__all__ = ["td2_dd_loss"]
 
 
 @two_term(prediction="noise", path=VP(), steps=20, solver="ddim")

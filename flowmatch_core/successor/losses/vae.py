@@ -19,11 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowmatch_core.fields import noise_like
-from flowmatch_core.networks._common import draw_weights
-from flowmatch_core.successor.bootstrap import Loss
-from flowmatch_core.successor.latent import ConditionalMLP, LatentNetwork, two_states, weigh
+from flowmatch_core._tensors import noise_like
+from flowmatch_core.networks.layers import draw_weights
+from flowmatch_core.successor.losses._latent import two_states, weigh
+from flowmatch_core.successor.losses.bootstrap import Loss
+from flowmatch_core.successor.networks import ConditionalMLP, LatentNetwork
 from flowmatch_core.successor.transitions import Transitions
+
+__all__ = ["HorizonVAE", "vae_loss"]
 
 
 @final

@@ -20,11 +20,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import VelocityField, noise_like
-from flowmatch_core.grids import Nodes, TimeGrid, Uniform
+from flowmatch_core._tensors import noise_like
+from flowmatch_core.field import VelocityField
 from flowmatch_core.paths import AffinePath
-from flowmatch_core.sde import Diffusion, Memoryless, solve_sde
-from flowmatch_core.solvers import Solution
+from flowmatch_core.solvers.diffusions import Diffusion, Memoryless
+from flowmatch_core.solvers.grids import Nodes, TimeGrid, Uniform
+from flowmatch_core.solvers.ode import Solution
+from flowmatch_core.solvers.sde import solve_sde
 
 __all__ = ["DDPM", "ddim"]
 

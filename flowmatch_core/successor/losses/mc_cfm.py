@@ -11,10 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import TimeSampler, VelocityField, noise_like, time_like
+from flowmatch_core._tensors import noise_like, time_like
+from flowmatch_core.field import TimeSampler, VelocityField
 from flowmatch_core.paths import AffinePath, CondOT
-from flowmatch_core.successor.bootstrap import Loss, check_path, squared_error
+from flowmatch_core.successor.losses.bootstrap import Loss, check_path, squared_error
 from flowmatch_core.successor.transitions import Transitions
+
+__all__ = ["mc_cfm_loss"]
 
 
 def mc_cfm_loss(

@@ -1,12 +1,14 @@
-"""How far the points of a short solve are from those of a long one."""
+"""Diagnostics of a bootstrap target: the error of its ODE solve."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from flowmatch_core.fields import Time, VelocityField
+from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.solvers import solve
+
+__all__ = ["path_error"]
 
 
 def path_error(

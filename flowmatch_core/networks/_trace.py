@@ -1,0 +1,68 @@
+"""The exact divergence of two-layer networks in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowmatch_core.field import Time
+
+__all__ = ["Prepared", "trace", "trace_weights"]
+
+
+def trace_weights(first: Tensor, middle: Tensor | None, last: Tensor) -> Tensor:
+    r"""Return :math:`W_2 \circ (W_1 W_3)^T`, or the diagonal of :math:`W_3 W_1` turned round with one hidden layer: all
+    that `trace` needs of the weights.
+
+    Arguments:
+        first: The matrix :math:`W_1`, with shape `(h1, d)`.
+        middle: The matrix :math:`W_2`, with shape `(h2, h1)`, or None with one hidden layer.
+        last: The matrix :math:`W_3`, with shape `(d, h2)`.
+    """
+    through = last.T @ first.T  # from the first layer straight to the last one
+    return through.diagonal() if middle is None else middle * through
+
+
+def trace(weights: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+    r"""Return :math:`\operatorname{tr}(W_3 S_2 W_2 S_1 W_1)` of each row, or :math:`\operatorname{tr}(W_3 S_1
+    W_1)`, where :math:`S_l` is the diagonal matrix of a row of slopes.
+
+    It equals :math:`s_2^T \left( W_2 \circ (W_1 W_3)^T \right) s_1`: one matrix product for the whole batch,
+    no loop over dimensions, no noise.
+
+    Arguments:
+        weights: The result of `trace_weights`.
+        slopes: The slopes :math:`s_l` of each hidden layer, with shapes `(batch, h1)` and `(batch, h2)`.
+
+    Example:
+        >>> import torch
+        >>> trace(trace_weights(torch.eye(2), None, torch.eye(2)), [torch.tensor([[3.0, 4.0]])])
+        tensor([7.])
+    """
+    first, *second = slopes
+    return (F.linear(first, weights) * second[0]).sum(-1) if second else first @ weights
+
+
+@final
+@dataclass(frozen=True)
+class Prepared:
+    """A field with the product of its weights that the closed form of its divergence needs, computed once.
+
+    At 64 rows the product takes as long as the rest. It is that of the weights of the moment: for one solve.
+    """
+
+    field: Any
+    weights: Tensor
+    has_closed_form_divergence: ClassVar[bool] = True
+
+    def __call__(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        velocity: Tensor = self.field(t, x, cond)
+        return velocity
+
+    def velocity_and_divergence(self, t: Time, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = self.field.velocity_and_divergence(t, x, cond, self.weights)
+        return result

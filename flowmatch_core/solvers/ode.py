@@ -1,0 +1,158 @@
+"""Integrate a velocity field."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from flowmatch_core._tensors import as_time, check_choice, flatten_event
+from flowmatch_core.field import Time, VelocityField
+from flowmatch_core.solvers._problem import Clock, CountedField, SolverError, check_finite
+from flowmatch_core.solvers.adaptive import ADAPTIVE, GIVEN_UP, dopri5, dopri5_per_sample
+from flowmatch_core.solvers.fixed_step import TABLEAUS, Steps, adams, adams3, runge_kutta
+from flowmatch_core.solvers.grids import TimeGrid, Uniform
+
+__all__ = ["SOLVERS", "Solution", "check_grid", "check_tolerances", "solve"]
+
+SOLVERS = (*TABLEAUS, "adams3", "adams", *ADAPTIVE)
+"""The names of the solvers: fixed-step methods of order 1, 2, 2, 4, 3 and 5, and two adaptive ones of order 5."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The end of an integration, or of a simulation by `solve_sde` or `discrete.solve_ctmc`.
+
+    Arguments:
+        x: The state at the end, with shape `(batch, *event)`; NaN in rows that an unchecked `dopri5_per_sample`
+            gave up.
+        nfe: How many times the field, or the denoiser, was evaluated.
+        status: `finished`; `unchecked`, of a fixed-step solve whose values nobody looked at; or, of an unchecked
+            `dopri5_per_sample`, what stopped it in some rows.
+        accepted: How many steps an adaptive solver accepted: one number, or `(batch,)` if rows step apart.
+        rejected: How many steps it tried in vain, likewise.
+        t: The times of `path`, with shape `(steps + 1,)` or `(steps + 1, batch)`; None unless it was saved.
+        path: The states at these times, with shape `(steps + 1, batch, *event)`; None unless it was saved.
+    """
+
+    x: Tensor
+    nfe: int
+    status: str = "unchecked"
+    accepted: int | Tensor | None = None
+    rejected: int | Tensor | None = None
+    t: Tensor | None = None
+    path: Tensor | None = None
+
+
+def solve(
+    field: VelocityField,
+    x: Tensor,
+    *,
+    t0: Time = 0.0,
+    t1: Time = 1.0,
+    cond: Tensor | None = None,
+    solver: str = "midpoint",
+    steps: int = 20,
+    grid: TimeGrid = Uniform(),
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_steps: int = 10_000,
+    save: bool = False,
+    check: bool = True,
+) -> Solution:
+    r"""Integrate :math:`\dot x = v(t, x, c)` from `t0` to `t1`, backward in time if `t1 < t0`.
+
+    Each sample may have its own interval: time is rescaled to :math:`t = t_0 + g(s) (t_1 - t_0)`, :math:`s
+    \in [0, 1]`, where :math:`g` is the grid, so that a sample's steps are those of its own interval. The
+    field is never evaluated outside it.
+
+    - `euler`, `midpoint`, `heun`, `rk4`: Runge-Kutta methods with fixed steps.
+    - `adams3`, `adams`: multistep methods that predict with the last three or five slopes and correct with the
+      slope at the prediction: one evaluation a step. `adams3` has one more in all, for few steps; `adams` has
+      seven more, for a precise start. They are the cheapest for a field that is smooth in time, but the
+      first to explode where steps are too long for a stiff one.
+    - `dopri5`: adaptive steps shared by the batch. The error is the largest over all entries (not their
+      mean), so every sample meets the tolerance whatever it is solved with.
+    - `dopri5_per_sample`: adaptive steps of each sample's own; rows that have arrived cost nothing.
+
+    Except with `dopri5`, the result of a sample does not depend on the rest of its batch.
+
+    Arguments:
+        field: The velocity field.
+        x: The state at `t0`, with shape `(batch, *event)`.
+        t0: The start, a float, 0-d or `(batch,)`.
+        t1: The end, a float, 0-d or `(batch,)`.
+        cond: The condition handed to the field, with shape `(batch, c)`.
+        solver: One of `SOLVERS`.
+        steps: The number of steps of a fixed-step method, and of intervals of a saved path.
+        grid: Where these steps and intervals end.
+        rtol: The relative tolerance of an adaptive method.
+        atol: The absolute tolerance of an adaptive method.
+        max_steps: How many steps an adaptive method may try in an interval before it gives up.
+        save: Whether to keep the path.
+        check: Whether to raise a `SolverError` if the result is not finite or `dopri5_per_sample` gave up; `dopri5`
+            raises it anyway. For a fixed-step method this waits for the device.
+
+    Example:
+        >>> solve(lambda t, x, cond: -x, torch.ones(1, 1), solver="rk4", steps=10).x
+        tensor([[0.3679]])
+    """
+    check_choice("solver", solver, SOLVERS)
+    for name, number in (("steps", steps), ("max_steps", max_steps)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}, but should be at least 1.")
+    if x.ndim == 0:
+        raise ValueError("x has no dimensions, but should have shape (batch, *event).")
+    check_grid(grid, solver)
+    check_tolerances(rtol, atol)
+    evaluate = CountedField(field, cond)
+    start, end = (as_time(t, x) if isinstance(t, Tensor) else float(t) for t in (t0, t1))
+    clock = Clock(grid, start, end - start)
+    intervals = steps if save else 1
+    status = "unchecked"
+    accepted: int | Tensor | None = None
+    rejected: int | Tensor | None = None
+    if solver == "dopri5":
+        path, accepted, rejected = dopri5(evaluate, x, clock, intervals, rtol, atol, max_steps)
+        status = "finished"
+    elif solver == "dopri5_per_sample":
+        path, status, accepted, rejected = dopri5_per_sample(evaluate, x, clock, intervals, rtol, atol, max_steps)
+    else:
+        fixed = Steps(evaluate, x, clock, steps)
+        if solver in TABLEAUS:
+            states = runge_kutta(fixed, x, TABLEAUS[solver])
+        else:
+            states = adams(fixed, x) if solver == "adams" else adams3(fixed, x)
+        path = [x]
+        for state in states:
+            path = [*path, state] if save else [state]
+    if check:
+        if status in GIVEN_UP:
+            failed = flatten_event(path[-1].isnan()).any(1).sum()
+            raise SolverError(
+                f"solver {solver!r} gave up in {int(failed)} of {len(x)} samples ({status}); look for NaN or "
+                f"discontinuities in the field, loosen rtol={rtol} and atol={atol}, or raise max_steps={max_steps}."
+            )
+        check_finite(solver, path[-1])
+        status = "finished"
+    solution = Solution(path[-1], evaluate.calls, status, accepted, rejected)
+    if not save:
+        return solution
+    return replace(solution, t=clock.times(steps, x), path=torch.stack(path))
+
+
+def check_grid(grid: TimeGrid, solver: str) -> None:
+    """Raise a `ValueError` if the solver places its own steps and a grid other than the uniform one is given."""
+    if solver in ADAPTIVE and grid != Uniform():
+        raise ValueError(f"grid is {grid}, but should be Uniform() for solver {solver!r}, which places its own steps.")
+
+
+def check_tolerances(rtol: float, atol: float) -> None:
+    """Raise a `ValueError` unless both tolerances are finite, neither is negative and one is positive."""
+    for name, tolerance in (("rtol", rtol), ("atol", atol)):
+        if not 0 <= tolerance < math.inf:
+            raise ValueError(f"{name} is {tolerance}, but should be finite and not negative.")
+    if rtol == atol == 0:
+        raise ValueError("rtol and atol are both 0, but one should be positive.")

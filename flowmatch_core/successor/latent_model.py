@@ -1,0 +1,55 @@
+"""The horizon model of a latent-variable network (GAN, VAE)."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from flowmatch_core.successor.horizon_model import HorizonModel
+from flowmatch_core.successor.networks import LatentNetwork
+
+__all__ = ["LatentHorizonModel"]
+
+
+@final
+class LatentHorizonModel(HorizonModel):
+    """The horizon model of a network that turns noise into a state; it has samples and values, no density.
+
+    >>> from flowmatch_core.successor import HorizonVAE
+    >>> model = LatentHorizonModel(HorizonVAE(event_dim=2, cond_dim=3), gamma=0.9)
+    >>> s, a, g = torch.zeros(5, 2), torch.zeros(5, 1), torch.Generator().manual_seed(0)
+    >>> model.sample(s, a, 7, generator=g).shape
+    torch.Size([7, 5, 2])
+    >>> model.log_prob(s, s, a)
+    Traceback (most recent call last):
+    TypeError: a model with HorizonVAE has no log_prob: it turns noise into states, and knows no density of them.
+    """
+
+    has_density = False
+
+    def __init__(
+        self, network: LatentNetwork, gamma: float, *, loc: Tensor | None = None, scale: Tensor | None = None
+    ) -> None:
+        super().__init__(gamma, loc, scale)
+        self.network = network
+
+    def sample(
+        self, state: Tensor, action: Tensor | None, n: int, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """``n`` independent future states for every row, ``(n, batch, d)``."""
+        cond = self._condition(state, action)
+        noise = torch.randn(
+            n, len(cond), self.network.event_dim, generator=generator, dtype=cond.dtype, device=cond.device
+        )
+        with torch.no_grad():
+            x = self.network.generate(noise.flatten(0, 1), cond.repeat(n, 1)).view_as(noise)
+        return self._raw(x)
+
+    def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
+        """Raise a `TypeError`: there is no density."""
+        name = type(self.network).__name__
+        raise TypeError(
+            f"a model with {name} has no log_prob: it turns noise into states, and knows no density of them."
+        )

@@ -1,0 +1,27 @@
+"""Losses of successor-measure models: one file a method."""
+
+from flowmatch_core.successor.losses.bootstrap import Loss, SuccessorLoss, logit_normal
+from flowmatch_core.successor.losses.gan import HorizonGAN, gan_loss
+from flowmatch_core.successor.losses.mc_cfm import mc_cfm_loss
+from flowmatch_core.successor.losses.td2_cfm import td2_cfm_loss
+from flowmatch_core.successor.losses.td2_dd import td2_dd_loss
+from flowmatch_core.successor.losses.td_cfm import td_cfm_loss
+from flowmatch_core.successor.losses.td_cfm_coupled import td_cfm_coupled_loss
+from flowmatch_core.successor.losses.td_dd import td_dd_loss
+from flowmatch_core.successor.losses.vae import HorizonVAE, vae_loss
+
+__all__ = [
+    "HorizonGAN",
+    "HorizonVAE",
+    "Loss",
+    "SuccessorLoss",
+    "gan_loss",
+    "logit_normal",
+    "mc_cfm_loss",
+    "td2_cfm_loss",
+    "td2_dd_loss",
+    "td_cfm_coupled_loss",
+    "td_cfm_loss",
+    "td_dd_loss",
+    "vae_loss",
+]
