@@ -1,21 +1,63 @@
-"""The rule of dependencies: who may import whom, and that DVC knows every file that a stage is made of."""
+"""The rules of imports between rooms, and that DVC knows every file that a stage is made of."""
 
 from __future__ import annotations
 
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipelines.config import catalog
+
 ROOT = Path(__file__).parents[1]
 FILES = sorted(p for folder in ("flowmatch_core", "pipelines") for p in (ROOT / folder).rglob("*.py"))
-STAGES = sorted(p.stem for p in (ROOT / "pipelines" / "stages").glob("*.py") if p.stem != "__init__")
+STAGES = sorted(p.stem for p in (ROOT / "pipelines" / "stages").glob("*.py") if not p.stem.startswith("_"))
 
-# Modules that cannot change what a stage writes: sentences, records for a tracker, and the tracker itself.
-WITHOUT_RESULT = ("pipelines.errors", "pipelines.records", "pipelines.orchestration")
+ROOMS: dict[str, set[str]] = {
+    "base": set(),
+    "config": {"base"},
+    "datasets": {"base"},
+    "environments": {"base"},
+    "runs": {"base", "config"},
+    "data": {"base", "config", "datasets", "environments", "runs"},
+    "models": {"base", "config", "runs"},
+    "training": {"base", "config", "data", "models", "runs"},
+    "evaluation": {"base", "config", "datasets", "environments", "models", "runs"},
+    "reporting": {"base", "config", "runs"},
+    "experiments": {"base", "reporting", "runs"},
+    "orchestration": {"base", "config", "datasets", "environments", "models", "runs"},
+    "stages": {"base", "config", "data", "evaluation", "experiments", "reporting", "runs", "training"},
+}
+"""Which rooms of `pipelines` each room may import: always rooms above it in this table."""
+
+WITHOUT_CORE = {"base", "config", "runs", "stages"}
+"""Rooms that do not import `flowmatch_core`."""
+
+WITHOUT_RESULT = (
+    *("pipelines.base.errors", "pipelines.config.messages"),
+    *("pipelines.runs.records", "pipelines.runs.live", "pipelines.runs.snapshots", "pipelines.runs.tracking"),
+    *("pipelines.runs.graph", "flowmatch_core"),
+)
+"""Modules that cannot change what a stage writes: sentences, records, the tracker, lists of names."""
+
+PLUGINS = {
+    "pipelines.datasets": "pipelines/datasets",
+    "pipelines.environments": "pipelines/environments",
+    "pipelines.experiments": "pipelines/experiments",
+    "pipelines.reporting.tables": "pipelines/reporting/tables",
+}
+"""Packages that load their files by name."""
+
+ROWS = {
+    "pipelines.models.build": (catalog.PATHS, catalog.COUPLINGS, catalog.NETWORKS),
+    "pipelines.models.density": (catalog.OBJECTIVES,),
+    "pipelines.models.successor": (catalog.SUCCESSOR_LOSSES,),
+}
+"""Modules that load the rows of these tables of the catalog."""
 
 
 def name(path: Path) -> str:
@@ -23,8 +65,13 @@ def name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(path: Path) -> Iterator[str]:
+@cache
+def imported(path: Path) -> tuple[str, ...]:
     """Everything that a file imports, at its top or in a function."""
+    return tuple(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -45,32 +92,61 @@ def is_in(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
+def room(module: str) -> str | None:
+    """The room of a module of `pipelines`."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "pipelines" and len(parts) > 1 else None
+
+
 def users(*packages: str) -> set[str]:
     return {name(path) for path in FILES if any(is_in(m, p) for m in imported(path) for p in packages)}
 
 
-def families(path: Path) -> Iterator[str]:
-    """Packages whose members a file looks up by name."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
-            file = module_file(node.value) if "." in node.value else None
-            if file is not None and file.name == "__init__.py":
-                yield node.value
-
-
 def closure(stage: str) -> set[Path]:
-    """The project's files that a stage can run: what it imports, and all members of what it looks up by name."""
+    """The project's files that a stage can run: what it imports, and what that loads by name."""
     found: set[Path] = set()
     waiting = [ROOT / "pipelines" / "stages" / f"{stage}.py"]
     while waiting:
         path = waiting.pop()
-        if path in found or any(is_in(name(path), module) for module in WITHOUT_RESULT):
+        here = name(path)
+        if path in found or here in WITHOUT_RESULT:
             continue
         found.add(path)
         waiting += [file for module in imported(path) if (file := module_file(module))]
-        if name(path) != "pipelines.params":  # it knows the families' names only to check a spelling
-            waiting += [p for family in families(path) for p in (ROOT / family.replace(".", "/")).rglob("*.py")]
+        packages = [here.rpartition(".")[0]]
+        waiting += [file for package in packages if (file := module_file(package)) and package != "pipelines"]
+        if here in PLUGINS:
+            waiting += (ROOT / PLUGINS[here]).rglob("*.py")
+        for table in ROWS.get(here, ()):
+            waiting += [file for spec in table.values() if (file := module_file(spec.module))]
     return found
+
+
+def test_every_room_imports_only_rooms_above_it() -> None:
+    order = list(ROOMS)
+    assert all(order.index(above) < order.index(here) for here, allowed in ROOMS.items() for above in allowed)
+    for path in FILES:
+        here = room(name(path))
+        if here is None:
+            continue
+        assert here in ROOMS, f"{path} stands in no room"
+        for module in imported(path):
+            there = room(module)
+            assert there in (None, here) or there in ROOMS[here], f"{name(path)} imports {module}"
+            if here in WITHOUT_CORE:
+                assert not is_in(module, "flowmatch_core"), f"{name(path)} imports {module}"
+
+
+def test_every_file_of_the_pipeline_stands_in_a_room() -> None:
+    outside = [p.name for p in (ROOT / "pipelines").iterdir() if p.is_file() and p.name != "__init__.py"]
+    assert outside == []
+
+
+def test_reporting_uses_intervals_alone_of_the_library() -> None:
+    for path in FILES:
+        if room(name(path)) == "reporting":
+            core = {m for m in imported(path) if is_in(m, "flowmatch_core")}
+            assert core <= {"flowmatch_core.intervals"}, path
 
 
 def test_the_mathematics_knows_nothing_of_the_pipeline() -> None:
@@ -89,26 +165,57 @@ def test_the_mathematics_opens_no_file_prints_nothing_and_reads_no_environment()
 
 
 def test_each_outer_tool_has_one_place() -> None:
-    assert users("mlflow") == {"pipelines.orchestration.tracking"}
-    assert users("prefect") == {"pipelines.orchestration.flow"}
-    assert all(is_in(user, "pipelines.orchestration") for user in users("dvc"))
+    assert users("mlflow") == {"pipelines.runs.tracking"}
+    assert users("prefect") == {"pipelines.orchestration.prefect"}
+    assert users("dvc") == {"pipelines.runs.graph", "pipelines.orchestration.workspace"}
+    assert users("matplotlib") <= {m for m in map(name, FILES) if room(m) in ("reporting", "experiments")}
+
+
+def test_only_the_catalog_and_the_plugins_import_by_name() -> None:
+    assert users("importlib") == {
+        "flowmatch_core",  # public names on first use
+        "pipelines.base.plugins",
+        "pipelines.config.catalog",
+        "pipelines.environments._entry_point",  # a user's policy
+        "pipelines.environments.gymnasium",  # is it installed?
+    }
+
+
+def test_behaviour_is_not_chosen_by_looking_at_code() -> None:
+    """Signatures and source text are data of the catalog; the one signature read is that of a stage, its options."""
+    assert users("ast", "tokenize") == set()
+    assert {user for user in users("inspect") if is_in(user, "pipelines")} == {"pipelines.stages._main"}
+    for path in FILES:
+        if is_in(name(path), "pipelines") and name(path) != "pipelines.stages._main":
+            calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+            assert "vars" not in {f.id for f in calls if isinstance(f, ast.Name)}, path
+
+
+def test_one_place_spells_the_paths_below_data() -> None:
+    words = {"provenance.json", "skipped.json", "index.html", "oracle.json"}
+    endings = (".parquet", ".safetensors")
+    for path in FILES:
+        if name(path) == "pipelines.base.layout" or not is_in(name(path), "pipelines"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
+                assert node.value not in words, f"{path} spells {node.value!r}"
+                assert not node.value.endswith(endings), f"{path} spells {node.value!r}"
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+                parts = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
+                assert "data" not in parts, f"{path} spells a path below data/"
+
+
+def test_stage_files_are_doors() -> None:
+    for stage in STAGES:
+        path = ROOT / "pipelines" / "stages" / f"{stage}.py"
+        assert len(path.read_text().splitlines()) <= 20, path
 
 
 def test_stages_do_not_know_each_other_and_nobody_imports_one() -> None:
     for path in FILES:
-        assert not any(is_in(module, "pipelines.stages") for module in imported(path)), path
-
-
-def test_members_know_neither_stages_nor_training() -> None:
-    outer = ("stages", "stage", "training", "fitting", "models", "orchestration", "params")
-    for path in FILES:
-        if any(is_in(name(path), f"pipelines.{family}") for family in ("datasets", "environments", "experiments")):
-            assert not any(is_in(m, f"pipelines.{o}") for m in imported(path) for o in outer), path
-
-
-def test_only_the_stage_context_and_the_registry_reach_the_orchestration_from_below() -> None:
-    below = {user for user in users("pipelines.orchestration") if not is_in(user, "pipelines.orchestration")}
-    assert below == {"pipelines.stage", "pipelines.registry"}
+        stages = {m for m in imported(path) if is_in(m, "pipelines.stages")}
+        assert stages <= ({"pipelines.stages._main"} if room(name(path)) == "stages" else set()), path
 
 
 def test_nothing_imports_tests_or_loads_what_can_execute() -> None:
@@ -122,10 +229,10 @@ def test_nothing_imports_tests_or_loads_what_can_execute() -> None:
 
 def test_params_yaml_has_one_reader() -> None:
     assert users("yaml") <= {
-        "pipelines.params",
-        "pipelines.stages.report",  # writes
+        "pipelines.config.yaml_files",
+        "pipelines.reporting.report",  # writes
         "pipelines.orchestration.workspace",  # writes
-        "pipelines.orchestration.tracking",  # reads dvc.lock
+        "pipelines.runs.tracking",  # reads dvc.lock
     }
 
 
@@ -145,8 +252,16 @@ def test_dvc_lists_no_file_that_a_stage_is_not_made_of(stage: str) -> None:
     files = closure(stage)
     for dep in template["deps"]:
         path = ROOT / dep
-        if dep.startswith(("flowmatch_core", "pipelines")) and dep != "pipelines/templates":
+        if dep.startswith(("flowmatch_core", "pipelines")):
             assert any(file == path or path in file.parents for file in files), f"{stage} does not use {dep}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_depends_on_closed_rooms_or_on_what_has_no_result(stage: str) -> None:
+    template = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    for dep in template["deps"]:
+        for closed in ("flowmatch_core/discrete", "flowmatch_core/normalizing", "pipelines/runs/tracking.py"):
+            assert not (ROOT / closed).is_relative_to(ROOT / dep), f"{stage} depends on {closed} by {dep}"
 
 
 @pytest.mark.parametrize("stage", STAGES)

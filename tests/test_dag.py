@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import params
-from pipelines.orchestration import dag, workspace
+from pipelines.config import params
+from pipelines.orchestration import workspace
+from pipelines.runs import graph
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,11 +28,11 @@ def expected(loaded: params.Params) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def here() -> dict[str, dag.Node]:
-    return dag.load(ROOT)
+def here() -> dict[str, graph.Node]:
+    return graph.load(ROOT)
 
 
-def test_the_default_profile_has_a_stage_for_every_cell(here: dict[str, dag.Node]) -> None:
+def test_the_default_profile_has_a_stage_for_every_cell(here: dict[str, graph.Node]) -> None:
     assert set(here) == expected(params.load(ROOT / "params.yaml"))
     assert len(here) == 40
 
@@ -40,12 +41,12 @@ def test_the_default_profile_has_a_stage_for_every_cell(here: dict[str, dag.Node
 def test_the_other_profiles_too(tmp_path: Path, profile: str, stages: int) -> None:
     folder = workspace.prepare(ROOT, profile)
     loaded = params.load(folder / "params.yaml")
-    nodes = dag.load(folder)
+    nodes = graph.load(folder)
     assert set(nodes) == expected(loaded)
     assert len(nodes) == stages
 
 
-def test_a_stage_waits_for_what_it_reads_and_for_nothing_else(here: dict[str, dag.Node]) -> None:
+def test_a_stage_waits_for_what_it_reads_and_for_nothing_else(here: dict[str, graph.Node]) -> None:
     deps = {name: set(node.deps) for name, node in here.items()}
     assert deps["prepare@moons"] == deps["collect@spiral"] == set()
     assert deps["train_density@moons-cfm"] == {"prepare@moons"}
@@ -60,7 +61,7 @@ def test_a_stage_waits_for_what_it_reads_and_for_nothing_else(here: dict[str, da
     assert "tables" in deps["report"]
 
 
-def test_data_sets_and_environments_do_not_wait_for_each_other(here: dict[str, dag.Node]) -> None:
+def test_data_sets_and_environments_do_not_wait_for_each_other(here: dict[str, graph.Node]) -> None:
     def above(name: str) -> set[str]:
         return {name}.union(*(above(dep) for dep in here[name].deps))
 

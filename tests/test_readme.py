@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import readme
+from pipelines.reporting import readme
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

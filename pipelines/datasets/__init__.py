@@ -1,4 +1,4 @@
-"""Data sets: one file each, found by its name (`pipelines.members.load("pipelines.datasets", name)`).
+"""Data sets: one file each, found by its name (`pipelines.plugins.load("pipelines.datasets", name)`).
 
 A member holds `Settings` and `build(settings, *, rng, mirror) -> Dataset`; one that reads files also holds
 `check(mirror)`, which says before anything runs what is missing. A member whose density is known
@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines import members
-from pipelines.errors import UserError
+from pipelines.base import plugins
+from pipelines.base.errors import UserError
 
 Array = NDArray[np.float64]
 Fidelity = Literal["exact generator", "official", "official-test/partial-train", "equivalent", "subset"]
@@ -74,7 +75,7 @@ class Dataset:
                 )
 
 
-class GeneratedSettings(members.Settings):
+class GeneratedSettings(plugins.Settings):
     """Sizes of a data set that is drawn from a generator."""
 
     train: int = Field(50_000, ge=1, le=100_000_000, description="train rows")
@@ -96,3 +97,30 @@ def generated(settings: GeneratedSettings, draw: Callable[[int], Array], name: s
         fidelity="exact generator",
         notes=notes,
     )
+
+
+def build(kind: str, settings: plugins.Settings, *, rng: np.random.Generator, mirror: Path | None) -> Dataset:
+    """Return the data set of a kind, the name of a file in this folder.
+
+    Raises:
+        UserError: There is no such file, or its source is missing or damaged.
+    """
+    built: Dataset = plugins.load(__name__, kind).build(settings, rng=rng, mirror=mirror)
+    return built
+
+
+def log_prob(kind: str, settings: plugins.Settings, x: Array) -> Array | None:
+    """Return the exact log-density of rows `(n, columns)` in nats, `(n,)`; None if it is not known."""
+    exact = getattr(plugins.load(__name__, kind), "log_prob", None)
+    return None if exact is None else exact(settings, x)
+
+
+def check(kind: str, mirror: Path | None) -> None:
+    """Check that the source of a data set is there.
+
+    Raises:
+        UserError: It is not.
+    """
+    source = getattr(plugins.load(__name__, kind), "check", None)
+    if source is not None:
+        source(mirror)

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from pipelines import members
+from pipelines.base import plugins
 from pipelines.datasets import Array, Dataset
 
 LEVELS = 17  # a pixel counts the dark ones among 16 finer pixels: 0..16
 SPLIT_SEED = 0  # the table is ordered by writer, so the split shuffles it, always in the same way
 
 
-class Settings(members.Settings):
+class Settings(plugins.Settings):
     """Sizes of the held-out parts; the other rows of 1,797 are for training."""
 
     val: int = Field(180, ge=1, le=800, description="validation rows")

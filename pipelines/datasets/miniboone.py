@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from pipelines import members
+from pipelines.base import plugins
+from pipelines.base.errors import UserError
 from pipelines.datasets import Array, Dataset
-from pipelines.errors import UserError
 
 # SHA-256 of the rows as little-endian float32 in C order.
 VAL_SHA = "3f8464516c2e175976966bd4a80637911645f9bf9fc2569a9e0f60f88ed619ef"
@@ -23,7 +23,7 @@ WEIGHT_SHA = "b1a4f5adba13f4b80326e6c05b1271122300d1c3b1949220a07556d32728a515"
 REMEDY = "set `mirror` to a folder with this project's copy of MINIBOONE, or leave the data set out"
 
 
-class Settings(members.Settings):
+class Settings(plugins.Settings):
     """How strongly the importance weights of the train rows count."""
 
     weight_exponent: float = Field(

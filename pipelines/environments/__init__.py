@@ -1,4 +1,4 @@
-"""Environments: one file each, found by its name (`pipelines.members.load("pipelines.environments", name)`).
+"""Environments: one file each, found by its name (`plugins.load("pipelines.environments", name)`).
 
 A member holds `Settings` and `build(settings) -> Environment`; `pipelines.collection` draws tables from one. What
 can be set to any state is a `Simulator`, which needs to say little more than how a step goes.
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines import members
+from pipelines.base import plugins
 
 if TYPE_CHECKING:
     from flowmatch_core.oracles import LinearGaussianMDP
@@ -130,7 +130,7 @@ class Environment(ABC):
         return {}
 
 
-class SimulatorSettings(members.Settings):
+class SimulatorSettings(plugins.Settings):
     """How a simulator's transitions are drawn."""
 
     behaviour: Literal["uniform", "random", "policy", "mixed"] = Field(
@@ -260,3 +260,13 @@ class Simulator(Environment):
             actions.append(act(states[-1]))
             states.append(self.step(states[-1], actions[-1], rng))
         return np.stack(states, 1), np.stack(actions, 1)
+
+
+def build(kind: str, settings: plugins.Settings) -> Environment:
+    """Return the environment of a kind, the name of a file in this folder.
+
+    Raises:
+        UserError: There is no such file, or the environment cannot be made.
+    """
+    built: Environment = plugins.load(__name__, kind).build(settings)
+    return built

@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator
 
-from pipelines import members
+from pipelines.base import plugins
+from pipelines.base.errors import UserError
 from pipelines.environments import Array, Beginning, Environment, Episodes, Simulator, Steps
 from pipelines.environments._entry_point import EntryPoint, load
-from pipelines.errors import UserError
 
 
-class Settings(members.Settings):
+class Settings(plugins.Settings):
     """Where the episodes are, and the simulator in which the policy is rolled out."""
 
     directory: Path = Field(description="folder with the episodes, one .npz each, at any depth; an absolute path")
@@ -45,7 +45,7 @@ class Settings(members.Settings):
         kind = value.get("kind")
         if not isinstance(kind, str) or kind == "exorl":
             raise ValueError("it should have the key kind, an environment whose steps can be computed")
-        settings = members.load("pipelines.environments", kind).Settings
+        settings = plugins.load("pipelines.environments", kind).Settings
         try:
             settings.model_validate(_without_kind(value))
         except ValidationError as error:
@@ -70,7 +70,7 @@ class Exorl(Environment):
                 f"{settings.directory} holds no .npz files, expected the episodes of ExORL; "
                 "set `directory` to the folder that they were unpacked to."
             )
-        module = members.load("pipelines.environments", settings.simulator["kind"])
+        module = plugins.load("pipelines.environments", settings.simulator["kind"])
         self.simulator: Environment = module.build(module.Settings.model_validate(_without_kind(settings.simulator)))
         self.state_names, self.action_names = self.simulator.state_names, self.simulator.action_names
         self.bounds, self.walls = self.simulator.bounds, self.simulator.walls

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import numpy as np
 from pydantic import Field
 
-from pipelines import members
+from pipelines.base import plugins
+from pipelines.base.errors import UserError, first_line
 from pipelines.environments import Array, Beginning, Environment, Episodes, Steps
 from pipelines.environments._entry_point import EntryPoint, load
-from pipelines.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import gymnasium
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Label = Literal["random", "policy", "visited"]
 
 
-class Settings(members.Settings):
+class Settings(plugins.Settings):
     """Which environment, under which policy, and what its transitions are drawn from."""
 
     id: str = Field(min_length=1, description='as `gymnasium.make` takes it: "Pendulum-v1", "package.module:Mine-v0"')

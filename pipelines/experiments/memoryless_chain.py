@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pipelines import members
+from pipelines.base import plugins
 from pipelines.experiments import Finding, Outcome
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ CHAINS = ("random drift", "diffusion")
 FINE = 200  # steps of the flow and of the integral of the prediction
 
 
-class Settings(members.Settings):
+class Settings(plugins.Settings):
     """Sizes of the experiment."""
 
     steps: tuple[int, ...] = Field(default=(64, 128, 256, 512), min_length=2, description="steps of the chains")
@@ -114,7 +114,7 @@ def figure(table: pd.DataFrame) -> Figure:
     """Variance against the step, with the prediction."""
     from matplotlib import pyplot as plt
 
-    from pipelines import figures
+    from pipelines.reporting.figures import style
 
     shown, axis = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
     for index, chain in enumerate(CHAINS):
@@ -122,7 +122,7 @@ def figure(table: pd.DataFrame) -> Figure:
         mean, error = rows["variance"].mean(), rows["variance"].sem()
         axis.errorbar(mean.index, mean, error, label=chain, color=f"C{index}", marker="o", markersize=3, capsize=2)
         if index == 0:
-            axis.plot(mean.index, rows["predicted"].mean(), color=figures.TRUTH, linestyle=":", label="prediction")
+            axis.plot(mean.index, rows["predicted"].mean(), color=style.TRUTH, linestyle=":", label="prediction")
     axis.set(xlabel="dt", ylabel="variance of the end", xscale="log", yscale="log")
     steps = sorted({round(1 / dt) for dt in table["dt"]})
     axis.set_xticks([1 / n for n in steps], [f"1/{n}" for n in steps])

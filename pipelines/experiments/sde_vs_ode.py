@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pipelines import members
+from pipelines.base import plugins
 from pipelines.experiments import Finding, Outcome
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ FIELDS = ("exact", "early error", "late error", "learned")
 MODES, RADIUS, SPREAD = 8, 1.5, 0.2
 
 
-class Settings(members.Settings):
+class Settings(plugins.Settings):
     """Sizes of the comparison and of the errors."""
 
     evaluations: tuple[int, ...] = Field(
@@ -96,7 +96,7 @@ def figure(table: pd.DataFrame) -> Figure:
     """Distance against evaluations, one panel a field."""
     from matplotlib import pyplot as plt
 
-    from pipelines import figures
+    from pipelines.reporting.figures import style
 
     shown, axes = plt.subplots(1, len(FIELDS), figsize=(11, 2.9), sharey=True, layout="constrained")
     floor = table.loc[table["sampler"] == "floor", "distance"].mean()
@@ -113,7 +113,7 @@ def figure(table: pd.DataFrame) -> Figure:
                 linewidth=1.2,
                 capsize=2,
             )
-        axis.axhline(floor, color=figures.TRUTH, linewidth=1, linestyle=":", label="true samples")
+        axis.axhline(floor, color=style.TRUTH, linewidth=1, linestyle=":", label="true samples")
         axis.set(title=name, xlabel="evaluations", xscale="log", yscale="log")
         axis.set_xticks(sorted(set(table["nfe"]) - {0}), [f"{n}" for n in sorted(set(table["nfe"]) - {0})])
         axis.minorticks_off()

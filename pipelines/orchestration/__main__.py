@@ -11,12 +11,11 @@ from pathlib import Path
 
 import psutil
 
-from pipelines import params as parameters
-from pipelines import records
-from pipelines.errors import UserError
-from pipelines.orchestration import dag, runner, workspace
-
-REPORT = Path("data") / "report" / "index.html"
+from pipelines.base import layout
+from pipelines.base.errors import UserError
+from pipelines.config import params as parameters
+from pipelines.orchestration import runner, workspace
+from pipelines.runs import graph, records
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--profile",
             default="default",
-            help="a file of pipelines/profiles/ (default: params.yaml as it is)",
+            help="a file of pipelines/config/profiles/ (default: params.yaml as it is)",
         )
         return command
 
@@ -89,7 +88,7 @@ def _repro(options: argparse.Namespace) -> int:
     here = _prepare(options)
     if not _has_work(here, options):
         return 0
-    from pipelines.orchestration import tracking
+    from pipelines.runs import live
 
     command = [
         sys.executable,
@@ -101,7 +100,7 @@ def _repro(options: argparse.Namespace) -> int:
     ]
     invocation = records.name_of(psutil.Process())
     runner.raise_on_signals()
-    with tracking.live(here, invocation) as outcome:
+    with live.live(here, invocation) as outcome:
         status = runner.run_foreground(command, here, runner.environment(invocation))
         outcome.status = "FAILED" if status else "FINISHED"
     return _said(status, here, invocation, options)
@@ -130,21 +129,21 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _by_prefect(what: str, invocation: str, **arguments: object) -> int:
-    command = [sys.executable, "-m", "pipelines.orchestration.flow", what, json.dumps(arguments, default=str)]
+    command = [sys.executable, "-m", "pipelines.orchestration.prefect", what, json.dumps(arguments, default=str)]
     runner.raise_on_signals()
     return runner.run_foreground(command, Path.cwd(), runner.environment(invocation))
 
 
 def _status(options: argparse.Namespace) -> int:
     here = _prepare(options)
-    changed = dag.dirty(here)
-    for name in dag.load(here):
+    changed = graph.dirty(here)
+    for name in graph.load(here):
         print(f"{'changed' if name in changed else 'up to date':10}  {name}")
     return 0
 
 
 def _validate(options: argparse.Namespace) -> int:
-    from pipelines import preflight
+    from pipelines.orchestration import preflight
 
     preflight.check(parameters.load(_prepare(options) / "params.yaml"))
     print(f"params.yaml is in order for profile {options.profile}.")
@@ -152,16 +151,16 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from pipelines.orchestration import tracking
+    from pipelines.runs import live, tracking
 
-    tracking.publish()
+    live.publish()
     print(f"published to {tracking.uri(records.home())}")
     return 0
 
 
 def _ui(options: argparse.Namespace) -> int:
     _publish(options)
-    from pipelines.orchestration import tracking
+    from pipelines.runs import tracking
 
     print(f"MLflow: http://127.0.0.1:{options.port} (Ctrl-C ends it)", flush=True)
     runner.raise_on_signals()
@@ -175,9 +174,9 @@ def _ui(options: argparse.Namespace) -> int:
 
 
 def _has_work(here: Path, options: argparse.Namespace) -> bool:
-    nodes = dag.load(here, options.targets)
-    if options.force or not dag.dirty(here).isdisjoint(nodes):
-        from pipelines import preflight
+    nodes = graph.load(here, options.targets)
+    if options.force or not graph.dirty(here).isdisjoint(nodes):
+        from pipelines.orchestration import preflight
 
         preflight.check(parameters.load(here / "params.yaml"))
         return True
@@ -201,8 +200,8 @@ def _said(status: int, here: Path, invocation: str, options: argparse.Namespace)
 
 
 def _point_to_report(here: Path) -> None:
-    if (here / REPORT).exists():
-        print(os.path.relpath(here / REPORT))
+    if (here / layout.page(layout.REPORT)).exists():
+        print(os.path.relpath(here / layout.page(layout.REPORT)))
 
 
 def _continue(options: argparse.Namespace) -> str:

@@ -19,7 +19,7 @@ from typing import Literal, NoReturn
 
 import psutil
 
-from pipelines import records
+from pipelines.runs import records
 
 How = Literal["ran", "restored", "unchanged"]
 

@@ -17,15 +17,13 @@ from typing import Any
 
 import yaml
 
-from pipelines import store
-from pipelines.errors import UserError, did_you_mean
-from pipelines.params import merge, read_yaml
+from pipelines.base import files, layout
+from pipelines.base.errors import UserError, did_you_mean
+from pipelines.config.yaml_files import merge, read_yaml
 
 WORKSPACES = ".workspaces"
 # What each folder has of its own: results, DVC's state and caches. Inputs in data/raw are the project's.
-_OWN = frozenset({"data", "dvc.lock", "mlartifacts", "mlflow.db", "__pycache__"})
-# What the tables are made of: a section of params.yaml without entries leaves its folder empty, but DVC wants it there.
-_GATHERED = ("experiments", "evaluations", "logs", "metrics", "prepared", "samples", "transitions")
+_OWN = frozenset({layout.DATA.name, "dvc.lock", "mlartifacts", "mlflow.db", "__pycache__"})
 _PROJECT_HIDDEN = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
 
 
@@ -43,17 +41,19 @@ def prepare(root: Path, profile: str, *, apart: bool = False) -> Path:
         if isinstance(params.get("mirror"), str):
             params["mirror"] = str((root / params["mirror"]).absolute())  # relative to the project, wherever it runs
         _synchronise(root, here, params)
-    for folder in _GATHERED:
-        (here / "data" / folder).mkdir(parents=True, exist_ok=True)
+    for folder in layout.GATHERED:  # that of a section of params.yaml without entries stays empty
+        (here / folder).mkdir(parents=True, exist_ok=True)
     return here
 
 
 def _profile(root: Path, profile: str) -> Path:
-    folder = root / "pipelines" / "profiles"
+    folder = root / "pipelines" / "config" / "profiles"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if profile not in known:
         hint = did_you_mean(profile, ["default", *known])
-        raise UserError(f"no profile {profile!r}; pipelines/profiles/ has {', '.join(known)}, beside default{hint}")
+        raise UserError(
+            f"no profile {profile!r}; pipelines/config/profiles/ has {', '.join(known)}, beside default{hint}"
+        )
     return folder / f"{profile}.yaml"
 
 
@@ -61,19 +61,19 @@ def _synchronise(root: Path, workspace: Path, params: Mapping[str, Any]) -> None
     workspace.mkdir(parents=True, exist_ok=True)
     manifest = workspace.with_suffix(".files.json")
     before = set(json.loads(manifest.read_text())) if manifest.exists() else set()
-    files = set(_files(root)) - {"params.yaml"}
-    store.write_json(manifest, sorted(before | files))  # before the work, so that an interrupted copy can be cleaned
-    for name in before - files:
+    present = set(_files(root)) - {"params.yaml"}
+    files.write_json(manifest, sorted(before | present))  # before the work, so that an interrupted copy can be cleaned
+    for name in before - present:
         (workspace / name).unlink(missing_ok=True)
-    for name in files:
+    for name in present:
         source, target = root / name, workspace / name
         if not (target.is_file() and cmp(source, target, shallow=False)):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with store.replacing(target) as temporary:
+            with files.replacing(target) as temporary:
                 shutil.copy2(source, temporary)
     _write(workspace / "params.yaml", yaml.safe_dump(dict(params), sort_keys=False))
     _write(workspace / ".dvc" / "config.local", _dvc_settings(root, workspace))
-    store.write_json(manifest, sorted(files))
+    files.write_json(manifest, sorted(present))
 
 
 def _files(root: Path) -> Iterator[str]:
@@ -103,10 +103,10 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 def _is_shared(name: str) -> bool:
-    first, _, rest = name.partition("/")
+    first = name.partition("/")[0]
     if first.startswith("."):
         return name in _PROJECT_HIDDEN
-    return first not in _OWN or (first == "data" and rest.startswith("raw/"))
+    return first not in _OWN or Path(name).is_relative_to(layout.RAW)
 
 
 def _dvc_settings(root: Path, workspace: Path) -> str:
@@ -121,5 +121,5 @@ def _dvc_settings(root: Path, workspace: Path) -> str:
 def _write(path: Path, text: str) -> None:
     if not path.exists() or path.read_text() != text:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with store.replacing(path) as temporary:
+        with files.replacing(path) as temporary:
             temporary.write_text(text)

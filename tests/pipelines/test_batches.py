@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from flowmatch_core.successor import Transitions
-from pipelines import store
-from pipelines.batches import Batches
-from pipelines.errors import UserError
+from pipelines.base import files
+from pipelines.base.errors import UserError
+from pipelines.data.batches import Batches
 
 EPISODES, LENGTH, END = 6, 8, 5  # even episodes end for good at step END
 LOC, SCALE = torch.tensor([10.0, -10.0]), torch.tensor([2.0, 4.0])
@@ -31,7 +31,7 @@ def batches(folder: Path, ends: bool = False) -> Batches:
     table = now.reset_index(drop=True).join(soon).assign(terminal=over[step > 0])
     table.to_parquet(folder / "transitions.parquet")
     described = {"state_names": ["x", "y"], "action_names": ["u"], "loc": LOC.tolist(), "scale": SCALE.tolist()}
-    store.write_json(folder / "provenance.json", described)
+    files.write_json(folder / "provenance.json", described)
     return Batches(folder, torch.device("cpu"))
 
 

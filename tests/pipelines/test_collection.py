@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 from pyarrow import parquet
 
-from pipelines import collection, members, store
+from pipelines.base import files, plugins
+from pipelines.base.errors import UserError
+from pipelines.data import collect, moments_
 from pipelines.environments import Array, linear_gaussian, maze
-from pipelines.errors import UserError
 
 KINDS = ["linear_gaussian", "maze"]
 MAZE_NEXT = [
@@ -34,9 +35,9 @@ SIZES = {"transitions": 25_000, "rollouts": 601, "length": 4, "starts": 260}
 
 def draw(
     kind: str, seed: int = 0, workers: int | None = None, behaviour: str = "uniform", **sizes: int
-) -> collection.Collection:
-    settings = members.load("pipelines.environments", kind).Settings(behaviour=behaviour)
-    return collection.collect(kind, settings, seed=seed, workers=workers, **{**SIZES, **sizes})
+) -> collect.Collection:
+    settings = plugins.load("pipelines.environments", kind).Settings(behaviour=behaviour)
+    return collect.collect(kind, settings, seed=seed, workers=workers, **{**SIZES, **sizes})
 
 
 def part(table: pd.DataFrame, prefix: str) -> Array:
@@ -88,7 +89,7 @@ def test_pieces_and_tables_share_no_draw(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_transitions_are_one_step_with_the_policys_next_action(kind: str) -> None:
-    module = members.load("pipelines.environments", kind)
+    module = plugins.load("pipelines.environments", kind)
     environment, table = module.build(module.Settings()), draw(kind).transitions
     np.testing.assert_array_equal(part(table, "next_action"), environment.policy(part(table, "next_state")))
     assert list(table["episode"]) == list(range(25_000))
@@ -142,7 +143,7 @@ def test_half_of_the_rollouts_begin_at_the_start_distribution() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_holds_every_reward_of_its_rows_state(kind: str) -> None:
-    module = members.load("pipelines.environments", kind)
+    module = plugins.load("pipelines.environments", kind)
     table = draw(kind).evaluation
     rewards = module.build(module.Settings()).rewards(part(table, "state"))
     assert {name for name in table.columns if name.startswith("reward_")} == {f"reward_{name}" for name in rewards}
@@ -152,12 +153,12 @@ def test_evaluation_holds_every_reward_of_its_rows_state(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_counterfactuals_exchange_the_state_alone_or_the_action_alone(kind: str) -> None:
-    module = members.load("pipelines.environments", kind)
-    collector = collection.Collector(kind, module.Settings(), 0)
+    module = plugins.load("pipelines.environments", kind)
+    collector = collect.Collector(kind, module.Settings(), 0)
     evaluation = collector.evaluation(12, 5)
     table = collector.counterfactuals(evaluation, 5)
     assert table is not None
-    first = evaluation[evaluation["step"] == 0].head(collection.COUNTERFACTUALS)
+    first = evaluation[evaluation["step"] == 0].head(collect.COUNTERFACTUALS)
     state, action = part(first, "state"), part(first, "action")
     now = {name: rows[rows["step"] == 0] for name, rows in table.groupby("exchanged")}
     np.testing.assert_array_equal(part(now["state"], "action"), action)
@@ -166,8 +167,8 @@ def test_counterfactuals_exchange_the_state_alone_or_the_action_alone(kind: str)
     assert (part(now["action"], "action") != action).all()
     for name in now:
         rows = table[table["exchanged"] == name]
-        assert list(rows["episode"]) == list(np.repeat(np.arange(collection.COUNTERFACTUALS), 6))
-        assert list(rows["step"]) == list(range(6)) * collection.COUNTERFACTUALS
+        assert list(rows["episode"]) == list(np.repeat(np.arange(collect.COUNTERFACTUALS), 6))
+        assert list(rows["step"]) == list(range(6)) * collect.COUNTERFACTUALS
         later = rows[rows["step"] > 0]
         np.testing.assert_array_equal(
             part(later, "action"), collector.environment.policy(part(later, "state"))
@@ -177,9 +178,7 @@ def test_counterfactuals_exchange_the_state_alone_or_the_action_alone(kind: str)
             part(before, "state"), part(before, "action"), np.random.default_rng(0)
         )
         assert np.abs(noise).max() < (1e-12 if kind == "maze" else 0.03 * 8)
-    pd.testing.assert_frame_equal(
-        table, collection.Collector(kind, module.Settings(), 0).counterfactuals(evaluation, 5)
-    )
+    pd.testing.assert_frame_equal(table, collect.Collector(kind, module.Settings(), 0).counterfactuals(evaluation, 5))
 
 
 def test_columns_of_the_tables() -> None:
@@ -221,26 +220,26 @@ def test_not_finite_numbers_are_refused(monkeypatch: pytest.MonkeyPatch, method:
 def test_few_pieces_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reads slowly keeps the workers from drawing on: no more than `AHEAD` pieces each wait."""
     drawn = []
-    original = collection._transitions
+    original = collect._transitions
 
     def counted(*arguments: Any) -> pd.DataFrame:
         drawn.append(arguments)
         return original(*arguments)
 
     monkeypatch.setattr(collection, "_transitions", counted)
-    collector = collection.Collector("linear_gaussian", linear_gaussian.Settings(), 0, workers=2)
+    collector = collect.Collector("linear_gaussian", linear_gaussian.Settings(), 0, workers=2)
     frames = collector.transitions(300_000, 1)
     for used in range(1, 31):
         next(frames)
         time.sleep(0.05)
-        assert len(drawn) <= used + 2 * collection.AHEAD
+        assert len(drawn) <= used + 2 * collect.AHEAD
     assert next(frames, None) is None
     assert len(drawn) == 30
 
 
 def test_a_reader_that_stops_early_ends_the_workers() -> None:
     before = set(threading.enumerate())  # threads of other tests in this process come and go
-    frames = collection.Collector("linear_gaussian", linear_gaussian.Settings(), 0, workers=2).transitions(300_000, 1)
+    frames = collect.Collector("linear_gaussian", linear_gaussian.Settings(), 0, workers=2).transitions(300_000, 1)
     next(frames)
     workers = [thread for thread in threading.enumerate() if thread not in before]
     assert workers
@@ -251,13 +250,13 @@ def test_a_reader_that_stops_early_ends_the_workers() -> None:
 def test_a_written_table_is_the_collected_one_in_row_groups(tmp_path: Path) -> None:
     sizes = {**SIZES, "transitions": 230_001}
     tables = draw("linear_gaussian", **sizes)
-    collector = collection.Collector("linear_gaussian", linear_gaussian.Settings(), 0)
+    collector = collect.Collector("linear_gaussian", linear_gaussian.Settings(), 0)
     names = ["next_state_x", "next_state_y"]
-    moments = collection.write(tmp_path / "t.parquet", collector.transitions(230_001, 4), names)
+    moments = collect.write(tmp_path / "t.parquet", collector.transitions(230_001, 4), names)
     file = parquet.ParquetFile(tmp_path / "t.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [100_000, 100_000, 30_001]
-    pd.testing.assert_frame_equal(store.read_table(tmp_path / "t.parquet"), tables.transitions, check_exact=True)
-    whole = store.moments(tables.transitions[names], "the table")
+    pd.testing.assert_frame_equal(files.read_table(tmp_path / "t.parquet"), tables.transitions, check_exact=True)
+    whole = moments.moments(tables.transitions[names], "the table")
     assert moments["low"] == tables.transitions[names].min().tolist()
     assert moments["high"] == tables.transitions[names].max().tolist()
     for name in ("loc", "scale"):
@@ -268,7 +267,7 @@ def test_a_written_table_is_the_collected_one_in_row_groups(tmp_path: Path) -> N
 
 def test_moments_of_parts_are_those_of_the_whole() -> None:
     rows = 1e6 + np.random.default_rng(0).standard_normal((10_000, 3)) * [1e-3, 1, 1e3]
-    moments = collection.Moments(["a", "b", "c"])
+    moments = moments_.Moments(["a", "b", "c"])
     for part_of in np.split(rows, [1, 2, 5000, 9999]):
         moments.add(part_of)
     result = moments.result()
@@ -279,10 +278,10 @@ def test_moments_of_parts_are_those_of_the_whole() -> None:
 def test_a_constant_column_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     frames = [pd.DataFrame({"x": [0.1] * 7, "y": [1.0, 2, 3, 4, 5, 6, 7]})] * 3
     with pytest.raises(UserError, match=r"'x' of the transitions is constant \(0.1\)"):
-        collection.write(tmp_path / "t.parquet", frames, ["y", "x"])
-    collection.write(tmp_path / "t.parquet", frames, ["y"])
+        collect.write(tmp_path / "t.parquet", frames, ["y", "x"])
+    collect.write(tmp_path / "t.parquet", frames, ["y"])
     with pytest.raises(ZeroDivisionError):
-        collection.write(tmp_path / "other.parquet", (1 // 0 for _ in range(2)), ["y"])  # type: ignore[misc]
+        collect.write(tmp_path / "other.parquet", (1 // 0 for _ in range(2)), ["y"])  # type: ignore[misc]
     assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
 
 
@@ -293,8 +292,8 @@ import resource
 from pathlib import Path
 from pipelines import collection
 from pipelines.environments import linear_gaussian
-collector = collection.Collector("linear_gaussian", linear_gaussian.Settings(), 0)
-collection.write(Path({str(tmp_path)!r}) / "t.parquet", collector.transitions(20_000_000, 1), ["next_state_x"])
+collector = collect.Collector("linear_gaussian", linear_gaussian.Settings(), 0)
+collect.write(Path({str(tmp_path)!r}) / "t.parquet", collector.transitions(20_000_000, 1), ["next_state_x"])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

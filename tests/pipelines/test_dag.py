@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import UserError
-from pipelines.orchestration import dag
+from pipelines.base.errors import UserError
+from pipelines.runs import graph
 from tests.pipelines.conftest import PARAMS, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # of DVC
@@ -30,7 +30,7 @@ def edges_by_dvc(root: Path) -> set[tuple[str, str]]:
 
 
 def edges_by_us(root: Path) -> set[tuple[str, str]]:
-    return {(dep, node.name) for node in dag.load(root).values() for dep in node.deps}
+    return {(dep, node.name) for node in graph.load(root).values() for dep in node.deps}
 
 
 def test_edges_are_those_that_dvc_draws(project: Path) -> None:
@@ -45,7 +45,7 @@ def test_edges_of_the_real_project_are_those_that_dvc_draws() -> None:
 
 @pytest.mark.parametrize("root", ["project", "real"])
 def test_the_order_is_topological_with_the_longest_chains_first(root: str, project: Path) -> None:
-    nodes = dag.load(project if root == "project" else PROJECT)
+    nodes = graph.load(project if root == "project" else PROJECT)
     order = list(nodes)
     for name, node in nodes.items():
         assert all(order.index(dep) < order.index(name) for dep in node.deps)
@@ -54,11 +54,11 @@ def test_the_order_is_topological_with_the_longest_chains_first(root: str, proje
 
 
 def test_a_node_holds_what_dvc_yaml_says(project: Path) -> None:
-    node = dag.load(project)["leaf@a"]
+    node = graph.load(project)["leaf@a"]
     assert node.cmd == "python step.py a"
     assert node.outs == ("data/a.txt", "data/metrics/a.json")
     assert node.hints == {"retries": 1, "retry_delay_seconds": 0}
-    assert dag.load(project)["side"].hints == {}
+    assert graph.load(project)["side"].hints == {}
 
 
 @pytest.mark.parametrize(
@@ -66,31 +66,31 @@ def test_a_node_holds_what_dvc_yaml_says(project: Path) -> None:
     [(["side"], ["side"]), (["join"], ["leaf@a", "leaf@b", "join"]), (["leaf"], ["leaf@a", "leaf@b"])],
 )
 def test_targets_bring_what_they_need(project: Path, targets: list[str], expected: list[str]) -> None:
-    assert list(dag.load(project, targets)) == expected
+    assert list(graph.load(project, targets)) == expected
 
 
 def test_what_is_dirty(project: Path) -> None:
-    assert dag.dirty(project) == {"leaf@a", "leaf@b", "join", "side"}
+    assert graph.dirty(project) == {"leaf@a", "leaf@b", "join", "side"}
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
-    assert dag.dirty(project) == set()
+    assert graph.dirty(project) == set()
     write(project, "params.yaml", PARAMS.replace("side: {value: 3}", "side: {value: 4}"))
-    assert dag.dirty(project) == {"side"}
+    assert graph.dirty(project) == {"side"}
     (project / "data/a.txt").unlink()
-    assert dag.dirty(project) == {"side", "leaf@a", "join"}
+    assert graph.dirty(project) == {"side", "leaf@a", "join"}
 
 
 def test_names_do_not_depend_on_the_current_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = set(dag.load(project)), dag.dirty(project)
+    here = set(graph.load(project)), graph.dirty(project)
     monkeypatch.chdir(project.parent)
-    assert (set(dag.load(project)), dag.dirty(project)) == here
-    assert list(dag.load(project, ["side"])) == ["side"]
+    assert (set(graph.load(project)), graph.dirty(project)) == here
+    assert list(graph.load(project, ["side"])) == ["side"]
 
 
 def test_data_without_a_command_is_no_node(project: Path) -> None:
     write(project, "raw.txt", "1")
     subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "raw.txt"], check=True)
     write(project, "dvc.yaml", "stages: {s: {cmd: cp raw.txt out.txt, deps: [raw.txt], outs: [out.txt]}}")
-    assert {name: node.deps for name, node in dag.load(project).items()} == {"s": ()}
+    assert {name: node.deps for name, node in graph.load(project).items()} == {"s": ()}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_data_without_a_command_is_no_node(project: Path) -> None:
 def test_a_project_that_dvc_refuses_is_a_sentence(project: Path, break_it: object, says: str) -> None:
     break_it(project)  # type: ignore[operator]
     with pytest.raises(UserError, match=re.escape(says)) as caught:
-        dag.load(project)
+        graph.load(project)
     assert "\n" not in str(caught.value)
 
 
@@ -118,10 +118,10 @@ def test_a_project_where_dvc_is_at_work_is_a_sentence(project: Path) -> None:
         assert other.stdout
         other.stdout.readline()
         with pytest.raises(UserError, match="another DVC command is at work"):
-            dag.dirty(project)
+            graph.dirty(project)
         other.communicate(b"\n")
 
 
 def test_an_unknown_target_is_a_sentence(project: Path) -> None:
     with pytest.raises(UserError, match="nonsense"):
-        dag.load(project, ["nonsense"])
+        graph.load(project, ["nonsense"])

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipelines import members
+from pipelines.base import plugins
+from pipelines.base.errors import UserError
 from pipelines.datasets import Dataset, checkerboard, digits, eight_gaussians, miniboone, moons
-from pipelines.errors import UserError
 
 GENERATED = [moons, eight_gaussians, checkerboard]
 WITH_DENSITY = [eight_gaussians, checkerboard]
@@ -242,9 +242,9 @@ def test_wrong_shapes_and_weights_are_refused() -> None:
         sentence(error, "weights of the source")
 
 
-@pytest.mark.parametrize("name", members.names("pipelines.datasets"))
+@pytest.mark.parametrize("name", plugins.names("pipelines.datasets"))
 def test_settings_refuse_unknown_keys_and_describe_theirs(name: str) -> None:
-    settings = members.load("pipelines.datasets", name).Settings
+    settings = plugins.load("pipelines.datasets", name).Settings
     with pytest.raises(ValueError, match="nosie"):
         settings(nosie=1)
     assert all(field.description for field in settings.model_fields.values())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipelines import members
+from pipelines.base import plugins
 from pipelines.environments import Array, Steps, linear_gaussian, maze
 
 REACH = list(maze.GOALS)
@@ -414,14 +414,14 @@ SIMULATORS = ["linear_gaussian", "maze"]
 
 
 def test_every_member_has_described_settings() -> None:
-    for name in members.names("pipelines.environments"):
-        settings = members.load("pipelines.environments", name).Settings
+    for name in plugins.names("pipelines.environments"):
+        settings = plugins.load("pipelines.environments", name).Settings
         assert all(field.description for field in settings.model_fields.values()), name
 
 
 @pytest.mark.parametrize("name", SIMULATORS)
 def test_simulators_keep_the_contract(name: str) -> None:
-    module = members.load("pipelines.environments", name)
+    module = plugins.load("pipelines.environments", name)
     environment = module.build(module.Settings())
     states, actions = len(environment.state_names), len(environment.action_names)
     for n in (1, 7):
@@ -462,7 +462,7 @@ def in_a_row(rows: Steps) -> Any:
 @pytest.mark.parametrize("behaviour", ["uniform", "random", "policy", "mixed"])
 @pytest.mark.parametrize("name", SIMULATORS)
 def test_every_behaviour_gives_numbered_steps(name: str, behaviour: str) -> None:
-    module = members.load("pipelines.environments", name)
+    module = plugins.load("pipelines.environments", name)
     environment = module.build(module.Settings(behaviour=behaviour))
     for first, n, length in ((0, 1, 5), (30, 7, 5), (20_000, 1001, 10), (0, 30, 100)):
         rows = environment.transitions(range(first, first + n), length, rng())

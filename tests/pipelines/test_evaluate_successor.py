@@ -17,10 +17,11 @@ from flowmatch_core.intervals import t_interval
 from flowmatch_core.oracles import LinearGaussianMDP
 from flowmatch_core.solvers import SolverError
 from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
-from pipelines import horizon, params, starts
+from pipelines.config import params, yaml_files
 from pipelines.environments import linear_gaussian
-from pipelines.stage import Stage
-from pipelines.stages import collect, evaluate_successor, sample_successor
+from pipelines.evaluation import sample_successor, truth
+from pipelines.runs.context import Stage
+from pipelines.stages import collect
 
 ROOT = Path(__file__).parents[2]
 GAMMA, STARTS, SAMPLES, SEEDS = 0.9, 6, 128, (0, 3)
@@ -81,7 +82,7 @@ MODELS: dict[str, Any] = {
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, Any]], pd.DataFrame, list[str]]:
     """The metrics, the cells and the log of an evaluation on the spiral."""
     folder = tmp_path_factory.mktemp("evaluation")
-    raw = params.read_yaml(ROOT / "params.yaml")
+    raw = yaml_files.read_yaml(ROOT / "params.yaml")
     spiral = {"kind": "linear_gaussian", "gamma": GAMMA, "transitions": 20_000, "rollouts": 4, "length": 60}
     raw["environments"] = {"spiral": {**spiral, "starts": STARTS, "reward": "bump"}}
     loss = {"loss": {"name": "td2_cfm"}}
@@ -189,14 +190,14 @@ def test_other_numbers_of_solver_steps_use_the_noise_of_the_samples(results: Any
 def test_the_mean_of_the_truth_is_that_of_its_samples() -> None:
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(3, 41, 2, generator=generator)
-    at = starts.Starts(["x", "y"], states, torch.randn(3, 2, generator=generator))
+    at = truth.Starts(["x", "y"], states, torch.randn(3, 2, generator=generator))
     for mdp in (None, Closed().mdp):
-        x = starts.truth(at, mdp, GAMMA, 50_000, generator)
+        x = truth.truth(at, mdp, GAMMA, 50_000, generator)
         error = x.std(0) / 50_000**0.5
-        assert (starts.true_mean(at, mdp, GAMMA) - x.mean(0)).abs().div(error).max() < 4
+        assert (truth.true_mean(at, mdp, GAMMA) - x.mean(0)).abs().div(error).max() < 4
 
 
 @pytest.mark.parametrize(("x", "out"), [(1.9, 0), (2.1, 1), (-0.9, 0), (-1.1, 1), (float("nan"), 1), (float("inf"), 1)])
 def test_outside_is_beyond_the_range_widened_by_its_width(x: float, out: float) -> None:
     provenance = {"low": [0.0, 0.0], "high": [1.0, 100.0]}
-    assert starts.outside(torch.tensor([[0.5, 150.0], [x, 50.0]]), provenance) == out / 2
+    assert truth.outside(torch.tensor([[0.5, 150.0], [x, 50.0]]), provenance) == out / 2

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines import collection
+from pipelines.base.errors import UserError
+from pipelines.data import collect
 from pipelines.environments import Array, exorl, maze
-from pipelines.errors import UserError
 
 SIMULATOR = {"kind": "maze", "task": "reach_top_right", "action_repeat": 1}
 LENGTHS = [7, 1, 12, 30, 5]
@@ -62,8 +62,8 @@ def part(table: pd.DataFrame, prefix: str) -> Array:
     return table[[name for name in table.columns if name.startswith(f"{prefix}_")]].to_numpy()
 
 
-def draw(choice: exorl.Settings, transitions: int = sum(LENGTHS), seed: int = 0) -> collection.Collection:
-    return collection.collect("exorl", choice, transitions=transitions, rollouts=6, length=20, starts=4, seed=seed)
+def draw(choice: exorl.Settings, transitions: int = sum(LENGTHS), seed: int = 0) -> collect.Collection:
+    return collect.collect("exorl", choice, transitions=transitions, rollouts=6, length=20, starts=4, seed=seed)
 
 
 def test_transitions_are_those_of_the_physics(episodes: Path) -> None:

@@ -17,7 +17,8 @@ import yaml
 from scipy.integrate import quad
 
 from flowmatch_core.intervals import Interval
-from pipelines import members, params, store
+from pipelines.base import files, plugins
+from pipelines.config import yaml_files
 from pipelines.experiments import Finding, Outcome, memoryless_chain, sde_vs_ode
 
 ROOT = Path(__file__).parents[2]
@@ -25,11 +26,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "memoryless_chain": {"steps": (32, 64), "starts": 20, "chains": 60, "repeats": 2},
     "sde_vs_ode": {"evaluations": (4, 8), "samples": 100, "repeats": 2, "projections": 8, "training_steps": 20},
 }
-EVERY_EXPERIMENT = pytest.mark.parametrize("name", members.names("pipelines.experiments"))
+EVERY_EXPERIMENT = pytest.mark.parametrize("name", plugins.names("pipelines.experiments"))
 
 
 def measure(name: str, **other: Any) -> Outcome:
-    member = members.load("pipelines.experiments", name)
+    member = plugins.load("pipelines.experiments", name)
     outcome: Outcome = member.run(
         member.Settings(**{**SMALL[name], **other}), generator=torch.Generator().manual_seed(0)
     )
@@ -65,7 +66,7 @@ def test_a_member_runs_and_draws_what_it_found(name: str) -> None:
     assert outcome.findings and outcome.title and outcome.notes and outcome.caption
     assert len({finding.name for finding in outcome.findings}) == len(outcome.findings)
     assert all(np.isfinite(finding.measured).all() for finding in outcome.findings)
-    figure = members.load("pipelines.experiments", name).figure(outcome.table)
+    figure = plugins.load("pipelines.experiments", name).figure(outcome.table)
     lines = [line for axis in figure.axes for line in axis.get_lines()]
     assert any(len(line.get_xdata()) > 1 for line in lines)
     plt.close(figure)
@@ -176,7 +177,7 @@ def test_a_sampler_spends_the_evaluations_that_it_is_given() -> None:
 
 @EVERY_EXPERIMENT
 def test_the_stage_writes_what_it_measured(tmp_path: Path, name: str) -> None:
-    raw = params.read_yaml(ROOT / "params.yaml")
+    raw = yaml_files.read_yaml(ROOT / "params.yaml")
     small = {key: list(value) if isinstance(value, tuple) else value for key, value in SMALL[name].items()}
     raw["experiments"] = {"mine": {"kind": name, **small}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
@@ -190,6 +191,6 @@ def test_the_stage_writes_what_it_measured(tmp_path: Path, name: str) -> None:
         assert cell["verdict"] in ("holds", "FAILS", "open", "measured")
         assert cell["sentence"] in result.stdout
     folder = tmp_path / "data/experiments/mine"
-    assert len(store.read_json(folder / "summary.json")["title"]) > 0
+    assert len(files.read_json(folder / "summary.json")["title"]) > 0
     assert len(pd.read_parquet(folder / "results.parquet")) > 0
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")

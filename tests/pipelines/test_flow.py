@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.errors import UserError
-from pipelines.orchestration import dag, runner
+from pipelines.base.errors import UserError
+from pipelines.orchestration import runner
 from pipelines.orchestration.runner import StageFailed, StageResult
+from pipelines.runs import graph
 from tests.pipelines.conftest import write
 from tests.pipelines.test_runner import MARK, settings, sleepers, status_of, wait_for
 
@@ -34,7 +35,6 @@ def flow(prefect_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    from pipelines.orchestration import flow
 
     runner.STOPPING.clear()
     yield flow
@@ -71,9 +71,9 @@ sys.exit(main())
 
 
 def stage(flow: Any, project: Path, changed: bool, upstream: list[StageResult]) -> Any:
-    env, slots, tally = runner.environment("test"), flow.Slots(1, {}), flow.Tally(1)
-    node = dag.load(project)["side"]
-    name = asyncio.run(flow.dvc_stage.fn(node, project, changed, False, upstream, slots, tally, env)).name
+    env, slots, tally = runner.environment("test"), prefect.Slots(1, {}), prefect.Tally(1)
+    node = graph.load(project)["side"]
+    name = asyncio.run(prefect.dvc_stage.fn(node, project, changed, False, upstream, slots, tally, env)).name
     assert str(tally) == "1 of 1 stages are up to date"
     return name
 
@@ -93,13 +93,13 @@ def test_a_task_starts_a_process_only_where_something_changed(
 
 
 def test_a_stage_that_we_stopped_is_not_tried_again(flow: Any) -> None:
-    assert flow.should_retry(None, None, None)
+    assert prefect.should_retry(None, None, None)
     runner.STOPPING.set()
-    assert not flow.should_retry(None, None, None)
+    assert not prefect.should_retry(None, None, None)
 
 
 def test_slots_bound_how_many_run_at_once(flow: Any) -> None:
-    slots = flow.Slots(2, {"gpu": 1})
+    slots = prefect.Slots(2, {"gpu": 1})
     running: list[str] = []
     most = {"all": 0, "gpu": 0}
 
@@ -123,8 +123,8 @@ def test_a_failure_loses_its_traceback_and_a_defect_keeps_it(flow: Any) -> None:
         return logging.LogRecord("x", logging.ERROR, "", 0, "", (), (type(error), error, None))
 
     expected, defect = record(StageFailed("s failed")), record(ValueError("a defect"))
-    assert flow._without_traceback(expected)
-    assert flow._without_traceback(defect)
+    assert prefect._without_traceback(expected)
+    assert prefect._without_traceback(defect)
     assert expected.exc_info is None
     assert defect.exc_info is not None
 
@@ -133,7 +133,7 @@ def test_a_schedule_without_a_server_is_a_sentence(flow: Any, project: Path, mon
     for url in ("", "http://127.0.0.1:9/api"):
         monkeypatch.setenv("PREFECT_API_URL", url)
         with pytest.raises(UserError, match="prefect server start"):
-            flow.serve(project, "default", "0 3 * * *")
+            prefect.serve(project, "default", "0 3 * * *")
 
 
 # ---- the flow
@@ -151,8 +151,8 @@ def test_a_failing_stage_is_tried_again_and_stops_only_what_needs_it(project: Pa
     ends = {name: float((project / "seen" / f"{name}.end").read_text()) for name in ("a", "b", "side")}
     assert max(starts.values()) < min(ends.values())  # independent stages overlapped
     assert set(yaml.safe_load((project / "dvc.lock").read_text())["stages"]) == {"leaf@a", "leaf@b", "side"}
-    assert dag.dirty(project) == {"join"}
-    from pipelines.orchestration import tracking
+    assert graph.dirty(project) == {"join"}
+    from pipelines.runs import tracking
 
     store = tracking._Tracker(project / ".flowmatch")
     names = sorted((run.info.run_name, run.info.status) for run in store._search("tags.`dvc.stage` != ''"))

@@ -11,10 +11,10 @@ import pytest
 
 gym = pytest.importorskip("gymnasium", reason="the extra flowmatch[gymnasium]")
 
-from pipelines import collection  # noqa: E402
+from pipelines.base.errors import UserError
+from pipelines.data import collect
 from pipelines.environments import Array  # noqa: E402
 from pipelines.environments import gymnasium as member  # noqa: E402
-from pipelines.errors import UserError  # noqa: E402
 
 HERE = "tests.pipelines.gymnasium_members"
 CORRIDOR = {"id": f"{HERE}:Corridor-v0", "policy": f"{HERE}:right"}
@@ -22,9 +22,9 @@ PENDULUM = {"id": "Pendulum-v1", "policy": f"{HERE}:swing"}
 INVERTED = {"id": "InvertedPendulum-v5", "policy": f"{HERE}:right"}
 
 
-def draw(settings: dict[str, Any], **sizes: int) -> collection.Collection:
+def draw(settings: dict[str, Any], **sizes: int) -> collect.Collection:
     sizes = {"transitions": 3000, "rollouts": 30, "length": 12, "starts": 40, "seed": 0, **sizes}
-    return collection.collect("gymnasium", member.Settings(**settings), **sizes)
+    return collect.collect("gymnasium", member.Settings(**settings), **sizes)
 
 
 def part(table: pd.DataFrame, prefix: str) -> Array:
@@ -96,8 +96,8 @@ def test_a_limit_of_the_environments_own_is_told() -> None:
 def test_rows_depend_on_the_seed_and_not_on_the_workers() -> None:
     settings = member.Settings(**CORRIDOR, behaviour="mixed")
     sizes = {"transitions": 25_000, "rollouts": 301, "length": 4, "starts": 3}
-    one, many = (collection.collect("gymnasium", settings, **sizes, seed=3, workers=w) for w in (1, 3))
-    other = collection.collect("gymnasium", settings, **sizes, seed=4)
+    one, many = (collect.collect("gymnasium", settings, **sizes, seed=3, workers=w) for w in (1, 3))
+    other = collect.collect("gymnasium", settings, **sizes, seed=4)
     for name in ("transitions", "rollouts", "evaluation"):
         pd.testing.assert_frame_equal(getattr(one, name), getattr(many, name), check_exact=True)
         first, second = (part(getattr(t, name), "state")[:, 0] for t in (one, other))

@@ -12,12 +12,13 @@ from torch import nn
 from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.paths import VP, VelocityOf
 from flowmatch_core.successor import GeometricHorizonModel, NoisePrediction
-from pipelines import members, models, store
-from pipelines.errors import UserError
-from pipelines.params import NETWORKS, NetworkChoice, PathChoice
+from pipelines.base import files, plugins
+from pipelines.base.errors import UserError
+from pipelines.config.params import NETWORKS, NetworkChoice, PathChoice
+from pipelines.models import build, saved
 
 CPU = torch.device("cpu")
-VECTORS = [name for name in members.names(NETWORKS) if name != "conv_unet"]
+VECTORS = [name for name in plugins.names(NETWORKS) if name != "conv_unet"]
 SMALL: dict[str, Any] = {"hidden": [8], "stages": [8, 4], "cond_hidden": [8], "time_width": 8, "width": 8, "blocks": 1}
 
 
@@ -30,11 +31,11 @@ def small(name: str) -> NetworkChoice:
 def saved(file: Path, choice: NetworkChoice, **meta: Any) -> nn.Module:
     """A network with weights of its own, in a file with its description."""
     torch.manual_seed(0)
-    config = models.network_config(choice, 2, 3)
+    config = build.network_config(choice, 2, 3)
     described = {"network": config, "path": {"name": "cond_ot"}, "prediction": "velocity", "gamma": 0.9, **meta}
-    path = models.path(PathChoice(**described["path"]))
-    network = models.successor_network(config, described["prediction"], path)
-    models.save(file, network, torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), described)
+    path = build.path(PathChoice(**described["path"]))
+    network = build.successor_network(config, described["prediction"], path)
+    saved.save(file, network, torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), described)
     return network
 
 
@@ -42,7 +43,7 @@ def saved(file: Path, choice: NetworkChoice, **meta: Any) -> nn.Module:
 def test_every_network_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
     network = saved(tmp_path / "m.safetensors", small(name))
     torch.manual_seed(1)
-    model = models.load(tmp_path / "m.safetensors", CPU, "euler", 2)
+    model = saved.load(tmp_path / "m.safetensors", CPU, "euler", 2)
     assert isinstance(model, GeometricHorizonModel)
     t, x, cond = torch.rand(5), torch.randn(5, 2), torch.randn(5, 3)
     with torch.no_grad():
@@ -54,7 +55,7 @@ def test_every_network_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", VECTORS)
 def test_a_description_holds_the_defaults_too(name: str) -> None:
     """So that a model stays what it was when a default changes."""
-    config = models.network_config(NetworkChoice(name=name), 2, 0)
+    config = build.network_config(NetworkChoice(name=name), 2, 0)
     assert set(config) == {"name", "event_dim", "cond_dim", *NetworkChoice(name=name).settings().model_fields}
     assert None not in config.values()
 
@@ -63,7 +64,7 @@ def test_the_network_of_a_diffusion_loss_is_read_as_noise(tmp_path: Path) -> Non
     """Of a successor model it is a `NoisePrediction`: a plain network diverges under bootstrapping."""
     network = saved(tmp_path / "m.safetensors", small("mlp"), prediction="noise", path={"name": "vp", "beta_max": 9.0})
     assert isinstance(network, NoisePrediction)
-    model = models.load_successor(tmp_path / "m.safetensors", CPU, "euler", 2)
+    model = saved.load_successor(tmp_path / "m.safetensors", CPU, "euler", 2)
     truth = VelocityOf(network, VP(beta_max=9.0), "noise")
     t, x, cond = torch.rand(5), torch.randn(5, 2), torch.randn(5, 3)
     with torch.no_grad():
@@ -72,10 +73,10 @@ def test_the_network_of_a_diffusion_loss_is_read_as_noise(tmp_path: Path) -> Non
 
 def test_a_density_is_told_from_a_successor_measure(tmp_path: Path) -> None:
     saved(tmp_path / "m.safetensors", small("mlp"))
-    tensors, meta = store.read_tensors(tmp_path / "m.safetensors")
+    tensors, meta = files.read_tensors(tmp_path / "m.safetensors")
     del meta["gamma"]
-    store.write_tensors(tmp_path / "m.safetensors", tensors, meta)
-    assert isinstance(models.load(tmp_path / "m.safetensors", CPU, "euler", 2), ContinuousFlow)
+    files.write_tensors(tmp_path / "m.safetensors", tensors, meta)
+    assert isinstance(saved.load(tmp_path / "m.safetensors", CPU, "euler", 2), ContinuousFlow)
 
 
 @pytest.mark.parametrize(
@@ -92,14 +93,14 @@ def test_a_density_is_told_from_a_successor_measure(tmp_path: Path) -> None:
 def test_a_file_of_another_version_is_a_sentence(tmp_path: Path, change: Any) -> None:
     file = tmp_path / "m.safetensors"
     saved(file, small("mlp"))
-    tensors, meta = store.read_tensors(file)
+    tensors, meta = files.read_tensors(file)
     change(meta)
-    store.write_tensors(file, tensors, meta)
+    files.write_tensors(file, tensors, meta)
     with pytest.raises(UserError, match="does not hold a model of this version") as caught:
-        models.load_successor(file, CPU, "euler", 2)
+        saved.load_successor(file, CPU, "euler", 2)
     assert "\n" not in str(caught.value)
 
 
 def test_what_a_class_refuses_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"the network 'film_mlp' was given .* FiLMField says: hidden has 3 layers"):
-        models.network(models.network_config(NetworkChoice(name="film_mlp", hidden=[8, 8, 8]), 2, 0))
+        build.network(build.network_config(NetworkChoice(name="film_mlp", hidden=[8, 8, 8]), 2, 0))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from flowmatch_core.intervals import t_interval
-from pipelines.params import Params, merge
-from pipelines.tables import HOLE, Table, between, horizons, maze, ode_steps, paths, text
+from pipelines.config.params import Params
+from pipelines.config.yaml_files import merge
+from pipelines.reporting.tables import HOLE, Table, between, horizons, maze, ode_steps, paths, text
 from tests.pipelines.test_tables import ORIGINS, PARAMS, SEEDS, cell
 
 RAW = PARAMS.model_dump(mode="json")

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import params
-from pipelines.errors import UserError
+from pipelines.base.errors import UserError
+from pipelines.config import params, yaml_files
 
 ROOT = Path(__file__).parents[2]
 
 
 def changed(tmp_path: Path, key: str, value: Any) -> Path:
     """The project's params.yaml with one value put in place of another."""
-    raw = params.read_yaml(ROOT / "params.yaml")
+    raw = yaml_files.read_yaml(ROOT / "params.yaml")
     here = raw
     *parents, last = key.split(".")
     for part in parents:
@@ -258,9 +258,9 @@ def test_zero_is_a_seed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("profile", ["default", "smoke", "paper", "td_tables", "td_claims"])
 def test_every_profile_is_valid(tmp_path: Path, profile: str) -> None:
-    raw = params.read_yaml(ROOT / "params.yaml")
+    raw = yaml_files.read_yaml(ROOT / "params.yaml")
     if profile != "default":
-        raw = params.merge(raw, params.read_yaml(ROOT / "pipelines" / "profiles" / f"{profile}.yaml"))
+        raw = yaml_files.merge(raw, yaml_files.read_yaml(ROOT / "pipelines" / "profiles" / f"{profile}.yaml"))
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(raw))
     assert params.load(path).profile == profile
@@ -268,9 +268,9 @@ def test_every_profile_is_valid(tmp_path: Path, profile: str) -> None:
 
 def test_the_paper_profile_has_the_papers_settings(tmp_path: Path) -> None:
     """Temporal Difference Flows, tables 5 to 8."""
-    raw = params.read_yaml(ROOT / "params.yaml")
+    raw = yaml_files.read_yaml(ROOT / "params.yaml")
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(params.merge(raw, params.read_yaml(ROOT / "pipelines/profiles/paper.yaml"))))
+    path.write_text(yaml.safe_dump(yaml_files.merge(raw, yaml_files.read_yaml(ROOT / "pipelines/profiles/paper.yaml"))))
     loaded = params.load(path)
     fit = loaded.successor.fit
     assert (fit.steps, fit.batch // 2, fit.lr, fit.ema_step) == (3_000_000, 1024, 1e-4, 1e-3)

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines import records
-from pipelines.records import RunRecord
+from pipelines.runs import records
+from pipelines.runs.records import RunRecord
 
 
 def run(code: str) -> subprocess.Popen[str]:

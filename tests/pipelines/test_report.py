@@ -11,9 +11,11 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from pipelines import figures, names, params, store, summary
-from pipelines.params import Params
-from pipelines.stages import report
+from pipelines.base import files
+from pipelines.config import params, yaml_files
+from pipelines.config.params import Params
+from pipelines.reporting import labels, ranking, report
+from pipelines.reporting.figures import curves, successor
 
 ROOT = Path(__file__).parents[2]
 PARAMS = params.load(ROOT / "params.yaml")
@@ -32,11 +34,11 @@ def metrics(**methods: dict[str, Any]) -> dict[str, Any]:
 
 
 def ranking(environment: str = "spiral", **methods: dict[str, Any]) -> str:
-    return summary.ranking(summary.rivals(PARAMS, environment, metrics(**methods)), 3)
+    return ranking.ranking(ranking.rivals(PARAMS, environment, metrics(**methods)), 3)
 
 
 def changed(**changes: Any) -> Params:
-    return Params.model_validate(params.merge(PARAMS.model_dump(mode="json"), changes))
+    return Params.model_validate(yaml_files.merge(PARAMS.model_dump(mode="json"), changes))
 
 
 # ---- sentences ----
@@ -51,9 +53,9 @@ def test_the_best_off_policy_method_is_named_with_its_ratio_and_the_others_behin
 
 def test_neither_the_policys_rollouts_nor_the_closed_form_win() -> None:
     cells = metrics(mc_cfm=cell(0.11), oracle=cell(0.1), td_cfm=cell(1.0), td2_cfm=cell(0.4))
-    among = summary.rivals(PARAMS, "spiral", cells)
+    among = ranking.rivals(PARAMS, "spiral", cells)
     assert list(among) == ["td_cfm", "td2_cfm"]
-    assert summary.details(PARAMS, "spiral", cells, among) == (
+    assert ranking.details(PARAMS, "spiral", cells, among) == (
         "For reference: MC-CFM, trained on the policy's own rollouts, 1.1 ×; the closed form 1 ×."
     )
 
@@ -61,7 +63,7 @@ def test_neither_the_policys_rollouts_nor_the_closed_form_win() -> None:
 def test_n_step_returns_are_taken_on_the_policy_and_do_not_compete() -> None:
     several = changed(successor={"methods": {"td_cfm": {"fit": {"returns": 3}}}})
     cells = metrics(td_cfm=cell(0.2), td2_cfm=cell(0.4))
-    assert list(summary.rivals(several, "spiral", cells)) == ["td2_cfm"]
+    assert list(ranking.rivals(several, "spiral", cells)) == ["td2_cfm"]
 
 
 def test_a_difference_that_seeds_do_not_agree_on_is_no_win() -> None:
@@ -93,21 +95,21 @@ def test_a_method_that_was_not_run_is_not_spoken_of() -> None:
 
 def test_a_variant_does_not_compete_with_its_own_method() -> None:
     both = changed(successor={"methods": {"td2_cfm_curved": {"loss": "td2_cfm"}}})
-    rivals = summary.rivals(both, "spiral", metrics(td2_cfm=cell(0.4), td2_cfm_curved=cell(0.3), td_cfm=cell(0.9)))
+    rivals = ranking.rivals(both, "spiral", metrics(td2_cfm=cell(0.4), td2_cfm_curved=cell(0.3), td_cfm=cell(0.9)))
     assert set(rivals) == {"td_cfm", "td2_cfm"}
-    assert list(summary.rivals(both, "spiral", metrics(td2_cfm_curved=cell(0.3)))) == ["td2_cfm_curved"]
+    assert list(ranking.rivals(both, "spiral", metrics(td2_cfm_curved=cell(0.3)))) == ["td2_cfm_curved"]
 
 
 def test_values_are_told_beside_their_floor() -> None:
     cells = metrics(td_cfm=cell(1, mse_v=9.0), td2_cfm=cell(2, mse_v=0.5))
-    said = summary.details(PARAMS, "spiral", cells, summary.rivals(PARAMS, "spiral", cells))
+    said = ranking.details(PARAMS, "spiral", cells, ranking.rivals(PARAMS, "spiral", cells))
     assert said == "MSE(V): TD²-CFM 0.5, at a floor of 0.2."
 
 
 def test_overall_counts_wins_ties_and_divergence() -> None:
     maze = metrics(td_cfm=cell(1.16), td_cfm_coupled=cell(0.42, luck=(1, -1, 0)), td2_cfm=cell(0.41))
     spiral = metrics(td_cfm={"emd": 1e9, "diverged": True}, td_cfm_coupled=cell(0.9), td2_cfm=cell(0.4))
-    assert summary.overall(PARAMS, {"maze_loop": maze, "spiral": spiral}) == (
+    assert ranking.overall(PARAMS, {"maze_loop": maze, "spiral": spiral}) == (
         "Smallest EMD of the off-policy methods, or not told apart from it: "
         "TD²-CFM in 2 of 2 (median 4.05 × the floor); "
         "TD-CFM(C) in 1 of 2 (median 6.6 × the floor); TD-CFM in 0 of 2 (median 11.6 × the floor, diverged in 1)."
@@ -120,7 +122,7 @@ def test_overall_counts_wins_ties_and_divergence() -> None:
 def horizons(**changes: dict[str, Any]) -> dict[str, dict[float, str]]:
     maze = PARAMS.environments["maze_loop"].model_dump(mode="json")
     more = {name: {**maze, **change} for name, change in changes.items()}
-    return summary.horizon_groups(changed(environments=more))
+    return ranking.horizon_groups(changed(environments=more))
 
 
 def test_environments_that_differ_in_gamma_are_a_group_in_its_order() -> None:
@@ -164,15 +166,15 @@ INSIDE = [(0.5, 0.5)] * 97
 )
 def test_samples_outside_of_a_panel_are_counted_in_it(lost: list[tuple[float, float]], text: str | None) -> None:
     samples = {"td_cfm": points(*INSIDE, *lost)}
-    drawn = words(figures.occupancy(points(*INSIDE), samples, points((0.0, 0.9)), BOX, WALLS))
+    drawn = words(successor.occupancy(points(*INSIDE), samples, points((0.0, 0.9)), BOX, WALLS))
     assert [word for word in drawn if "outside" in word] == ([text] if text else [])
 
 
 def test_every_method_is_drawn_with_its_truth_and_divergence_in_its_title() -> None:
     methods = ["mc_cfm", "td_cfm", "td_cfm_coupled", "td2_cfm", "td_dd", "td2_dd", "gan", "vae"]
     samples = {method: points(*INSIDE) for method in methods}
-    drawn = words(figures.occupancy(points(*INSIDE), samples, points((0.0, 0.9)), BOX, WALLS, ["td_dd"]))
-    expected = [names.label(method) for method in methods]
+    drawn = words(successor.occupancy(points(*INSIDE), samples, points((0.0, 0.9)), BOX, WALLS, ["td_dd"]))
+    expected = [labels.label(method) for method in methods]
     expected[4] = "TD-DD (diverged)"
     assert [word for word in drawn if word != "truth"] == expected
     assert drawn.count("truth") == 2  # before each of two rows
@@ -181,7 +183,7 @@ def test_every_method_is_drawn_with_its_truth_and_divergence_in_its_title() -> N
 def test_a_value_map_shows_the_error_of_every_method_and_a_hole_where_there_is_no_position() -> None:
     place = pd.DataFrame({"x": [-0.5, 0.5, -0.5], "y": [-0.5, -0.5, 0.5]})
     tables = [place.assign(method="truth", value=[0.0, 1.0, 2.0]), place.assign(method="gan", value=[3.0, 4.0, 5.0])]
-    figure = figures.value_maps(pd.concat(tables), BOX, WALLS)
+    figure = successor.value_maps(pd.concat(tables), BOX, WALLS)
     meshes = [axis.collections[0] for axis in figure.axes if axis.collections]
     assert [int(np.ma.getmaskarray(mesh.get_array()).sum()) for mesh in meshes[:3]] == [1, 1, 1]
     assert meshes[0].get_clim() == meshes[1].get_clim() == (0.0, 2.0)
@@ -194,7 +196,7 @@ def test_a_method_that_diverged_leaves_the_colours_of_errors_to_the_others() -> 
     values = {"truth": [0.0, 1.0, 2.0], "td2_cfm": [0.5, 1.5, 2.5], "td_cfm": [1e6, 1e6, 1e6]}
     table = pd.concat(place.assign(method=method, value=value) for method, value in values.items())
     for diverged, largest in ((["td_cfm"], 0.5), ([], 2.0)):
-        figure = figures.value_maps(table, BOX, WALLS, diverged)
+        figure = successor.value_maps(table, BOX, WALLS, diverged)
         meshes = [axis.collections[0] for axis in figure.axes if axis.collections]
         assert [mesh.get_clim() for mesh in meshes[3:5]] == [(-largest, largest)] * 2
         plt.close(figure)
@@ -202,7 +204,7 @@ def test_a_method_that_diverged_leaves_the_colours_of_errors_to_the_others() -> 
 
 def test_a_method_that_diverged_is_a_cross_and_does_not_stretch_the_axis() -> None:
     cells = metrics(td_cfm={"emd": 1e9, "emd_low": -1e9, "emd_high": 3e9, "diverged": True}, td2_cfm=cell(0.4))
-    figure = figures.against_floor({"maze_loop": cells})
+    figure = curves.against_floor({"maze_loop": cells})
     axis = figure.axes[0]
     assert axis.get_xlim()[1] < 20
     crosses = [line for line in axis.lines if line.get_marker() == "x"]
@@ -215,7 +217,7 @@ def test_horizon_curves_are_of_methods_with_two_gammas() -> None:
         0.9: metrics(td_cfm=cell(0.4, mse_v=1.0), td2_cfm=cell(0.3, mse_v=0.5), gan=cell(2.0, mse_v=3.0)),
         0.99: metrics(td_cfm={"diverged": True}, td2_cfm=cell(0.5, mse_v=0.7)),
     }
-    figure = figures.horizons(cells)
+    figure = curves.horizons(cells)
     legend = figure.axes[1].get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["TD-CFM", "TD²-CFM"]
@@ -290,13 +292,13 @@ def section(folder: Path, monkeypatch: pytest.MonkeyPatch, columns: list[str]) -
     data, rows = Path("data"), pd.DataFrame({name: np.linspace(-1, 1, 20) for name in columns})
     states = {f"state_{name}": rows[name] for name in columns}
     described = {"state_names": columns, "bounds": [-1, -1, 1, 1], "walls": [], "source": "s", "fidelity": "f"}
-    store.write_json(data / "transitions/spiral/provenance.json", described)
-    store.write_table(data / "transitions/spiral/evaluation.parquet", pd.DataFrame({"step": 0, **states}))
-    store.write_table(data / "evaluations/spiral/truth.parquet", rows.assign(start=0))
-    store.write_table(data / "samples/spiral/td2_cfm.parquet", rows.assign(seed=0, start=0))
-    store.write_table(data / "samples/spiral/td2_cfm.path.parquet", rows.assign(time=1.0, start=0))
+    files.write_json(data / "transitions/spiral/provenance.json", described)
+    files.write_table(data / "transitions/spiral/evaluation.parquet", pd.DataFrame({"step": 0, **states}))
+    files.write_table(data / "evaluations/spiral/truth.parquet", rows.assign(start=0))
+    files.write_table(data / "samples/spiral/td2_cfm.parquet", rows.assign(seed=0, start=0))
+    files.write_table(data / "samples/spiral/td2_cfm.path.parquet", rows.assign(time=1.0, start=0))
     truth = pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, 1.0], "method": "truth", "value": [1.0, 2.0]})
-    store.write_table(data / "samples/spiral/value_map.parquet", truth)
+    files.write_table(data / "samples/spiral/value_map.parquet", truth)
     for method in PARAMS.successor.methods:
         (data / "logs/spiral").mkdir(parents=True, exist_ok=True)
         (data / f"logs/spiral/{method}.csv").write_text("step\n")

@@ -15,10 +15,11 @@ import torch
 from pyarrow import parquet
 from torch import Tensor, nn
 
-from pipelines import rows, training
-from pipelines.errors import UserError
-from pipelines.params import Fit
-from pipelines.rows import Memory, Rows, Stream
+from pipelines.base.errors import UserError
+from pipelines.config.params import Fit
+from pipelines.data import streaming
+from pipelines.data.streaming import Memory, Rows, Stream
+from pipelines.training import loop
 
 ROOT = Path(__file__).parents[2]
 TOTAL, GROUP, BATCH = 1050, 100, 32
@@ -35,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 
 def opened(path: Path, limit: int = 400, columns: tuple[str, ...] = ("x", "y", "flag"), seed: int = 0) -> Rows:
     loc, scale = torch.zeros(len(columns)), torch.ones(len(columns))
-    return rows.read(path, columns, batch=BATCH, limit=limit, seed=seed, loc=loc, scale=scale)
+    return streaming.read(path, columns, batch=BATCH, limit=limit, seed=seed, loc=loc, scale=scale)
 
 
 def drawn(source: Rows, batches: int, seed: int = 1) -> Tensor:
@@ -97,7 +98,7 @@ def test_a_step_has_its_batch_wherever_reading_begins(path: Path, step: int) -> 
 def test_rows_are_standardised(path: Path) -> None:
     loc, scale = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0])
     for limit in (TOTAL, 100):
-        source = rows.read(path, ["x", "y"], batch=BATCH, limit=limit, seed=0, loc=loc, scale=scale)
+        source = streaming.read(path, ["x", "y"], batch=BATCH, limit=limit, seed=0, loc=loc, scale=scale)
         x = drawn(source, 3)
         torch.testing.assert_close(x[..., 0] * 2 + 1, -(x[..., 1] * 4 + 2))
 
@@ -144,11 +145,11 @@ def test_whether_something_is_true_is_known_without_reading(tmp_path: Path) -> N
     for name, values, expected in (("a", [False, False], False), ("b", [False, True], True)):
         file = tmp_path / f"{name}.parquet"
         pd.DataFrame({"x": [1.0, 2.0], "terminal": values}).to_parquet(file, row_group_size=1)
-        assert rows.any_true(file, "terminal") is expected
-        assert not rows.any_true(file, "lost")
+        assert streaming.any_true(file, "terminal") is expected
+        assert not streaming.any_true(file, "lost")
     silent = tmp_path / "silent.parquet"
     parquet.write_table(pa.table({"terminal": [False]}), silent, write_statistics=False)
-    assert rows.any_true(silent, "terminal")
+    assert streaming.any_true(silent, "terminal")
 
 
 class Killed(Exception):
@@ -180,7 +181,7 @@ def test_a_killed_training_on_a_stream_resumes_to_the_same_weights(
             return {"loss": (network(source.draw(generator) / TOTAL) - 1).square().mean()}
 
         generator = torch.Generator().manual_seed(1)
-        return training.train(network, terms, fit, generator, tmp_path / name, lambda row: None, source.seek).network
+        return loop.train(network, terms, fit, generator, tmp_path / name, lambda row: None, source.seek).network
 
     whole = fitted("whole").state_dict()
     with pytest.raises(Killed):
@@ -216,7 +217,7 @@ began = time.monotonic()
 task = train_successor.job(torch.device("cpu"), folder=folder, choice=choice, fit=fit, gamma=0.9)
 task.terms(task.network, task.network, torch.Generator(), 0.0)
 ready = time.monotonic() - began
-trained = training.train(
+trained = loop.train(
     task.network, task.terms, fit, torch.Generator().manual_seed(0), folder / "checkpoint", lambda row: None, task.seek
 )
 print(json.dumps({

@@ -14,9 +14,9 @@ import psutil
 import pytest
 import yaml
 
-from pipelines import records
 from pipelines.orchestration import runner
 from pipelines.orchestration.runner import StageFailed, StageResult
+from pipelines.runs import records
 from tests.pipelines.conftest import PARAMS, write
 
 MARK = 86400.0  # each test's sleeping grandchild is known by its own number of seconds

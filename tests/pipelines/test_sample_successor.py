@@ -12,11 +12,12 @@ from torch import Tensor
 
 from flowmatch_core.solvers import SolverError
 from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
-from pipelines import horizon, params
+from pipelines.config import params
 from pipelines.environments import Array, Simulator, linear_gaussian, maze
-from pipelines.stages import sample_successor
-from pipelines.stages.sample_successor import PARTICLES, TIMES, ValueMap
-from pipelines.starts import Starts
+from pipelines.evaluation import sample_successor
+from pipelines.evaluation.sample_successor import PARTICLES, TIMES, ValueMap
+from pipelines.evaluation.truth import Starts
+from pipelines.models import successor
 
 PARAMS = params.load(Path(__file__).parents[2] / "params.yaml")
 SPIRAL, MAZE = linear_gaussian.build(linear_gaussian.Settings()), maze.build(maze.Settings())
@@ -102,7 +103,7 @@ def test_samples_of_a_model_that_diverged_are_kept_as_they_are(solver: str, fini
         return torch.where(x <= 0, 0.0, torch.nan)
 
     model = GeometricHorizonModel(field, (1,), 0.9, solver, 4)
-    x = horizon.sample(model, torch.zeros(4, 1), torch.zeros(4, 1), 1000, torch.Generator().manual_seed(0))
+    x = successor.sample(model, torch.zeros(4, 1), torch.zeros(4, 1), 1000, torch.Generator().manual_seed(0))
     assert x.shape == (1000, 4, 1)
     assert model.flow.check  # a likelihood is checked as before
     assert float(x.isfinite().float().mean()) == pytest.approx(finite, abs=0.05)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.errors import UserError
-from pipelines.seeds import side_by_side
+from pipelines.base.errors import UserError
+from pipelines.training.workers import side_by_side
 
 
 def square(seed: int, tell: Callable[[Any], None]) -> tuple[int, int, int]:

@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipelines import params, store
+from pipelines.base import files
+from pipelines.config import yaml_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A folder with the smoke profile's params.yaml."""
-    raw = params.read_yaml(ROOT / "params.yaml")
-    merged = params.merge(raw, params.read_yaml(ROOT / "pipelines" / "profiles" / "smoke.yaml"))
+    raw = yaml_files.read_yaml(ROOT / "params.yaml")
+    merged = yaml_files.merge(raw, yaml_files.read_yaml(ROOT / "pipelines" / "profiles" / "smoke.yaml"))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(merged))
     return tmp_path
 
@@ -80,8 +81,8 @@ def override(project: Path, key: str, value: object) -> None:
 def test_prepare_writes_tables_that_it_describes(project: Path) -> None:
     assert run(project, "prepare", dataset="moons").returncode == 0
     folder = project / "data" / "prepared" / "moons"
-    provenance = store.read_json(folder / "provenance.json")
-    train = store.read_table(folder / "train.parquet", ["x", "y"])
+    provenance = files.read_json(folder / "provenance.json")
+    train = files.read_table(folder / "train.parquet", ["x", "y"])
     assert provenance["rows"]["train"] == len(train)
     np.testing.assert_allclose(train.mean(), provenance["loc"])
     np.testing.assert_allclose(train.std(ddof=0), provenance["scale"])

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from pipelines import store
-from pipelines.errors import UserError
+from pipelines.base import files
+from pipelines.base.errors import UserError
+from pipelines.data import moments
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -20,22 +21,22 @@ def leftovers(folder: Path) -> list[str]:
 
 def test_a_failed_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    store.write_json(path, {"old": 1})
-    with pytest.raises(RuntimeError), store.replacing(path) as temporary:
+    files.write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), files.replacing(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
-    assert store.read_json(path) == {"old": 1}
+    assert files.read_json(path) == {"old": 1}
     assert leftovers(tmp_path) == ["a.json"]
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "out"
     for name in ("one", "two"):
-        with store.replacing(path) as temporary:
+        with files.replacing(path) as temporary:
             temporary.mkdir()
             (temporary / name).write_text(name)
     assert leftovers(path) == ["two"]
-    with pytest.raises(RuntimeError), store.replacing(path) as temporary:
+    with pytest.raises(RuntimeError), files.replacing(path) as temporary:
         temporary.mkdir()
         raise RuntimeError
     assert leftovers(path) == ["two"]
@@ -44,20 +45,20 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 def test_tables_tensors_and_json_come_back_as_they_were(tmp_path: Path) -> None:
     table = pd.DataFrame({"x": [0.1, -1e300], "name": ["a", "b"]})
-    store.write_table(tmp_path / "t.parquet", table)
-    pd.testing.assert_frame_equal(store.read_table(tmp_path / "t.parquet", ["x"]), table)
+    files.write_table(tmp_path / "t.parquet", table)
+    pd.testing.assert_frame_equal(files.read_table(tmp_path / "t.parquet", ["x"]), table)
     tensors = {"a": torch.randn(3, 2, dtype=torch.float64), "b": torch.arange(3)}
-    store.write_tensors(tmp_path / "m.safetensors", tensors, {"list": [1, 2]})
-    back, meta = store.read_tensors(tmp_path / "m.safetensors")
+    files.write_tensors(tmp_path / "m.safetensors", tensors, {"list": [1, 2]})
+    back, meta = files.read_tensors(tmp_path / "m.safetensors")
     assert meta == {"list": [1, 2]}
     for name, value in tensors.items():
         assert back[name].dtype == value.dtype
         assert torch.equal(back[name], value)
-    store.write_json(tmp_path / "n.json", {"nan": math.nan, "deep": [math.inf, 1.5]})
-    assert store.read_json(tmp_path / "n.json") == {"nan": None, "deep": [None, 1.5]}
+    files.write_json(tmp_path / "n.json", {"nan": math.nan, "deep": [math.inf, 1.5]})
+    assert files.read_json(tmp_path / "n.json") == {"nan": None, "deep": [None, 1.5]}
 
 
-READERS = {"a.parquet": store.read_table, "a.json": store.read_json, "a.safetensors": store.read_tensors}
+READERS = {"a.parquet": files.read_table, "a.json": files.read_json, "a.safetensors": files.read_tensors}
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -80,9 +81,9 @@ def test_a_corrupt_file_is_named_with_its_remedy(tmp_path: Path, name: str, cont
 @pytest.mark.parametrize("name", READERS)
 def test_a_truncated_file_is_corrupt(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    store.write_table(tmp_path / "a.parquet", pd.DataFrame({"x": np.arange(1000.0)}))
-    store.write_json(tmp_path / "a.json", {"x": list(range(100))})
-    store.write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(1000)}, {})
+    files.write_table(tmp_path / "a.parquet", pd.DataFrame({"x": np.arange(1000.0)}))
+    files.write_json(tmp_path / "a.json", {"x": list(range(100))})
+    files.write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(1000)}, {})
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match="delete it"):
         READERS[name](path)
@@ -90,21 +91,21 @@ def test_a_truncated_file_is_corrupt(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_found(tmp_path: Path, value: float) -> None:
-    store.write_table(tmp_path / "t.parquet", pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, value]}))
+    files.write_table(tmp_path / "t.parquet", pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, value]}))
     with pytest.raises(UserError, match=r"'y', row 1 \(1 such values\); expected finite"):
-        store.read_table(tmp_path / "t.parquet")
-    assert len(store.read_table(tmp_path / "t.parquet", ["y"], finite=False)) == 2  # samples of a diverged model
+        files.read_table(tmp_path / "t.parquet")
+    assert len(files.read_table(tmp_path / "t.parquet", ["y"], finite=False)) == 2  # samples of a diverged model
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
-    store.write_table(tmp_path / "t.parquet", pd.DataFrame({"x": [0.0]}))
+    files.write_table(tmp_path / "t.parquet", pd.DataFrame({"x": [0.0]}))
     with pytest.raises(UserError, match=r"has no column 'y' \(it has x\)"):
-        store.read_table(tmp_path / "t.parquet", ["x", "y"])
+        files.read_table(tmp_path / "t.parquet", ["x", "y"])
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1])  # the deviation of many 0.1 is rounding, but not zero
 def test_what_is_constant_cannot_be_standardised(value: float) -> None:
     table = pd.DataFrame({"x": np.arange(10_000.0), "y": value})
     with pytest.raises(UserError, match=rf"the column 'y' of moons is constant \({value}\)"):
-        store.moments(table, "moons")
-    assert store.moments(table[["x"]], "moons") == {"loc": [4999.5], "scale": [pytest.approx(10_000 / 12**0.5)]}
+        moments.moments(table, "moons")
+    assert moments.moments(table[["x"]], "moons") == {"loc": [4999.5], "scale": [pytest.approx(10_000 / 12**0.5)]}

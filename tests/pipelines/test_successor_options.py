@@ -24,15 +24,21 @@ from flowmatch_core.successor import (
     NoisePrediction,
     Particles,
 )
-from pipelines import fitting, horizon, models, params, preflight, registry, store, training
-from pipelines.errors import UserError
-from pipelines.fitting import Task
-from pipelines.orchestration import tracking
-from pipelines.params import Params, SuccessorFit, SuccessorMethod
-from pipelines.records import RunRecord
-from pipelines.stage import DATA, Stage
-from pipelines.stages import collect, sample_successor, train_successor
-from pipelines.training import Progress
+from pipelines.base import files
+from pipelines.base.errors import UserError
+from pipelines.base.layout import DATA
+from pipelines.config import params, yaml_files
+from pipelines.config.params import Params, SuccessorFit, SuccessorMethod
+from pipelines.evaluation import sample_successor
+from pipelines.models import build, registry, saved, successor
+from pipelines.orchestration import preflight
+from pipelines.runs import tracking
+from pipelines.runs.context import Stage
+from pipelines.runs.records import RunRecord
+from pipelines.stages import collect
+from pipelines.training import successor
+from pipelines.training.fit import Task
+from pipelines.training.loop import Progress
 
 CPU = torch.device("cpu")
 VP = {"name": "vp", "beta_max": 19.0}
@@ -60,7 +66,7 @@ A, S = torch.zeros(5, 2), torch.linspace(-1, 1, 10).reshape(5, 2)
 
 def written(folder: Path, **changes: Any) -> Params:
     """A params.yaml with one small environment, whose policy and closed form are the spiral's."""
-    raw = params.read_yaml(Path(__file__).parents[2] / "params.yaml")
+    raw = yaml_files.read_yaml(Path(__file__).parents[2] / "params.yaml")
     small = {"transitions": 400, "rollouts": 10, "length": 12, "starts": 3, "fit": {}, "methods": LISTED}
     raw |= {"device": "cpu", "threads": 1, "datasets": {"moons": raw["datasets"]["moons"]}}
     raw["environments"] = {"spiral": {**raw["environments"]["spiral"], **small, **changes.pop("environment", {})}}
@@ -85,7 +91,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         given = written(folder)
         collect.main(stage("collect@spiral", given), environment="spiral")
         for method in METHODS:
-            train_successor.main(stage(f"train_successor@spiral-{method}", given), environment="spiral", method=method)
+            successor.main(stage(f"train_successor@spiral-{method}", given), environment="spiral", method=method)
         sample_successor.main(stage("sample_successor@spiral", given), environment="spiral")
     return folder
 
@@ -93,14 +99,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(root: Path, method: dict[str, Any], **fit: Any) -> partial[Task]:
     """As the stage makes it."""
     given, choice = params.load(root / "params.yaml"), SuccessorMethod.model_validate(method)
-    merged = params.merge(given.successor.fit_for(given.environments["spiral"], choice).model_dump(), fit)
+    merged = yaml_files.merge(given.successor.fit_for(given.environments["spiral"], choice).model_dump(), fit)
     folder = root / DATA / "transitions" / "spiral"
-    return partial(train_successor.job, folder=folder, choice=choice, fit=SuccessorFit(**merged), gamma=0.95)
+    return partial(successor.job, folder=folder, choice=choice, fit=SuccessorFit(**merged), gamma=0.95)
 
 
 def trained(root: Path, method: str) -> HorizonModel:
     file = root / DATA / "models" / "spiral" / method / "seed0.safetensors"
-    model = models.load(file, CPU, "euler", 4)
+    model = saved.load(file, CPU, "euler", 4)
     assert isinstance(model, HorizonModel)
     return model
 
@@ -134,7 +140,7 @@ def test_a_latent_model_has_samples_and_values_and_no_density(
         model.log_prob(S, S, A)
     value = model.value(lambda x: torch.ones(x.shape[:-1]), S, A, 3)
     torch.testing.assert_close(value, torch.full((5,), 20.0))
-    described = store.read_tensors(folder / "seed0.safetensors")[1]["network"]
+    described = files.read_tensors(folder / "seed0.safetensors")[1]["network"]
     assert described == {"name": method, "event_dim": 2, "cond_dim": 4, "width": 16, "blocks": 1}
     assert not any(parameter.requires_grad for parameter in model.network.parameters())
 
@@ -146,12 +152,12 @@ def test_a_diffusion_model_is_the_flow_of_its_noise(root: Path, method: str) -> 
     field = model.flow.field
     assert isinstance(field, VelocityOf)
     assert isinstance(field.network, NoisePrediction)
-    tensors, meta = store.read_tensors(root / DATA / "models" / "spiral" / method / "seed0.safetensors")
+    tensors, meta = files.read_tensors(root / DATA / "models" / "spiral" / method / "seed0.safetensors")
     assert meta["prediction"] == "noise"
     assert meta["network"]["hidden"] == [12]  # from the fit of the method
-    plain = models.network(meta["network"])
+    plain = build.network(meta["network"])
     plain.load_state_dict({k.removeprefix("network.network."): v for k, v in tensors.items() if k.startswith("n")})
-    way = models.path(params.PathChoice.model_validate(VP))
+    way = build.path(params.PathChoice.model_validate(VP))
     truth = VelocityOf(NoisePrediction(plain, way), way, "noise")
     t, x, cond = torch.rand(5), torch.randn(5, 2), torch.randn(5, meta["network"]["cond_dim"])
     with torch.no_grad():
@@ -179,7 +185,7 @@ def test_a_method_that_is_not_listed_is_left_out_with_its_reason(root: Path) -> 
     entry, folder = given.environments["spiral"], root / DATA / "models" / "spiral"
     assert [file.name for file in (folder / "td_cfm").iterdir()] == ["skipped.json"]
     found = {
-        name: horizon.horizon_model(folder / name, 0, entry, choice, CPU, "euler", 2)
+        name: successor.horizon_model(folder / name, 0, entry, choice, CPU, "euler", 2)
         for name, choice in given.successor.methods.items()
     }
     assert found.pop("td_cfm") == "spiral does not list it"
@@ -187,7 +193,7 @@ def test_a_method_that_is_not_listed_is_left_out_with_its_reason(root: Path) -> 
     sampled = {file.name.split(".")[0] for file in (root / DATA / "samples" / "spiral").iterdir()} - {"value_map"}
     assert sampled == set(LISTED)
     assert (root / DATA / "logs" / "spiral" / "td_cfm.csv").read_text() == "step\n"
-    assert store.read_json(root / DATA / "logs" / "spiral" / "td_cfm.json") == {}
+    assert files.read_json(root / DATA / "logs" / "spiral" / "td_cfm.json") == {}
 
 
 def test_an_oracle_without_a_closed_form_is_left_out_with_its_reason(
@@ -196,14 +202,14 @@ def test_an_oracle_without_a_closed_form_is_left_out_with_its_reason(
     given = params.load(root / "params.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLOWMATCH_HOME", str(tmp_path / "home"))
-    described = store.read_json(root / DATA / "transitions" / "spiral" / "provenance.json")
+    described = files.read_json(root / DATA / "transitions" / "spiral" / "provenance.json")
     folder, entry, oracle = DATA / "models" / "spiral" / "oracle", *_oracle(given)
     for closed_form in (True, False):
         file = DATA / "transitions" / "spiral" / "provenance.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        store.write_json(file, {**described, "closed_form": closed_form})
-        train_successor.main(stage("train_successor@spiral-oracle", given), environment="spiral", method="oracle")
-        found = horizon.horizon_model(folder, 0, entry, oracle, CPU, "euler", 2)
+        files.write_json(file, {**described, "closed_form": closed_form})
+        successor.main(stage("train_successor@spiral-oracle", given), environment="spiral", method="oracle")
+        found = successor.horizon_model(folder, 0, entry, oracle, CPU, "euler", 2)
         assert isinstance(found, HorizonModel) if closed_form else found == "spiral has no closed form"
 
 
@@ -400,7 +406,7 @@ def test_particles_are_as_the_fit_says(root: Path) -> None:
     memory = job(root, METHODS["particles"])(CPU).memory
     assert isinstance(memory, Particles)
     assert (memory.slots, memory.steps, tuple(memory.cond.shape)) == (32, 4, (32, 4))
-    assert memory.path == models.path(params.PathChoice.model_validate("cond_ot"))
+    assert memory.path == build.path(params.PathChoice.model_validate("cond_ot"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -444,11 +450,11 @@ def whole_and_resumed(
 
         state.mkdir(exist_ok=True)
         fit = made.keywords["fit"]
-        fitting._fit_one(0, tell, data="spiral", base=0, job=made, fit=fit, device="cpu", state=state)
+        fit._fit_one(0, tell, data="spiral", base=0, job=made, fit=fit, device="cpu", state=state)
         return (state / "seed0.safetensors").read_bytes()
 
     whole = fitted(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         fitted(tmp_path / "killed", KILLED_AT)
-    kept, _ = store.read_tensors(tmp_path / "killed" / "seed0.checkpoint")
+    kept, _ = files.read_tensors(tmp_path / "killed" / "seed0.checkpoint")
     return whole, kept, fitted(tmp_path / "killed")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import params
-from pipelines.tables import claims, comparisons, density, experiments, successor, text
+from pipelines.config import params
+from pipelines.reporting.tables import claims, comparisons, density, experiments, successor, text
 
 ROOT = Path(__file__).parents[2]
 
@@ -231,11 +231,11 @@ def test_the_papers_other_models_stand_in_every_task() -> None:
 
 
 def test_the_note_states_when_a_model_has_diverged() -> None:
-    from pipelines import starts
+    from pipelines.evaluation import truth
 
-    assert starts.MARGIN == 1
+    assert truth.MARGIN == 1
     note = next(n for n in successor.build(PARAMS, results(), LOGS, ORIGINS).notes if n.startswith("Outside"))
-    assert f"Above {100 * starts.DIVERGED:g} %" in note
+    assert f"Above {100 * truth.DIVERGED:g} %" in note
 
 
 def test_a_method_that_is_missing_shows_with_its_reason() -> None:

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import records
-from pipelines.orchestration import tracking
-from pipelines.records import RunRecord
+from pipelines.runs import live, records, tracking
+from pipelines.runs.records import RunRecord
 from tests.pipelines.conftest import PARAMS, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -96,7 +95,7 @@ def test_a_run_is_published_as_it_goes_on(project: Path, owner: str) -> None:
     record = RunRecord.start("train@moons-cfm", {"dataset": "moons", "seed": 3, "fit": {"lr": 0.1}, "device": "cpu"})
     record._flushed = -100.0  # so that the next point is written at once
     record.series(0, {"loss": 4.0})
-    tracking.publish(owner)
+    live.publish(owner)
     (parent,) = parents(project)
     child = children(project, parent)["train@moons-cfm"]
     assert (parent.info.status, child.info.status) == ("RUNNING", "RUNNING")
@@ -106,7 +105,7 @@ def test_a_run_is_published_as_it_goes_on(project: Path, owner: str) -> None:
     record.series(1, {"loss": 2.0})
     record.metrics({"nll@test": 1.5})
     record.finish("FINISHED")
-    tracking.publish(owner)
+    live.publish(owner)
     child = children(project, parents(project)[0])["train@moons-cfm"]
     assert curve(project, child) == [(0, 4.0), (1, 2.0)]
     assert child.data.metrics["nll:test"] == 1.5
@@ -116,10 +115,10 @@ def test_a_run_is_published_as_it_goes_on(project: Path, owner: str) -> None:
 
 def test_publishing_again_changes_nothing(project: Path) -> None:
     repro()
-    tracking.publish()
+    live.publish()
     before = everything(project)
     assert len(before) == 5
-    tracking.publish()
+    live.publish()
     assert everything(project) == before
     client = tracking._Tracker(project / ".flowmatch").client
     for run in runs(project):  # as if the publisher had died after the points and before their offset
@@ -128,13 +127,13 @@ def test_publishing_again_changes_nothing(project: Path) -> None:
         client.update_run(run.info.run_id, "RUNNING")
         if "flowmatch.complete" in run.data.tags:
             client.delete_tag(run.info.run_id, "flowmatch.complete")
-    tracking.publish()
+    live.publish()
     assert everything(project) == before
 
 
 def test_a_bare_repro_is_completed_from_dvcs_side(project: Path) -> None:
     repro()
-    tracking.publish()
+    live.publish()
     (parent,) = parents(project)
     own = children(project, parent)
     assert set(own) == {"leaf@a", "leaf@b", "join", "side"}
@@ -156,18 +155,18 @@ def test_a_bare_repro_is_completed_from_dvcs_side(project: Path) -> None:
 
 def test_what_dvc_skips_or_restores_points_to_the_run_that_made_it(project: Path) -> None:
     repro()
-    tracking.publish()
+    live.publish()
     first = {name: run.info.run_id for name, run in children(project, parents(project)[0]).items()}
     write(project, "params.yaml", PARAMS.replace("side: {value: 3}", "side: {value: 4}"))
     repro()
-    tracking.publish()
+    live.publish()
     second = parents(project)[1]
     (side,) = children(project, second).values()
     expected = {**first, "side": side.info.run_id}
     assert json.loads(kept(project, second, "lineage.json")) == expected
     assert second.data.metrics["join/score"] == 2.0  # of a stage that did not run
     write(project, "params.yaml", PARAMS)
-    with tracking.live(project, GONE) as outcome:  # nothing runs: side comes back from the run cache
+    with live.live(project, GONE) as outcome:  # nothing runs: side comes back from the run cache
         repro()
         outcome.status = "FINISHED"
     third = next(run for run in parents(project) if run.data.tags["flowmatch.invocation"] == GONE)
@@ -180,7 +179,7 @@ def test_an_output_of_an_unknown_run_points_to_none(project: Path) -> None:
     for path in (project / ".flowmatch/runs").rglob("*.json*"):
         path.unlink()
     repro("leaf@a")
-    tracking.publish()
+    live.publish()
     (parent,) = parents(project)
     own = children(project, parent)
     assert json.loads(kept(project, parent, "lineage.json")) == {
@@ -201,7 +200,7 @@ r.series(1, {'loss': 0.5})
 os.abort()
 """
     subprocess.run([sys.executable, "-c", code], check=False)
-    tracking.publish()
+    live.publish()
     (parent,) = parents(project)
     child = children(project, parent)["s"]
     assert (parent.info.status, child.info.status) == ("KILLED", "KILLED")
@@ -211,17 +210,17 @@ os.abort()
 
 def test_an_attempt_that_was_tried_again_stays_visible(project: Path, owner: str) -> None:
     RunRecord.start("s", {})
-    tracking.publish(owner)
+    live.publish(owner)
     time.sleep(0.01)
     RunRecord.start("s", {}).finish("FINISHED")
-    tracking.publish(owner)
+    live.publish(owner)
     statuses = sorted(run.info.status for run in runs(project) if run.info.run_name == "s")
     assert statuses == ["FAILED", "FINISHED"]
 
 
 def test_concurrent_publishers_on_a_fresh_store_do_no_harm(project: Path) -> None:
     repro()
-    command = [sys.executable, "-c", "from pipelines.orchestration import tracking; tracking.publish()"]
+    command = [sys.executable, "-c", "from pipelines.orchestration import tracking; live.publish()"]
     processes = [subprocess.Popen(command) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     (parent,) = parents(project)
@@ -230,7 +229,7 @@ def test_concurrent_publishers_on_a_fresh_store_do_no_harm(project: Path) -> Non
 
 def test_a_store_that_was_deleted_is_made_afresh(project: Path) -> None:
     repro("side")
-    code = "from pipelines.orchestration import tracking; tracking.publish()"
+    code = "from pipelines.orchestration import tracking; live.publish()"
     subprocess.run([sys.executable, "-c", code], check=True)
     (project / "mlflow.db").unlink()
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -239,11 +238,11 @@ def test_a_store_that_was_deleted_is_made_afresh(project: Path) -> None:
 
 def test_a_run_that_was_deleted_by_hand_stays_deleted(project: Path) -> None:
     repro("side")
-    tracking.publish()
+    live.publish()
     client = tracking._Tracker(project / ".flowmatch").client
     for run in runs(project):
         client.delete_run(run.info.run_id)
-    tracking.publish()
+    live.publish()
     assert {run.info.lifecycle_stage for run in runs(project)} == {"deleted"}
     assert len(runs(project)) == 2
 
@@ -252,10 +251,10 @@ def test_the_snapshot_is_taken_before_the_next_run_overwrites(project: Path, mon
     repro()
     monkeypatch.setenv("FLOWMATCH_INVOCATION", GONE)
     write(project, "params.yaml", PARAMS.replace("join: {value: 2}", "join: {value: 9}"))
-    with tracking.live(project, GONE, every=600.0) as outcome:  # between two stages what has no owner seems over
+    with live.live(project, GONE, every=600.0) as outcome:  # between two stages what has no owner seems over
         repro()
         outcome.status = "FINISHED"
-    tracking.publish()
+    live.publish()
     scores = {run.data.tags["flowmatch.invocation"] == GONE: run.data.metrics["join/score"] for run in parents(project)}
     assert scores == {False: 2.0, True: 9.0}
 
@@ -264,7 +263,7 @@ def test_the_outcome_is_the_orchestrators(project: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("FLOWMATCH_INVOCATION", GONE)
 
     def interrupted() -> None:
-        with tracking.live(project, GONE):
+        with live.live(project, GONE):
             RunRecord.start("s", {}).finish("FINISHED")
             raise KeyboardInterrupt
 
@@ -274,7 +273,7 @@ def test_the_outcome_is_the_orchestrators(project: Path, monkeypatch: pytest.Mon
 
 
 def test_live_publishes_while_stages_run(project: Path, owner: str) -> None:
-    with tracking.live(project, owner, every=0.1) as outcome:
+    with live.live(project, owner, every=0.1) as outcome:
         RunRecord.start("s", {})
         until = time.monotonic() + 60
         while not runs(project):
@@ -290,11 +289,11 @@ def test_a_tracker_that_is_away_costs_one_line(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     record = RunRecord.start("s", {})
     record.finish("FINISHED")
-    tracking.publish_quietly(record.invocation)
+    live.publish_quietly(record.invocation)
     said = capsys.readouterr().err
     assert said.startswith("tracking: not published (")
     assert said.count("\n") == 1
-    with tracking.live(project, record.invocation, every=0.01):
+    with live.live(project, record.invocation, every=0.01):
         time.sleep(0.3)
     assert capsys.readouterr().err.count("not published") == 1
 
@@ -308,7 +307,7 @@ def test_importing_the_tracker_does_not_import_mlflow() -> None:
 def test_a_stage_by_hand_is_complete_at_once(project: Path) -> None:
     record = RunRecord.start("s", {})
     record.finish("FINISHED")
-    tracking.publish_quietly(record.invocation)
+    live.publish_quietly(record.invocation)
     assert [run.info.status for run in parents(project)] == ["FINISHED"]
 
 
@@ -321,17 +320,17 @@ def trained(project: Path, name: str = "spiral.td_cfm", **params: Any) -> str:
     """A finished training run with a tiny model of two seeds; its MLflow id."""
     import torch
 
-    from pipelines import models
-    from pipelines.params import NetworkChoice
+    from pipelines.config.params import NetworkChoice
+    from pipelines.models import build, saved
 
     data, method = name.split(".")
     folder = project / "data" / "models" / data / method
-    config = models.network_config(NetworkChoice(name="mlp", hidden=[8], activation="tanh"), 2, 3)
+    config = build.network_config(NetworkChoice(name="mlp", hidden=[8], activation="tanh"), 2, 3)
     meta = {"network": config, "path": {"name": "cond_ot"}, "prediction": "velocity", "gamma": 0.75}
     for seed in (1, 2):
         torch.manual_seed(seed)
         loc, scale = torch.tensor([1.0, -1.0]), torch.tensor([2.0, 3.0])
-        models.save(folder / f"seed{seed}.safetensors", models.network(config), loc, scale, {**meta, "seed": seed})
+        saved.save(folder / f"seed{seed}.safetensors", build.network(config), loc, scale, {**meta, "seed": seed})
     # an invocation of its own: one that is complete takes no more runs
     owner = {"FLOWMATCH_INVOCATION": f"{999_999_000 + len(list((project / '.flowmatch' / 'runs').glob('*')))}-1.00"}
     with unittest.mock.patch.dict(os.environ, owner):
@@ -339,7 +338,7 @@ def trained(project: Path, name: str = "spiral.td_cfm", **params: Any) -> str:
     record.artifact(folder.relative_to(project))
     record.tag("flowmatch.model", name)
     record.finish("FINISHED")
-    tracking.publish(record.invocation)
+    live.publish(record.invocation)
     run = max(runs(project), key=lambda run: run.data.tags.get("flowmatch.started", ""))
     return str(run.info.run_id)
 
@@ -353,8 +352,8 @@ def test_a_trained_model_is_registered_and_answers(project: Path) -> None:
     import torch
 
     from flowmatch_core.successor import HorizonModel
-    from pipelines.models import load_successor
-    from pipelines.registry import load
+    from pipelines.models.registry import load
+    from pipelines.models.saved import load_successor
 
     run = trained(project)
     assert versions(project, "spiral.td_cfm") == [run]
@@ -399,7 +398,7 @@ def test_a_model_is_registered_once(project: Path) -> None:
         client.update_run(found.info.run_id, "RUNNING")
         if "flowmatch.complete" in found.data.tags:
             client.delete_tag(found.info.run_id, "flowmatch.complete")
-    tracking.publish()
+    live.publish()
     assert versions(project, "spiral.td_cfm") == [run]
 
 
@@ -407,14 +406,14 @@ def test_what_a_failed_training_left_is_no_model(project: Path) -> None:
     record = RunRecord.start("train_successor@spiral-mc_cfm", {})
     record.tag("flowmatch.model", "spiral.mc_cfm")
     record.finish("FAILED", "stopped")
-    tracking.publish(record.invocation)
+    live.publish(record.invocation)
     assert [run.info.run_name for run in runs(project) if run.info.status == "FAILED"] != []
     assert versions(project, "spiral.mc_cfm") == []
 
 
 def test_a_model_that_cannot_be_had_is_one_sentence(project: Path) -> None:
-    from pipelines.errors import UserError
-    from pipelines.registry import load
+    from pipelines.base.errors import UserError
+    from pipelines.models.registry import load
 
     trained(project)
     untrained = next(run.info.run_id for run in parents(project))
@@ -436,8 +435,8 @@ def test_a_model_that_cannot_be_had_is_one_sentence(project: Path) -> None:
 
 
 def test_to_load_a_model_where_no_runs_are_makes_no_database(project: Path) -> None:
-    from pipelines.errors import UserError
-    from pipelines.registry import load
+    from pipelines.base.errors import UserError
+    from pipelines.models.registry import load
 
     (project / "mlflow.db").unlink()
     with pytest.raises(UserError, match="there are no runs in sqlite"):

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from flowmatch_core.successor import Loss, Transitions
-from pipelines import fitting, models, store, training
-from pipelines.fitting import Task
-from pipelines.params import SuccessorFit, SuccessorMethod
-from pipelines.stages import train_successor
-from pipelines.training import Progress
+from pipelines.base import files
+from pipelines.config.params import SuccessorFit, SuccessorMethod
+from pipelines.training import successor
+from pipelines.training.fit import Task
+from pipelines.training.loop import Progress
 
 ROWS = 600
 FIT = {
@@ -35,7 +35,7 @@ def folder(tmp_path: Path, terminal: bool | None) -> Path:
     table.to_parquet(tmp_path / "transitions.parquet", row_group_size=100)
     loc, scale = [10.0, -10.0], [2.0, 4.0]
     described = {"state_names": ["x", "y"], "action_names": ["u"], "loc": loc, "scale": scale}
-    store.write_json(tmp_path / "provenance.json", described)
+    files.write_json(tmp_path / "provenance.json", described)
     return tmp_path
 
 
@@ -55,7 +55,7 @@ def test_a_batch_holds_what_the_table_holds(
 
     monkeypatch.setattr(models, "successor_loss", lambda *_: loss)
     torch.manual_seed(0)
-    task = train_successor.job(
+    task = successor.job(
         torch.device("cpu"),
         folder=folder(tmp_path, terminal),
         choice=SuccessorMethod(loss="td_cfm", path="cond_ot"),
@@ -85,7 +85,7 @@ def test_a_batch_holds_what_the_table_holds(
 def job(path: Path, rows_in_memory: int) -> partial[Task]:
     fit = SuccessorFit(**FIT, rows_in_memory=rows_in_memory)
     choice = SuccessorMethod(loss="td_cfm", path="cond_ot")
-    return partial(train_successor.job, folder=folder(path, None), choice=choice, fit=fit, gamma=0.9)
+    return partial(successor.job, folder=folder(path, None), choice=choice, fit=fit, gamma=0.9)
 
 
 def test_where_rows_come_from_does_not_change_the_first_weights(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_killed_seed_goes_on_with_the_rows_that_come_next(
 
         state.mkdir(exist_ok=True)
         fit = made.keywords["fit"]
-        fitting._fit_one(0, tell, data="spiral", base=0, job=made, fit=fit, device="cpu", state=state)
+        fit._fit_one(0, tell, data="spiral", base=0, job=made, fit=fit, device="cpu", state=state)
         return (state / "seed0.safetensors").read_bytes()
 
     whole = fitted(tmp_path / "whole")

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines import training
-from pipelines.errors import UserError
-from pipelines.params import Fit
-from pipelines.training import Progress, Trained
+from pipelines.base import device
+from pipelines.base.errors import UserError
+from pipelines.config.params import Fit
+from pipelines.training import loop
+from pipelines.training.loop import Progress, Trained
 
 FIT = Fit(
     network="mlp", steps=40, batch=16, lr=1e-2, warmup=5, weight_decay=0.01,
@@ -49,7 +50,7 @@ def fitted(checkpoint: Path, stop_at: int | None = None, fit: Fit = FIT) -> tupl
         return terms(network, average, generator, progress)
 
     generator = torch.Generator().manual_seed(1)
-    return training.train(network, step, fit, generator, checkpoint, report), rows
+    return loop.train(network, step, fit, generator, checkpoint, report), rows
 
 
 @pytest.mark.parametrize("stop_at", [7, 21, 35])
@@ -102,7 +103,7 @@ def test_the_average_follows_the_weights(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    rates = [training.learning_rate(step, FIT) for step in range(FIT.steps + 1)]
+    rates = [loop.learning_rate(step, FIT) for step in range(FIT.steps + 1)]
     assert rates.index(max(rates)) == FIT.warmup
     assert rates[: FIT.warmup] == sorted(rates[: FIT.warmup])
     assert rates[FIT.warmup :] == sorted(rates[FIT.warmup :], reverse=True)
@@ -112,11 +113,11 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 def test_the_second_beta_goes_along_a_line() -> None:
     fit = FIT.model_copy(update={"adam_betas": (0.25, 0.5), "adam_beta2_end": 0.75, "steps": 8})
-    assert [training.adam_betas(step, fit) for step in (0, 1, 4, 8)] == [
+    assert [loop.adam_betas(step, fit) for step in (0, 1, 4, 8)] == [
         (0.25, 0.5), (0.25, 0.53125), (0.25, 0.625), (0.25, 0.75)
     ]  # fmt: skip
     constant = FIT.model_copy(update={"adam_beta2_end": None})
-    assert {training.adam_betas(step, constant) for step in range(FIT.steps + 1)} == {FIT.adam_betas}
+    assert {loop.adam_betas(step, constant) for step in range(FIT.steps + 1)} == {FIT.adam_betas}
 
 
 def test_a_step_knows_the_share_that_is_done(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_a_step_knows_the_share_that_is_done(tmp_path: Path) -> None:
         return terms(network, average, generator, progress)
 
     fit = FIT.model_copy(update={"steps": 8})
-    training.train(nn.Linear(2, 1), step, fit, torch.Generator(), tmp_path / "c", lambda row: None)
+    loop.train(nn.Linear(2, 1), step, fit, torch.Generator(), tmp_path / "c", lambda row: None)
     assert shares == [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875]
 
 
@@ -152,8 +153,8 @@ def test_a_step_is_adams_with_the_betas_of_the_fit(tmp_path: Path, end: float | 
     for i, g in enumerate(gradients):
         mean, square = first * mean + (1 - first) * g, second[i] * square + (1 - second[i]) * g**2
         step = mean / (1 - first ** (i + 1)) / (square / (1 - second[i] ** (i + 1))) ** 0.5
-        weight -= training.learning_rate(i, fit) * step
-    trained = training.train(network, terms, fit, torch.Generator(), tmp_path / "c", lambda row: None)
+        weight -= loop.learning_rate(i, fit) * step
+    trained = loop.train(network, terms, fit, torch.Generator(), tmp_path / "c", lambda row: None)
     assert float(trained.network.state_dict()["weight"]) == pytest.approx(weight, rel=1e-5)
 
 
@@ -164,13 +165,13 @@ def test_a_loss_that_is_not_finite_ends_training(tmp_path: Path) -> None:
         return {"loss": network(torch.full((1, 2), torch.nan)).sum()}
 
     with pytest.raises(UserError, match="the loss is nan at step 7; expected a finite number, so lower lr"):
-        training.train(nn.Linear(2, 1), broken, FIT, torch.Generator(), tmp_path / "checkpoint", lambda row: None)
+        loop.train(nn.Linear(2, 1), broken, FIT, torch.Generator(), tmp_path / "checkpoint", lambda row: None)
     assert not (tmp_path / "checkpoint").exists()
 
 
 def test_a_cuda_device_that_is_not_there_is_named() -> None:
     count = torch.cuda.device_count()
     with pytest.raises(UserError, match=rf"device is 'cuda:{count}', but torch sees {count} CUDA devices"):
-        training.device(f"cuda:{count}")
-    assert training.device("cpu").type == "cpu"
-    assert training.device("auto").type == ("cuda" if count else "cpu")
+        device.device(f"cuda:{count}")
+    assert device.device("cpu").type == "cpu"
+    assert device.device("auto").type == ("cuda" if count else "cpu")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import params
-from pipelines.errors import UserError
+from pipelines.base.errors import UserError
+from pipelines.config import yaml_files
 from pipelines.orchestration import workspace
 from tests.pipelines.conftest import write
 
@@ -116,7 +116,7 @@ def test_apart_gives_default_a_folder_of_its_own(root: Path) -> None:
 )
 def test_merge(base: dict[str, object], changes: dict[str, object], expected: dict[str, object]) -> None:
     before = yaml.safe_dump(base)
-    assert params.merge(base, changes) == expected
+    assert yaml_files.merge(base, changes) == expected
     assert yaml.safe_dump(base) == before
 
 

@@ -1,0 +1,225 @@
+"""Reading and writing of tables, models and JSON, whole or not at all.
+
+Formats are parquet, safetensors and JSON, none of which can execute code when read. A writer makes a file under a
+temporary name in the same folder and renames it, so that a file of the right name is always complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.base.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from pyarrow import Table
+    from pyarrow.parquet import ParquetFile
+    from torch import Tensor
+
+
+_REMAKE = "`make repro` (or `dvc checkout` if it was made before)."
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; what was made there takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if temporary.is_dir():  # a rename does not replace a folder that holds something
+            _remove(path)
+        os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        UserError: the file is missing.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise _missing(path) from None
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    """The content of a file in pieces, so that it may be larger than memory.
+
+    Raises:
+        UserError: the file is missing.
+    """
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                yield piece
+    except FileNotFoundError:
+        raise _missing(path) from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, with non-finite numbers as null."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(_finite(value), indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except ValueError as error:
+        raise _corrupt(path, "JSON", error) from None
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as parquet."""
+    with replacing(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def read_table(path: Path, columns: Sequence[str] = (), *, finite: bool = True) -> pd.DataFrame:
+    """Read a parquet table that has at least the given columns and no missing or infinite number.
+
+    Arguments:
+        finite: false lets such numbers pass, as samples of a diverged model may hold some.
+
+    Raises:
+        UserError: the file is missing or corrupt, lacks a column, or holds a NaN.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_parquet(path)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except Exception as error:  # pyarrow raises ArrowInvalid, OSError, ... for a damaged file
+        raise _corrupt(path, "parquet", error) from None
+    _check_columns(path, list(map(str, table)), columns)
+    if finite:
+        numbers = table.select_dtypes("number")
+        check_finite(path, list(map(str, numbers)), numbers.to_numpy())
+    return table
+
+
+def open_table(path: Path, columns: Sequence[str]) -> ParquetFile:
+    """Open a parquet table that has at least the given columns, to be read in parts.
+
+    Raises:
+        UserError: the file is missing or corrupt, or lacks a column.
+    """
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except Exception as error:
+        raise _corrupt(path, "parquet", error) from None
+    _check_columns(path, file.schema_arrow.names, columns)
+    return file
+
+
+def read_group(path: Path, file: ParquetFile, group: int, columns: Sequence[str]) -> Table:
+    """Some columns of one row group of an open table.
+
+    Raises:
+        UserError: the file is corrupt.
+    """
+    try:
+        return file.read_row_group(group, columns=list(columns), use_threads=False)
+    except Exception as error:
+        raise _corrupt(path, "parquet", error) from None
+
+
+def check_finite(path: Path, columns: Sequence[str], rows: np.ndarray, first: int = 0) -> None:
+    """Refuse rows of a table, from the `first` on, that hold a NaN or an infinity.
+
+    Raises:
+        UserError: it names the first such value.
+    """
+    import numpy as np
+
+    bad = ~np.isfinite(rows)
+    if bad.any():
+        row, column = (int(i) for i in np.argwhere(bad)[0])
+        raise UserError(
+            f"{path} holds {float(rows[row, column])} in column {columns[column]!r}, row {first + row} "
+            f"({int(bad.sum())} such values); expected finite numbers, so mend the source and make it again: {_REMAKE}"
+        )
+
+
+def _check_columns(path: Path, there: Sequence[str], wanted: Sequence[str]) -> None:
+    lacking = [name for name in wanted if name not in there]
+    if lacking:
+        raise UserError(f"{path} has no column {lacking[0]!r} (it has {', '.join(there)}); make it again: {_REMAKE}")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write named tensors and a JSON description in one safetensors file."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file(
+            {k: t.detach().cpu().contiguous() for k, t in tensors.items()},
+            temporary,
+            {"meta": json.dumps(dict(meta))},
+        )
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        UserError: the file is missing or corrupt.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()  # a list; the file is no mapping
+            return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["meta"])
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except Exception as error:  # SafetensorError, KeyError (no metadata), ValueError (not JSON), OSError
+        raise _corrupt(path, "safetensors", error) from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def _missing(path: Path) -> UserError:
+    return UserError(f"{path} is not there; make it: {_REMAKE}")
+
+
+def _corrupt(path: Path, kind: str, error: Exception) -> UserError:
+    return UserError(f"{path} is not a whole {kind} file ({first_line(error)}); delete it and make it again: {_REMAKE}")

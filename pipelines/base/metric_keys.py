@@ -1,0 +1,37 @@
+"""Names of columns in tables and of numbers in metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_SEED = "_seed"
+
+
+def columns(part: str, names: Iterable[str]) -> list[str]:
+    """The columns of a vector in a table, by the names of its components.
+
+    >>> columns("state", ["x", "y"])
+    ['state_x', 'state_y']
+    """
+    return [f"{part}_{name}" for name in names]
+
+
+def seed_key(name: str, seed: int) -> str:
+    """Where a cell of metrics holds a number of one seed, beside its mean over seeds.
+
+    >>> seed_key("emd", 3)
+    'emd_seed3'
+    """
+    return f"{name}{_SEED}{seed}"
+
+
+def by_seed(cell: Mapping[str, Any], name: str) -> dict[int, float]:
+    """The numbers of a metric, of each seed that has one.
+
+    >>> by_seed({"emd": 0.2, "emd_seed3": 0.1, "emd_seed5": 0.3, "emd_low": 0.0, "nll_seed3": None}, "emd")
+    {3: 0.1, 5: 0.3}
+    """
+    prefix = f"{name}{_SEED}"
+    numbers = {key.removeprefix(prefix): value for key, value in cell.items() if key.startswith(prefix)}
+    return {int(seed): value for seed, value in numbers.items() if value is not None}

@@ -1,0 +1,15 @@
+"""Seeds derived from the base seed of `params.yaml`."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def derived_seed(base: int, *key: object) -> int:
+    """Return a seed that depends on the base seed and the key, and on nothing else.
+
+    >>> derived_seed(0, "prepare", "moons") == derived_seed(0, "prepare", "moons") != derived_seed(0, "prepare", "ring")
+    True
+    """
+    text = "/".join(str(part) for part in (base, *key))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")

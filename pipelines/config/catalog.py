@@ -1,0 +1,222 @@
+"""What `params.yaml` may name in `flowmatch_core`, with the options of each; reading it imports no torch.
+
+A new path, coupling, network, objective or successor loss is a file in `flowmatch_core` and a row here. A test compares
+every row with the code that it describes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BeforeValidator, Field
+
+from pipelines.base.errors import did_you_mean
+
+Number = float
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+Activation = Literal["silu", "tanh", "softplus"]
+Prediction = Literal["velocity", "noise", "data", "score", "state"]
+
+
+def _number_or_line(value: Any) -> Any:
+    """A list of two numbers stands for the ends of a line over training."""
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(x, (int, float)) for x in value):
+        return tuple(value)
+    raise ValueError("expected a number, or two numbers: at the start of training and at its end")
+
+
+Line = Annotated[Any, BeforeValidator(_number_or_line)]
+"""A number, or the two ends of a line over training."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A class or function of `flowmatch_core` that `params.yaml` may name.
+
+    Attributes:
+        module: The module that defines it.
+        attribute: Its name there.
+        options: The types of the options that `params.yaml` may give it, by name.
+    """
+
+    module: str
+    attribute: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """The path of its source file."""
+        return f"{self.module.replace('.', '/')}.py"
+
+    def load(self) -> Any:
+        """Import it; only now torch is loaded."""
+        return getattr(import_module(self.module), self.attribute)
+
+
+@dataclass(frozen=True)
+class NetworkSpec(Spec):
+    """A network.
+
+    Attributes:
+        defaults: The defaults of its options.
+    """
+
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec(Spec):
+    """An objective of density models.
+
+    Attributes:
+        coupling: Whether it takes a coupling of noise and data.
+    """
+
+    coupling: bool = True
+
+
+@dataclass(frozen=True)
+class LossSpec(Spec):
+    """A loss of successor models.
+
+    Attributes:
+        needs: What it learns from: transitions and a target network (`target`), or on-policy futures (`futures`).
+        path: Whether it has a probability path and a law of flow times.
+        prediction: What its network predicts; `state` for a network that maps noise to a state at once.
+        ode: Whether it solves the target's ODE, so that it takes steps and a solver.
+        particles: Whether it can keep its bootstrap points from step to step.
+        progress: Whether its value depends on the share of training that is done.
+        network: The network that it brings, in place of that of `fit`.
+    """
+
+    needs: Literal["target", "futures"] = "target"
+    path: bool = True
+    prediction: Prediction = "velocity"
+    ode: bool = True
+    particles: bool = False
+    progress: bool = False
+    network: NetworkSpec | None = None
+
+    @property
+    def all_options(self) -> Mapping[str, Any]:
+        """The options of the loss and of the network that it brings."""
+        return {**self.options, **(self.network.options if self.network else {})}
+
+
+PATHS: Mapping[str, Spec] = {
+    "cond_ot": Spec("flowmatch_core.paths.cond_ot", "CondOT", {"sigma_min": Number}),
+    "cosine": Spec("flowmatch_core.paths.cosine", "Cosine"),
+    "ou": Spec("flowmatch_core.paths.ou", "OU", {"horizon": Number}),
+    "polynomial": Spec("flowmatch_core.paths.polynomial", "Polynomial", {"n": Number}),
+    "ve": Spec("flowmatch_core.paths.ve", "VE", {"sigma_min": Number, "sigma_max": Number}),
+    "vp": Spec("flowmatch_core.paths.vp", "VP", {"beta_min": Number, "beta_max": Number}),
+}
+"""Probability paths."""
+
+COUPLINGS: Mapping[str, Spec] = {
+    "conditional_ot": Spec("flowmatch_core.couplings.conditional_ot", "ConditionalOT", {"weight": Number}),
+    "independent": Spec("flowmatch_core.couplings.independent", "Independent"),
+    "minibatch_ot": Spec("flowmatch_core.couplings.minibatch_ot", "MinibatchOT"),
+    "schrodinger_bridge": Spec("flowmatch_core.couplings.schrodinger_bridge", "SchrodingerBridge", {"sigma": Number}),
+    "sinkhorn": Spec("flowmatch_core.couplings.sinkhorn", "Sinkhorn", {"reg": Number}),
+}
+"""Couplings of noise and data."""
+
+NETWORKS: Mapping[str, NetworkSpec] = {
+    "concat_squash": NetworkSpec(
+        "flowmatch_core.networks.concat_squash",
+        "ConcatSquashField",
+        {"hidden": Widths, "frequencies": Count, "activation": Activation},
+        {"hidden": (256, 256), "frequencies": 0, "activation": "softplus"},
+    ),
+    "film_mlp": NetworkSpec(
+        "flowmatch_core.networks.film_mlp",
+        "FiLMField",
+        {"hidden": Widths, "cond_hidden": Widths, "activation": Activation},
+        {"hidden": (512, 512), "cond_hidden": (64,), "activation": "silu"},
+    ),
+    "mlp": NetworkSpec(
+        "flowmatch_core.networks.mlp",
+        "MLPField",
+        {"hidden": Widths, "frequencies": Count, "activation": Activation},
+        {"hidden": (256, 256), "frequencies": 8, "activation": "silu"},
+    ),
+    "residual": NetworkSpec(
+        "flowmatch_core.networks.residual",
+        "ResidualField",
+        {"width": Count, "blocks": Count, "frequencies": Count},
+        {"width": 256, "blocks": 3, "frequencies": 8},
+    ),
+    "unet_mlp": NetworkSpec(
+        "flowmatch_core.networks.unet_mlp",
+        "UNetMLPField",
+        {"stages": Widths, "blocks": Count, "cond_hidden": Widths, "time_width": Count},
+        {"stages": (512, 512, 512), "blocks": 1, "cond_hidden": (512, 512, 512), "time_width": 256},
+    ),
+}
+"""Networks of vectors."""
+
+OBJECTIVES: Mapping[str, ObjectiveSpec] = {
+    "cfm": ObjectiveSpec("flowmatch_core.objectives.cfm", "cfm_loss"),
+    "interpolant": ObjectiveSpec("flowmatch_core.objectives.interpolant", "interpolant_loss"),
+    "posterior_cfm": ObjectiveSpec("flowmatch_core.objectives.posterior_cfm", "posterior_cfm_loss", coupling=False),
+}
+"""Objectives of density models."""
+
+_LOSSES = "flowmatch_core.successor.losses"
+_FUSED = {"fused": bool}
+_LATENT = {"width": Count, "blocks": Count}, {"width": 256, "blocks": 2}
+
+SUCCESSOR_LOSSES: Mapping[str, LossSpec] = {
+    "gan": LossSpec(
+        f"{_LOSSES}.gan",
+        "gan_loss",
+        {"penalty": Line},
+        path=False,
+        prediction="state",
+        ode=False,
+        progress=True,
+        network=NetworkSpec(f"{_LOSSES}.gan", "HorizonGAN", *_LATENT),
+    ),
+    "mc_cfm": LossSpec(f"{_LOSSES}.mc_cfm", "mc_cfm_loss", needs="futures", ode=False),
+    "td2_cfm": LossSpec(f"{_LOSSES}.td2_cfm", "td2_cfm_loss", _FUSED, particles=True),
+    "td2_dd": LossSpec(f"{_LOSSES}.td2_dd", "td2_dd_loss", _FUSED, prediction="noise"),
+    "td_cfm": LossSpec(f"{_LOSSES}.td_cfm", "td_cfm_loss", _FUSED),
+    "td_cfm_coupled": LossSpec(f"{_LOSSES}.td_cfm_coupled", "td_cfm_coupled_loss", _FUSED),
+    "td_dd": LossSpec(f"{_LOSSES}.td_dd", "td_dd_loss", _FUSED, prediction="noise"),
+    "vae": LossSpec(
+        f"{_LOSSES}.vae",
+        "vae_loss",
+        {"beta": Number},
+        path=False,
+        prediction="state",
+        ode=False,
+        network=NetworkSpec(f"{_LOSSES}.vae", "HorizonVAE", *_LATENT),
+    ),
+}
+"""Losses of successor models."""
+
+ORACLE = "oracle"
+"""The successor "loss" that trains nothing: the closed form, where the environment has one."""
+
+S = TypeVar("S", bound=Spec)
+
+
+def find(table: Mapping[str, S], name: str, *others: str) -> S:
+    """Return the row of a name.
+
+    Raises:
+        ValueError: There is none; the sentence lists the names and the nearest one.
+    """
+    if name not in table:
+        known = sorted([*table, *others])
+        raise ValueError(f"expected one of {', '.join(known)}{did_you_mean(name, known)}")
+    return table[name]

@@ -1,0 +1,50 @@
+"""Validation errors as one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from pipelines.base.errors import did_you_mean
+
+
+def sentence(error: ValidationError, model: type[BaseModel], path: Path, prefix: tuple[str, ...]) -> str:
+    """One mistake as a sentence, and how many others; a misspelt key comes before the one that it leaves missing."""
+    mistakes = error.errors()
+    first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
+    key = ".".join(str(part) for part in (*prefix, *first["loc"]))
+    found = repr(first["input"])
+    found = found if len(found) <= 80 else f"{found[:77]}..."
+    if first["type"] == "extra_forbidden":
+        known = _keys_beside(model, first["loc"])
+        remedy = did_you_mean(str(first["loc"][-1]), known, f"; expected one of {', '.join(known)}.")
+        what = f"{key} is not a known key (found {found}){remedy}"
+    elif first["type"] == "missing":
+        what = f"{key} is missing; add it."
+    elif not first["loc"]:
+        what = str(first["msg"]).removeprefix("Value error, ") + "."
+    else:
+        message = str(first["msg"]).removeprefix("Value error, ")
+        for theirs, ours in (
+            ("Input should", "it should"),
+            ("String should match", "it should match"),
+            ("array", "list"),
+        ):
+            message = message.replace(theirs, ours)
+        what = f"{key} is {found}; {message}{'' if message.endswith(('.', '?')) else '.'}"
+    others = error.error_count() - 1
+    return f"{path}: {what}" + (f" (and {others} more)" if others else "")
+
+
+def _keys_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that may stand where an unknown one was found."""
+    here: Any = model
+    for part in loc[:-1]:
+        fields = getattr(here, "model_fields", None)
+        if fields is not None:
+            here = fields[part].annotation if part in fields else None
+        else:  # dict[str, X]: any name leads to X
+            here = get_args(here)[-1] if get_args(here) else None
+    return list(getattr(here, "model_fields", {}))

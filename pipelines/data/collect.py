@@ -1,0 +1,336 @@
+"""Draw the tables of an environment on all cores: transitions, on-policy rollouts and evaluation rollouts.
+
+Columns: `episode`, `step`, `behaviour`, then numbers named by prefix and component (`state_x`, `action_ux`,
+`next_state_x`, `next_action_ux`, `reward_loop`), and `terminal`. Every table is drawn in pieces of fixed size, each
+with a seed of its own, so that rows depend on the seed and not on the number of workers. Workers are threads: physics
+and NumPy release the global interpreter lock, and processes would take longer to start than to work. Pieces of
+transitions are written as they are drawn, so only a few are in memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipelines import environments
+from pipelines.base import files, layout, metric_keys, plugins
+from pipelines.base.errors import UserError
+from pipelines.data.moments import Moments
+from pipelines.environments import Array, Beginning, Environment, Simulator
+from pipelines.runs.context import Stage
+
+TRANSITIONS, EPISODES = 10_000, 250  # rows, respectively episodes, of a piece
+GROUP = 100_000  # rows of a row group of a file
+AHEAD = 2  # pieces a worker that may wait to be used
+COUNTERFACTUALS = 8  # start states at which a state or an action is exchanged: a mean over few is steady enough
+
+
+def write(stage: Stage, environment: str) -> None:
+    """Collect the tables of an environment and write them with their provenance."""
+    entry = stage.params.environments[environment]
+    collector = Collector(entry.kind, entry.settings(), stage.seed("collect", environment))
+    built = collector.environment
+    with stage.output(layout.collected(environment)) as folder:
+        # Models standardise with these and report in the units of the environment; samples far outside of the range
+        # from `low` to `high` count as diverged.
+        moments = write_frames(
+            layout.transitions(folder),
+            collector.transitions(entry.transitions, entry.length),
+            metric_keys.columns("next_state", built.state_names),
+        )
+        rollouts = collector.rollouts(entry.rollouts, entry.length)
+        files.write_table(layout.rollouts(folder), rollouts)
+        evaluation = collector.evaluation(entry.starts, entry.length)
+        files.write_table(layout.evaluation(folder), evaluation)
+        exchanged = collector.counterfactuals(evaluation, entry.length)
+        if exchanged is not None:
+            files.write_table(layout.counterfactual(folder), exchanged)
+        files.write_json(
+            layout.provenance(folder),
+            {
+                "kind": entry.kind,
+                "settings": entry.settings().model_dump(mode="json"),
+                "source": built.source,
+                "fidelity": built.fidelity,
+                "state_names": list(built.state_names),
+                "action_names": list(built.action_names),
+                "bounds": list(built.bounds),
+                "walls": [list(wall) for wall in built.walls],
+                "closed_form": built.oracle() is not None,
+                "cut_off_mass": entry.gamma**entry.length,
+                **moments,
+            },
+        )
+    rows = {"transitions": entry.transitions, "rollouts": len(rollouts), "evaluation": len(evaluation)}
+    stage.metrics({f"{name}_rows": number for name, number in rows.items()})
+    stage.log(f"{entry.transitions} transitions, {entry.rollouts} rollouts, {entry.starts} starts: {built.source}")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The tables of one environment, ordered by episode and step.
+
+    Attributes:
+        transitions: rows off the policy, with the policy's action in the next state. Where the environment covers
+            its states each row is an episode of its own (`behaviour` "coverage"). `terminal` says whether the next
+            state ends an episode for good; a time limit does not.
+        rollouts: episodes under the policy, half from coverage states ("coverage"), half from the start
+            distribution ("start"), or all from there: rows S_0, ..., S_length with the policy's action. A terminal
+            state is absorbing: `terminal` rows repeat it until the end.
+        evaluation: the same from the start distribution only, with every reward of the row's state.
+    """
+
+    transitions: pd.DataFrame
+    rollouts: pd.DataFrame
+    evaluation: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a worker draws at a time: rows or episodes of these numbers."""
+
+    numbers: range
+    seed: np.random.SeedSequence
+
+
+class Collector:
+    """Draws the tables of one environment; each table has a seed of its own.
+
+    Arguments:
+        seed: what all rows depend on.
+        workers: threads; None is one a core.
+    """
+
+    def __init__(self, kind: str, settings: plugins.Settings, seed: int, workers: int | None = None) -> None:
+        self.environment = environments.build(kind, settings)
+        self.kind = kind
+        self.seeds = np.random.SeedSequence(seed).spawn(5)
+        self.workers = workers or os.cpu_count() or 1
+
+    def transitions(self, count: int, length: int) -> Iterator[pd.DataFrame]:
+        """The table of transitions, piece by piece.
+
+        Arguments:
+            count: rows.
+            length: steps of an episode, where rows come from episodes.
+        """
+        available = self.environment.available()
+        if available is not None and count > available:
+            raise UserError(
+                f"{count} transitions were asked of the environment {self.kind!r}, which has {available}; "
+                "lower `transitions`."
+            )
+        return self._draw(partial(_transitions, self.environment, length), _pieces(count, TRANSITIONS, self.seeds[0]))
+
+    def rollouts(self, count: int, length: int) -> pd.DataFrame:
+        """`count` episodes of `length` steps under the policy, shared among the environment's beginnings."""
+        beginnings = self.environment.beginnings
+        covered = count - count // 2 if len(beginnings) > 1 else 0
+        parts = [
+            *self._episodes("coverage", _pieces(covered, EPISODES, self.seeds[1]), length),
+            *self._episodes("start", _pieces(count - covered, EPISODES, self.seeds[2], first=covered), length),
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    def evaluation(self, count: int, length: int) -> pd.DataFrame:
+        """`count` episodes of `length` steps from the start distribution, with every reward."""
+        pieces = _pieces(count, EPISODES, self.seeds[3])
+        table = pd.concat(list(self._episodes("start", pieces, length)), ignore_index=True)
+        states = table[metric_keys.columns("state", self.environment.state_names)].to_numpy()
+        return table.assign(**{f"reward_{name}": value for name, value in self.environment.rewards(states).items()})
+
+    def counterfactuals(self, evaluation: pd.DataFrame, length: int) -> pd.DataFrame | None:
+        """What would follow from the first start states if only the state, or only the action, were another one.
+
+        Arguments:
+            evaluation: the table of that name, whose first episodes these are.
+
+        Returns:
+            Rollouts of `length` steps under the policy after the exchange, with the columns of rollouts and
+            `exchanged`: "state" (the start state is that of the next episode) or "action" (a random one). None where
+            the environment cannot be set to any state.
+        """
+        simulator = getattr(self.environment, "simulator", self.environment)  # that of recorded episodes
+        if not isinstance(simulator, Simulator):
+            return None
+        rng = np.random.default_rng(self.seeds[4])
+        first = evaluation[evaluation["step"] == 0].head(COUNTERFACTUALS)
+        names, actions = self.environment.state_names, self.environment.action_names
+        state, action = first[metric_keys.columns("state", names)], first[metric_keys.columns("action", actions)]
+        here, own = state.to_numpy(), action.to_numpy()
+        parts = []
+        for exchanged, now, act in (
+            ("state", np.roll(here, -1, 0), own),
+            ("action", here, simulator.actions(rng, len(here))),
+        ):
+            for step in range(length + 1):
+                parts.append(
+                    pd.DataFrame(
+                        {
+                            "exchanged": exchanged,
+                            "episode": first["episode"].to_numpy(),
+                            "step": step,
+                            **_columns("state", names, now),
+                            **_columns("action", actions, act),
+                        }
+                    )
+                )
+                now = simulator.step(now, act, rng)
+                act = self.environment.policy(now)
+        table = pd.concat(parts, ignore_index=True)
+        return table.sort_values(["exchanged", "episode", "step"], ignore_index=True)
+
+    def _episodes(self, beginning: Beginning, pieces: list[Piece], length: int) -> Iterator[pd.DataFrame]:
+        return self._draw(partial(_rollout, self.environment, beginning, length), pieces)
+
+    def _draw(self, work: Callable[[Piece], pd.DataFrame], pieces: Iterable[Piece]) -> Iterator[pd.DataFrame]:
+        """The frames of the pieces in order, drawn by threads that are never far ahead."""
+        remaining, waiting = iter(pieces), deque[Future[pd.DataFrame]]()
+        with ThreadPoolExecutor(self.workers) as pool:
+            try:
+                while True:
+                    while len(waiting) < AHEAD * self.workers and (piece := next(remaining, None)) is not None:
+                        waiting.append(pool.submit(work, piece))
+                    if not waiting:
+                        return
+                    yield self._checked(waiting.popleft().result())
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _checked(self, frame: pd.DataFrame) -> pd.DataFrame:
+        for name in frame.columns.drop(["episode", "step", "behaviour"]):
+            bad = ~np.isfinite(frame[name].to_numpy())
+            if bad.any():
+                episode = frame["episode"].to_numpy()[bad.argmax()]
+                raise UserError(
+                    f"the environment {self.kind!r} gave NaN or infinity in column {name!r} in {int(bad.sum())} of "
+                    f"{len(frame)} rows, first in episode {episode}, expected finite numbers; mend it or change its "
+                    "settings."
+                )
+        return frame
+
+
+def collect(
+    kind: str,
+    settings: plugins.Settings,
+    *,
+    transitions: int,
+    rollouts: int,
+    length: int,
+    starts: int,
+    seed: int,
+    workers: int | None = None,
+) -> Collection:
+    """Draw the tables of an environment into memory.
+
+    Arguments:
+        transitions: rows of the table of transitions.
+        rollouts: on-policy episodes.
+        length: transitions of an episode; a geometric horizon from its first state reaches beyond its end
+            with probability gamma^length.
+        starts: evaluation episodes.
+        workers: threads; None is one a core.
+
+    >>> spiral = plugins.load("pipelines.environments", "linear_gaussian")
+    >>> tables = collect(
+    ...     "linear_gaussian", spiral.Settings(), transitions=10, rollouts=4, length=3, starts=2, seed=0
+    ... )
+    >>> len(tables.transitions), len(tables.rollouts), len(tables.evaluation)
+    (10, 16, 8)
+    """
+    collector = Collector(kind, settings, seed, workers)
+    return Collection(
+        pd.concat(list(collector.transitions(transitions, length)), ignore_index=True),
+        collector.rollouts(rollouts, length),
+        collector.evaluation(starts, length),
+    )
+
+
+def write_frames(path: Path, frames: Iterable[pd.DataFrame], columns: Sequence[str]) -> dict[str, list[float]]:
+    """Write frames as one parquet table, a row group at a time.
+
+    Returns:
+        Of each of some columns `loc` and `scale`, mean and standard deviation, with which models standardise, and the
+        range from `low` to `high`.
+
+    Raises:
+        UserError: one of these columns is constant.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    moments = Moments(columns)
+    with files.replacing(path) as temporary, ExitStack() as stack:
+        writer = None
+        for group in _groups(frames):
+            moments.add(group[list(columns)].to_numpy())
+            table = pa.Table.from_pandas(group, preserve_index=False)
+            if writer is None:
+                writer = stack.enter_context(parquet.ParquetWriter(temporary, table.schema))
+            writer.write_table(table)
+    return moments.result()
+
+
+def _groups(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """The same rows in frames of at least `GROUP`."""
+    waiting, rows = list[pd.DataFrame](), 0
+    for frame in frames:
+        waiting.append(frame)
+        rows += len(frame)
+        if rows >= GROUP:
+            yield pd.concat(waiting, ignore_index=True)
+            waiting, rows = [], 0
+    if waiting:
+        yield pd.concat(waiting, ignore_index=True)
+
+
+def _pieces(count: int, size: int, seed: np.random.SeedSequence, first: int = 0) -> list[Piece]:
+    offsets = range(0, count, size)
+    return [
+        Piece(range(first + offset, first + min(offset + size, count)), child)
+        for offset, child in zip(offsets, seed.spawn(len(offsets)), strict=True)
+    ]
+
+
+def _transitions(environment: Environment, length: int, piece: Piece) -> pd.DataFrame:
+    rows = environment.transitions(piece.numbers, length, np.random.default_rng(piece.seed))
+    return pd.DataFrame(
+        {
+            "episode": rows.episode,
+            "step": rows.step,
+            "behaviour": rows.behaviour,
+            **_columns("state", environment.state_names, rows.state),
+            **_columns("action", environment.action_names, rows.action),
+            **_columns("next_state", environment.state_names, rows.next_state),
+            **_columns("next_action", environment.action_names, environment.policy(rows.next_state)),
+            "terminal": rows.terminal,
+        }
+    )
+
+
+def _rollout(environment: Environment, beginning: Beginning, length: int, piece: Piece) -> pd.DataFrame:
+    count = len(piece.numbers)
+    drawn = environment.episodes(beginning, count, length, np.random.default_rng(piece.seed))
+    return pd.DataFrame(
+        {
+            "episode": np.array(piece.numbers).repeat(length + 1),
+            "step": np.tile(np.arange(length + 1), count),
+            "behaviour": beginning,
+            **_columns("state", environment.state_names, drawn.states.reshape(-1, drawn.states.shape[2])),
+            **_columns("action", environment.action_names, drawn.actions.reshape(-1, drawn.actions.shape[2])),
+            "terminal": drawn.terminal.ravel(),
+        }
+    )
+
+
+def _columns(prefix: str, names: tuple[str, ...], rows: Array) -> dict[str, Array]:
+    return dict(zip(metric_keys.columns(prefix, names), rows.T, strict=True))

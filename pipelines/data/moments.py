@@ -1,0 +1,74 @@
+"""Mean, deviation and range of columns, with which models standardise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.base.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def moments(table: pd.DataFrame, source: str) -> dict[str, list[float]]:
+    """Mean and standard deviation of each column, with which models standardise.
+
+    Raises:
+        UserError: a column is constant, so that nothing can be divided by its deviation.
+    """
+    values = table.to_numpy(dtype=float)
+    check_varying(source, list(map(str, table)), values.min(0), values.max(0))
+    return {"loc": values.mean(0).tolist(), "scale": values.std(0).tolist()}
+
+
+def check_varying(source: str, columns: Sequence[str], low: np.ndarray, high: np.ndarray) -> None:
+    """Refuse columns whose smallest and largest values are the same; a deviation would be rounding, and not zero.
+
+    Raises:
+        UserError: it names the first such column.
+    """
+    for name, least, largest in zip(columns, low, high, strict=True):
+        if not largest > least:
+            raise UserError(
+                f"the column {name!r} of {source} is constant ({least}); expected it to vary, so leave it out."
+            )
+
+
+class Moments:
+    """Mean, standard deviation and range of columns whose rows come in parts (Chan, Golub and LeVeque 1983).
+
+    >>> moments = Moments(["x"])
+    >>> moments.add(np.array([[1.0], [2.0]])), moments.add(np.array([[6.0]]))
+    (None, None)
+    >>> moments.result()
+    {'loc': [3.0], 'scale': [2.160246899469287], 'low': [1.0], 'high': [6.0]}
+    """
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.columns = list(columns)
+        self.count = 0
+        self.mean = self.squares = np.zeros(len(self.columns))
+        self.low, self.high = np.full(len(self.columns), np.inf), np.full(len(self.columns), -np.inf)
+
+    def add(self, rows: NDArray[np.float64]) -> None:
+        """Take rows (n, columns) into account."""
+        n, mean = len(rows), rows.mean(0)
+        total, change = self.count + n, mean - self.mean
+        self.squares = self.squares + n * rows.var(0) + change**2 * (self.count * n / total)
+        self.mean, self.count = self.mean + change * (n / total), total
+        self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
+
+    def result(self) -> dict[str, list[float]]:
+        """`loc`, `scale`, `low` and `high`.
+
+        Raises:
+            UserError: a column is constant, so that nothing can be divided by its deviation.
+        """
+        check_varying("the transitions", self.columns, self.low, self.high)
+        scale = np.sqrt(self.squares / self.count)
+        moments = {"loc": self.mean, "scale": scale, "low": self.low, "high": self.high}
+        return {name: value.tolist() for name, value in moments.items()}

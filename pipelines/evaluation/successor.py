@@ -1,0 +1,158 @@
+"""Score every successor model of an environment at the same start states, each number beside its sampling floor.
+
+Every number of a seed is a mean over start states; reported is its mean over seeds with a 95 % t interval. The spread
+over start states stays in the table of cells.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
+from pipelines import environments
+from pipelines.base import device, files, layout
+from pipelines.config.catalog import ORACLE
+from pipelines.environments import Array
+from pipelines.evaluation import models, scores, truth
+from pipelines.evaluation.truth import Starts
+from pipelines.models.untrained import Untrained
+from pipelines.runs.context import Stage
+
+SENSITIVITY_SAMPLES = 256  # per start state; few, as both sides of a difference share their noise
+
+
+def evaluate(stage: Stage, environment: str) -> None:
+    """Score the models of an environment: EMD, value error, likelihood and sensitivity."""
+    evaluator = SuccessorEvaluator(stage, environment)
+    settings = stage.params.successor
+    for seed in settings.seeds:
+        evaluator.floor(seed)
+    floor = scores.over_seeds(evaluator.numbers["floor"])
+    densities, skipped = dict[str, bool](), dict[str, dict[str, str]]()
+    for method in settings.methods:
+        for seed in settings.seeds:
+            model = evaluator.load(method, seed, settings.sample.solver, settings.sample.steps)
+            if isinstance(model, Untrained):
+                skipped[method] = {"skipped": model.reason}
+                break
+            densities[method] = model.has_density
+            numbers = evaluator.model(model, method, seed)
+            here = scores.over_seeds({seed: numbers})
+            far = f", diverged: {here['outside']:.1%} of the samples far outside of the data" * here["diverged"]
+            stage.log(f"{method} seed {seed}: EMD {numbers['emd']:.4f} (floor {floor['emd']:.4f}){far}")
+    with stage.output(layout.evaluations(environment)) as folder:
+        files.write_table(layout.cells(folder), pd.concat(evaluator.cells, ignore_index=True))
+        files.write_table(layout.truth(folder), truth.table(evaluator.truth, evaluator.start.names))
+    summary = {method: scores.over_seeds(seeds) for method, seeds in evaluator.numbers.items()}
+    for method, cell in summary.items():
+        # two samples of a point measure are no distance apart
+        cell["emd_over_floor"] = cell["emd"] / floor["emd"] if floor["emd"] else math.nan
+        stage.metrics({f"{method}.{name}": float(value) for name, value in cell.items() if math.isfinite(value)})
+        cell |= {"has_density": densities[method]} if method in densities else {}
+    with stage.output(layout.metrics(environment)) as temporary:
+        files.write_json(temporary, {**summary, **skipped})
+
+
+class SuccessorEvaluator:
+    """Scores the samples of one environment.
+
+    Attributes:
+        numbers: The numbers of each method and seed.
+        cells: The same at each start state.
+    """
+
+    def __init__(self, stage: Stage, environment: str) -> None:
+        self.stage, self.environment = stage, environment
+        self.entry, self.successor = stage.params.environments[environment], stage.params.successor
+        self.device = device.use(stage.params.device, stage.params.threads)
+        folder = layout.collected(environment)
+        self.provenance = files.read_json(layout.provenance(folder))
+        built = environments.build(self.entry.kind, self.entry.settings())
+        oracle = built.oracle()
+        self.mdp = None if oracle is None else oracle.to(self.device, torch.float32)
+        self.start = truth.read(folder, self.device)
+        self.exchanged = truth.counterfactuals(folder, self.device)
+        self.samples = self.successor.sample.samples
+        self.truth = self.true(self.start, self.samples, "evaluate", environment)
+        gamma, reward = self.entry.gamma, self.entry.reward
+        state, action = (t.double().cpu().numpy() for t in (self.start.state, self.start.action))
+        value = built.exact_values(state, action, gamma).get(reward)
+        if value is None:
+            along = truth.rewards(built, reward, self.start.states[:, 1:])
+            value = (along * gamma ** torch.arange(along.shape[1]).numpy()).sum(1)
+        self.score = scores.SampleScore(self.truth, built, reward, value, gamma)
+        self.numbers: dict[str, dict[int, dict[str, float]]] = {}
+        self.cells: list[pd.DataFrame] = []
+
+    def true(self, at: Starts, n: int, *key: object) -> Tensor:
+        """True samples, (n, starts, d)."""
+        return truth.truth(at, self.mdp, self.entry.gamma, n, self.stage.generator(*key, device=self.device))
+
+    def load(self, method: str, seed: int, solver: str, steps: int) -> HorizonModel | Untrained:
+        """Return a model, or the reason why there is none."""
+        return models.load(self.stage.params, self.environment, method, seed, self.device, solver, steps)
+
+    def draw(self, model: HorizonModel, at: Starts, n: int, *key: object) -> Tensor:
+        """Samples of a model, (n, starts, d)."""
+        return models.sample(model, at.state, at.action, n, self.stage.generator(*key, device=self.device))
+
+    def floor(self, seed: int) -> None:
+        """True samples in the place of a model's, fresh ones for each seed, so that the floor has an interval too."""
+        x = self.true(self.start, self.samples, "floor", self.environment, seed)
+        more = {}
+        if self.mdp is not None:
+            scored = self.truth[: self.successor.evaluate.likelihood_rows]
+            exact = self.mdp.successor(self.start.state, self.start.action, self.entry.gamma).log_prob(scored)
+            more["nll"] = -exact.double().mean(0).cpu().numpy() / scored.shape[-1]
+        self._keep("floor", seed, x, more)
+
+    def model(self, model: HorizonModel, method: str, seed: int) -> dict[str, float]:
+        """The numbers of a model: of its samples, its likelihood, its sensitivity, and with other solver steps."""
+        path = layout.sampled(layout.samples(self.environment), method)
+        table = files.read_table(path, [*self.start.names, "seed"], finite=False)  # of a diverged model some are not
+        rows = table.loc[table["seed"] == seed, self.start.names].to_numpy()
+        x = self.start.state.new_tensor(rows).reshape(self.samples, *self.start.state.shape)
+        numbers = self._keep(method, seed, x, self._likelihood(method, seed) if model.has_density else {})
+        if not x.isfinite().all():  # nor would other samples be; an adaptive solver might not even end
+            return numbers
+
+        def mean(at: Starts) -> Tensor:
+            return self.draw(model, at, SENSITIVITY_SAMPLES, "sensitivity", self.environment, seed).mean(0)
+
+        slopes = scores.sensitivity(mean, self.true_mean, self.start, self.exchanged)
+        numbers |= {f"sensitivity_{name}": slope for name, slope in slopes.items()}
+        if isinstance(model, GeometricHorizonModel) and self.successor.methods[method].loss.name != ORACLE:
+            for steps in self.successor.evaluate.solver_steps.get(self.environment, ()):
+                other = self._loaded(method, seed, self.successor.sample.solver, steps)
+                # The same noise as that of the samples above.
+                values = self.score(self.draw(other, self.start, self.samples, "sample", self.environment, seed))
+                found = scores.means(values)
+                numbers |= {f"emd_steps{steps}": found["emd"], f"mse_v_steps{steps}": found["mse_v"]}
+        return numbers
+
+    def true_mean(self, at: Starts) -> Tensor:
+        """The mean of the truth, (starts, d)."""
+        return truth.true_mean(at, self.mdp, self.entry.gamma)
+
+    def _likelihood(self, method: str, seed: int) -> dict[str, Array]:
+        settings = self.successor.evaluate
+        fine, coarse = (
+            self._loaded(method, seed, settings.solver, k) for k in (settings.steps, max(1, settings.steps // 2))
+        )
+        return scores.likelihood(fine, coarse, self.truth[: settings.likelihood_rows], self.start)
+
+    def _loaded(self, method: str, seed: int, solver: str, steps: int) -> HorizonModel:
+        """A model that is there with other solver steps."""
+        model = self.load(method, seed, solver, steps)
+        assert not isinstance(model, Untrained), model.reason
+        return model
+
+    def _keep(self, method: str, seed: int, x: Tensor, more: dict[str, Array]) -> dict[str, float]:
+        values = {**self.score(x), **more}
+        self.cells.append(scores.table(method, seed, values))
+        numbers = {**scores.means(values), "outside": truth.outside(x, self.provenance)}
+        return self.numbers.setdefault(method, {}).setdefault(seed, numbers)

@@ -1,0 +1,84 @@
+"""Build paths, couplings and networks of `flowmatch_core`, as `params.yaml` names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from flowmatch_core.couplings import Coupling
+from flowmatch_core.paths import AffinePath
+from pipelines.base.errors import UserError
+from pipelines.config import catalog
+
+if TYPE_CHECKING:
+    from pipelines.config.catalog import NetworkSpec, Spec
+    from pipelines.config.params import Choice, CouplingChoice, NetworkChoice, PathChoice
+
+
+def path(choice: PathChoice) -> AffinePath:
+    """Return the probability path that a method names.
+
+    Raises:
+        UserError: Its class refuses a value.
+    """
+    built: AffinePath = _build(choice.spec, choice)
+    return built
+
+
+def coupling(choice: CouplingChoice) -> Coupling:
+    """Return the coupling that a method names.
+
+    Raises:
+        UserError: Its class refuses a value.
+    """
+    built: Coupling = _build(choice.spec, choice)
+    return built
+
+
+def _build(spec: Spec, choice: Choice) -> Any:
+    try:
+        return spec.load()(**choice.values())
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"params.yaml: {choice.name!r} was given {choice.arguments}, which {spec.attribute} does not take "
+            f"({error}); expected the arguments of its class in {spec.file}."
+        ) from None
+
+
+def network_config(choice: NetworkChoice, event_dim: int, cond_dim: int) -> dict[str, Any]:
+    """Describe a network by its name and all arguments of its class, defaults too, as stored beside its weights."""
+    return describe(choice.name, choice.spec, choice.values(), event_dim, cond_dim)
+
+
+def describe(name: str, spec: NetworkSpec, options: Mapping[str, Any], event_dim: int, cond_dim: int) -> dict[str, Any]:
+    """Describe a network by its name, the options of its class, and its sizes."""
+    return {"name": name, "event_dim": event_dim, **spec.defaults, **options, "cond_dim": cond_dim}
+
+
+def network(config: Mapping[str, Any]) -> nn.Module:
+    """Return the network that `network_config` describes, with new weights from torch's global generator.
+
+    Raises:
+        UserError: There is no such network, or its class refuses a value.
+    """
+    try:
+        spec = catalog.find(catalog.NETWORKS, config["name"])
+    except ValueError as error:
+        raise UserError(f"the network {config['name']!r} is unknown; {error}") from None
+    return make(spec, config)
+
+
+def make(spec: NetworkSpec, config: Mapping[str, Any]) -> nn.Module:
+    """Return the network of a row of the catalog, as `describe` describes it.
+
+    Raises:
+        UserError: Its class refuses a value.
+    """
+    name, arguments = config["name"], {key: value for key, value in config.items() if key != "name"}
+    try:
+        made: nn.Module = spec.load()(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the network {name!r} was given {arguments}, but {spec.attribute} says: {error}") from None
+    return made

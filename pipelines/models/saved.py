@@ -1,0 +1,86 @@
+"""Trained models as files: weights in safetensors, and the description that rebuilds the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowmatch_core.field import VelocityField
+from flowmatch_core.paths import AffinePath, VelocityOf
+from pipelines.base import files
+from pipelines.base.errors import UserError, first_line
+from pipelines.config.params import PathChoice
+from pipelines.models import build
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The contents of a file.
+
+    Attributes:
+        network: The trained network on its device, without gradients.
+        path: The path that it was trained on.
+        loc, scale: The standardisation, `(columns,)`.
+        meta: Its description.
+    """
+
+    network: nn.Module
+    path: AffinePath
+    loc: Tensor
+    scale: Tensor
+    meta: Mapping[str, Any]
+
+    @property
+    def event_shape(self) -> tuple[int]:
+        """The shape of one row."""
+        return (self.meta["network"]["event_dim"],)
+
+    @property
+    def field(self) -> VelocityField:
+        """The velocity field, whatever the network predicts."""
+        prediction = self.meta["prediction"]
+        return self.network if prediction == "velocity" else VelocityOf(self.network, self.path, prediction)
+
+
+def save(file: Path, network: nn.Module, loc: Tensor, scale: Tensor, meta: Mapping[str, Any]) -> None:
+    """Write a trained network with its standardisation."""
+    weights = {f"network.{name}": value for name, value in network.state_dict().items()}
+    files.write_tensors(file, {**weights, "loc": loc, "scale": scale}, meta)
+
+
+def load(file: Path, device: torch.device, network: Callable[[Mapping[str, Any], AffinePath], nn.Module]) -> Saved:
+    """Read a trained network.
+
+    Arguments:
+        network: Makes the network from the description and the path.
+
+    Raises:
+        UserError: The file is missing or damaged, or another version of this code wrote it.
+    """
+    tensors, meta = files.read_tensors(file)
+    prefix = "network."
+    weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    try:
+        path = build.path(PathChoice(**meta["path"]))
+        trained = network(meta, path)
+        trained.load_state_dict(weights)
+        loc, scale = (tensors[name].to(device) for name in ("loc", "scale"))
+    except (KeyError, TypeError, RuntimeError, UserError) as error:
+        raise UserError(
+            f"{file} does not hold a model of this version ({first_line(error)}); train it again: `make repro`."
+        ) from None
+    return Saved(trained.to(device).requires_grad_(False), path, loc, scale, meta)
+
+
+def meta(file: Path) -> Mapping[str, Any]:
+    """Return the description of a saved model.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    return files.read_tensors(file)[1]

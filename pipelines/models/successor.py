@@ -1,0 +1,95 @@
+"""Successor models: their loss, path and network, and a trained one as a horizon model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from flowmatch_core.networks import NoisePrediction
+from flowmatch_core.paths import AffinePath
+from flowmatch_core.successor import GeometricHorizonModel, HorizonModel, LatentHorizonModel, LatentNetwork, Loss
+from flowmatch_core.successor.losses.bootstrap import check_path
+from pipelines.base.errors import UserError
+from pipelines.config import catalog
+from pipelines.models import build, saved
+
+if TYPE_CHECKING:
+    from pipelines.config.params import Fit, PathChoice, SuccessorFit, SuccessorLossChoice
+
+
+def path(choice: PathChoice) -> AffinePath:
+    """Return the path of a successor model, which starts in standard noise.
+
+    Raises:
+        UserError: It starts elsewhere.
+    """
+    built = build.path(choice)
+    try:
+        check_path(built)
+    except ValueError as error:
+        raise UserError(f"params.yaml: successor.methods.<name>.{error}") from None
+    return built
+
+
+def loss(choice: SuccessorLossChoice, fit: SuccessorFit) -> Callable[..., Loss]:
+    """Return the successor loss of a method with its options filled in.
+
+    Raises:
+        UserError: The fit asks for what the loss cannot do.
+    """
+    spec, name = choice.spec, choice.name
+    if fit.particles and not spec.particles:
+        able = ", ".join(n for n, row in catalog.SUCCESSOR_LOSSES.items() if row.particles)
+        raise UserError(
+            f"params.yaml: particles is true for the loss {name!r}; expected {able}, the only one whose bootstrap "
+            "points move along the target's flow: set successor.methods.<name>.fit.particles to false."
+        )
+    if fit.returns > 1 and spec.needs == "futures":
+        raise UserError(
+            f"params.yaml: returns is {fit.returns} for the loss {name!r}, which has no bootstrap but whole futures; "
+            "expected 1: set successor.methods.<name>.fit.returns to 1."
+        )
+    return partial(spec.load(), **{key: value for key, value in choice.values().items() if key in spec.options})
+
+
+def network_config(choice: SuccessorLossChoice, fit: Fit, event_dim: int, cond_dim: int) -> dict[str, Any]:
+    """Describe the network of a successor method: that of its `fit`, or the one that its loss brings."""
+    own = choice.spec.network
+    if own is None:
+        return build.network_config(fit.network, event_dim, cond_dim)
+    options = {key: value for key, value in choice.values().items() if key in own.options}
+    return build.describe(choice.name, own, options, event_dim, cond_dim)
+
+
+def network(config: Mapping[str, Any], prediction: str, path: AffinePath) -> nn.Module:
+    """Return the network that `network_config` describes, with new weights.
+
+    One that predicts noise is wrapped in `NoisePrediction`, without which bootstrapping makes it diverge.
+
+    Arguments:
+        prediction: What it predicts; `state` is that of the network that a loss brings.
+    """
+    if prediction == "state":
+        own = catalog.SUCCESSOR_LOSSES[config["name"]].network
+        assert own is not None, config["name"]
+        return build.make(own, config)
+    made = build.network(config)
+    return NoisePrediction(made, path) if prediction == "noise" else made
+
+
+def load(file: Path, device: torch.device, solver: str, steps: int) -> HorizonModel:
+    """Return a trained successor model in the units of the environment; one without an ODE uses no solver.
+
+    Raises:
+        UserError: The file is missing or damaged, or another version of this code wrote it.
+    """
+    model = saved.load(file, device, lambda meta, path: network(meta["network"], meta["prediction"], path))
+    gamma, loc, scale = model.meta["gamma"], model.loc, model.scale
+    if isinstance(model.network, LatentNetwork):
+        return LatentHorizonModel(model.network, gamma, loc=loc, scale=scale)
+    return GeometricHorizonModel(model.field, model.event_shape, gamma, solver, steps, loc=loc, scale=scale)

@@ -1,0 +1,50 @@
+"""Methods that have no networks in an environment, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.base import files, layout
+from pipelines.config.catalog import ORACLE
+from pipelines.config.params import Environment, SuccessorMethod
+from pipelines.runs.context import Stage
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A method that has no networks in an environment.
+
+    Attributes:
+        reason: Why there are none.
+        file: What holds the reason, in the place of the networks.
+        model: Whether there is a model nevertheless, the closed form.
+    """
+
+    reason: str
+    file: Path
+    model: bool = False
+
+    def write(self, stage: Stage, environment: str, method: str) -> None:
+        """Write the reason in the place of the networks, and empty logs."""
+        with stage.output(self.file.parent) as folder:
+            files.write_json(folder / self.file.name, {"reason": self.reason})
+        for path, content in (
+            (layout.curve(environment, method), "step\n"),
+            (layout.final_losses(environment, method), "{}\n"),
+        ):
+            with stage.output(path) as log:
+                log.write_text(content)
+        stage.log(self.reason)
+
+
+def untrained(environment: str, method: str, entry: Environment, choice: SuccessorMethod) -> Untrained | None:
+    """Return why a method trains no networks in an environment; None if it trains some."""
+    folder = layout.models(environment, method)
+    if not entry.runs(method):
+        return Untrained(f"{environment} does not list it", layout.skipped(folder))
+    if choice.loss.name != ORACLE:
+        return None
+    if not files.read_json(layout.provenance(layout.collected(environment)))["closed_form"]:
+        return Untrained(f"{environment} has no closed form", layout.skipped(folder))
+    return Untrained("the closed form, nothing to train", layout.closed_form(folder), model=True)

@@ -1,0 +1,222 @@
+"""DVC's graph as a Prefect flow: Prefect schedules, retries, shows; DVC decides what runs and keeps results.
+
+Meant to be a process of its own (`python -m pipelines.orchestration.flow run '{"root": "."}'`) with the
+variables of `runner.environment`: Prefect reads its settings when it is imported, and its server should not
+hear the Ctrl-C that the flow has to report to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
+from prefect.states import Completed, Failed
+
+from pipelines.base.device import resolve
+from pipelines.base.errors import UserError
+from pipelines.config import params as parameters
+from pipelines.orchestration import runner, workspace
+from pipelines.orchestration.runner import StageFailed, StageResult
+from pipelines.runs import graph, live, records
+from pipelines.runs.graph import Node
+
+_STATES = {"ran": "Completed", "restored": "RestoredFromRunCache", "unchanged": "Unchanged"}
+
+
+class Slots:
+    """How many stages may run at once: in all, and of those that carry a tag such as `gpu`."""
+
+    def __init__(self, total: int, tagged: Mapping[str, int]) -> None:
+        self._total = threading.Semaphore(total)
+        self._tagged = {tag: threading.Semaphore(count) for tag, count in tagged.items()}
+
+    @asynccontextmanager
+    async def taken(self, tags: Sequence[str]) -> AsyncIterator[None]:
+        """Hold a slot; the scarce ones first, so that whoever waits for them takes none from the others."""
+        async with AsyncExitStack() as stack:
+            for slot in (*(self._tagged[tag] for tag in sorted(tags) if tag in self._tagged), self._total):
+                while not slot.acquire(blocking=False):  # each task has a thread and a loop of its own
+                    await asyncio.sleep(0.2)
+                stack.callback(slot.release)
+            yield
+
+
+class Tally:
+    """How many of the stages are up to date."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._lock = total, 0, threading.Lock()
+
+    def add(self) -> None:
+        """Count one more."""
+        with self._lock:
+            self._done += 1
+
+    def __str__(self) -> str:
+        return f"{self._done} of {self._total} stages are up to date"
+
+
+def should_retry(task: object, run: object, state: object) -> bool:
+    """Whether a failure can be the stage's own; one that we stopped is not tried again."""
+    return not runner.STOPPING.is_set()
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=should_retry)
+async def dvc_stage(
+    node: Node,
+    root: Path,
+    changed: bool,
+    force: bool,
+    upstream: list[StageResult],
+    slots: Slots,
+    tally: Tally,
+    env: dict[str, str],
+) -> State[StageResult]:
+    """Bring one stage up to date, without a process where neither it nor anything before it has changed."""
+    result = StageResult(node.name, "unchanged", 0.0)
+    if changed or force or any(before.how != "unchanged" for before in upstream):
+        timeout = node.hints.get("timeout_seconds")
+        log = get_run_logger().info
+        async with slots.taken(node.hints.get("tags", [])):
+            result = await runner.run_stage(node.name, root, force=force, timeout=timeout, env=env, log=log)
+    tally.add()
+    if result.how != "unchanged":
+        get_run_logger().info(f"{node.name} {result.how}; {tally}")
+    return Completed(name=_STATES[result.how], data=result)
+
+
+@flow(name="flowmatch", validate_parameters=False, persist_result=False)
+def pipeline(
+    root: Path, targets: Sequence[str], force: bool, slots: Slots, env: dict[str, str]
+) -> State[list[dict[str, Any]]]:
+    """Every stage as a task that waits for those it depends on; ends with a table of what became of them."""
+    changed = graph.dirty(root)
+    futures: dict[str, PrefectFuture[Any]] = {}
+    nodes = graph.load(root, targets)
+    tally = Tally(len(nodes))
+    try:
+        for node in nodes.values():
+            configured = dvc_stage.with_options(
+                name=node.name,
+                task_run_name=node.name,
+                tags=node.hints.get("tags", []),
+                retries=node.hints.get("retries", 0),
+                retry_delay_seconds=node.hints.get("retry_delay_seconds", 5),
+            )
+            upstream: Any = [futures[dep] for dep in node.deps]
+            futures[node.name] = configured.submit(node, root, node.name in changed, force, upstream, slots, tally, env)
+        rows = [_row(name, future) for name, future in futures.items()]
+    except BaseException:
+        runner.stop_all()
+        raise
+    create_table_artifact(key="stages", table=rows, description="What became of each stage")
+    bad = [row["stage"] for row in rows if row["seconds"] is None]
+    if bad:
+        return Failed(message=f"{', '.join(bad)} not up to date", data=rows)
+    return Completed(data=rows)
+
+
+def _row(name: str, future: PrefectFuture[Any]) -> dict[str, Any]:
+    future.wait()
+    state = future.state
+    if state.is_completed():
+        return {
+            "stage": name,
+            "state": state.name,
+            "seconds": round(state.result().seconds, 1),
+            "message": "",
+        }
+    return {"stage": name, "state": state.name, "seconds": None, "message": state.message or ""}
+
+
+def run(
+    root: Path,
+    targets: Sequence[str] = (),
+    force: bool = False,
+    workers: int | None = None,
+    device: str = "auto",
+) -> bool:
+    """Run the flow on a prepared workspace, tracked; whether every stage is up to date.
+
+    Arguments:
+        workers: how many stages may run at once; by default as many as cores, at most 4.
+        device: that of params.yaml; a GPU is used by one stage at a time, a CPU shared.
+    """
+    invocation = records.invocation()
+    tagged = {"gpu": 1} if resolve(device).type == "cuda" else {}
+    slots = Slots(workers or min(4, os.cpu_count() or 1), tagged)
+    for name in ("prefect.task_runs", "prefect.flow_runs"):
+        logging.getLogger(name).addFilter(_without_traceback)
+    with live.live(root, invocation) as outcome:
+        env = runner.environment(invocation)
+        state: State[Any] = pipeline(root, targets, force, slots, env, return_state=True)
+        outcome.status = "FINISHED" if state.is_completed() else "FAILED"
+    return state.is_completed()
+
+
+@flow(name="flowmatch-retrain")
+def retrain(root: Path, profile: str) -> None:
+    """What a schedule runs: the pipeline on the project's files of that moment, in a folder of its own."""
+    runner.raise_on_signals()
+    here = workspace.prepare(root, profile, apart=True)
+    if not run(here, device=parameters.load(here / "params.yaml").device):
+        raise StageFailed("a stage failed; the table of stages says which.")
+
+
+def serve(root: Path, profile: str, cron: str) -> bool:
+    """Run `retrain` on a schedule until stopped.
+
+    Raises:
+        UserError: there is no Prefect server to keep the schedule.
+    """
+    import httpx
+
+    server = os.environ.get("PREFECT_API_URL", "")
+    try:
+        httpx.get(f"{server}/health", timeout=10.0).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL):
+        raise UserError(
+            f"no Prefect server answers at PREFECT_API_URL={server!r}, and a schedule needs one; "
+            "run `prefect server start` beside this and set PREFECT_API_URL=http://127.0.0.1:4200/api."
+        ) from None
+    arguments = {"root": str(root), "profile": profile}
+    retrain.serve(name=f"retrain-{profile}", cron=cron, parameters=arguments, limit=1)
+    return True
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """A stage's failure is a sentence; how it travelled through Prefect says nothing to its reader."""
+    if record.exc_info and isinstance(record.exc_info[1], StageFailed):
+        record.exc_info = None
+    return True
+
+
+def _main(what: str, arguments: str) -> int:
+    given = json.loads(arguments)
+    given["root"] = Path(given["root"])
+    commands: dict[str, Callable[..., bool]] = {"run": run, "serve": serve}
+    runner.raise_on_signals()
+    try:
+        return 0 if commands[what](**given) else 1
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except runner.Stopped as stopped:
+        return stopped.status
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))

@@ -1,0 +1,86 @@
+"""Checks of what would fail in a stage, made before the first one runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowmatch_core.successor import Transitions
+from pipelines import datasets, environments
+from pipelines.base import device
+from pipelines.base.errors import UserError, first_line
+from pipelines.config.catalog import ORACLE
+from pipelines.config.params import Choice, DensityMethod, Environment, Params, SuccessorFit, SuccessorMethod
+from pipelines.models import build, density, successor
+
+
+def check(params: Params) -> None:
+    """Check the device, every path, coupling, loss and reward, the values of losses, and the sources of data sets.
+
+    Raises:
+        UserError: It names the key of `params.yaml` that cannot work here.
+    """
+    device.resolve(params.device)
+    for name, method in params.density.methods.items():
+        build.path(method.path)
+        density.objective(method)
+        _try(f"density.methods.{name}.loss", method.loss, partial(_density_step, method))
+    for choice in params.successor.methods.values():
+        successor.path(choice.path)
+    for name, entry in params.environments.items():
+        _check_methods(params, name, entry)
+        built = environments.build(entry.kind, entry.settings())
+        rewards = built.rewards(built.starts(np.random.default_rng(0), 1))
+        if entry.reward not in rewards:
+            raise UserError(
+                f"params.yaml: environments.{name}.reward is {entry.reward!r}; "
+                f"{entry.kind} has {', '.join(map(repr, rewards))}."
+            )
+    for dataset in params.datasets.values():
+        datasets.check(dataset.kind, params.mirror)
+
+
+def _check_methods(params: Params, name: str, entry: Environment) -> None:
+    for method, choice in params.successor.methods.items():
+        if not entry.runs(method) or choice.loss.name == ORACLE:
+            continue
+        fit = params.successor.fit_for(entry, choice)
+        successor.loss(choice.loss, fit)
+        _try(f"successor.methods.{method}.loss", choice.loss, partial(_successor_step, choice, fit))
+        if fit.returns > entry.length:
+            raise UserError(
+                f"params.yaml: returns is {fit.returns} for {method} in {name}, whose rollouts have "
+                f"{entry.length} steps; expected no more: raise environments.{name}.length or lower returns."
+            )
+
+
+def _try(key: str, choice: Choice, step: Callable[[], object]) -> None:
+    """Take a step of a loss that is given options: only the loss knows which values it can use."""
+    if not choice.arguments:
+        return
+    try:
+        step()
+    except Exception as error:
+        raise UserError(
+            f"params.yaml: {key} was given {choice.arguments}, with which a step fails: {first_line(error)}"
+        ) from error
+
+
+def _density_step(method: DensityMethod) -> None:
+    density.objective(method)(lambda t, x, cond=None: x, build.path(method.path), torch.zeros(2, 1))
+
+
+def _successor_step(method: SuccessorMethod, fit: SuccessorFit) -> None:
+    spec, loss, path = method.loss.spec, successor.loss(method.loss, fit), successor.path(method.path)
+    config = successor.network_config(method.loss, fit, event_dim=1, cond_dim=2)
+    network, x = successor.network(config, spec.prediction, path), torch.zeros(2, 1)
+    batch = Transitions(x, x, x, x)
+    if spec.needs == "futures":
+        loss(network, batch, x)
+        return
+    now: dict[str, Any] = {"progress": 0.0} if spec.progress else {}
+    loss(network, network, batch, gamma=0.5, **now)

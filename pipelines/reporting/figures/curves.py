@@ -1,0 +1,148 @@
+"""Curves: losses, distances over their floors, horizons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from pipelines.reporting.figures.style import TRUTH, style
+from pipelines.reporting.labels import label
+from pipelines.reporting.ranking import Cells, Score, over_floor, scores
+
+
+def losses(logs: Mapping[str, pd.DataFrame], terms: Mapping[str, str]) -> Figure:
+    """Terms of the loss over training, one panel a term, one line a method.
+
+    A panel is logarithmic if some line in it is positive; then what is not positive is not drawn.
+    """
+    figure, axes = plt.subplots(1, len(terms), figsize=(4.6 * len(terms) + 1.2, 2.9), squeeze=False)
+    figure.subplots_adjust(left=0.7 / (4.6 * len(terms) + 1.2), right=1 - 1.4 / (4.6 * len(terms) + 1.2), bottom=0.17)
+    lines = {}
+    for axis, (term, name) in zip(axes[0], terms.items(), strict=True):
+        positive = False
+        for method, table in logs.items():
+            if term in table and table[term].any():
+                smooth = table[term].rolling(5, min_periods=1).mean()
+                look = {key: value for key, value in style(method).items() if key != "marker"}
+                lines[label(method)] = axis.plot(table["step"], smooth, linewidth=1.2, **look)[0]
+                positive |= bool((smooth > 0).all())
+        axis.set(xlabel="step", title=name, yscale="log" if positive else "linear")
+        if positive:
+            _plain_ticks(axis.yaxis)
+    if lines:
+        figure.legend(lines.values(), lines.keys(), frameon=False, fontsize=8, loc="center right")
+    return figure
+
+
+def against_floor(metrics: Mapping[str, Cells]) -> Figure:
+    """EMD of every method over the floor of its data, on a logarithmic axis: 1 is as good as true samples.
+
+    Whiskers are the intervals; a cross at the right edge is a method that diverged.
+    """
+    found = {place: over_floor(cells) for place, cells in metrics.items()}
+    methods = list(dict.fromkeys(method for rows in found.values() for method in rows))
+    kept = [s for rows in found.values() for s in rows.values() if not s.diverged]
+    edge = 2 * max((s.mean for s in kept), default=5.0)  # an interval of two seeds may be much longer
+    heights = {place: 0.14 + 0.055 * max(2, len(rows)) for place, rows in found.items()}
+    height = max(sum(heights.values()) + 0.75, 0.2 * len(methods) + 0.2)  # as tall as the legend
+    figure, axis = plt.subplots(figsize=(8.5, height), layout="constrained")
+    handles, middles, y = {}, [], 0.0
+    for place, rows in found.items():
+        middles.append(y + heights[place] / 2)
+        axis.axhspan(y, y + heights[place], color="#f4f4f4" if len(middles) % 2 else "white", zorder=0)
+        for row, (method, score) in enumerate(rows.items()):
+            handles[method] = _whisker(axis, y + heights[place] * (row + 1) / (len(rows) + 1), method, score, edge)
+        y += heights[place]
+    axis.axvline(1, color=TRUTH, linewidth=1, linestyle="--")
+    axis.set(
+        yticks=middles,
+        yticklabels=list(found),
+        ylim=(y, 0),
+        xscale="log",
+        xlim=(min([0.7, *(0.8 * s.mean for s in kept)]), 1.15 * edge),
+        xlabel="EMD / floor (1 = as good as true samples)",
+    )
+    _plain_ticks(axis.xaxis)
+    axis.tick_params(axis="y", length=0)
+    axis.legend(
+        [handles[m] for m in methods],
+        [label(m) for m in methods],
+        frameon=False,
+        fontsize=8,
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+    )
+    return figure
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Powers of ten and their double, triple and five-fold, as plain numbers, for a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _whisker(axis: Axes, y: float, method: str, score: Score, edge: float) -> Artist:
+    look = style(method)
+    if score.diverged:
+        axis.plot(edge, y, marker="x", color=look["color"], markersize=7, markeredgewidth=2, linestyle="none")
+    if score.low is not None and score.high is not None and not score.diverged:
+        axis.plot([max(score.low, 1e-3), score.high], [y, y], color=look["color"], linewidth=1.3)
+    drawn = math.nan if score.diverged else score.mean  # for the legend
+    return axis.plot(drawn, y, marker=look["marker"], color=look["color"], markersize=4, linestyle="none")[0]
+
+
+def horizons(cells: Mapping[float, Cells]) -> Figure:
+    """MSE(V) and EMD over its floor against the effective horizon 1 / (1 - gamma), one line a method with two points.
+
+    Arguments:
+        cells: the metrics at each gamma.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    handles = {}
+    panels = (
+        ("MSE(V)", {gamma: scores(c, "mse_v") for gamma, c in cells.items()}),
+        ("EMD / floor", {gamma: over_floor(c) for gamma, c in cells.items()}),
+    )
+    for axis, (name, found) in zip(axes, panels, strict=True):
+        means = [s.mean for f in found.values() for s in f.values() if not s.diverged]
+        top = 3 * max(means, default=1.0)
+        for method in dict.fromkeys(method for f in found.values() for method in f):
+            points = {1 / (1 - gamma): f[method] for gamma, f in found.items() if method in f}
+            if len(points) > 1:
+                handles[method] = _line(axis, points, method, top)
+        if name == "MSE(V)":
+            floor = [cells[gamma].get("floor", {}).get("mse_v", math.nan) for gamma in cells]
+            axis.plot([1 / (1 - gamma) for gamma in cells], floor, color=TRUTH, linewidth=1, linestyle="--")
+        else:
+            axis.axhline(1, color=TRUTH, linewidth=1, linestyle="--")
+        ticks = [1 / (1 - gamma) for gamma in cells]
+        axis.set(xscale="log", yscale="log", xlabel="effective horizon 1 / (1 − γ), transitions", ylabel=name)
+        _plain_ticks(axis.yaxis)
+        axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+        axis.xaxis.set_minor_locator(NullLocator())
+    names = [label(m) for m in handles]
+    axes[1].legend(handles.values(), names, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _line(axis: Axes, points: Mapping[float, Score], method: str, top: float) -> Artist:
+    """A line through what did not diverge, its intervals as a band, and a cross at the top for the rest."""
+    look = style(method)
+    kept = {x: score for x, score in points.items() if not score.diverged}
+    drawn = axis.plot(list(kept), [s.mean for s in kept.values()], markersize=4, linewidth=1.3, **look)[0]
+    for x, s in kept.items():
+        if s.low is not None and s.high is not None:
+            low = s.low if s.low > 0 else s.mean / 10  # that of two seeds may reach below zero
+            axis.plot([x, x], [low, min(s.high, top)], color=look["color"], linewidth=1, alpha=0.6)
+    lost = [x for x, score in points.items() if score.diverged]
+    axis.plot(lost, [top] * len(lost), marker="x", color=look["color"], markeredgewidth=2, linestyle="none")
+    return drawn

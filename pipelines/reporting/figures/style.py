@@ -1,0 +1,126 @@
+"""What the figures share: colours and marks of methods, panels, axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from pipelines.reporting.labels import label, split
+
+TRUTH, MODEL, START, WALL = "#444444", "#1f77b4", "#d62728", "#bbbbbb"
+COLOURS = {
+    "cfm": "C0",
+    "ot_cfm": "C1",
+    "mc_cfm": "C5",
+    "td_cfm": "C1",
+    "td_cfm_coupled": "C2",
+    "td2_cfm": "C0",
+    "td_dd": "C6",
+    "td2_dd": "C4",
+    "gan": "C8",
+    "vae": "C9",
+    "oracle": TRUTH,
+}
+MARKERS, LINES = "os^Dv<>", ("-", "--", ":", "-.")
+ACROSS = 6  # methods beside the truth in a row of panels; more are in_rows
+
+plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 110})
+
+
+def style(method: str) -> dict[str, Any]:
+    """Colour, marker and line of a method: a colour of its own, whoever else is drawn, shared by its variants."""
+    base, variant = split(method)
+    number = sum(variant.encode())
+    colour = COLOURS.get(base) or f"C{crc32(base.encode()) % 10}"
+    return {"color": colour, "marker": MARKERS[number % len(MARKERS)], "linestyle": LINES[number % len(LINES)]}
+
+
+def panels(
+    rows: int, columns: int, size: float = 2.1, *, left: float = 0.05, aspect: float = 1.0, titles: bool = True
+) -> tuple[Figure, np.ndarray]:
+    """Panels with room for a title above each, or only above the first row; laid out by hand, since matplotlib takes
+    seconds for many.
+
+    Arguments:
+        size, aspect: the width of a panel in inches, and its height in widths.
+    """
+    title, gap = 0.24, 0.06
+    between, tall = title if titles else gap, size * aspect
+    width, height = left + columns * (size + gap), title + rows * (tall + between) - between + gap
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - gap / width,
+        bottom=gap / height,
+        top=1 - title / height,
+        wspace=gap / size,
+        hspace=between / tall,
+    )
+    return figure, axes
+
+
+def name_panel(axis: Axes, row: np.ndarray, axes: np.ndarray, left: str, top: str) -> None:
+    """The name of a row beside its first panel, and of a column above its first one."""
+    if axis is row[0]:
+        axis.set_ylabel(left)
+    if row[0] is axes[0, 0]:
+        axis.set_title(top)
+
+
+def scatter(axes: Axes, table: pd.DataFrame, colour: str, limits: Sequence[float]) -> None:
+    axes.scatter(table.iloc[:, 0], table.iloc[:, 1], s=2, alpha=0.35, color=colour, linewidths=0, rasterized=True)
+    axes.set(xlim=limits[0::2], ylim=limits[1::2], xticks=[], yticks=[], aspect="equal")
+
+
+def around(table: pd.DataFrame, margin: float = 0.1) -> list[float]:
+    """x0, y0, x1, y1 around the first two columns."""
+    low, high = table.iloc[:, :2].min().to_numpy(), table.iloc[:, :2].max().to_numpy()
+    pad = margin * (high - low)
+    return [*(low - pad), *(high + pad)]
+
+
+def in_rows(methods: Sequence[str]) -> list[list[str]]:
+    """Methods in rows of nearly equal length."""
+    count = max(1, math.ceil(len(methods) / ACROSS))
+    return [list(block) for block in np.array_split(np.array(methods, dtype=object), count)]
+
+
+def outside(table: pd.DataFrame, limits: Sequence[float]) -> float:
+    """The share of rows whose first two columns are outside of x0, y0, x1, y1, or are not finite.
+
+    >>> outside(pd.DataFrame({"x": [0.0, 0.5, 2.0, 0.0], "y": [0.0, 1.0, 0.0, -3.0]}), [-1, -1, 1, 1])
+    0.5
+    """
+    points = table.iloc[:, :2].to_numpy()
+    return 1 - float(((points >= limits[:2]) & (points <= limits[2:])).all(1).mean()) if len(points) else 0.0
+
+
+def count_outside(axis: Axes, table: pd.DataFrame, limits: Sequence[float]) -> None:
+    """Say in a panel how many of its points it cannot show."""
+    share = outside(table, limits)
+    if share:
+        text = "<1 % outside" if share < 0.01 else f"{100 * share:.0f} % outside"
+        box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+        axis.text(0.03, 0.03, text, transform=axis.transAxes, fontsize=7.5, color=START, bbox=box)
+
+
+def draw_walls(axis: Axes, walls: Sequence[Sequence[float]], colour: str = WALL) -> None:
+    for x0, y0, x1, y1 in walls:
+        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, color=colour))
+    for side in axis.spines.values():
+        side.set_visible(True)
+
+
+def set_title(axis: Axes, method: str, diverged: Collection[str]) -> None:
+    """The name of a method, with a mark if it diverged."""
+    name = "truth" if method == "truth" else label(method)
+    axis.set_title(f"{name} (diverged)" if method in diverged else name, color=START if method in diverged else "black")

@@ -1,0 +1,161 @@
+"""Tables of results: one file each, with a function `build(params, metrics, logs, provenance) -> Table`.
+
+A table lists what `params.yaml` asks for: a missing number is a hole with its reason, and the table is never shorter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipelines.base import files, layout, metric_keys, plugins
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from flowmatch_core.intervals import Interval
+    from pipelines.config.params import Environment
+    from pipelines.runs.context import Stage
+
+Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""`metrics[data set or environment][method][name]`, as `data/metrics/<name>.json` holds them; `logs` alike.
+
+`metrics["experiments/<name>"][finding][name]` are those of an experiment.
+"""
+
+ORDER = ("comparisons", "claims", "maze", "successor", "horizons", "paths", "ode_steps", "density", "experiments")
+"""The tables, as readers meet them."""
+
+HOLE = "–"
+RIVAL = "td2_cfm"  # the method that the others are compared with
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers with a title, and what a reader must know to read them."""
+
+    name: str
+    title: str
+    rows: pd.DataFrame
+    notes: tuple[str, ...]
+
+    def markdown(self) -> str:
+        """The rows as a Markdown table, with the notes below it; nothing if there are none."""
+        if self.rows.empty:
+            return ""
+        lines = [" | ".join(self.rows.columns), " | ".join("---" for _ in self.rows.columns)]
+        lines += [" | ".join(map(text, row)) for row in self.rows.itertuples(index=False)]
+        table = "\n".join(f"| {line} |" for line in lines)
+        return f"**{self.title}**\n\n{table}\n\n" + "\n".join(f"- {note}" for note in self.notes) + "\n"
+
+    def page(self) -> dict[str, Any]:
+        """The cells as texts, the places of the columns that hold words, and the notes."""
+        words = [
+            i for i, name in enumerate(self.rows.columns) if self.rows[name].map(lambda v: isinstance(v, str)).all()
+        ]
+        rows = [list(map(text, row)) for row in self.rows.itertuples(index=False)]
+        return {
+            "title": self.title,
+            "columns": list(self.rows.columns),
+            "words": words,
+            "rows": rows,
+            "notes": self.notes,
+        }
+
+
+def text(value: object) -> str:
+    """A cell as people read it: three significant digits, a hole for what is not there.
+
+    >>> text(0.05581), text(None), text(1234.5), text("loop")
+    ('0.0558', '–', '1234', 'loop')
+    """
+    if value is None or value != value:
+        return HOLE
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def interval(cell: Mapping[str, Any], name: str) -> str | None:
+    """`mean [low, high]` of a metric that has an interval."""
+    return between(*(cell.get(key) for key in (name, f"{name}_low", f"{name}_high")))
+
+
+def between(mean: float | None, low: float | None, high: float | None) -> str | None:
+    """`mean [low, high]`; the mean alone where there is no interval.
+
+    >>> between(0.5, 0.4, 0.6), between(0.5, float("nan"), float("nan"))
+    ('0.5 [0.4, 0.6]', '0.5')
+    """
+    if mean is None or mean != mean:
+        return None
+    if low is None or high is None or low != low:
+        return text(mean)
+    return f"{text(mean)} [{text(low)}, {text(high)}]"
+
+
+def limits(at_least: float | None, at_most: float | None) -> str | None:
+    """A range, which may be open at an end, as people read it.
+
+    >>> limits(0.5, 2.0), limits(1.3, None), limits(None, 2.0)
+    ('0.5 to 2', '≥ 1.3', '≤ 2')
+    """
+    if at_least is None or at_most is None:
+        return f"≥ {at_least:g}" if at_least is not None else f"≤ {at_most:g}" if at_most is not None else None
+    return f"{at_least:g} to {at_most:g}"
+
+
+def numbers_of(cell: Mapping[str, Any], name: str, seeds: Sequence[int]) -> dict[int, float]:
+    """A metric of each of some seeds that has it, in their order."""
+    found = metric_keys.by_seed(cell, name)
+    return {seed: found[seed] for seed in seeds if seed in found}
+
+
+def paired(
+    over: Callable[[list[float], list[float]], Interval],
+    a: Mapping[str, Any],
+    b: Mapping[str, Any],
+    metric: str,
+    seeds: Sequence[int],
+    b_metric: str | None = None,
+) -> Interval | None:
+    """A difference or ratio of two methods over their seeds; None where one lacks a seed, as a diverged one may."""
+    x, y = numbers_of(a, metric, seeds), numbers_of(b, b_metric or metric, seeds)
+    return over(list(x.values()), list(y.values())) if x and x.keys() == y.keys() else None
+
+
+def papers_task(entry: Environment) -> str:
+    """The task of a maze that looks ahead about 100 physics steps, as with the paper's gamma of .99; else nothing."""
+    if entry.kind != "maze":
+        return ""
+    horizon = 1 / (1 - entry.gamma ** (1 / int(entry.own.get("action_repeat", 5))))
+    return str(entry.own.get("task", "loop")) if 70 <= horizon <= 140 else ""
+
+
+def write(stage: Stage) -> None:
+    """Write every table as CSV, Markdown and JSON, and print it."""
+    params = stage.params
+    metrics: dict[str, Any] = {}
+    logs: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+    for folder, names in ((layout.prepared, params.datasets), (layout.collected, params.environments)):
+        for name in names:
+            metrics[name] = files.read_json(layout.metrics(name))
+            provenance[name] = files.read_json(layout.provenance(folder(name)))
+    for name in params.datasets:
+        logs[name] = {m: files.read_json(layout.final_losses(name, m)) for m in params.density.methods}
+    for name, entry in params.environments.items():
+        run = [method for method in params.successor.methods if entry.runs(method)]
+        logs[name] = {method: files.read_json(layout.final_losses(name, method)) for method in run}
+    for name in params.experiments:
+        metrics[f"experiments/{name}"] = files.read_json(layout.findings(name))
+    with stage.output(layout.TABLES) as output:
+        output.mkdir()
+        for name in ORDER:
+            table = plugins.load(__name__, name).build(params, metrics, logs, provenance)
+            table.rows.to_csv(layout.table(output, name, "csv"), index=False)
+            layout.table(output, name, "md").write_text(table.markdown())
+            files.write_json(layout.table(output, name, "json"), table.page())
+            stage.record.artifact(layout.table(layout.TABLES, name, "md"))
+            print(table.markdown())

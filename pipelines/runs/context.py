@@ -1,0 +1,58 @@
+"""What a stage is given: parameters, seeds, log, record and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.base import files
+from pipelines.base.seeding import derived_seed
+from pipelines.config.params import Params
+from pipelines.runs.records import RunRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is given."""
+
+    name: str
+    params: Params
+    record: RunRecord
+
+    def seed(self, *key: object) -> int:
+        """The seed of a key (see `derived_seed`)."""
+        return derived_seed(self.params.seed, *key)
+
+    def rng(self, *key: object) -> np.random.Generator:
+        """NumPy's generator for a key."""
+        import numpy as np
+
+        return np.random.default_rng(self.seed(*key))
+
+    def generator(self, *key: object, device: torch.device | str = "cpu") -> torch.Generator:
+        """Torch's generator for a key."""
+        import torch
+
+        return torch.Generator(device).manual_seed(self.seed(*key))
+
+    def log(self, message: str) -> None:
+        """One line for whoever watches."""
+        print(f"{self.name}: {message}", flush=True)
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Numbers that describe the whole run of the stage."""
+        self.record.metrics(dict(values))
+
+    @contextmanager
+    def output(self, path: Path) -> Iterator[Path]:
+        """An output file or folder: made under a temporary name, renamed when it is whole."""
+        with files.replacing(path) as temporary:
+            yield temporary
+        self.log(f"wrote {path}")

@@ -1,0 +1,101 @@
+"""DVC's graph of stages as plain data: dvc.yaml is the only definition of the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.base.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage and what it waits for."""
+
+    name: str
+    deps: tuple[str, ...]
+    cmd: str
+    outs: tuple[str, ...]
+    meta: dict[str, Any]
+
+    @property
+    def hints(self) -> dict[str, Any]:
+        """How to run it: `prefect: {retries, retry_delay_seconds, timeout_seconds, tags}` under `meta`."""
+        return dict(self.meta.get("prefect") or {})
+
+
+@contextmanager
+def repository(root: Path) -> Iterator[Repo]:
+    """DVC's view of a project, from its folder: names of stages and paths are relative to the current one.
+
+    Raises:
+        UserError: DVC cannot read the project, or its graph is not well formed.
+    """
+    from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+    from dvc.scm import SCMError
+
+    try:
+        with chdir(root), Repo() as repo:
+            repo.scm  # noqa: B018  # opened lazily; a missing git repository should show here
+            yield repo
+    except NotDvcRepoError:
+        raise UserError(
+            f"{root} has no .dvc folder, so DVC does not know the project; "
+            "run `dvc init` there (`dvc init --no-scm` without git)."
+        ) from None
+    except LockError:
+        raise UserError(f"another DVC command is at work in {root}; wait until it ends, then run this again.") from None
+    except SCMError:
+        raise UserError(
+            f"{root} is not in a git repository, which DVC expects; run `git init` there, "
+            "or `dvc config --local core.no_scm true` to work without git."
+        ) from None
+    except DvcException as error:
+        raise UserError(f"DVC refuses the project: {first_line(error)}") from None
+
+
+def load(root: Path, targets: Sequence[str] = ()) -> dict[str, Node]:
+    """The stages by name, those with the longest chain of work behind them first.
+
+    That order is topological, and starting stages in it keeps no chain waiting for a side branch. Targets
+    restrict the graph to these stages and what they need; `train` stands for all of `train@...`.
+
+    Raises:
+        UserError: no such target, or DVC cannot read the graph.
+    """
+    import networkx as nx
+    from dvc.repo.reproduce import get_active_graph
+
+    with repository(root) as repo:
+        graph = get_active_graph(repo.index.graph)  # an edge leads from a stage to what it depends on
+        if targets:
+            wanted = {stage for target in targets for stage in repo.stage.collect(target)}
+            graph = graph.subgraph(wanted.union(*(nx.descendants(graph, stage) for stage in wanted)))
+        behind: dict[Any, int] = {}
+        for stage in nx.topological_sort(graph):
+            behind[stage] = 1 + max((behind[user] for user in graph.predecessors(stage)), default=-1)
+        return {
+            stage.addressing: Node(
+                name=stage.addressing,
+                deps=tuple(sorted(dep.addressing for dep in graph.successors(stage) if dep.cmd)),
+                cmd=stage.cmd if isinstance(stage.cmd, str) else " && ".join(stage.cmd),
+                outs=tuple(out.def_path for out in stage.outs),
+                meta=dict(getattr(stage, "meta", None) or {}),
+            )
+            for stage in sorted(graph, key=lambda stage: (-behind[stage], stage.addressing))
+            if stage.cmd  # a `.dvc` file is data without a command
+        }
+
+
+def dirty(root: Path) -> set[str]:
+    """The stages whose code, parameters, inputs or outputs are not those of the last run."""
+    with repository(root) as repo:
+        return set(repo.status())

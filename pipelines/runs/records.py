@@ -1,0 +1,289 @@
+"""What a stage leaves behind for a tracker: one small JSON file, and its curve as JSON lines.
+
+A stage writes here and knows no tracker; `pipelines.orchestration.tracking` copies what it finds to MLflow.
+The files lie in `<home>/runs/<invocation>/<stage>.json[l]`; an invocation is one `dvc repro` or flow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from pipelines.base import files
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+Parameter = str | int | float | bool | None
+
+_FLUSH_SECONDS = 2.0  # at most this much of a curve is lost to a SIGKILL
+_SAME_PROCESS_SECONDS = 5.0  # a process's start time is derived from the clock, which may be adjusted meanwhile
+# What a run writes itself says nothing about the state of the code that it ran.
+_NOT_CODE = (":(top,exclude)data", ":(top,exclude)dvc.lock")
+
+
+@dataclass
+class Record:
+    """One attempt to run one stage."""
+
+    stage: str
+    invocation: str
+    workspace: str  # the folder it ran in, relative to the project's
+    pid: int
+    created: float
+    started: float
+    params: dict[str, Parameter]
+    commit: str | None = None
+    dirty: bool | None = None
+    status: Status = "RUNNING"
+    message: str | None = None
+    ended: float | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    artifacts: list[str] = field(default_factory=list)
+
+
+class RunRecord:
+    """The writer of one record; every call leaves a whole file."""
+
+    def __init__(self, record: Record, folder: Path) -> None:
+        self.record = record
+        self._json, self._curve = _paths(folder, record.stage)
+        self._rows: list[str] = []
+        self._flushed = time.monotonic()
+
+    @classmethod
+    def start(cls, stage: str, params: Mapping[str, Any]) -> RunRecord:
+        """Open the record of the stage that this process runs, in place of an earlier attempt's."""
+        me = psutil.Process()
+        commit, dirty = _git()
+        name = invocation()
+        record = Record(
+            stage=stage,
+            invocation=name,
+            workspace=os.path.relpath(Path.cwd(), home().parent),
+            pid=me.pid,
+            created=me.create_time(),
+            started=time.time(),
+            params=flat(params),
+            commit=commit,
+            dirty=dirty,
+        )
+        self = cls(record, home() / "runs" / name)
+        self._curve.unlink(missing_ok=True)
+        self._write()
+        return self
+
+    @property
+    def invocation(self) -> str:
+        return self.record.invocation
+
+    def series(self, step: int, values: Mapping[str, float]) -> None:
+        """One point of each of some curves."""
+        self._rows.append(json.dumps({"time": time.time(), "step": step, "values": _floats(values)}))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._flush()
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Numbers that describe the whole attempt."""
+        self.record.metrics.update(_floats(values))
+        self._write()
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """More of what decides the attempt's result."""
+        self.record.params |= flat(values)
+        self._write()
+
+    def tag(self, key: str, value: str) -> None:
+        """A word about the attempt."""
+        self.record.tags[key] = value
+        self._write()
+
+    def artifact(self, path: Path | str) -> None:
+        """A file or folder that the tracker should keep a copy of."""
+        self.record.artifacts.append(str(path))
+        self._write()
+
+    def finish(self, status: Status, message: str | None = None) -> None:
+        """Close the record."""
+        self._flush()
+        self.record.status, self.record.message, self.record.ended = status, message, time.time()
+        self._write()
+
+    def _flush(self) -> None:
+        if self._rows:
+            with self._curve.open("a") as file:
+                file.write("".join(row + "\n" for row in self._rows))
+            self._rows.clear()
+        self._flushed = time.monotonic()
+
+    def _write(self) -> None:
+        files.write_json(self._json, asdict(self.record))
+
+
+def home() -> Path:
+    """Where records are kept: `$FLOWMATCH_HOME`, else `.flowmatch` in the project that DVC runs, or here."""
+    given = os.environ.get("FLOWMATCH_HOME")
+    return Path(given).absolute() if given else Path(os.environ.get("DVC_ROOT") or ".").absolute() / ".flowmatch"
+
+
+def invocation() -> str:
+    """The name of the invocation that this process belongs to.
+
+    `$FLOWMATCH_INVOCATION` where an orchestrator set it, else the nearest ancestor that is a `dvc repro` or
+    an experiment, else this process.
+    """
+    given = os.environ.get("FLOWMATCH_INVOCATION")
+    if given:
+        return given
+    owner = psutil.Process()
+    for ancestor in owner.parents():
+        if _is_dvc_run(_command(ancestor)):
+            owner = ancestor
+            break
+    return name_of(owner)
+
+
+def name_of(owner: psutil.Process) -> str:
+    """The invocation that a process owns; a sibling's spelling of it is reused, as clocks can be adjusted."""
+    for folder in (home() / "runs").glob(f"{owner.pid}-*"):
+        if is_alive(*owner_of(folder.name)):
+            return folder.name
+    return f"{owner.pid}-{owner.create_time():.2f}"
+
+
+def owner_of(invocation: str) -> tuple[int, float]:
+    """The process id and start time in an invocation's name, or a process that cannot be where it has none.
+
+    >>> owner_of("12-1700000000.25")
+    (12, 1700000000.25)
+    >>> owner_of("nightly")
+    (-1, 0.0)
+    """
+    pid, _, created = invocation.partition("-")
+    try:
+        return int(pid), float(created)
+    except ValueError:
+        return -1, 0.0
+
+
+def is_alive(pid: int, created: float) -> bool:
+    """Whether the process of this id that started at this time still runs."""
+    try:
+        process = psutil.Process(pid)
+        same = bool(abs(process.create_time() - created) < _SAME_PROCESS_SECONDS)
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, ValueError):
+        return False
+
+
+def read(folder: Path) -> list[Record]:
+    """The records of an invocation; one that says RUNNING although its process is gone was KILLED."""
+    records = []
+    for path in folder.glob("*.json"):
+        try:
+            records.append(_read(path))
+        except (ValueError, TypeError) as error:  # damaged, or of another version: no reason to stop a run
+            print(f"{path} is no record of this version ({error}); delete it.", file=sys.stderr)
+    return sorted(records, key=lambda record: record.started)
+
+
+def by_invocation(home: Path) -> dict[str, list[Record]]:
+    """Return the records of all invocations that have some."""
+    found = {folder.name: read(folder) for folder in (home / "runs").glob("*")}
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def is_over(invocation: str, found: Sequence[Record]) -> bool:
+    """Return whether no more records can come: no stage runs, nor does the process that starts them."""
+    owner = owner_of(invocation)
+    by_hand = any(record.pid == owner[0] for record in found)
+    return all(record.status != "RUNNING" for record in found) and (by_hand or not is_alive(*owner))
+
+
+def worst(found: Sequence[Record]) -> Status:
+    """Return the status of an invocation by those of its stages."""
+    statuses = {record.status for record in found}
+    return "FAILED" if "FAILED" in statuses else "KILLED" if "KILLED" in statuses else "FINISHED"
+
+
+def points(folder: Path, stage: str, offset: int = 0) -> Iterator[tuple[int, float, int, dict[str, float]]]:
+    """The points of a stage's curves from a byte offset: (offset after it, time, step, values) each."""
+    path = _paths(folder, stage)[1]
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):  # its writer was killed, or is not done
+                return
+            offset += len(line)
+            row = json.loads(line)
+            yield offset, row["time"], row["step"], row["values"]
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Parameter]:
+    """Nested parameters as one level with dotted keys.
+
+    >>> flat({"seed": 0, "fit": {"lr": 0.1, "hidden": [8, 8]}})
+    {'seed': 0, 'fit.lr': 0.1, 'fit.hidden': '[8, 8]'}
+    """
+    level: dict[str, Parameter] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            level |= flat(value, f"{prefix}{key}.")
+        else:
+            level[f"{prefix}{key}"] = value if isinstance(value, str | int | float | None) else json.dumps(value)
+    return level
+
+
+def _floats(values: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in values.items()}
+
+
+def _paths(folder: Path, stage: str) -> tuple[Path, Path]:
+    name = stage.replace("/", ":")
+    return folder / f"{name}.json", folder / f"{name}.jsonl"
+
+
+def _read(path: Path) -> Record:
+    record = Record(**json.loads(path.read_text()))
+    if record.status == "RUNNING" and not is_alive(record.pid, record.created):
+        record = Record(**json.loads(path.read_text()))  # it may have ended well since the first look
+        if record.status == "RUNNING":
+            record.status, record.ended = "KILLED", path.stat().st_mtime
+            record.message = "its process is gone without a word (killed, or the machine stopped)."
+    return record
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+def _is_dvc_run(command: Sequence[str]) -> bool:
+    """Whether a command line is `dvc repro`, `dvc exp run` or its worker, started by script or by `-m`."""
+    programme = any(Path(word).name == "dvc" for word in command[:3])
+    return programme and not {"repro", "exp", "experiments"}.isdisjoint(command)
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """The commit of the code and whether it was changed since; None for each where there is no commit."""
+    try:
+        commit = _run_git("rev-parse", "HEAD")
+        return commit, bool(_run_git("status", "--porcelain", "--untracked-files=no", "--", ":/", *_NOT_CODE))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _run_git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,98 @@
+"""Run a stage as a process.
+
+What can go wrong for a user ends in one sentence and exit status 1; anything else is a defect, whose traceback goes to
+the log file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from pipelines.base.errors import UserError
+from pipelines.config import params as parameters
+from pipelines.config.params import Params
+from pipelines.runs import records
+from pipelines.runs.context import Stage
+from pipelines.runs.records import RunRecord, Status
+
+
+def run(main: Callable[..., None]) -> NoReturn:
+    """Run a stage's function as this process.
+
+    The function's parameters after the first are the names of its cell, taken from the command line
+    (`--dataset moons`).
+    """
+    cell = list(inspect.signature(main).parameters)[1:]
+    parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)))
+    for name in cell:
+        parser.add_argument(f"--{name}", required=True)
+    arguments = vars(parser.parse_args())
+    module = Path(inspect.getfile(main)).stem
+    name = os.environ.get("DVC_STAGE") or "@".join(filter(None, (module, "-".join(arguments[n] for n in cell))))
+    sys.exit(_guarded(main, name, arguments))
+
+
+def _guarded(main: Callable[..., None], name: str, arguments: dict[str, str]) -> int:
+    try:
+        params = parameters.load()
+        _check_cell(params, arguments)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    record = RunRecord.start(name, {**arguments, "profile": params.profile, "seed": params.seed})
+    signal.signal(signal.SIGTERM, _stop)
+    started = time.monotonic()
+    status: Status = "FAILED"
+    message, code = None, 1
+    try:
+        main(Stage(name, params, record), **arguments)
+        status, code = "FINISHED", 0
+        print(f"{name}: done in {time.monotonic() - started:.1f} s", flush=True)
+    except UserError as error:
+        message = str(error)
+    except (KeyboardInterrupt, SystemExit):
+        status, message, code = "KILLED", "stopped before it was done; run the same command to go on.", 130
+    except BaseException as error:
+        log = records.home() / "logs" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(traceback.format_exc())
+        message = f"{type(error).__name__}: {error} (a defect; the traceback is in {log})"
+    finally:
+        record.finish(status, message)
+    if message:
+        print(f"{name}: {message}", file=sys.stderr)
+    _publish(record)
+    return code
+
+
+def _check_cell(params: Params, cell: Mapping[str, str]) -> None:
+    """Refuse a data set, an environment or an experiment that params.yaml does not have."""
+    for kind, entries in (
+        ("dataset", params.datasets),
+        ("environment", params.environments),
+        ("experiment", params.experiments),
+    ):
+        if kind in cell and cell[kind] not in entries:
+            raise UserError(f"params.yaml has no {kind} {cell[kind]!r}, only {', '.join(entries)}.")
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signum)
+
+
+def _publish(record: RunRecord) -> None:
+    """Under a bare `dvc repro` nobody else copies the record to the tracker."""
+    if "FLOWMATCH_INVOCATION" not in os.environ:
+        from pipelines.runs import live
+
+        live.publish_quietly(record.invocation)

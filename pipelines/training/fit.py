@@ -1,0 +1,149 @@
+"""Train one network a seed, side by side, and write models, loss curves and timing."""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.base import device, files, layout, metric_keys
+from pipelines.base.seeding import derived_seed
+from pipelines.config.params import Fit
+from pipelines.models import saved
+from pipelines.runs.context import Stage
+from pipelines.training import checkpoints, loop
+from pipelines.training.loop import Progress
+from pipelines.training.workers import side_by_side
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network to be trained, the terms of its loss, and what is stored beside its weights.
+
+    Attributes:
+        network: On the device where it is trained.
+        terms: The terms of the loss at a step.
+        loc, scale: The standardisation of the data, `(columns,)`.
+        meta: The description that rebuilds the network.
+        seek: Moves data that are read in an order to a step, when training begins or resumes.
+        memory: What the terms carry from step to step, apart from the network.
+    """
+
+    network: nn.Module
+    terms: loop.Step
+    loc: Tensor
+    scale: Tensor
+    meta: Mapping[str, Any]
+    seek: Callable[[int], None] = lambda step: None
+    memory: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Job(ABC):
+    """What is trained: picklable, as each seed may have a process of its own.
+
+    Attributes:
+        data: The data set or the environment.
+        method: The name of the method in `params.yaml`.
+        fit: How it is trained.
+    """
+
+    data: str
+    method: str
+    fit: Fit
+
+    @abstractmethod
+    def task(self, device: torch.device) -> Task:
+        """Make the task of one seed in the process that trains it; torch's global generator is seeded."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Return what decides the result beside `fit`; a checkpoint of another configuration is not resumed."""
+
+    @abstractmethod
+    def inputs(self) -> list[Path]:
+        """Return the files that decide the result; a checkpoint of other contents is not resumed."""
+
+
+def fit_seeds(stage: Stage, job: Job, seeds: tuple[int, ...]) -> None:
+    """Train one network a seed and write the models, the loss curve and the final losses of the method."""
+    chosen = device.resolve(stage.params.device)
+    config = {
+        **job.config(),
+        "fit": job.fit.model_dump(mode="json"),
+        "seed": stage.params.seed,
+        "device": str(chosen),
+        "threads": stage.params.threads,
+    }
+    state = checkpoints.folder(stage.name, config, job.inputs())
+    stage.log(f"seeds {list(seeds)} on {chosen}; checkpoints in {state}")
+    stage.record.params(config)
+    work = partial(_fit_one, base=stage.params.seed, job=job, device=str(chosen), state=state)
+    report = _reporter(stage, seeds)
+    processes = None if chosen.type == "cpu" else 1
+    summaries = side_by_side(work, seeds, report, processes, stage.params.threads)
+    models = layout.models(job.data, job.method)
+    with stage.output(models) as folder:
+        folder.mkdir()
+        for seed in seeds:
+            shutil.copy(layout.network(state, seed), folder)
+    stage.record.artifact(models)
+    stage.record.tag("flowmatch.model", f"{job.data}.{job.method}")  # the name under which it is registered
+    _write_logs(stage, job, dict(zip(seeds, summaries, strict=True)))
+    checkpoints.clear(stage.name)
+
+
+def _fit_one(
+    seed: int, tell: Callable[[Progress], None], *, base: int, job: Job, device: str, state: Path
+) -> dict[str, Any]:
+    summary = state / f"seed{seed}.json"
+    if not summary.exists():
+        # The method is not part of the keys: all methods start from the same weights.
+        torch.manual_seed(derived_seed(base, "weights", job.data, seed))
+        task = job.task(torch.device(device))
+        generator = torch.Generator(device).manual_seed(derived_seed(base, "batches", job.data, seed))
+        checkpoint = state / f"seed{seed}.checkpoint"
+        trained = loop.train(task.network, task.terms, job.fit, generator, checkpoint, tell, task.seek, task.memory)
+        model = layout.network(state, seed)
+        saved.save(model, trained.network, task.loc, task.scale, {**task.meta, "seed": seed})
+        files.write_json(summary, {"curve": trained.curve, "seconds": trained.seconds})
+    result: dict[str, Any] = files.read_json(summary)
+    return result
+
+
+def _reporter(stage: Stage, seeds: tuple[int, ...]) -> Callable[[int, Progress], None]:
+    """Return a reporter that records every row and logs one every two seconds, and the last one."""
+    last = dict.fromkeys(seeds, 0.0)
+
+    def report(seed: int, row: Progress) -> None:
+        stage.record.series(row.step, {metric_keys.seed_key(name, seed): value for name, value in row.terms.items()})
+        if row.seconds - last[seed] >= loop.LINE_SECONDS or row.step == row.steps:
+            last[seed] = row.seconds
+            stage.log(f"seed {seed}  {row}")
+
+    return report
+
+
+def _write_logs(stage: Stage, job: Job, summaries: Mapping[int, Mapping[str, Any]]) -> None:
+    """Write the loss curve (mean over seeds, then each seed) and the final losses; times go to the record alone."""
+    import pandas as pd
+
+    tables = {seed: pd.DataFrame(summary["curve"]).set_index("step") for seed, summary in summaries.items()}
+    mean = pd.concat(tables).groupby(level="step").mean()
+    curve = mean.join([table.add_suffix(metric_keys.seed_key("", seed)) for seed, table in tables.items()])
+    with stage.output(layout.curve(job.data, job.method)) as temporary:
+        curve.to_csv(temporary, float_format="%.6g")
+    end = curve.iloc[-max(1, len(curve) // 10) :].mean()
+    final = {f"final_{name}": float(value) for name, value in end.items()}
+    with stage.output(layout.final_losses(job.data, job.method)) as temporary:
+        files.write_json(temporary, final)
+    seconds = [summary["seconds"] for summary in summaries.values()]
+    stage.metrics({**final, "seconds": sum(seconds) / len(seconds)})
+    stage.metrics({"steps_per_second": int(curve.index[-1]) * len(seconds) / sum(seconds)})

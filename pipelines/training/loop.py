@@ -1,0 +1,182 @@
+"""The one training loop: AdamW with warm-up and cosine, an averaged copy of the network, checkpoints, throughput.
+
+The loop knows neither data nor loss: it is given a function that returns the terms of the loss for one step. All
+randomness of a step comes from one generator, whose state is part of the checkpoint, so a run that was killed and
+resumed ends at the same weights, bit for bit, as one that was not (on CPU).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.base.errors import UserError
+from pipelines.training import checkpoints
+
+if TYPE_CHECKING:
+    from pipelines.config.params import Fit
+
+
+CHECKPOINT_SECONDS = 1.0  # at least so long between two checkpoints,
+CHECKPOINT_SHARE = 0.02  # and so long that they cost no more than this share of the time
+LINE_SECONDS = 2.0
+
+Step = Callable[[nn.Module, nn.Module, torch.Generator, float], Mapping[str, Tensor]]
+"""`(network, averaged network, generator, share of the steps done) -> terms`; "loss" is minimised, all are logged."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One row of the loss curve: the means of the terms since the last row."""
+
+    step: int
+    steps: int
+    terms: Mapping[str, float]
+    steps_per_second: float
+    seconds: float
+
+    def __str__(self) -> str:
+        terms = "  ".join(f"{name} {value:.4f}" for name, value in self.terms.items())
+        left = (self.steps - self.step) / self.steps_per_second
+        return f"step {self.step}/{self.steps}  {terms}  {self.steps_per_second:.0f} steps/s  {left:.0f} s left"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The averaged network, the loss curve (one row each `log_every` steps) and the time it took."""
+
+    network: nn.Module
+    curve: list[dict[str, float]]
+    seconds: float
+
+
+def learning_rate(step: int, fit: Fit) -> float:
+    """Half a cosine from `fit.lr` at the first step to zero at `fit.steps`, under a linear warm-up."""
+    warm = min(1.0, (step + 1) / (fit.warmup + 1))
+    return fit.lr * warm * 0.5 * (1.0 + math.cos(math.pi * step / fit.steps))
+
+
+def adam_betas(step: int, fit: Fit) -> tuple[float, float]:
+    """AdamW's decays, the second on a line from `fit.adam_betas` at the first step to its end at `fit.steps`."""
+    first, second = fit.adam_betas
+    end = second if fit.adam_beta2_end is None else fit.adam_beta2_end
+    return first, second + step / fit.steps * (end - second)
+
+
+def train(
+    network: nn.Module,
+    step_terms: Step,
+    fit: Fit,
+    generator: torch.Generator,
+    checkpoint: Path,
+    report: Callable[[Progress], None],
+    seek: Callable[[int], None] = lambda step: None,
+    memory: nn.Module | None = None,
+) -> Trained:
+    """Train a network in place and return its averaged copy.
+
+    Arguments:
+        network: on the device where it is to be trained, freshly initialised.
+        step_terms: the terms of the loss at one step.
+        generator: the only source of randomness in `step_terms`.
+        checkpoint: file to resume from and to save to; the caller removes it once the result is safe.
+        report: called with every row of the loss curve.
+        seek: called once with the step that comes first, for data that are read in an order.
+        memory: what else `step_terms` carries from one step to the next, kept with the checkpoint.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    average = copy.deepcopy(network).requires_grad_(False)
+    weights: list[Tensor] = list(network.parameters())
+    averages: list[Tensor] = list(average.parameters())
+    optimizer = torch.optim.AdamW(
+        weights, lr=fit.lr, betas=fit.adam_betas, eps=fit.adam_eps, weight_decay=fit.weight_decay, fused=True
+    )
+    curve: list[dict[str, float]] = []
+    modules = {"network": network, "average": average, **({} if memory is None else {"memory": memory})}
+    start, before = _restore(checkpoint, modules, optimizer, generator, curve)
+    seek(start)
+    sums: dict[str, Tensor] = {}
+    began = saved = time.monotonic()
+    pause = CHECKPOINT_SECONDS
+    for step in range(start, fit.steps):
+        for group in optimizer.param_groups:
+            group["lr"], group["betas"] = learning_rate(step, fit), adam_betas(step, fit)
+        terms = step_terms(network, average, generator, step / fit.steps)
+        optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        torch._foreach_lerp_(averages, weights, fit.ema_step)
+        for name, term in terms.items():
+            sums[name] = sums[name] + term.detach() if name in sums else term.detach()
+        done = step + 1
+        if done % fit.log_every and done != fit.steps:
+            continue
+        count = (done - 1) % fit.log_every + 1
+        means = {name: float(total) / count for name, total in sums.items()}
+        sums = {}
+        if not math.isfinite(means["loss"]):
+            raise UserError(
+                f"the loss is {means['loss']} at step {done}; expected a finite number, so lower lr ({fit.lr:g}) in "
+                "params.yaml or look for extreme values in the data."
+            )
+        now = time.monotonic()
+        curve.append({"step": done, **means})
+        report(Progress(done, fit.steps, means, (done - start) / (now - began), before + now - began))
+        if now - saved > pause and done < fit.steps:
+            _save(checkpoint, modules, optimizer, generator, curve, done, before + now - began)
+            saved = time.monotonic()
+            pause = max(CHECKPOINT_SECONDS, (saved - now) / CHECKPOINT_SHARE)
+    return Trained(average, curve, before + time.monotonic() - began)
+
+
+def _save(
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    curve: list[dict[str, float]],
+    step: int,
+    seconds: float,
+) -> None:
+    tensors = {"generator": generator.get_state()}
+    for prefix, module in modules.items():
+        tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    checkpoints.save(path, tensors, {"step": step, "seconds": seconds, "curve": curve})
+
+
+def _restore(
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    curve: list[dict[str, float]],
+) -> tuple[int, float]:
+    """Put the checkpoint's state in place; the step to go on from and the seconds spent so far."""
+    found = checkpoints.load(path)
+    if found is None:
+        return 0, 0.0
+    tensors, meta = found
+    generator.set_state(tensors["generator"])
+    for prefix, module in modules.items():
+        names = module.state_dict()
+        module.load_state_dict({name: tensors[f"{prefix}.{name}"] for name in names})
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    curve.extend(meta["curve"])
+    return int(meta["step"]), float(meta["seconds"])

@@ -1,0 +1,136 @@
+"""Train models of the successor measure of an environment's policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from flowmatch_core.paths import AffinePath
+from flowmatch_core.successor import Loss, Particles, logit_normal
+from flowmatch_core.successor.particles import logit_normal_quantile
+from pipelines.base import layout
+from pipelines.config.params import SuccessorFit, SuccessorMethod
+from pipelines.data.batches import Batches
+from pipelines.models import successor
+from pipelines.models.untrained import untrained
+from pipelines.runs.context import Stage
+from pipelines.training.fit import Job, Task, fit_seeds
+
+Value = Callable[[nn.Module, nn.Module, torch.Generator, Mapping[str, float]], Loss]
+"""`(network, averaged network, generator, share of the steps done if the loss uses it) -> terms`."""
+
+
+def train(stage: Stage, environment: str, method: str) -> None:
+    """Train a successor model, one network a seed, or write the reason why there is nothing to train."""
+    entry, params = stage.params.environments[environment], stage.params.successor
+    choice = params.methods[method]
+    nothing = untrained(environment, method, entry, choice)
+    if nothing is not None:
+        nothing.write(stage, environment, method)
+        return
+    fit = params.fit_for(entry, choice)
+    fit_seeds(stage, SuccessorJob(environment, method, fit, choice, entry.gamma), params.seeds)
+
+
+@final
+@dataclass(frozen=True)
+class SuccessorJob(Job):
+    """The training of a successor model.
+
+    A loss that needs `futures` is given on-policy futures, one that needs a `target` the averaged network.
+
+    Attributes:
+        choice: The method's loss and path.
+        gamma: The discount per transition.
+    """
+
+    fit: SuccessorFit
+    choice: SuccessorMethod
+    gamma: float
+
+    def config(self) -> dict[str, Any]:
+        return {"environment": self.data, "gamma": self.gamma, "method": self.choice.model_dump(mode="json")}
+
+    def inputs(self) -> list[Path]:
+        folder = layout.collected(self.data)
+        return [layout.transitions(folder), layout.rollouts(folder), layout.provenance(folder)]
+
+    def task(self, device: torch.device) -> Task:
+        spec, fit = self.choice.loss.spec, self.fit
+        batches = Batches(layout.collected(self.data), device)
+        path = successor.path(self.choice.path)
+        memory: Particles | None = None
+        seek: Callable[[int], None] = _nowhere
+        if spec.needs == "futures":
+            value = self._on_futures(batches, path)
+        else:
+            half = fit.batch // 2  # the loss regresses on two terms
+            if fit.returns > 1:
+                draw = batches.returns(half, self.gamma, fit.returns)
+            else:
+                draw, seek = batches.transitions(half, fit.rows_in_memory)
+            memory = _particles(fit, batches, path).to(device) if fit.particles else None
+            value = self._on_transitions(draw, path, memory)
+
+        def terms(
+            network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float
+        ) -> Mapping[str, Tensor]:
+            now = {"progress": progress} if spec.progress else {}
+            total, direct, bootstrap = value(network, average, generator, now)
+            return {"loss": total, "direct": direct, "bootstrap": bootstrap}
+
+        states, actions = len(batches.states), len(batches.actions)
+        config = successor.network_config(self.choice.loss, fit, states, states + actions)
+        meta = {
+            "network": config,
+            "path": self.choice.path.model_dump(),
+            "prediction": spec.prediction,
+            "gamma": self.gamma,
+            "state_names": batches.states,
+            "action_names": batches.actions,
+        }
+        network = successor.network(config, spec.prediction, path).to(device)
+        return Task(network, terms, batches.loc, batches.scale, meta, seek, memory)
+
+    def _on_futures(self, batches: Batches, path: AffinePath) -> Value:
+        loss, options = successor.loss(self.choice.loss, self.fit), self._flow_options(path)
+        pairs = batches.futures(self.fit.batch, self.gamma)
+
+        def value(network: nn.Module, average: nn.Module, generator: torch.Generator, now: Mapping[str, float]) -> Loss:
+            batch, future = pairs(generator)
+            return loss(network, batch, future, **options, **now, generator=generator)
+
+        return value
+
+    def _on_transitions(self, draw: Callable[..., Any], path: AffinePath, memory: Particles | None) -> Value:
+        loss = successor.loss(self.choice.loss, self.fit)
+        options: dict[str, Any] = {"gamma": self.gamma, **self._flow_options(path)}
+        if memory is not None:
+            loss, options = memory.td2_cfm_loss, {"gamma": self.gamma}
+        elif self.choice.loss.spec.ode:
+            options |= {"steps": self.fit.ode_steps, "solver": self.fit.ode_solver}
+
+        def value(network: nn.Module, average: nn.Module, generator: torch.Generator, now: Mapping[str, float]) -> Loss:
+            return loss(network, average, draw(generator), **options, **now, generator=generator)
+
+        return value
+
+    def _flow_options(self, path: AffinePath) -> dict[str, Any]:
+        if not self.choice.loss.spec.path:
+            return {}
+        return {"path": path, "time": logit_normal if self.fit.time == "logit_normal" else torch.rand}
+
+
+def _particles(fit: SuccessorFit, batches: Batches, path: AffinePath) -> Particles:
+    quantile = {"quantile": logit_normal_quantile} if fit.time == "logit_normal" else {}
+    state, action = len(batches.states), len(batches.actions)
+    return Particles(fit.batch // 2, state, state + action, fit.ode_steps, path=path, **quantile)
+
+
+def _nowhere(step: int) -> None:
+    """Data that are drawn at random have no place to move to."""

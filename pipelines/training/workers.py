@@ -1,0 +1,105 @@
+"""The seeds of a stage, trained side by side in processes of their own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from typing import Any, TypeVar
+
+from pipelines.base.errors import UserError
+
+R = TypeVar("R")
+Work = Callable[[int, Callable[[Any], None]], R]
+
+
+def side_by_side(
+    work: Work[R],
+    seeds: Sequence[int],
+    report: Callable[[int, Any], None],
+    processes: int | None = None,
+    threads: int = 1,
+) -> list[R]:
+    """Call `work(seed, tell)` for every seed and return the results in order.
+
+    Arguments:
+        work: a picklable function; what it passes to `tell` arrives at `report(seed, ...)` in this process.
+        processes: at most so many at a time; None is as many as the cores have room for, 1 is this process.
+        threads: torch's threads in each process.
+
+    Raises:
+        UserError: what `work` raised, or that a process was killed from outside; the others are ended.
+    """
+    import torch
+
+    processes = min(len(seeds), processes or max(1, (os.cpu_count() or 1) // threads))
+    if processes == 1:
+        torch.set_num_threads(threads)
+        return [work(seed, lambda row, seed=seed: report(seed, row)) for seed in seeds]  # type: ignore[misc]
+    context = multiprocessing.get_context("forkserver")  # fork itself is not safe once torch has started its threads
+    context.set_forkserver_preload(["pipelines.training.fit"])  # torch is imported once, not once a seed
+    waiting, results = list(seeds), dict[int, R]()
+    running: dict[Connection, tuple[int, ForkServerProcess]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                here, there = context.Pipe(duplex=False)
+                process = context.Process(target=_run, args=(there, work, waiting[0], threads), daemon=True)
+                process.start()
+                there.close()  # so that the end of the process is the end of the pipe
+                running[here] = waiting.pop(0), process
+            for pipe in wait(list(running)):
+                assert isinstance(pipe, Connection)
+                seed, process = running[pipe]
+                try:
+                    kind, value = pipe.recv()
+                except EOFError:
+                    raise UserError(
+                        f"the training process of seed {seed} was killed from outside, most often for lack of memory; "
+                        "each needs about 0.5 GiB: close other programs or list fewer seeds in params.yaml."
+                    ) from None
+                if kind == "error":
+                    raise value
+                if kind == "row":
+                    report(seed, value)
+                else:
+                    results[seed] = value
+                    process.join()
+                    del running[pipe]
+    finally:
+        for _, process in running.values():
+            process.kill()
+            process.join()
+    return [results[seed] for seed in seeds]
+
+
+def _run(pipe: Connection, work: Work[Any], seed: int, threads: int) -> None:
+    """The life of a worker: it leaves Ctrl-C to its parent and does not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        result = work(seed, lambda row: pipe.send(("row", row)))
+    except UserError as error:
+        pipe.send(("error", error))
+    except Exception as error:
+        defect = RuntimeError(f"{type(error).__name__}: {error}")  # the error itself may not survive the way
+        defect.add_note(traceback.format_exc())
+        pipe.send(("error", defect))
+    else:
+        pipe.send(("done", result))
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
