@@ -24,6 +24,7 @@ from pipelines.config.yaml_files import merge, read_yaml
 WORKSPACES = ".workspaces"
 # What each folder has of its own: results, DVC's state and caches. Inputs in data/raw are the project's.
 _OWN = frozenset({layout.DATA.name, "dvc.lock", "mlartifacts", "mlflow.db", "__pycache__"})
+_CELLS = "train_successor"  # the stage template with a cell for each environment and method
 _PROJECT_HIDDEN = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
 
 
@@ -61,7 +62,7 @@ def _synchronise(root: Path, workspace: Path, params: Mapping[str, Any]) -> None
     workspace.mkdir(parents=True, exist_ok=True)
     manifest = workspace.with_suffix(".files.json")
     before = set(json.loads(manifest.read_text())) if manifest.exists() else set()
-    present = set(_files(root)) - {"params.yaml"}
+    present = set(_files(root)) - {"params.yaml", "dvc.yaml"}
     files.write_json(manifest, sorted(before | present))  # before the work, so that an interrupted copy can be cleaned
     for name in before - present:
         (workspace / name).unlink(missing_ok=True)
@@ -72,8 +73,33 @@ def _synchronise(root: Path, workspace: Path, params: Mapping[str, Any]) -> None
             with files.replacing(target) as temporary:
                 shutil.copy2(source, temporary)
     _write(workspace / "params.yaml", yaml.safe_dump(dict(params), sort_keys=False))
+    _write(workspace / "dvc.yaml", _graph(root, params))
     _write(workspace / ".dvc" / "config.local", _dvc_settings(root, workspace))
     files.write_json(manifest, sorted(present))
+
+
+def _graph(root: Path, params: Mapping[str, Any]) -> str:
+    """Return the project's dvc.yaml without the cells that no environment runs.
+
+    A matrix has a stage for every pair of an environment and a method, and each stage costs DVC time whether it has
+    something to do or not. The cells have the same names here.
+    """
+    text = (root / "dvc.yaml").read_text()
+    graph = yaml.safe_load(text)
+    template = graph["stages"].get(_CELLS)
+    if template is None:
+        return text
+    methods = params["successor"]["methods"]
+    cells = {
+        f"{environment}-{method}": {"environment": environment, "method": method}
+        for environment, entry in params["environments"].items()
+        for method in methods
+        if method in (entry.get("methods") or methods)
+    }
+    del template["matrix"]
+    graph["stages"][_CELLS] = {"foreach": cells, "do": template}
+    head = "# Made from the project's dvc.yaml: the same stages, but only for the methods that an environment runs.\n"
+    return head + yaml.safe_dump(graph, sort_keys=False, width=120)
 
 
 def _files(root: Path) -> Iterator[str]:
