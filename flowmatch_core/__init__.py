@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from flowmatch_core.discrete import jump_divergence as jump_divergence
     from flowmatch_core.discrete import perplexity as perplexity
     from flowmatch_core.discrete import solve_ctmc as solve_ctmc
+    from flowmatch_core.field import Field as Field
     from flowmatch_core.field import Time as Time
     from flowmatch_core.field import VelocityField as VelocityField
     from flowmatch_core.flow import ContinuousFlow as ContinuousFlow
@@ -153,7 +154,7 @@ _MODULES = {
         "perplexity",
         "solve_ctmc",
     ),
-    "field": ("Time", "VelocityField"),
+    "field": ("Field", "Time", "VelocityField"),
     "flow": ("ContinuousFlow", "LogDensity"),
     "intervals": ("Interval", "paired_difference", "paired_ratio", "t_interval"),
     "metrics": (

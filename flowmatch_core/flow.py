@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from flowmatch_core._jacobian import full_precision
 from flowmatch_core._tensors import (
     broadcast,
     check_choice,
@@ -23,7 +24,6 @@ from flowmatch_core.divergence import (
     DivergenceMethod,
     divergence,
     divergence_per_probe,
-    full_precision,
     prepared,
     rademacher,
 )

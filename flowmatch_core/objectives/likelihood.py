@@ -9,8 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from flowmatch_core._jacobian import full_precision
 from flowmatch_core._tensors import check_choice, flatten_event, standard_normal_log_prob
-from flowmatch_core.divergence import DivergenceMethod, divergence, full_precision, rademacher
+from flowmatch_core.divergence import DivergenceMethod, divergence, rademacher
 from flowmatch_core.field import VelocityField
 from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.solvers import TimeGrid, Uniform

@@ -13,7 +13,7 @@ from torch.distributions import Distribution, MultivariateNormal, Normal
 from flowmatch_core import flow as flow_module
 from flowmatch_core._tensors import expand_time
 from flowmatch_core.divergence import DivergenceMethod, rademacher
-from flowmatch_core.field import Time
+from flowmatch_core.field import Field, Time
 from flowmatch_core.flow import ContinuousFlow, _simpson_weights
 from flowmatch_core.networks import MLPField
 from flowmatch_core.solvers import EDM, SOLVERS, Nodes, Power, SolverError, TimeGrid, Uniform, Warped, solve
@@ -289,7 +289,7 @@ def test_evaluations_of_a_point_are_counted(solver: str, hidden: tuple[int, ...]
     rows = 0
     net = network(hidden=hidden)
 
-    class Counted(torch.nn.Module):
+    class Counted(Field):
         has_closed_form_divergence = net.has_closed_form_divergence
 
         def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
