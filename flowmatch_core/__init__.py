@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from flowmatch_core.field import Time as Time
     from flowmatch_core.field import VelocityField as VelocityField
     from flowmatch_core.flow import ContinuousFlow as ContinuousFlow
+    from flowmatch_core.flow import Flow as Flow
     from flowmatch_core.flow import LogDensity as LogDensity
     from flowmatch_core.intervals import Interval as Interval
     from flowmatch_core.intervals import paired_difference as paired_difference
@@ -155,7 +156,7 @@ _MODULES = {
         "solve_ctmc",
     ),
     "field": ("Field", "Time", "VelocityField"),
-    "flow": ("ContinuousFlow", "LogDensity"),
+    "flow": ("ContinuousFlow", "Flow", "LogDensity"),
     "intervals": ("Interval", "paired_difference", "paired_ratio", "t_interval"),
     "metrics": (
         "Floor",
