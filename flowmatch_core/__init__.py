@@ -43,9 +43,11 @@ if TYPE_CHECKING:
     from flowmatch_core.discrete import jump_divergence as jump_divergence
     from flowmatch_core.discrete import perplexity as perplexity
     from flowmatch_core.discrete import solve_ctmc as solve_ctmc
+    from flowmatch_core.field import Field as Field
     from flowmatch_core.field import Time as Time
     from flowmatch_core.field import VelocityField as VelocityField
     from flowmatch_core.flow import ContinuousFlow as ContinuousFlow
+    from flowmatch_core.flow import Flow as Flow
     from flowmatch_core.flow import LogDensity as LogDensity
     from flowmatch_core.intervals import Interval as Interval
     from flowmatch_core.intervals import paired_difference as paired_difference
@@ -153,8 +155,8 @@ _MODULES = {
         "perplexity",
         "solve_ctmc",
     ),
-    "field": ("Time", "VelocityField"),
-    "flow": ("ContinuousFlow", "LogDensity"),
+    "field": ("Field", "Time", "VelocityField"),
+    "flow": ("ContinuousFlow", "Flow", "LogDensity"),
     "intervals": ("Interval", "paired_difference", "paired_ratio", "t_interval"),
     "metrics": (
         "Floor",

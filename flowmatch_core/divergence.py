@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from flowmatch_core._jacobian import exact_divergence, full_precision, vector_jacobian
 from flowmatch_core._tensors import check_choice, check_shape
-from flowmatch_core.field import Time, VelocityField, has_closed_form_divergence
+from flowmatch_core.field import Field, Time, VelocityField
 
-__all__ = ["DivergenceMethod", "divergence", "divergence_per_probe", "full_precision", "prepared", "rademacher"]
+__all__ = ["DivergenceMethod", "divergence", "divergence_per_probe", "prepared", "rademacher"]
 
 DivergenceMethod = Literal["auto", "exact", "hutchinson"]
-
-ROWS_AT_ONCE = 2**14
-"""How many points go through one differentiation: bounds the memory."""
 
 
 def divergence(
@@ -94,76 +90,20 @@ def divergence_per_probe(
         directions = rademacher(x, probes, generator) if noise is None else noise
         check_shape("noise", directions, (len(directions), *x.shape))
     with full_precision(x):
-        if method == "auto" and has_closed_form_divergence(field):
-            velocity, total = cast(Any, field).velocity_and_divergence(t, x, cond)
-            return velocity, total[None]
         if method == "hutchinson":
-            return _pulled_back(field, t, x, cond, directions)
-        basis = torch.eye(math.prod(x.shape[1:]), dtype=x.dtype, device=x.device)
-        velocity, each = _pulled_back(field, t, x, cond, basis.reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape))
-        return velocity, each.sum(0, keepdim=True)
+            return vector_jacobian(field, t, x, cond, directions)
+        if method == "auto" and isinstance(field, Field) and field.has_closed_form_divergence:
+            velocity, total = field.velocity_and_divergence(t, x, cond)
+        else:
+            velocity, total = exact_divergence(field, t, x, cond)
+    return velocity, total[None]
 
 
 def prepared(field: VelocityField, method: DivergenceMethod) -> VelocityField:
-    """Return the field, with what a closed form needs of the weights computed once if it has that and uses it.
-
-    For the length of one solve: the weights are those of the moment.
-    """
-    if method != "auto" or not has_closed_form_divergence(field) or not hasattr(field, "prepared"):
-        return field
-    return cast(VelocityField, field.prepared())
-
-
-def _pulled_back(
-    field: VelocityField, t: Time, x: Tensor, cond: Tensor | None, directions: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the velocity and the product of each direction with the Jacobian on both sides, `(directions, batch)`."""
-    if torch.is_inference_mode_enabled():  # where nothing can be differentiated, not even under enable_grad
-        with torch.inference_mode(False), torch.no_grad():
-            t = t.clone() if isinstance(t, Tensor) else t
-            cond = None if cond is None else cond.clone()
-            return _pulled_back(field, t, x.clone(), cond, directions.clone())
-    graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        point = x if graph and x.requires_grad else x.detach().requires_grad_()
-        velocity = field(t, point, cond)
-        if not velocity.requires_grad:
-            return velocity, x.new_zeros(directions.shape[:2])
-
-        def pull(some: Tensor, batched: bool) -> Tensor:
-            (pulled,) = torch.autograd.grad(
-                velocity,
-                point,
-                some,
-                retain_graph=True,
-                create_graph=graph,
-                materialize_grads=True,
-                is_grads_batched=batched,
-            )
-            return pulled
-
-        parts = []
-        for some in torch.split(directions, max(1, ROWS_AT_ONCE // max(1, len(x)))):
-            try:
-                pulled = pull(some, batched=True)
-            except RuntimeError:  # an operation that cannot be batched
-                pulled = torch.stack([pull(direction, batched=False) for direction in some])
-            parts.append((pulled * some).flatten(2).sum(2) if x.ndim > 1 else pulled * some)
-        each = torch.cat(parts)
-    return (velocity, each) if graph else (velocity.detach(), each.detach())
-
-
-def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """Return a context without autocast on the device of `x`: a trace of products in bfloat16 is off by percents.
-
-    Example:
-        >>> with torch.autocast("cpu", torch.bfloat16), full_precision(torch.ones(2)):
-        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
-        torch.float32
-    """
-    device = x.device.type
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else nullcontext()
+    """Return the field for one likelihood: `Field.prepared` where a closed form is used, else the field itself."""
+    if method == "auto" and isinstance(field, Field) and field.has_closed_form_divergence:
+        return field.prepared()
+    return field
 
 
 def rademacher(x: Tensor, probes: int, generator: torch.Generator | None = None) -> Tensor:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from flowmatch_core._flow import Flow
+from flowmatch_core._jacobian import full_precision
 from flowmatch_core._tensors import (
     broadcast,
     check_choice,
@@ -23,7 +25,6 @@ from flowmatch_core.divergence import (
     DivergenceMethod,
     divergence,
     divergence_per_probe,
-    full_precision,
     prepared,
     rademacher,
 )
@@ -32,7 +33,7 @@ from flowmatch_core.solvers import SOLVERS, Solution, TimeGrid, Uniform, solve
 from flowmatch_core.solvers.fixed_step import TABLEAUS
 from flowmatch_core.solvers.ode import check_grid, check_tolerances
 
-__all__ = ["ContinuousFlow", "LogDensity"]
+__all__ = ["ContinuousFlow", "Flow", "LogDensity"]
 
 ROWS_AT_ONCE = 2**14
 """How many points are handed to the field at once in a likelihood: bounds the memory."""
@@ -57,7 +58,7 @@ class LogDensity:
     nfe: int
 
 
-class ContinuousFlow(Distribution):
+class ContinuousFlow(Flow, Distribution):
     r"""The distribution of :math:`x = \mu + s\, \psi_1(x_0)`, where :math:`x_0 \sim N(0, \sigma_0^2 I)` and
     :math:`\psi` is the flow of a velocity field.
 
@@ -99,6 +100,9 @@ class ContinuousFlow(Distribution):
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = True
+    field: VelocityField
+    loc: Tensor | None
+    scale: Tensor | None
 
     def __init__(
         self,
@@ -131,11 +135,18 @@ class ContinuousFlow(Distribution):
                 broadcast(name, tensor, event_shape)
         if scale is not None and not (scale > 0).all():
             raise ValueError("scale holds values that are not positive, but should be positive.")
-        super().__init__(event_shape=torch.Size(event_shape), validate_args=False)
+        Flow.__init__(self)
+        Distribution.__init__(self, event_shape=torch.Size(event_shape), validate_args=False)
         self.field, self.solver, self.steps, self.grid = field, solver, steps, grid
         self.divergence, self.probes = divergence, probes
-        self.loc, self.scale, self.base_scale = loc, scale, base_scale
-        self.rtol, self.atol, self.check = rtol, atol, check
+        self.base_scale, self.rtol, self.atol, self.check = base_scale, rtol, atol, check
+        self._register_units("loc", loc)
+        self._register_units("scale", scale)
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """The shape of one `x`."""
+        return self._event_shape
 
     @property
     def support(self) -> constraints.Constraint:
@@ -179,14 +190,52 @@ class ContinuousFlow(Distribution):
         check: bool | None = None,
     ) -> Tensor:
         """Draw samples that carry gradients; otherwise as `sample`."""
-        like = self._like(cond)
-        lead = (*sample_shape, *(() if cond is None else cond.shape[:-1]))
-        noise = torch.randn((*lead, *self.event_shape), generator=generator, dtype=like.dtype, device=like.device)
-        x0, rows = self._rows(noise * self.base_scale, cond)
-        x = self._solve(self.field, x0, rows, check=check).x.reshape(noise.shape)
-        if self.scale is not None:
-            x = x * self.scale
-        return x if self.loc is None else x + self.loc
+        noise = self._noise(sample_shape, cond, generator)
+        x0, rows = self._rows(noise, cond)
+        return self._in_units(self._solve(self.field, x0, rows, check=check).x.reshape(noise.shape))
+
+    @torch.no_grad()
+    def trajectory(
+        self,
+        sample_shape: Sequence[int] = (),
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        x0: Tensor | None = None,
+        solver: str | None = None,
+        steps: int | None = None,
+        grid: TimeGrid | None = None,
+        check: bool | None = None,
+    ) -> Tensor:
+        """Draw samples and return their states from noise to data, without gradients.
+
+        Args:
+            sample_shape: The shape of the draws, as in `sample`.
+            cond: The conditions, with shape `(*batch, c)`; each gets `sample_shape` draws.
+            generator: The source of randomness.
+            x0: The noise to start from in place of a draw, in standardised units, with shape `(*batch, *event)`.
+            solver: One of `flowmatch_core.solvers.SOLVERS`; by default that of the flow.
+            steps: The number of steps, or of intervals of an adaptive solver; by default that of the flow.
+            grid: Where the steps end in time; by default that of the flow.
+            check: Whether a solve that fails is a `SolverError`; by default as the flow has it.
+
+        Returns:
+            The states at the times `grid.nodes(steps)`, with shape `(steps + 1, *sample_shape, *batch, *event)`, in
+            the units of the data. The last one is what `sample` returns for the same solver, steps and grid.
+
+        Example:
+            >>> flow = ContinuousFlow(lambda t, x, cond: x, event_shape=(2,), solver="rk4", loc=torch.ones(2))
+            >>> flow.trajectory((1000,), steps=4, generator=torch.Generator().manual_seed(0)).shape
+            torch.Size([5, 1000, 2])
+        """
+        if x0 is None:
+            x0 = self._noise(sample_shape, cond, generator)
+        elif tuple(sample_shape):
+            raise ValueError(f"sample_shape is {tuple(sample_shape)}, but should be () where x0 is given.")
+        start, rows = self._rows(x0, cond)
+        path = self._solve(self.field, start, rows, save=True, check=check, solver=solver, steps=steps, grid=grid).path
+        assert path is not None  # as it was saved
+        return self._in_units(path.reshape(len(path), *x0.shape))
 
     def log_prob(
         self, value: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -332,7 +381,11 @@ class ContinuousFlow(Distribution):
         refined: bool = False,
         save: bool = False,
         check: bool | None = None,
+        solver: str | None = None,
+        steps: int | None = None,
+        grid: TimeGrid | None = None,
     ) -> Solution:
+        steps = self.steps if steps is None else steps
         rtol, atol = (0.1 * tolerance if refined else tolerance for tolerance in (self.rtol, self.atol))
         return solve(
             field,
@@ -340,9 +393,9 @@ class ContinuousFlow(Distribution):
             t0=1.0 if backward else 0.0,
             t1=0.0 if backward else 1.0,
             cond=cond,
-            solver=self.solver,
-            steps=2 * self.steps if refined else self.steps,
-            grid=self.grid,
+            solver=self.solver if solver is None else solver,
+            steps=2 * steps if refined else steps,
+            grid=self.grid if grid is None else grid,
             rtol=rtol,
             atol=atol,
             save=save,
@@ -354,6 +407,19 @@ class ContinuousFlow(Distribution):
             return None
         return rademacher(self._rows(value, None)[0], self.probes, generator)
 
+    def _noise(self, sample_shape: Sequence[int], cond: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """Return draws of the base distribution, with shape `(*sample_shape, *batch, *event)`."""
+        like = self._like(cond)
+        lead = (*sample_shape, *(() if cond is None else cond.shape[:-1]))
+        noise = torch.randn((*lead, *self.event_shape), generator=generator, dtype=like.dtype, device=like.device)
+        return noise * self.base_scale
+
+    def _in_units(self, x: Tensor) -> Tensor:
+        """Return standardised states in the units of the data."""
+        if self.scale is not None:
+            x = x * self.scale
+        return x if self.loc is None else x + self.loc
+
     def _rows(self, value: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
         lead = value.shape[: value.ndim - len(self.event_shape)]
         check_shape("value", value, (*lead, *self.event_shape))
@@ -361,9 +427,8 @@ class ContinuousFlow(Distribution):
 
     def _like(self, cond: Tensor | None) -> Tensor:
         """Return a tensor whose dtype and device are those of the samples."""
-        parameters = self.field.parameters() if isinstance(self.field, nn.Module) else iter(())
         known = (tensor for tensor in (self.loc, self.scale, cond) if tensor is not None and tensor.is_floating_point())
-        return next(known, next(parameters, torch.empty(0)))
+        return next(known, next(self.parameters(), self._default))
 
 
 def _simpson_weights(intervals: int, like: Tensor) -> Tensor:

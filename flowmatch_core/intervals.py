@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmatch_core._require import required
+
 __all__ = ["Interval", "paired_difference", "paired_ratio", "t_interval"]
 
 Values = Sequence[float] | NDArray[np.float64]
@@ -53,8 +55,7 @@ def t_interval(values: Values, level: float = 0.95) -> Interval:
         >>> t_interval([1.0, 2.0, 3.0]).n
         3
     """
-    from scipy import stats  # imported here because it takes a second
-
+    stats = required("scipy.stats", "scipy")  # imported here because it takes a second
     if not 0 < level < 1:
         raise ValueError(f"level is {level}, but should be between 0 and 1.")
     x = np.asarray(values, dtype=np.float64)

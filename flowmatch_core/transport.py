@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmatch_core._require import required
+
 __all__ = ["entropic_plan", "optimal_permutation", "optimal_plan"]
 
 MAX_ITERATIONS = 10_000_000
@@ -34,8 +36,7 @@ def optimal_plan(cost: Matrix) -> Matrix:
         array([[0., 2.],
                [2., 0.]])
     """
-    import ot  # imported here because it takes a second
-
+    ot = required("ot", "POT")  # imported here because it takes a second
     n, m = cost.shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what POT warns of is in its log, and raised below
@@ -65,8 +66,7 @@ def optimal_permutation(cost: Matrix) -> NDArray[np.intp]:
         >>> optimal_permutation(np.array([[1.0, 0.0], [0.0, 1.0]]))
         array([1, 0])
     """
-    from scipy.optimize import linear_sum_assignment
-
+    optimize = required("scipy.optimize", "scipy")
     cost = _reduced(cost)
     reg = 0.05 * cost.mean()  # sharper prices would need more iterations than they save
     with np.errstate(all="ignore"):
@@ -74,7 +74,7 @@ def optimal_permutation(cost: Matrix) -> NDArray[np.intp]:
         prices = reg * np.log(columns)
     if np.isfinite(prices).all():  # else all pairs cost the same, or some are beyond any price: no help needed
         cost = _reduced(cost - prices)
-    permutation: NDArray[np.intp] = linear_sum_assignment(cost)[1]
+    permutation: NDArray[np.intp] = optimize.linear_sum_assignment(cost)[1]
     return permutation
 
 

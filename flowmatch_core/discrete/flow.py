@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flowmatch_core._flow import Flow
 from flowmatch_core._tensors import check_shape, condition_rows
 from flowmatch_core.discrete.categorical import Denoiser, check_prediction
 from flowmatch_core.discrete.objectives import jump_divergence
@@ -27,7 +28,7 @@ class Bound(NamedTuple):
 
 
 @final
-class TokenFlow:
+class TokenFlow(Flow):
     r"""The distribution of the tokens :math:`x_1` at the end of the jump process of a denoiser.
 
     Its probabilities have no closed form: `elbo` bounds them from below.
@@ -56,6 +57,8 @@ class TokenFlow:
         True
     """
 
+    denoiser: Denoiser
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -68,8 +71,14 @@ class TokenFlow:
     ) -> None:
         if steps < 1:
             raise ValueError(f"steps is {steps}, but should be at least 1.")
-        self.denoiser, self.path, self.event_shape = denoiser, path, torch.Size(event_shape)
+        super().__init__()
+        self.denoiser, self.path, self._event_shape = denoiser, path, torch.Size(event_shape)
         self.steps, self.grid, self.stochasticity = steps, grid, stochasticity
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """The shape of one `x`."""
+        return self._event_shape
 
     def __repr__(self) -> str:
         return f"TokenFlow({self.path}, event_shape={tuple(self.event_shape)}, steps={self.steps})"
@@ -91,8 +100,7 @@ class TokenFlow:
             The tokens, with shape `(*sample_shape, *batch, *event)`.
         """
         lead = (*sample_shape, *(() if cond is None else cond.shape[:-1]))
-        parameters = self.denoiser.parameters() if isinstance(self.denoiser, nn.Module) else iter(())
-        device = next((tensor.device for tensor in (cond, *parameters) if tensor is not None), None)
+        device = self._like.device if cond is None else cond.device
         x0 = self.path.source.sample((math.prod(lead), *self.event_shape), generator, device)
         solution = solve_ctmc(
             self.denoiser,
@@ -105,6 +113,27 @@ class TokenFlow:
             generator=generator,
         )
         return solution.x.reshape(*lead, *self.event_shape)
+
+    def log_prob(
+        self,
+        value: Tensor,
+        cond: Tensor | None = None,
+        *,
+        samples: int = 16,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return an estimate of the evidence lower bound of the log-probability in nats: that of `elbo`.
+
+        Args:
+            value: The tokens, with shape `(*batch, *event)`.
+            cond: The conditions, with shape `(*batch, c)` or one that broadcasts to it.
+            samples: The number of times per row, at least 2.
+            generator: The source of randomness.
+
+        Returns:
+            The bounds, with shape `(*batch,)`. Gradients reach the denoiser.
+        """
+        return self.elbo(value, cond, samples=samples, generator=generator).log_prob
 
     def elbo(
         self,
@@ -146,6 +175,11 @@ class TokenFlow:
         error = terms.std(0) / samples**0.5
         return Bound(terms.mean(0).reshape(lead), error.reshape(lead))
 
+    @property
+    def _like(self) -> Tensor:
+        """A tensor with the device of the states and the dtype of the times."""
+        return next((tensor for tensor in self.parameters() if tensor.is_floating_point()), self._default)
+
     def _term(
         self, x1: Tensor, cond: Tensor | None, stratum: tuple[int, int], generator: torch.Generator | None
     ) -> Tensor:
@@ -155,7 +189,7 @@ class TokenFlow:
         t = self.path.schedule.time_of_noise(root**3)
         x0 = self.path.source.sample(x1.shape, generator, x1.device)
         x_t = self.path.sample(x0, x1, t, generator)
-        prediction = self.denoiser(t.to(torch.get_default_dtype()), x_t, cond)
+        prediction = self.denoiser(t.to(self._like.dtype), x_t, cond)
         check_prediction(prediction, x1, self.path.source.vocabulary)
         divergence = jump_divergence(prediction, self.path, x_t, x1).double().flatten(1).sum(1)
         return -3 / root * divergence

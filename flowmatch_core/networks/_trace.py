@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import final
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowmatch_core.field import Time
+from flowmatch_core.field import Field, Time
 
-__all__ = ["Prepared", "trace", "trace_weights"]
+__all__ = ["Prepared", "TraceField", "trace", "trace_weights"]
 
 
 def trace_weights(first: Tensor, middle: Tensor | None, last: Tensor) -> Tensor:
@@ -47,22 +47,49 @@ def trace(weights: Tensor, slopes: Sequence[Tensor]) -> Tensor:
     return (F.linear(first, weights) * second[0]).sum(-1) if second else first @ weights
 
 
+class TraceField(Field):
+    """A network of one or two hidden layers whose divergence is a `trace` of products of its weights."""
+
+    @abstractmethod
+    def trace_weights(self) -> Tensor:
+        """Return the product of the weights that `trace` takes, see the function `trace_weights`."""
+
+    @abstractmethod
+    def velocity_and_trace(self, t: Time, x: Tensor, cond: Tensor | None, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the velocity `(batch, d)` and the divergence `(batch,)`, given the result of `trace_weights`."""
+
+    def prepared(self) -> Field:
+        """Return the field with the product of its weights computed once, for the current weights."""
+        return Prepared(self, self.trace_weights()) if self.has_closed_form_divergence else self
+
+    def velocity_and_divergence(self, t: Time, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the velocity `(batch, d)` and its exact divergence `(batch,)`.
+
+        The divergence of more than two hidden layers is computed by automatic differentiation.
+        """
+        if not self.has_closed_form_divergence:
+            return super().velocity_and_divergence(t, x, cond)
+        return self.velocity_and_trace(t, x, cond, self.trace_weights())
+
+
 @final
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(Field):
     """A field with the product of its weights that the closed form of its divergence needs, computed once.
 
-    At 64 rows the product takes as long as the rest. It is that of the weights of the moment: for one solve.
+    At 64 rows the product takes as long as the rest. It holds for the current weights.
     """
 
-    field: Any
-    weights: Tensor
-    has_closed_form_divergence: ClassVar[bool] = True
+    has_closed_form_divergence = True
 
-    def __call__(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def __init__(self, field: TraceField, weights: Tensor) -> None:
+        super().__init__()
+        self.field, self.weights = field, weights
+
+    def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Return the velocity, with shape `(batch, d)`."""
         velocity: Tensor = self.field(t, x, cond)
         return velocity
 
     def velocity_and_divergence(self, t: Time, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        result: tuple[Tensor, Tensor] = self.field.velocity_and_divergence(t, x, cond, self.weights)
-        return result
+        """Return the velocity `(batch, d)` and its exact divergence `(batch,)`."""
+        return self.field.velocity_and_trace(t, x, cond, self.weights)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowmatch_core._tensors import as_time, check_choice
-from flowmatch_core.field import Time
+from flowmatch_core.field import Field, Time
 from flowmatch_core.networks._trace import trace, trace_weights
 from flowmatch_core.networks.embeddings import FourierTime
 from flowmatch_core.networks.layers import ACTIVATIONS, check_field_inputs, draw_weights, linear
@@ -48,7 +48,7 @@ class _ConcatSquash(nn.Module):
 
 
 @final
-class ConcatSquashField(nn.Module):
+class ConcatSquashField(Field):
     r"""A perceptron of concat-squash layers, with an exact divergence in closed form up to two hidden layers.
 
     Each layer computes :math:`z = (W a + b) \circ q + r` with a gate :math:`q = \operatorname{sigmoid}(G \tau +
@@ -108,7 +108,7 @@ class ConcatSquashField(nn.Module):
 
     @property
     def has_closed_form_divergence(self) -> bool:
-        """Whether `velocity_and_divergence` exists for this depth."""
+        """Whether there are at most two hidden layers."""
         return len(self.layers) <= 2
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -120,11 +120,12 @@ class ConcatSquashField(nn.Module):
         return self._velocity(t, x, cond)[0]
 
     def velocity_and_divergence(self, t: Time, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the velocity and its exact divergence, with shapes `(batch, event_dim)` and `(batch,)`."""
+        """Return the velocity `(batch, event_dim)` and its exact divergence `(batch,)`.
+
+        The divergence of more than two hidden layers is computed by automatic differentiation.
+        """
         if not self.has_closed_form_divergence:
-            raise ValueError(
-                f"hidden has {len(self.layers)} layers, but should have one or two for a divergence in closed form."
-            )
+            return super().velocity_and_divergence(t, x, cond)
         slopes: list[Tensor] = []
         velocity, gate = self._velocity(t, x, cond, slopes)
         first, *rest = (cast(_ConcatSquash, layer).linear.weight for layer in self.layers)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowmatch_core._tensors import as_time
-from flowmatch_core.field import Time
+from flowmatch_core.field import Field, Time
 from flowmatch_core.networks.embeddings import Encoder, FourierTime
 from flowmatch_core.networks.layers import Modulation, check_cond, convolution, draw_weights
 
@@ -43,7 +43,7 @@ class _Block(nn.Module):
 
 
 @final
-class ConvUNetField(nn.Module):
+class ConvUNetField(Field):
     r"""A convolutional U-Net for images of any size, with group norms modulated by time and condition.
 
     Each level works at half the resolution of the one before, rounded up, and passes its output to its

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowmatch_core._tensors import as_time, check_choice
 from flowmatch_core.field import Time
-from flowmatch_core.networks._trace import Prepared, trace, trace_weights
+from flowmatch_core.networks._trace import TraceField, trace, trace_weights
 from flowmatch_core.networks.embeddings import Encoder
 from flowmatch_core.networks.layers import (
     ACTIVATIONS,
@@ -54,7 +54,7 @@ class LogitTime(nn.Module):
 
 
 @final
-class FiLMField(nn.Module):
+class FiLMField(TraceField):
     r"""A perceptron with one or two hidden layers, modulated by time and condition, with an exact divergence
     in closed form: the network of choice for densities.
 
@@ -92,7 +92,7 @@ class FiLMField(nn.Module):
         (torch.Size([5, 2]), torch.Size([5]))
     """
 
-    has_closed_form_divergence: ClassVar[bool] = True
+    has_closed_form_divergence = True
 
     def __init__(
         self,
@@ -134,24 +134,15 @@ class FiLMField(nn.Module):
         """Return the velocity, with shape `(batch, event_dim)`."""
         return self._velocity(t, x, cond)
 
-    def prepared(self) -> Prepared:
-        """Return the field with what its divergence needs of the weights computed once, for one solve."""
-        return Prepared(self, self._trace_weights())
-
-    def velocity_and_divergence(
-        self, t: Time, x: Tensor, cond: Tensor | None = None, weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the velocity and its exact divergence, with shapes `(batch, event_dim)` and `(batch,)`.
-
-        `weights` is for `prepared`.
-        """
+    def velocity_and_trace(self, t: Time, x: Tensor, cond: Tensor | None, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the velocity `(batch, event_dim)` and its exact divergence `(batch,)`."""
         slopes: list[Tensor] = []
         velocity = self._velocity(t, x, cond, slopes)
         skip, scale = precondition(as_time(t, x))
-        inner = trace(self._trace_weights() if weights is None else weights, slopes)
-        return velocity, torch.addcmul(self.event_dim * skip[..., 0], scale[..., 0].square(), inner)
+        return velocity, torch.addcmul(self.event_dim * skip[..., 0], scale[..., 0].square(), trace(weights, slopes))
 
-    def _trace_weights(self) -> Tensor:
+    def trace_weights(self) -> Tensor:
+        """Return the product of the weights that the divergence needs."""
         first, *middle = (cast(nn.Linear, layer).weight for layer in self.layers)
         return trace_weights(first, middle[0] if middle else None, self.last.weight)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowmatch_core._tensors import as_time, check_choice
 from flowmatch_core.field import Time
-from flowmatch_core.networks._trace import Prepared, trace, trace_weights
+from flowmatch_core.networks._trace import TraceField, trace, trace_weights
 from flowmatch_core.networks.embeddings import FourierTime
 from flowmatch_core.networks.layers import ACTIVATIONS, check_field_inputs, draw_weights, linear
 
@@ -20,7 +20,7 @@ __all__ = ["MLPField"]
 
 
 @final
-class MLPField(nn.Module):
+class MLPField(TraceField):
     r"""A multilayer perceptron :math:`v(t, x, c)` with a Fourier embedding of time and, up to two hidden
     layers, an exact divergence in closed form.
 
@@ -71,7 +71,7 @@ class MLPField(nn.Module):
 
     @property
     def has_closed_form_divergence(self) -> bool:
-        """Whether `velocity_and_divergence` exists for this depth."""
+        """Whether there are at most two hidden layers."""
         return len(self.layers) <= 1
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -86,29 +86,17 @@ class MLPField(nn.Module):
         velocity: Tensor = self.last(self.activation(z))
         return velocity
 
-    def prepared(self) -> Prepared:
-        """Return the field with what its divergence needs of the weights computed once, for one solve."""
-        return Prepared(self, self._trace_weights())
-
-    def velocity_and_divergence(
-        self, t: Time, x: Tensor, cond: Tensor | None = None, weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the velocity and its exact divergence, with shapes `(batch, event_dim)` and `(batch,)`.
-
-        `weights` is for `prepared`.
-        """
-        if not self.has_closed_form_divergence:
-            raise ValueError(
-                f"hidden has {len(self.layers) + 1} layers, but should have one or two for a divergence in closed form."
-            )
+    def velocity_and_trace(self, t: Time, x: Tensor, cond: Tensor | None, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the velocity `(batch, event_dim)` and its exact divergence `(batch,)`."""
         z = self._first(t, x, cond)
         slopes = [self.slope(z)]
         for layer in self.layers:
             z = layer(self.activation(z))
             slopes.append(self.slope(z))
-        return self.last(self.activation(z)), trace(self._trace_weights() if weights is None else weights, slopes)
+        return self.last(self.activation(z)), trace(weights, slopes)
 
-    def _trace_weights(self) -> Tensor:
+    def trace_weights(self) -> Tensor:
+        """Return the product of the weights that the divergence needs."""
         middle = cast(nn.Linear, self.layers[0]).weight if self.layers else None
         return trace_weights(self.from_x.weight, middle, self.last.weight)
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast, final
+from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowmatch_core._tensors import expand_time
-from flowmatch_core.field import Time, VelocityField, at_condition, has_closed_form_divergence
+from flowmatch_core.field import (
+    Field,
+    Time,
+    VelocityField,
+    at_condition,
+    has_closed_form_divergence,
+    velocity_and_divergence,
+)
 from flowmatch_core.paths import AffinePath
 from flowmatch_core.paths._affine import stack_times
 
@@ -19,7 +26,7 @@ __all__ = ["NoisePrediction"]
 
 
 @final
-class NoisePrediction(nn.Module):
+class NoisePrediction(Field):
     r"""The noise :math:`\epsilon_t(x) = \frac{\sigma_t}{n_t^2} x + \frac{\alpha_t}{n_t} f(t, x / n_t, c)`,
     :math:`n_t^2 = \alpha_t^2 + \sigma_t^2`, of a network f.
 
@@ -49,7 +56,7 @@ class NoisePrediction(nn.Module):
 
     @property
     def has_closed_form_divergence(self) -> bool:
-        """Whether the network has `velocity_and_divergence`."""
+        """Whether the divergence of the network has a closed form."""
         return has_closed_form_divergence(self.network)
 
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -71,7 +78,7 @@ class NoisePrediction(nn.Module):
     def velocity_and_divergence(self, t: Time, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the noise, shaped like `x`, and its exact divergence, with shape `(batch,)`."""
         skip, size, norm = self._scales(t, x)
-        value, divergence = cast(Any, self.network).velocity_and_divergence(t, x / norm, cond)
+        value, divergence = velocity_and_divergence(self.network, t, x / norm, cond)
         return skip * x + size * value, skip.flatten() * math.prod(x.shape[1:]) + (size / norm).flatten() * divergence
 
     def _noise(self, scales: tuple[Tensor, ...], t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowmatch_core._tensors import as_time
-from flowmatch_core.field import Time
+from flowmatch_core.field import Field, Time
 from flowmatch_core.networks.embeddings import Encoder, FourierTime
 from flowmatch_core.networks.layers import Modulation, check_field_inputs, draw_weights, linear, precondition
 
@@ -32,7 +32,7 @@ class _Block(nn.Module):
 
 
 @final
-class ResidualField(nn.Module):
+class ResidualField(Field):
     r"""A residual perceptron of any depth, :math:`v = a_t x + b_t\, u(t, b_t x, c)`, whose layer norms get
     their gains and shifts from time and condition.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowmatch_core._tensors import as_time
-from flowmatch_core.field import Time, VelocityField
+from flowmatch_core.field import Field, Time, VelocityField
 from flowmatch_core.networks.embeddings import Encoder, FourierTime
 from flowmatch_core.networks.layers import Modulation, check_cond, check_field_inputs, draw_weights, linear
 
@@ -36,7 +36,7 @@ class _Block(nn.Module):
 
 
 @final
-class UNetMLPField(nn.Module):
+class UNetMLPField(Field):
     r"""A perceptron shaped like a U-Net, conditioned by gains and shifts of its layer norms.
 
     Stages of the given widths go down, a middle block follows, and the stages go up in reverse order, each of

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch.distributions import Distribution
 
+from flowmatch_core._require import required
+
 __all__ = ["zuko"]
 
 
@@ -16,11 +18,7 @@ def zuko() -> Any:
     That is put back.
     """
     validate = Distribution._validate_args
-    import zuko.flows
-    import zuko.lazy
-    import zuko.nn
-    import zuko.transforms
-    import zuko.utils
-
+    for part in ("flows", "lazy", "nn", "transforms", "utils"):
+        required(f"zuko.{part}", "zuko")
     Distribution.set_default_validate_args(validate)
-    return zuko
+    return required("zuko", "zuko")

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Transform, constraints
 
+from flowmatch_core._flow import Flow
 from flowmatch_core._tensors import broadcast, check_shape, standard_normal_log_prob
 from flowmatch_core.normalizing._base import Architecture
 from flowmatch_core.normalizing._zuko import zuko
@@ -18,7 +19,7 @@ __all__ = ["DiscreteTimeFlow"]
 
 
 @final
-class DiscreteTimeFlow(nn.Module):
+class DiscreteTimeFlow(Flow):
     r"""The distribution of :math:`x = \mu + s\, (f_K \circ \dots \circ f_1)(z)` with :math:`z \sim N(0, I)`.
 
     .. math:: \log p(x) = \log N(z; 0, I) - \sum_k \log \left| \det \frac{\partial f_k}{\partial z_{k-1}} \right|

@@ -9,8 +9,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from flowmatch_core._jacobian import full_precision
+from flowmatch_core._require import required
 from flowmatch_core._tensors import check_choice, flatten_event, standard_normal_log_prob
-from flowmatch_core.divergence import DivergenceMethod, divergence, full_precision, rademacher
+from flowmatch_core.divergence import DivergenceMethod, divergence, rademacher
 from flowmatch_core.field import VelocityField
 from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.solvers import TimeGrid, Uniform
@@ -118,7 +120,7 @@ def _adjoint(
     max_steps: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the noise of the data and the integral of the divergence along its path."""
-    from torchdiffeq import odeint_adjoint  # imports much of scipy
+    torchdiffeq = required("torchdiffeq", "torchdiffeq")  # imports much of scipy
 
     def joint(t: Tensor, state: Tensor) -> Tensor:
         # the trial that chooses the first step may look past the end
@@ -129,7 +131,7 @@ def _adjoint(
     leaves = [*leaves, *(parameter for parameter in field.parameters() if parameter.requires_grad)]
     ends = torch.tensor([1.0, 0.0], dtype=torch.float64, device=x1.device)
     state = torch.cat([flatten_event(x1), x1.new_zeros(len(x1), 1)], 1)
-    end = odeint_adjoint(
+    end = torchdiffeq.odeint_adjoint(
         joint,
         state,
         ends,

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast, final, get_args
+from typing import final, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowmatch_core._tensors import check_choice, expand_time
-from flowmatch_core.field import Time, VelocityField, has_closed_form_divergence
+from flowmatch_core.field import Field, Time, VelocityField, has_closed_form_divergence, velocity_and_divergence
 from flowmatch_core.paths._affine import AffinePath, Quantity
 
 __all__ = ["VelocityOf"]
 
 
 @final
-class VelocityOf(nn.Module):
+class VelocityOf(Field):
     r"""The velocity field of a network that predicts the noise, the score, the data or the velocity.
 
     .. math:: v_t(x) = a_t x + b_t f(t, x, c), \qquad \nabla \cdot v_t = a_t d + b_t \nabla \cdot f
@@ -51,7 +51,7 @@ class VelocityOf(nn.Module):
 
     @property
     def has_closed_form_divergence(self) -> bool:
-        """Whether the network has `velocity_and_divergence`."""
+        """Whether the divergence of the network has a closed form."""
         return has_closed_form_divergence(self.network)
 
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -61,7 +61,7 @@ class VelocityOf(nn.Module):
 
     def velocity_and_divergence(self, t: Time, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the velocity, shaped like `x`, and its exact divergence, with shape `(batch,)`."""
-        value, divergence = cast(Any, self.network).velocity_and_divergence(t, x, cond)
+        value, divergence = velocity_and_divergence(self.network, t, x, cond)
         if self.prediction == "velocity":
             return value, divergence
         velocity, a, b = self._velocity(t, x, value)

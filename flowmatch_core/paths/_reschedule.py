@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast, final
+from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowmatch_core._tensors import as_time, expand_time
-from flowmatch_core.field import Time, VelocityField, has_closed_form_divergence
+from flowmatch_core.field import Field, Time, VelocityField, has_closed_form_divergence, velocity_and_divergence
 from flowmatch_core.paths._affine import AffinePath
 
 __all__ = ["Rescheduled"]
 
 
 @final
-class Rescheduled(nn.Module):
+class Rescheduled(Field):
     r"""The velocity field along one path, from a field that was trained along another.
 
     All affine paths pass through the same points of the unit circle, :math:`x_t / r_t = x_1 \sin\theta_t +
@@ -58,7 +58,7 @@ class Rescheduled(nn.Module):
 
     @property
     def has_closed_form_divergence(self) -> bool:
-        """Whether the trained field has `velocity_and_divergence`."""
+        """Whether the divergence of the trained field has a closed form."""
         return has_closed_form_divergence(self.field)
 
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -71,7 +71,7 @@ class Rescheduled(nn.Module):
         """Return the velocity, shaped like `x`, and its exact divergence, with shape `(batch,)`."""
         change = _change(as_time(t, x), self.trained, self.path)
         point = expand_time(change.scale, x) * x
-        value, divergence = cast(Any, self.field).velocity_and_divergence(change.time, point, cond)
+        value, divergence = velocity_and_divergence(self.field, change.time, point, cond)
         a, pace = (expand_time(c, x).flatten() for c in (change.a, change.pace))
         return self._velocity(change, x, value), a * math.prod(x.shape[1:]) + pace * divergence
 

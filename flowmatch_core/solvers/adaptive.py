@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowmatch_core._require import required
 from flowmatch_core._tensors import as_time, expand_time, flatten_event
 from flowmatch_core.solvers._problem import Clock, CountedField, SolverError
 from flowmatch_core.solvers.fixed_step import Tableau, advance
@@ -80,8 +81,7 @@ def dopri5_errors(rtol: float, atol: float, max_steps: int) -> Iterator[None]:
 def dopri5(
     evaluate: CountedField, x: Tensor, clock: Clock, intervals: int, rtol: float, atol: float, max_steps: int
 ) -> tuple[list[Tensor], int, int]:
-    import torchdiffeq  # imports much of scipy
-
+    torchdiffeq = required("torchdiffeq", "torchdiffeq")  # imports much of scipy
     accepted = rejected = 0
 
     def rescaled(s: Tensor, state: Tensor) -> Tensor:

@@ -7,18 +7,18 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowmatch_core.field import VelocityField
 from flowmatch_core.flow import ContinuousFlow
-from flowmatch_core.solvers import TimeGrid, Uniform, solve
+from flowmatch_core.solvers import TimeGrid, Uniform
 from flowmatch_core.successor.geometric import check_gamma
 from flowmatch_core.successor.transitions import condition
 
 __all__ = ["GeometricHorizonModel", "HorizonModel"]
 
 
-class HorizonModel(ABC):
+class HorizonModel(nn.Module, ABC):
     r"""A model of :math:`X = S_T`, :math:`T \sim \mathrm{Geometric}(1-\gamma)` on 1, 2, 3, ..., given (s, a).
 
     The first sample is the NEXT state. All arguments and results are in raw units. With ``loc`` and ``scale``
@@ -31,10 +31,15 @@ class HorizonModel(ABC):
     """Whether the model has a ``log_prob``."""
 
     def __init__(self, gamma: float, loc: Tensor | None, scale: Tensor | None) -> None:
+        super().__init__()
         check_gamma(gamma)
         if (loc is None) != (scale is None):
             raise ValueError("loc and scale should be given both or neither, but one of them was None.")
-        self.gamma, self.loc, self.scale = gamma, loc, scale
+        self.gamma = gamma
+
+    @abstractmethod
+    def _units(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the location and the scale of the states, each with shape `(d,)`, or None."""
 
     @abstractmethod
     def sample(
@@ -59,13 +64,10 @@ class HorizonModel(ABC):
         return reward(self.sample(state, action, n, generator=generator)).mean(0) / (1 - self.gamma)
 
     def _condition(self, state: Tensor, action: Tensor | None) -> Tensor:
-        if self.loc is not None and self.scale is not None:
-            state = (state - self.loc) / self.scale
+        loc, scale = self._units()
+        if loc is not None and scale is not None:
+            state = (state - loc) / scale
         return condition(state, action)
-
-    def _raw(self, x: Tensor) -> Tensor:
-        """States of the network in raw units."""
-        return x if self.loc is None or self.scale is None else x * self.scale + self.loc
 
 
 @final
@@ -105,6 +107,19 @@ class GeometricHorizonModel(HorizonModel):
         super().__init__(gamma, loc, scale)
         self.flow = ContinuousFlow(field, event_shape, solver, steps, grid=grid, loc=loc, scale=scale)
 
+    @property
+    def loc(self) -> Tensor | None:
+        """The location of the states, with shape `(d,)`."""
+        return self.flow.loc
+
+    @property
+    def scale(self) -> Tensor | None:
+        """The scale of the states, with shape `(d,)`."""
+        return self.flow.scale
+
+    def _units(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.loc, self.scale
+
     def sample(
         self,
         state: Tensor,
@@ -127,14 +142,8 @@ class GeometricHorizonModel(HorizonModel):
 
         In raw units, ``(steps + 1, n, batch, d)``. A path that leaves the finite numbers is not an error here.
         """
-        cond = self._condition(state, action).repeat(n, 1)
-        noise = torch.randn(
-            len(cond), *self.flow.event_shape, generator=generator, dtype=cond.dtype, device=cond.device
-        )
-        way = solve(self.flow.field, noise, cond=cond, solver="midpoint", steps=steps, save=True, check=False).path
-        assert way is not None  # as it was saved
-        x = way.reshape(steps + 1, n, len(state), -1)
-        return self._raw(x)
+        cond = self._condition(state, action)
+        return self.flow.trajectory((n,), cond, generator, solver="midpoint", steps=steps, grid=Uniform(), check=False)
 
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
         """log m(x | s, a) in nats, in raw units, ``(batch,)``."""

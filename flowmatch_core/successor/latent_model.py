@@ -28,12 +28,19 @@ class LatentHorizonModel(HorizonModel):
     """
 
     has_density = False
+    loc: Tensor | None
+    scale: Tensor | None
 
     def __init__(
         self, network: LatentNetwork, gamma: float, *, loc: Tensor | None = None, scale: Tensor | None = None
     ) -> None:
         super().__init__(gamma, loc, scale)
         self.network = network
+        self.register_buffer("loc", None if loc is None else loc.clone())
+        self.register_buffer("scale", None if scale is None else scale.clone())
+
+    def _units(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.loc, self.scale
 
     def sample(
         self, state: Tensor, action: Tensor | None, n: int, *, generator: torch.Generator | None = None
@@ -45,7 +52,7 @@ class LatentHorizonModel(HorizonModel):
         )
         with torch.no_grad():
             x = self.network.generate(noise.flatten(0, 1), cond.repeat(n, 1)).view_as(noise)
-        return self._raw(x)
+        return x if self.loc is None or self.scale is None else x * self.scale + self.loc
 
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
         """Raise a `TypeError`: there is no density."""

@@ -35,9 +35,10 @@ from flowmatch_core.successor import (
     td_dd_loss,
     vae_loss,
 )
-from tests.core.td_laws.truths import BOUND, Probe, generator, line, randn, tensor, transitions, z_scores
+from tests.support.checks import BOUND, z_scores
+from tests.support.processes import TD_LOSSES, Probe, line, transitions
+from tests.support.random import generator, randn, tensor
 
-TD_LOSSES = [td_cfm_loss, td_cfm_coupled_loss, td2_cfm_loss]
 ALL_LOSSES = [*TD_LOSSES, td_dd_loss, td2_dd_loss]
 CURVES = [CondOT(), Cosine()]
 SETTINGS = [

@@ -25,7 +25,9 @@ from flowmatch_core.successor import (
     td_dd_loss,
 )
 from flowmatch_core.successor.losses.bootstrap import Target
-from tests.core.td_laws.truths import BOUND, Probe, generator, line, randn, tensor, transitions, z_scores
+from tests.support.checks import BOUND, z_scores
+from tests.support.processes import Probe, line, transitions
+from tests.support.random import generator, randn, tensor
 
 LOSSES = [td_dd_loss, td2_dd_loss]
 GAMMA = 0.8

@@ -24,7 +24,9 @@ from flowmatch_core.successor import (
     n_step,
     vae_loss,
 )
-from tests.core.td_laws.truths import BOUND, generator, line, randn, tensor, transitions, z_scores
+from tests.support.checks import BOUND, z_scores
+from tests.support.processes import line, transitions
+from tests.support.random import generator, randn, tensor
 
 GAMMA = 0.8
 NETWORKS: list[tuple[type[HorizonGAN] | type[HorizonVAE], Callable[..., Loss]]] = [

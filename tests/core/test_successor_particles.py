@@ -16,7 +16,10 @@ from flowmatch_core.paths import VE, CondOT, Cosine
 from flowmatch_core.solvers import solve
 from flowmatch_core.successor import Particles, Transitions, logit_normal, path_error
 from flowmatch_core.successor.particles import logit_normal_quantile
-from tests.core.td_laws.truths import BOUND, Probe, generator, line, randn, tensor, transitions, z_scores
+from tests.support.checks import BOUND, z_scores
+from tests.support.fields import zero
+from tests.support.processes import Probe, line, transitions
+from tests.support.random import generator, randn, tensor
 
 GAMMA = 0.8
 
@@ -30,10 +33,6 @@ class Recorder:
     def __call__(self, t: Tensor, x: Tensor, cond: Tensor, /) -> Tensor:
         self.t, self.x, self.cond = (part.chunk(2)[1] for part in (t, x, cond))
         return torch.zeros_like(x)
-
-
-def zero(t: Time, x: Tensor, cond: Tensor | None = None, /) -> Tensor:
-    return torch.zeros_like(x)
 
 
 def test_oracle_is_stationary_at_the_particles() -> None:

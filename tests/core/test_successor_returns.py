@@ -11,7 +11,9 @@ from torch import Tensor
 
 from flowmatch_core.oracles import LinearGaussianMDP
 from flowmatch_core.successor import SuccessorLoss, Transitions, n_step, td2_cfm_loss, td_cfm_loss
-from tests.core.td_laws.truths import BOUND, Chain, Probe, generator, line, randn, random_chain, tensor, z_scores
+from tests.support.checks import BOUND, z_scores
+from tests.support.processes import Chain, Probe, line, random_chain
+from tests.support.random import generator, randn, tensor
 
 GAMMA = 0.8
 
