@@ -38,7 +38,7 @@ WITHOUT_CORE = {"base", "config", "runs", "stages"}
 """Rooms that do not import `flowmatch_core`."""
 
 WITHOUT_RESULT = (
-    *("pipelines.base.errors", "pipelines.config.messages"),
+    *("pipelines.base.errors", "pipelines.config.messages", "flowmatch_core._require"),
     *("pipelines.runs.records", "pipelines.runs.live", "pipelines.runs.snapshots", "pipelines.runs.tracking"),
     *("pipelines.runs.graph", "flowmatch_core"),
 )
@@ -174,6 +174,7 @@ def test_each_outer_tool_has_one_place() -> None:
 def test_only_the_catalog_and_the_plugins_import_by_name() -> None:
     assert users("importlib") == {
         "flowmatch_core",  # public names on first use
+        "flowmatch_core._require",  # dependencies on first use
         "pipelines.base.plugins",
         "pipelines.config.catalog",
         "pipelines.environments._entry_point",  # a user's policy

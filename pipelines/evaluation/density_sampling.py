@@ -6,7 +6,6 @@ import pandas as pd
 import torch
 
 from flowmatch_core.flow import ContinuousFlow
-from flowmatch_core.solvers import solve
 from pipelines.base import device, files, layout
 from pipelines.models import density
 from pipelines.runs.context import Stage
@@ -43,12 +42,8 @@ def sample(stage: Stage, dataset: str) -> None:
 def _trajectory(flow: ContinuousFlow, columns: list[str], generator: torch.Generator) -> pd.DataFrame:
     """Return where particles are at `TIMES`."""
     noise = torch.randn(PARTICLES, len(columns), generator=generator, device=generator.device)
-    way = solve(flow.field, noise, solver="midpoint", steps=STEPS, save=True).path
-    assert way is not None and flow.loc is not None and flow.scale is not None  # as models are saved
-    tables = [
-        pd.DataFrame((flow.loc + flow.scale * way[round(t * STEPS)]).cpu().numpy(), columns=columns).assign(time=t)
-        for t in TIMES
-    ]
+    states = flow.trajectory(x0=noise, solver="midpoint", steps=STEPS)
+    tables = [pd.DataFrame(states[round(t * STEPS)].cpu().numpy(), columns=columns).assign(time=t) for t in TIMES]
     return pd.concat(tables, ignore_index=True)
 
 
