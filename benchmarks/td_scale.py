@@ -50,15 +50,15 @@ def transitions(rows: int) -> Transitions:
 
 def take(data: Transitions, n: int, generator: torch.Generator) -> Transitions:
     """Return a batch of random rows."""
-    i = torch.randint(len(data.state), (n,), generator=generator)
+    i = torch.randint(len(data.state), (n,), generator=generator, device=data.state.device)
     assert data.action is not None
     assert data.next_action is not None
     return Transitions(data.state[i], data.action[i], data.next_state[i], data.next_action[i])
 
 
 def stepper(network: torch.nn.Module, loss: Method, data: Transitions, batch: int) -> Callable[[], None]:
-    """Return a function that draws a batch and takes one step of Adam and of the average."""
-    generator = torch.Generator().manual_seed(0)
+    """Return a function that draws a batch and takes one step of Adam and of the average, on the device of the data."""
+    generator = torch.Generator(data.state.device).manual_seed(0)
     average = copy.deepcopy(network).requires_grad_(False)
     weights: list[Tensor] = list(network.parameters())
     averages: list[Tensor] = list(average.parameters())
