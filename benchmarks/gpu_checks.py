@@ -50,7 +50,7 @@ from flowmatch_core.successor import (
     td_dd_loss,
     vae_loss,
 )
-from pipelines import training as loop
+from pipelines.training import loop
 
 __all__ = ["CHECKS", "LOSSES", "Check", "Outcome", "Place", "SameDraws", "relative_error", "run_check", "truth_place"]
 

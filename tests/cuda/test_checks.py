@@ -89,7 +89,7 @@ def test_products_of_tensors_on_one_device_are_no_copies() -> None:
 
 def test_a_run_that_goes_on_from_other_weights_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("safetensors")
-    from pipelines import checkpoints
+    from pipelines.training import checkpoints
 
     load = checkpoints.load
 
