@@ -15,16 +15,9 @@ from flowmatch_core._tensors import as_time, expand_time
 from flowmatch_core.couplings import Independent, SchrodingerBridge
 from flowmatch_core.field import Time
 from flowmatch_core.objectives.bridge import BrownianBridge, sb_cfm_loss, sf2m_loss
+from tests.support.random import generator, randn
 
 Field = Callable[[Time, Tensor, Tensor | None], Tensor]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
 
 
 def inner_times(n: int, **options: object) -> Tensor:
@@ -41,7 +34,7 @@ def test_the_velocity_is_the_time_derivative_and_the_score_that_of_the_density(
     sigma: float, event: tuple[int, ...]
 ) -> None:
     bridge = BrownianBridge(sigma)
-    x0, x1, z = normal(3, 6, *event)
+    x0, x1, z = randn(3, 6, *event)
     t = torch.linspace(0.05, 0.95, 6, dtype=torch.float64)
     sample = bridge.sample(x0, x1, t, z)
     derivative = torch.func.jvp(lambda t: bridge.sample(x0, x1, t, z).x_t, (t,), (torch.ones_like(t),))[1]
@@ -57,12 +50,12 @@ def test_a_bridge_has_the_covariance_of_a_brownian_motion_that_returns() -> None
     sigma, n = 1.5, 200_000
     zero = torch.zeros(n, 1, dtype=torch.float64)
     for t in (0.1, 0.5, 0.8):
-        x_t = BrownianBridge(sigma).sample(zero, zero, t, normal(n, 1)).x_t
+        x_t = BrownianBridge(sigma).sample(zero, zero, t, randn(n, 1)).x_t
         assert float(x_t.var()) == pytest.approx(sigma**2 * t * (1 - t), rel=0.02)
 
 
 def test_a_bridge_starts_and_ends_at_its_ends() -> None:
-    x0, x1, z = normal(3, 5, 2)
+    x0, x1, z = randn(3, 5, 2)
     assert torch.equal(BrownianBridge().sample(x0, x1, 0.0, z).x_t, x0)
     assert torch.equal(BrownianBridge().sample(x0, x1, 1.0, z).x_t, x1)
 
@@ -125,11 +118,11 @@ class FiniteEnds:
         return self.starts[index], self.ends[index]
 
 
-FINITE = FiniteEnds(starts=normal(4, 2), ends=2 * normal(4, 2, seed=1) + 1, sigma=0.8)
+FINITE = FiniteEnds(starts=randn(4, 2), ends=2 * randn(4, 2, seed=1) + 1, sigma=0.8)
 
 
 def test_the_velocity_and_the_density_of_finite_ends_obey_the_continuity_equation() -> None:
-    x, t = normal(50, 2), torch.linspace(0.1, 0.9, 50, dtype=torch.float64)
+    x, t = randn(50, 2), torch.linspace(0.1, 0.9, 50, dtype=torch.float64)
     rate = torch.func.jvp(lambda t: FINITE.log_prob(t, x), (t,), (torch.ones_like(t),))[1]
 
     def one(t: Tensor, x: Tensor) -> Tensor:
@@ -228,11 +221,11 @@ class GaussianBridge:
     def ends(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
         """Draws from the static bridge."""
         joint = torch.cat([torch.cat([self.s0, self.cross], 1), torch.cat([self.cross.T, self.s1], 1)])
-        x = normal(n, 2 * len(self.m0), seed=seed) @ torch.linalg.cholesky(joint).T
+        x = randn(n, 2 * len(self.m0), seed=seed) @ torch.linalg.cholesky(joint).T
         return self.m0 + x[:, : len(self.m0)], self.m1 + x[:, len(self.m0) :]
 
     def independent_ends(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
-        z0, z1 = normal(2, n, len(self.m0), seed=seed)
+        z0, z1 = randn(2, n, len(self.m0), seed=seed)
         return self.m0 + z0 @ torch.linalg.cholesky(self.s0).T, self.m1 + z1 @ torch.linalg.cholesky(self.s1).T
 
 
@@ -252,9 +245,9 @@ def power(matrix: Tensor, exponent: float) -> Tensor:
 
 
 def gaussian_bridge(dim: int, sigma: float) -> GaussianBridge:
-    a, b = normal(2, dim, dim, seed=7) / math.sqrt(dim)
+    a, b = randn(2, dim, dim, seed=7) / math.sqrt(dim)
     eye = torch.eye(dim, dtype=torch.float64)
-    shift = 0.2 * normal(2, dim, seed=8)
+    shift = 0.2 * randn(2, dim, seed=8)
     return GaussianBridge(shift[0], eye / 2 + a @ a.T / 2, shift[1], eye + b @ b.T / 2, sigma)
 
 
@@ -327,7 +320,7 @@ def test_the_whole_finds_the_gaussian_bridge_in_50_dimensions() -> None:
 
 
 def test_the_condition_stays_with_the_data_and_the_start_defaults_to_noise() -> None:
-    x1 = 10 * normal(32, 2)
+    x1 = 10 * randn(32, 2)
     cond = torch.arange(32.0)[:, None]
     seen: list[Tensor] = []
 
@@ -344,7 +337,7 @@ def test_the_condition_stays_with_the_data_and_the_start_defaults_to_noise() -> 
 
 
 def test_the_default_coupling_is_the_bridge_of_the_same_scale() -> None:
-    x0, x1 = normal(2, 64, 2)
+    x0, x1 = randn(2, 64, 2)
     losses = [
         sb_cfm_loss(lambda t, x, cond: x, x1, x0, sigma=0.4, coupling=coupling, generator=generator())
         for coupling in (None, SchrodingerBridge(0.4), SchrodingerBridge(0.8))
@@ -353,14 +346,14 @@ def test_the_default_coupling_is_the_bridge_of_the_same_scale() -> None:
 
 
 def test_randomness_comes_from_the_generator_alone() -> None:
-    x1, state = normal(16, 2), torch.get_rng_state()
+    x1, state = randn(16, 2), torch.get_rng_state()
     losses = [sb_cfm_loss(lambda t, x, cond: x, x1, generator=generator(seed)) for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_bad_arguments_are_named() -> None:
-    x1 = normal(4, 2)
+    x1 = randn(4, 2)
 
     def same(t: Time, x: Tensor, cond: Tensor | None) -> Tensor:
         return x

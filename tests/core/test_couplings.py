@@ -26,6 +26,7 @@ from flowmatch_core.field import Time
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import CondOT
 from flowmatch_core.solvers import SolverError, solve
+from tests.support.random import generator
 
 PERMUTATIONS = [Independent(), MinibatchOT(), ConditionalOT(), ConditionalOT(weight=10.0)]
 DRAWS = [Sinkhorn(reg=1.0), SchrodingerBridge(sigma=0.7)]
@@ -39,10 +40,6 @@ def batch(n: int, *event: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 def cost(x0: Tensor, x1: Tensor) -> float:
     return float((x1 - x0).square().sum())
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("coupling", PERMUTATIONS, ids=repr)

@@ -15,18 +15,11 @@ from flowmatch_core.field import Time
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import OU, VP, AffinePath, CondOT, Cosine, VelocityOf
 from flowmatch_core.solvers import DDPM, Constant, Memoryless, Warped, ddim, solve, solve_sde
+from tests.support.random import generator, randn
 
 PATHS = [CondOT(), Cosine(), VP(), OU(horizon=4.0)]
 EVERY_PATH = pytest.mark.parametrize("path", PATHS, ids=repr)
 BETAS = torch.linspace(1e-3, 0.3, 12, dtype=torch.float64)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
 
 def mixture() -> GaussianMixture:

@@ -34,22 +34,16 @@ from flowmatch_core.discrete import (
 from flowmatch_core.field import Time
 from flowmatch_core.metrics import bits_per_dim
 from flowmatch_core.solvers import SolverError
+from tests.support.checks import close
+from tests.support.random import generator
 
 SCHEDULES: list[Schedule] = [PolynomialSchedule(), PolynomialSchedule(2.5), CosineSchedule()]
 SOURCES: list[type[MaskSource] | type[UniformSource]] = [MaskSource, UniformSource]
 TABLE = TokenTable(torch.tensor([[8.0, 1.0, 1.0], [0.5, 6.0, 1.5], [2.0, 0.5, 9.0]]))  # V = 3, L = 2
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def paths() -> list[MixturePath]:
     return [MixturePath(source(3), schedule) for source in SOURCES for schedule in SCHEDULES]
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, check_dtype=False)
 
 
 def states(path: MixturePath, length: int) -> Tensor:
@@ -98,8 +92,8 @@ def test_logits_and_probabilities_say_the_same() -> None:
     values = torch.randn(4, 5, 7, generator=generator(), dtype=torch.float64)
     x = torch.randint(7, (4, 5), generator=generator())
     truth = values.log_softmax(-1).gather(-1, x[..., None]).squeeze(-1)
-    close(Logits(values).log_prob(x), truth)
-    close(Logits(values).probabilities().log_prob(x), truth)
+    close(Logits(values).log_prob(x), truth, check_dtype=False)
+    close(Logits(values).probabilities().log_prob(x), truth, check_dtype=False)
     assert torch.equal(Logits(values).sample(generator(1)), Logits(values).probabilities().sample(generator(1)))
 
 
@@ -107,7 +101,7 @@ def test_logits_and_probabilities_say_the_same() -> None:
 def test_a_state_that_is_no_token_is_impossible(kind: type[Logits] | type[Probabilities]) -> None:
     values = torch.full((2, 3), 1 / 3, requires_grad=True)
     log_prob = kind(values).log_prob(torch.tensor([3, 0]))
-    close(log_prob, torch.tensor([-math.inf, -math.log(3)]), 1e-6)
+    close(log_prob, torch.tensor([-math.inf, -math.log(3)]), 1e-6, check_dtype=False)
     log_prob.exp().sum().backward()
     assert values.grad is not None
     assert values.grad.isfinite().all()
@@ -180,8 +174,8 @@ def test_schedule_laws(schedule: Schedule) -> None:
     t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64, requires_grad=True)
     noise = schedule.noise(t)
     (slope,) = torch.autograd.grad(noise.sum(), t)
-    close(schedule.d_kappa(t), -slope)
-    close(schedule.time_of_noise(noise), t, 1e-12)
+    close(schedule.d_kappa(t), -slope, check_dtype=False)
+    close(schedule.time_of_noise(noise), t, 1e-12, check_dtype=False)
     late = torch.tensor([1e-3, 1e-7, 1e-9], dtype=torch.float64)  # exact near the end too
     assert ((schedule.noise(schedule.time_of_noise(late)) / late - 1).abs() < 1e-6).all()
 
@@ -237,12 +231,12 @@ def test_oracle_marginal_and_posterior_are_those_of_the_joint_sum(path: MixtureP
         marginal += joint
         for i in range(2):
             posterior[:, i, x1[i]] += joint
-    close(TABLE.marginal(path, t).flatten(), marginal)
+    close(TABLE.marginal(path, t).flatten(), marginal, check_dtype=False)
     known, p = reachable(path, TABLE, t)
     found = TABLE.denoiser(path)(t, known, None).probabilities().values
-    close(found, posterior[marginal > 0] / p[:, None, None])
+    close(found, posterior[marginal > 0] / p[:, None, None], check_dtype=False)
     mixed = TABLE.denoiser(path)(torch.full((len(known),), t, dtype=torch.float64), known, None)
-    close(mixed.probabilities().values, found)
+    close(mixed.probabilities().values, found, check_dtype=False)
 
 
 @pytest.mark.parametrize("path", paths(), ids=str)
@@ -255,7 +249,7 @@ def test_conditional_jumps_are_the_matrix_exponential(path: MixturePath) -> None
     t, s = 0.2, 0.7
     rate = float(path.rate(torch.tensor(t, dtype=torch.float64)))
     matrix = path.velocity(sure, t, everywhere)[:, 0] / rate
-    close(matrix.sum(1), torch.zeros(count))
+    close(matrix.sum(1), torch.zeros(count), check_dtype=False)
     if isinstance(path.source, MaskSource):
         assert (matrix[: count - 1] == 0).all()  # data stay
     hazard, _ = quad(lambda r: float(path.rate(torch.tensor(r, dtype=torch.float64))), t, s, epsabs=1e-12)
@@ -267,7 +261,7 @@ def test_conditional_jumps_are_the_matrix_exponential(path: MixturePath) -> None
         row[target] += share
         return row
 
-    close(mixture(kappa[0]) @ torch.as_tensor(expm(matrix.numpy() * hazard)), mixture(kappa[1]))
+    close(mixture(kappa[0]) @ torch.as_tensor(expm(matrix.numpy() * hazard)), mixture(kappa[1]), check_dtype=False)
 
 
 @pytest.mark.parametrize("path", paths(), ids=str)
@@ -276,7 +270,7 @@ def test_marginal_velocity_generates_the_marginals(path: MixturePath) -> None:
     for t in (0.1, 0.5, 0.9):
         h = 1e-5
         slope = (TABLE.marginal(path, t + h) - TABLE.marginal(path, t - h)).flatten() / (2 * h)
-        close(TABLE.marginal(path, t).flatten() @ generator_matrix(path, TABLE, t), slope, 1e-7)
+        close(TABLE.marginal(path, t).flatten() @ generator_matrix(path, TABLE, t), slope, 1e-7, check_dtype=False)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -290,8 +284,8 @@ def test_chain_of_matrix_exponentials_carries_the_source_to_the_data(
         t, end = 0.98 * (k + 0.5) / n, 0.98 * (k + 1) / n
         matrix = generator_matrix(path, TABLE, t).numpy()
         p = p @ torch.as_tensor(expm(matrix * (end - 0.98 * k / n)))
-    close(p, TABLE.marginal(path, 0.98).flatten(), 2e-4)
-    close(TABLE.marginal(path, 1.0)[:3, :3], TABLE.probabilities)
+    close(p, TABLE.marginal(path, 0.98).flatten(), 2e-4, check_dtype=False)
+    close(TABLE.marginal(path, 1.0)[:3, :3], TABLE.probabilities, check_dtype=False)
     assert float(TABLE.marginal(path, 0.98)[:3, :3].sum()) > 0.95
 
 
@@ -431,7 +425,7 @@ def test_the_true_posterior_minimises_the_expected_loss(
     start = path.source.probability(x)
     pairs = [(noise * start + (1 - noise) * (x == x1).double()).prod(1) for x1 in TABLE.support]
     weights = torch.stack(pairs) * TABLE.probabilities.reshape(-1, 1)  # (x1, x_t)
-    close(weights.sum(0), p)
+    close(weights.sum(0), p, check_dtype=False)
 
     def expected(values: Tensor) -> Tensor:
         total = values.new_zeros(())
@@ -466,7 +460,7 @@ def test_jump_divergence_is_the_kullback_leibler_divergence_of_the_rates(path: M
     terms = torch.special.xlogy(u, u / v).nan_to_num() - u + v
     truth = terms.where(jumps, terms.new_zeros(())).sum(-1)
     rate = path.rate(torch.tensor(t, dtype=torch.float64))
-    close(rate * jump_divergence(Logits(values), path, x_t, x1), truth)
+    close(rate * jump_divergence(Logits(values), path, x_t, x1), truth, check_dtype=False)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -603,13 +597,13 @@ def test_bound_of_a_deterministic_language_is_zero_and_carries_gradients() -> No
     sure = TokenTable(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
     two = MixturePath(MaskSource(2))
     bound = TokenFlow(sure.denoiser(two), two, (2,)).elbo(torch.tensor([[0, 1]]), generator=generator())
-    close(bound.log_prob, torch.zeros(1))
+    close(bound.log_prob, torch.zeros(1), check_dtype=False)
 
 
 def test_perplexity_and_bits_of_a_uniform_language() -> None:
     log_prob = torch.full((5,), -7 * math.log(8.0), dtype=torch.float64)
     assert float(perplexity(log_prob, 7)) == pytest.approx(8)
-    close(bits_per_dim(log_prob, 7), torch.full((5,), 3.0).double())
+    close(bits_per_dim(log_prob, 7), torch.full((5,), 3.0).double(), check_dtype=False)
     entropy = -(TABLE.probabilities * TABLE.probabilities.log()).sum()
     n, path = 2000, MixturePath(MaskSource(3))
     bound = TokenFlow(TABLE.denoiser(path), path, (2,)).elbo(TABLE.sample((n,), generator()), generator=generator(1))

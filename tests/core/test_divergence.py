@@ -14,12 +14,9 @@ from flowmatch_core._tensors import expand_time
 from flowmatch_core.divergence import DivergenceMethod, divergence, divergence_per_probe, rademacher
 from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.networks import MLPField
+from tests.support.random import randn
 
 MATRIX = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def points(n: int, *event: int) -> Tensor:
-    return torch.randn(n, *event, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def nonlinear(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -48,8 +45,8 @@ def trace(field: VelocityField, t: Tensor, x: Tensor, cond: Tensor | None) -> Te
 @pytest.mark.parametrize("event", [(4,), (2, 3, 3)])
 @pytest.mark.parametrize("grad", [False, True])
 def test_exact_is_the_trace_of_the_jacobian(event: tuple[int, ...], grad: bool) -> None:
-    field, cond = (nonlinear, points(4, 4)) if event == (4,) else (convolution(), None)
-    x, t = points(4, *event), torch.linspace(0, 1, 4, dtype=torch.float64)
+    field, cond = (nonlinear, randn(4, 4, seed=1)) if event == (4,) else (convolution(), None)
+    x, t = randn(4, *event, seed=1), torch.linspace(0, 1, 4, dtype=torch.float64)
     with torch.set_grad_enabled(grad):
         velocity, result = divergence(field, t, x, cond, method="exact")
         torch.testing.assert_close(velocity, field(t, x, cond))
@@ -57,7 +54,7 @@ def test_exact_is_the_trace_of_the_jacobian(event: tuple[int, ...], grad: bool) 
 
 
 def test_auto_uses_the_closed_form_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = points(4, 4)
+    x = randn(4, 4, seed=1)
     shallow, deep = (MLPField(4, hidden).double() for hidden in ((8, 8), (8, 8, 8)))
     for field in (shallow, deep):
         expected = divergence(field, 0.3, x, method="exact")
@@ -74,7 +71,7 @@ def test_hutchinson_is_unbiased_with_the_known_variance() -> None:
     estimates = divergence(
         lambda t, x, cond: x @ MATRIX.T,
         0.0,
-        points(1, 4).expand(probes, 4),
+        randn(1, 4, seed=1).expand(probes, 4),
         method="hutchinson",
         generator=torch.Generator().manual_seed(2),
     )[1]
@@ -85,7 +82,7 @@ def test_hutchinson_is_unbiased_with_the_known_variance() -> None:
 
 
 def test_probes_are_averaged() -> None:
-    x, cond = points(3, 4), points(3, 4)
+    x, cond = randn(3, 4, seed=1), randn(3, 4, seed=1)
     noise = rademacher(x, 500, torch.Generator().manual_seed(0))
     each = [divergence(nonlinear, 0.5, x, cond, "hutchinson", noise=probe[None])[1] for probe in noise]
     together = divergence(nonlinear, 0.5, x, cond, "hutchinson", noise=noise)[1]
@@ -96,7 +93,7 @@ def test_probes_are_averaged() -> None:
 
 def test_all_orthogonal_sign_vectors_give_the_exact_trace() -> None:
     hadamard = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float64)
-    x, cond = points(3, 4), points(3, 4)
+    x, cond = randn(3, 4, seed=1), randn(3, 4, seed=1)
     noise = hadamard[:, None].expand(4, 3, 4)
     estimate = divergence(nonlinear, 0.5, x, cond, "hutchinson", noise=noise)[1]
     torch.testing.assert_close(estimate, divergence(nonlinear, 0.5, x, cond, "exact")[1])
@@ -105,7 +102,7 @@ def test_all_orthogonal_sign_vectors_give_the_exact_trace() -> None:
 @pytest.mark.parametrize("method", ["auto", "exact", "hutchinson"])
 @pytest.mark.parametrize("hidden", [(8,), (8, 8), (8, 8, 8)])
 def test_graph_is_kept_only_for_gradients(method: DivergenceMethod, hidden: tuple[int, ...]) -> None:
-    field, x = MLPField(4, hidden).double(), points(2, 4)
+    field, x = MLPField(4, hidden).double(), randn(2, 4, seed=1)
     with torch.no_grad():
         velocity, result = divergence(field, 0.1, x, method=method)
         assert not velocity.requires_grad and not result.requires_grad
@@ -128,8 +125,8 @@ def test_graph_is_kept_only_for_gradients(method: DivergenceMethod, hidden: tupl
 
 
 def test_gradient_reaches_the_point() -> None:
-    x = points(2, 4).requires_grad_()
-    cond = points(2, 4)
+    x = randn(2, 4, seed=1).requires_grad_()
+    cond = randn(2, 4, seed=1)
     assert torch.autograd.gradcheck(lambda x: divergence(nonlinear, 0.5, x, cond, "exact"), x)
 
 
@@ -142,7 +139,7 @@ def test_no_second_graph_is_built_without_gradients(monkeypatch: pytest.MonkeyPa
         return original(*args, **kwargs)
 
     monkeypatch.setattr(torch.autograd, "grad", spy)
-    x, cond = points(2, 4), points(2, 4)
+    x, cond = randn(2, 4, seed=1), randn(2, 4, seed=1)
     with torch.no_grad():
         divergence(nonlinear, 0.5, x, cond, "exact")
     assert asked == [False]  # all four directions at once
@@ -164,14 +161,14 @@ class Square(torch.autograd.Function):
 
 
 def test_field_that_cannot_be_batched_is_differentiated_in_a_loop() -> None:
-    x = points(3, 4)
+    x = randn(3, 4, seed=1)
     with torch.no_grad():
         result = divergence(lambda t, x, cond: Square.apply(x), 0.0, x, method="exact")[1]
     torch.testing.assert_close(result, 2 * x.sum(1))
 
 
 def test_directions_are_split_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, cond = points(3, 4), points(3, 4)
+    x, cond = randn(3, 4, seed=1), randn(3, 4, seed=1)
     noise = rademacher(x, 5, torch.Generator().manual_seed(0))
     whole = [divergence(nonlinear, 0.5, x, cond, "exact")[1], divergence(nonlinear, 0.5, x, cond, noise=noise)[1]]
     for rows in (1, 6, 9):
@@ -181,7 +178,7 @@ def test_directions_are_split_without_a_trace(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_each_probe_has_its_own_estimate() -> None:
-    x, cond = points(3, 4), points(3, 4)
+    x, cond = randn(3, 4, seed=1), randn(3, 4, seed=1)
     noise = rademacher(x, 5, torch.Generator().manual_seed(0))
     each = divergence_per_probe(nonlinear, 0.5, x, cond, "hutchinson", noise=noise)[1]
     for probe, estimate in zip(noise, each, strict=True):
@@ -194,7 +191,7 @@ def test_each_probe_has_its_own_estimate() -> None:
 @pytest.mark.parametrize("hidden", [(8, 8), (8, 8, 8)])
 @pytest.mark.parametrize("method", ["auto", "hutchinson"])
 def test_autocast_is_off_inside(hidden: tuple[int, ...], method: DivergenceMethod) -> None:
-    field, x = MLPField(4, hidden, generator=torch.Generator().manual_seed(0)), points(3, 4).float()
+    field, x = MLPField(4, hidden, generator=torch.Generator().manual_seed(0)), randn(3, 4, seed=1).float()
     noise = rademacher(x, 2, torch.Generator().manual_seed(0))
     outside = divergence(field, 0.5, x, method=method, noise=noise)
     with torch.autocast("cpu", torch.bfloat16):
@@ -204,17 +201,17 @@ def test_autocast_is_off_inside(hidden: tuple[int, ...], method: DivergenceMetho
 
 
 def test_field_of_parameters_alone_has_none() -> None:
-    weight, x = points(3, 2).requires_grad_(), points(3, 2)
+    weight, x = randn(3, 2, seed=1).requires_grad_(), randn(3, 2, seed=1)
     assert (divergence(lambda t, x, cond: weight.clone(), 0.0, x, method="exact")[1] == 0).all()
 
 
 def test_field_that_ignores_the_point_has_none() -> None:
-    x = points(3, 2)
+    x = randn(3, 2, seed=1)
     assert (divergence(lambda t, x, cond: torch.ones_like(x), 0.0, x)[1] == 0).all()
 
 
 def test_bad_arguments_are_named() -> None:
-    x, cond = points(3, 4), points(3, 4)
+    x, cond = randn(3, 4, seed=1), randn(3, 4, seed=1)
     with pytest.raises(ValueError, match="method is 'trace'"):
         divergence(nonlinear, 0.0, x, cond, method="trace")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="probes is 0"):

@@ -18,6 +18,8 @@ from flowmatch_core.flow import ContinuousFlow, _simpson_weights
 from flowmatch_core.networks import MLPField
 from flowmatch_core.solvers import EDM, SOLVERS, Nodes, Power, SolverError, TimeGrid, Uniform, Warped, solve
 from flowmatch_core.solvers.adaptive import ADAPTIVE
+from tests.support.checks import close
+from tests.support.random import randn
 
 MATRIX = torch.tensor([[0.3, 0.8], [-0.5, -0.4]], dtype=torch.float64)
 SHIFT = torch.tensor([0.5, -1.0], dtype=torch.float64)
@@ -52,14 +54,6 @@ def image_field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
     return torch.tanh(x.roll(1, -1) - 0.5 * x) * (1 - 0.3 * expand_time(t, x))
 
 
-def points(n: int, *event: int, seed: int = 0) -> Tensor:
-    return torch.randn(n, *event, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize(
     ("solver", "steps", "tolerance"),
     [
@@ -75,7 +69,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
 )
 @pytest.mark.parametrize("standardised", [False, True])
 def test_linear_flow_is_a_known_gaussian(solver: str, steps: int, tolerance: float, standardised: bool) -> None:
-    law, x = linear_law(), points(50, 2)
+    law, x = linear_law(), randn(50, 2)
     loc, scale = torch.tensor([3.0, -40.0]).double(), torch.tensor([0.01, 7.0]).double()
     if standardised:
         flow = ContinuousFlow(linear, (2,), solver, steps, loc=loc, scale=scale)
@@ -86,7 +80,7 @@ def test_linear_flow_is_a_known_gaussian(solver: str, steps: int, tolerance: flo
 
 
 def test_scalar_scale_counts_once_per_dimension() -> None:
-    x, scale = points(5, 2), torch.tensor(3.0).double()
+    x, scale = randn(5, 2), torch.tensor(3.0).double()
     flow = ContinuousFlow(linear, (2,), "rk4", scale=scale)
     close(flow.log_prob(3 * x), exact(linear_law(), x) - 2 * math.log(3), 1e-6)
 
@@ -117,7 +111,7 @@ def test_density_integrates_to_one(solver: str) -> None:
 def test_log_prob_of_a_sample_is_that_of_its_noise_less_the_volume(event: tuple[int, ...], solver: str) -> None:
     """The change of variables by the autograd Jacobian of the whole sampler."""
     field = network() if event == (2,) else image_field
-    like = points(1, *event).squeeze(0)
+    like = randn(1, *event).squeeze(0)
     flow = ContinuousFlow(field, event, solver, 32, loc=0.1 * like, scale=like.abs() + 0.5, rtol=1e-8, atol=1e-8)
     g = torch.Generator()
     x = flow.sample((4,), generator=g.manual_seed(7))
@@ -142,8 +136,8 @@ GRIDS = (Warped(0.8), Warped(1.0), Power(2), EDM(3.0, 10.0, 0.1), Nodes(torch.li
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("solver", ["rk4", "adams"])
 def test_every_grid_has_the_same_limit(grid: TimeGrid, solver: str) -> None:
-    field, x = network(cond_dim=1), points(20, 2)
-    cond = points(20, 1, seed=1)
+    field, x = network(cond_dim=1), randn(20, 2)
+    cond = randn(20, 1, seed=1)
     truth = ContinuousFlow(field, (2,), "rk4", 256).log_prob(x, cond)
     flow = ContinuousFlow(field, (2,), solver, 96, grid=grid)
     close(flow.log_prob(x, cond), truth, 1e-4)
@@ -159,7 +153,7 @@ def test_small_steps_at_the_ends_pay() -> None:
         s = expand_time(t, x)
         return x * torch.sin(3 * torch.log((s + 0.02) / (1.02 - s)))
 
-    x = points(20, 1)
+    x = randn(20, 1)
     truth = ContinuousFlow(field, (1,), "rk4", 2000).log_prob(x)
     for solver in ("rk4", "adams"):
         errors = [
@@ -175,7 +169,7 @@ def test_noise_of_another_scale(solver: str) -> None:
     law = linear_law()
     push = torch.linalg.matrix_exp(MATRIX)
     wide = MultivariateNormal(law.mean, 9 * push @ push.T)
-    flow, x = ContinuousFlow(linear, (2,), solver, 200, loc=SHIFT * 0, base_scale=3.0), points(50, 2)
+    flow, x = ContinuousFlow(linear, (2,), solver, 200, loc=SHIFT * 0, base_scale=3.0), randn(50, 2)
     close(flow.log_prob(x), exact(wide, x), 2e-2 if solver == "euler" else 1e-4)
     if solver != "euler":
         drawn = flow.sample((50_000,), generator=torch.Generator().manual_seed(0))
@@ -186,7 +180,7 @@ def test_noise_of_another_scale(solver: str) -> None:
 @pytest.mark.parametrize("solver", ["rk4", "adams", "dopri5"])
 @pytest.mark.parametrize("hidden", [(8, 8), (8, 8, 8)])
 def test_autocast_is_off_inside(solver: str, hidden: tuple[int, ...]) -> None:
-    flow, x = ContinuousFlow(network(hidden=hidden).float(), (2,), solver, 4), points(5, 2).float()
+    flow, x = ContinuousFlow(network(hidden=hidden).float(), (2,), solver, 4), randn(5, 2).float()
     outside = flow.log_prob(x)
     with torch.autocast("cpu", torch.bfloat16):
         inside = flow.log_prob(x)
@@ -210,7 +204,7 @@ def test_gradient_is_that_of_finite_differences(solver: str, hidden: tuple[int, 
     field = network(hidden=hidden, cond_dim=1)
     scale = torch.tensor([0.5, 2.0]).double().requires_grad_()
     flow = ContinuousFlow(field, (2,), solver, 4, method, probes=2, scale=scale, rtol=1e-10, atol=1e-10)
-    x, cond, weight = points(3, 2).requires_grad_(), points(3, 1).requires_grad_(), field.from_x.weight
+    x, cond, weight = randn(3, 2).requires_grad_(), randn(3, 1).requires_grad_(), field.from_x.weight
 
     def loss() -> Tensor:
         return flow.log_prob(x, cond, generator=torch.Generator().manual_seed(0)).square().sum()
@@ -229,7 +223,7 @@ def test_gradient_is_that_of_finite_differences(solver: str, hidden: tuple[int, 
 
 
 def test_value_is_the_same_with_and_without_gradients() -> None:
-    flow, x = ContinuousFlow(network(), (2,), "rk4", 6), points(5, 2)
+    flow, x = ContinuousFlow(network(), (2,), "rk4", 6), randn(5, 2)
     with_graph = flow.log_prob(x)
     with torch.no_grad():
         close(flow.log_prob(x), with_graph.detach())
@@ -242,7 +236,7 @@ def test_value_is_the_same_with_and_without_gradients() -> None:
     [("midpoint", 8), ("heun", 8), ("rk4", 4), ("rk4", 5), ("adams3", 8), ("adams", 8), *((s, 1) for s in ADAPTIVE)],
 )
 def test_error_estimate_covers_the_error_and_shrinks(solver: str, steps: int) -> None:
-    field, x = network(), points(200, 2)
+    field, x = network(), randn(200, 2)
     with torch.no_grad():
         truth = ContinuousFlow(field, (2,), "rk4", 512).log_prob(x)
         estimate = ContinuousFlow(field, (2,), solver, steps, rtol=1e-4, atol=1e-4).estimate(x)
@@ -255,7 +249,7 @@ def test_error_estimate_covers_the_error_and_shrinks(solver: str, steps: int) ->
 
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if s not in ADAPTIVE])
 def test_estimate_is_that_of_twice_the_steps(solver: str) -> None:
-    field, x = network(), points(20, 2)
+    field, x = network(), randn(20, 2)
     estimate = ContinuousFlow(field, (2,), solver, 6).estimate(x)
     coarse, fine = (ContinuousFlow(field, (2,), solver, steps).log_prob(x) for steps in (6, 12))
     close(estimate.log_prob, fine)
@@ -265,7 +259,7 @@ def test_estimate_is_that_of_twice_the_steps(solver: str) -> None:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_error_estimate_uses_the_same_probes(solver: str) -> None:
     flow = ContinuousFlow(network(), (2,), solver, 24, "hutchinson", probes=3, rtol=1e-6, atol=1e-6)
-    estimate = flow.estimate(points(50, 2), generator=torch.Generator().manual_seed(0))
+    estimate = flow.estimate(randn(50, 2), generator=torch.Generator().manual_seed(0))
     assert estimate.solver_error.max() < (0.1 if solver == "euler" else 1e-2)
     assert (estimate.standard_error > 0.02).float().mean() > 0.5
 
@@ -274,12 +268,12 @@ def test_standard_error_is_that_of_the_probes() -> None:
     """For a linear field the estimates of the probes are independent, with the variance known in closed form."""
     probes, n = 4, 4000
     flow = ContinuousFlow(linear, (2,), "rk4", 4, "hutchinson", probes=probes)
-    estimate = flow.estimate(points(1, 2).expand(n, 2), generator=torch.Generator().manual_seed(0))
+    estimate = flow.estimate(randn(1, 2).expand(n, 2), generator=torch.Generator().manual_seed(0))
     symmetric = (MATRIX + MATRIX.T) / 2
     variance = 2 * (symmetric.square().sum() - symmetric.diagonal().square().sum()) / probes
     assert float(estimate.standard_error.square().mean()) == pytest.approx(float(variance), rel=0.1)
     assert float(estimate.log_prob.var()) == pytest.approx(float(variance), rel=0.1)
-    alone = ContinuousFlow(linear, (2,), "rk4", 4, "hutchinson").estimate(points(3, 2))
+    alone = ContinuousFlow(linear, (2,), "rk4", 4, "hutchinson").estimate(randn(3, 2))
     assert alone.standard_error.isnan().all()
 
 
@@ -302,7 +296,7 @@ def test_evaluations_of_a_point_are_counted(solver: str, hidden: tuple[int, ...]
             rows += len(x)
             return net.velocity_and_divergence(t, x, cond)
 
-    estimate = ContinuousFlow(Counted(), (2,), solver, 5).estimate(points(1, 2))
+    estimate = ContinuousFlow(Counted(), (2,), solver, 5).estimate(randn(1, 2))
     assert estimate.nfe == rows
 
 
@@ -317,7 +311,7 @@ def test_quadrature_is_exact_for_cubics(steps: int) -> None:
 @pytest.mark.parametrize("solver", ["rk4", "adams", "dopri5_per_sample"])
 def test_points_are_split_without_a_trace(monkeypatch: pytest.MonkeyPatch, solver: str) -> None:
     flow = ContinuousFlow(network(cond_dim=1), (2,), solver, 7, "hutchinson", probes=3)
-    x, cond = points(5, 2), points(5, 1)
+    x, cond = randn(5, 2), randn(5, 1)
     whole = flow.estimate(x, cond, generator=torch.Generator().manual_seed(0))
     for rows in (1, 2, 10, 12):
         monkeypatch.setattr(flow_module, "ROWS_AT_ONCE", rows)
@@ -328,7 +322,7 @@ def test_points_are_split_without_a_trace(monkeypatch: pytest.MonkeyPatch, solve
 
 @pytest.mark.parametrize("solver", ["midpoint", "dopri5"])
 def test_hutchinson_averages_to_the_exact_value(solver: str) -> None:
-    field, x = network(), points(2, 2)
+    field, x = network(), randn(2, 2)
     truth = ContinuousFlow(field, (2,), solver, 8, rtol=1e-7, atol=1e-7).log_prob(x)
     g = torch.Generator().manual_seed(0)
     many = ContinuousFlow(field, (2,), solver, 8, "hutchinson", rtol=1e-7, atol=1e-7)
@@ -340,7 +334,7 @@ def test_hutchinson_averages_to_the_exact_value(solver: str) -> None:
 
 def test_every_solver_meets_the_same_probes_and_conditions() -> None:
     """Probes travel with their rows: the estimate of a probe is a property of the field, not of the solver."""
-    field, x, cond = network(cond_dim=1), points(5, 2), points(5, 1, seed=1)
+    field, x, cond = network(cond_dim=1), randn(5, 2), randn(5, 1, seed=1)
     estimates = [
         ContinuousFlow(field, (2,), solver, 96, "hutchinson", probes=3, rtol=1e-8, atol=1e-8).log_prob(
             x, cond, generator=torch.Generator().manual_seed(0)
@@ -362,14 +356,14 @@ def test_probes_stay_the_same_along_a_path(solver: str, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(flow_module, "rademacher", count)
     flow = ContinuousFlow(network(), (2,), solver, 4, "hutchinson")
-    seeded = [flow.log_prob(points(3, 2), generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    seeded = [flow.log_prob(randn(3, 2), generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
     close(seeded[0], seeded[1])
     assert not torch.equal(seeded[0], seeded[2]) and calls == 3
 
 
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if s != "dopri5"])
 def test_log_prob_does_not_depend_on_the_batch(solver: str) -> None:
-    flow, x, cond = ContinuousFlow(network(cond_dim=1), (2,), solver), points(64, 2), points(64, 1, seed=1)
+    flow, x, cond = ContinuousFlow(network(cond_dim=1), (2,), solver), randn(64, 2), randn(64, 1, seed=1)
     together = flow.log_prob(x, cond)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     close(flow.log_prob(x[order], cond[order]), together[order])
@@ -378,7 +372,7 @@ def test_log_prob_does_not_depend_on_the_batch(solver: str) -> None:
 
 def test_leading_shapes_and_conditions_broadcast() -> None:
     flow = ContinuousFlow(network(cond_dim=1), (2,))
-    cond, g = points(3, 1), torch.Generator().manual_seed(0)
+    cond, g = randn(3, 1), torch.Generator().manual_seed(0)
     x = flow.sample((4,), cond, generator=g)
     assert x.shape == (4, 3, 2)
     together = flow.log_prob(x, cond)
@@ -422,7 +416,7 @@ def test_randomness_comes_from_the_generator_alone() -> None:
 def test_nan_field_is_an_error(solver: str) -> None:
     flow = ContinuousFlow(lambda t, x, cond: x * math.nan, (2,), solver)
     with pytest.raises(SolverError):
-        flow.log_prob(points(3, 2))
+        flow.log_prob(randn(3, 2))
     with pytest.raises(SolverError):
         flow.sample((3,))
 

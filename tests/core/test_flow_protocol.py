@@ -18,6 +18,7 @@ from flowmatch_core.networks import MLPField
 from flowmatch_core.normalizing import MAF, DiscreteTimeFlow
 from flowmatch_core.solvers import Uniform, solve
 from flowmatch_core.successor import GeometricHorizonModel, HorizonModel, HorizonVAE, LatentHorizonModel
+from tests.support.random import generator
 
 COND = 3
 
@@ -41,10 +42,6 @@ def units(seed: int) -> dict[str, Tensor]:
     return {"loc": torch.randn(2, generator=g), "scale": 1 + torch.rand(2, generator=g)}
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 FLOWS: dict[str, Callable[[int], Flow]] = {
     "continuous": lambda seed: ContinuousFlow(
         MLPField(2, (8, 8), COND, generator=generator(seed)), (2,), steps=5, **units(seed)
@@ -55,7 +52,7 @@ FLOWS: dict[str, Callable[[int], Flow]] = {
 every = pytest.mark.parametrize("kind", FLOWS)
 
 
-def points(flow: Flow, n: int = 6) -> Tensor:
+def values(flow: Flow, n: int = 6) -> Tensor:
     if isinstance(flow, TokenFlow):
         return torch.randint(4, (n, 2), generator=generator(7))
     return torch.randn(n, 2, generator=generator(7))
@@ -70,13 +67,13 @@ def test_samples_and_log_probabilities_have_the_shapes_of_the_draws_and_the_batc
     flow = FLOWS[kind](0)
     assert isinstance(flow, Flow) and flow.event_shape == (2,)
     assert flow.sample((4, 5), conditions(), generator()).shape == (4, 5, 6, 2)
-    assert flow.log_prob(points(flow), conditions(), generator=generator()).shape == (6,)
+    assert flow.log_prob(values(flow), conditions(), generator=generator()).shape == (6,)
 
 
 @every
 def test_a_state_dict_carries_all_of_a_flow(kind: str) -> None:
     flow, other = FLOWS[kind](0), FLOWS[kind](1)
-    x, cond = points(flow), conditions()
+    x, cond = values(flow), conditions()
 
     def results(of: Flow) -> tuple[Tensor, Tensor]:
         return of.sample((50,), cond, generator()), of.log_prob(x, cond, generator=generator())
@@ -94,7 +91,7 @@ def test_a_state_dict_carries_all_of_a_flow(kind: str) -> None:
 @every
 def test_an_optimiser_of_the_parameters_improves_the_likelihood(kind: str) -> None:
     flow = FLOWS[kind](0)
-    x, cond = points(flow), conditions()
+    x, cond = values(flow), conditions()
     optimiser = torch.optim.Adam(flow.parameters(), 0.1)
     losses = []
     for _ in range(30):
@@ -109,7 +106,7 @@ def test_an_optimiser_of_the_parameters_improves_the_likelihood(kind: str) -> No
 @every
 def test_to_changes_the_dtype_of_all_of_a_flow_and_returns_it(kind: str) -> None:
     flow = FLOWS[kind](0)
-    x, cond = points(flow), conditions()
+    x, cond = values(flow), conditions()
     single = flow.log_prob(x, cond, generator=generator())
     assert flow.to(torch.float64) is flow
     assert {p.dtype for p in flow.parameters()} == {torch.float64}
@@ -127,7 +124,7 @@ def test_to_changes_the_device_of_all_of_a_flow(kind: str) -> None:
     flow = FLOWS[kind](0).to("meta")
     assert {tensor.device.type for tensor in (*flow.parameters(), *flow.state_dict().values())} == {"meta"}
     cond = conditions().to("meta")
-    value = points(flow).to("meta")
+    value = values(flow).to("meta")
     if isinstance(flow, ContinuousFlow):
         flow.check = False  # which would read the values
     assert flow.log_prob(value, cond).device.type == "meta"

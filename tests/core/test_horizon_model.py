@@ -15,24 +15,8 @@ from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.oracles import LinearGaussianMDP
 from flowmatch_core.solvers import Nodes
 from flowmatch_core.successor import GeometricHorizonModel, Transitions
-
-BOUND = 4.5  # standard errors
-
-
-def tensor(*values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
-
-
-def z_scores(samples: Tensor, truth: Tensor) -> Tensor:
-    return (samples.mean(0) - truth) / (samples.std(0) / math.sqrt(len(samples)))
+from tests.support.checks import BOUND, z_scores
+from tests.support.random import generator, randn, tensor
 
 
 def standardised(loc: Tensor, scale: Tensor) -> tuple[LinearGaussianMDP, LinearGaussianMDP]:
@@ -134,7 +118,7 @@ def test_particles_are_samples_on_their_way() -> None:
     way = model.particles(state, action, 7, 10, generator=generator())
     assert way.shape == (11, 7, 3, 2)
     torch.testing.assert_close(way[-1], model.sample(state, action, 7, generator=generator()))
-    noise = randn(7 * 3, 2, seed=0).reshape(7, 3, 2)
+    noise = randn(7 * 3, 2).reshape(7, 3, 2)
     torch.testing.assert_close(way[0], loc + scale * noise)
 
 

@@ -13,6 +13,7 @@ from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.networks import MLPField
 from flowmatch_core.objectives.likelihood import GradientMethod, nll_loss
 from flowmatch_core.solvers import SolverError, Warped
+from tests.support.random import randn
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9, "steps": 64}
 each_method = pytest.mark.parametrize("method", ["backprop", "adjoint"])
@@ -22,10 +23,6 @@ def network(cond_dim: int = 1, hidden: tuple[int, ...] = (8, 8)) -> MLPField:
     field = MLPField(2, hidden, cond_dim, frequencies=1, generator=torch.Generator().manual_seed(3)).double()
     field.last.weight.data *= 10
     return field
-
-
-def points(n: int, *event: int, seed: int = 0) -> Tensor:
-    return torch.randn(n, *event, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 class Scale(nn.Module):
@@ -49,7 +46,7 @@ class Scale(nn.Module):
 def test_value_and_gradient_are_those_of_the_gaussian(
     method: GradientMethod, divergence: str, base_scale: float
 ) -> None:
-    field, x = Scale(), points(20, 3, 2).requires_grad_()
+    field, x = Scale(), randn(20, 3, 2).requires_grad_()
     loss = nll_loss(field, x, method=method, divergence=divergence, base_scale=base_scale, **TIGHT)  # type: ignore[arg-type]
     log_prob: Tensor = field.law(base_scale).log_prob(x)  # type: ignore[no-untyped-call]
     truth = -log_prob.sum((1, 2)).mean()
@@ -62,7 +59,7 @@ def test_value_and_gradient_are_those_of_the_gaussian(
 @pytest.mark.parametrize("hidden", [(8, 8), (8, 8, 8)])
 @pytest.mark.parametrize("divergence", ["auto", "hutchinson"])
 def test_adjoint_and_backprop_agree(hidden: tuple[int, ...], divergence: str) -> None:
-    field, x, cond = network(hidden=hidden), points(6, 2), points(6, 1, seed=1).requires_grad_()
+    field, x, cond = network(hidden=hidden), randn(6, 2), randn(6, 1, seed=1).requires_grad_()
     leaves = (cond, *field.parameters())
     losses, gradients = [], []
     for method in ("backprop", "adjoint"):
@@ -78,7 +75,7 @@ def test_adjoint_and_backprop_agree(hidden: tuple[int, ...], divergence: str) ->
 
 @pytest.mark.parametrize("solver", ["midpoint", "adams"])
 def test_backprop_is_the_log_prob_of_the_flow(solver: str) -> None:
-    field, x, cond = network(), points(6, 2), points(6, 1)
+    field, x, cond = network(), randn(6, 2), randn(6, 1)
     flow = ContinuousFlow(field, (2,), solver, 7, grid=Warped(0.5))
     loss = nll_loss(field, x, cond, solver=solver, steps=7, grid=Warped(0.5))
     torch.testing.assert_close(loss, -flow.log_prob(x, cond).mean())
@@ -120,7 +117,7 @@ def test_training_by_it_finds_the_law(method: GradientMethod) -> None:
 
 @each_method
 def test_autocast_is_off_inside(method: GradientMethod) -> None:
-    field, x = network(0).float(), points(6, 2).float()
+    field, x = network(0).float(), randn(6, 2).float()
     outside = nll_loss(field, x, method=method)
     with torch.autocast("cpu", torch.bfloat16):
         inside = nll_loss(field, x, method=method)
@@ -128,7 +125,7 @@ def test_autocast_is_off_inside(method: GradientMethod) -> None:
 
 
 def test_randomness_comes_from_the_generator_alone() -> None:
-    field, x, state = network(0), points(6, 2), torch.get_rng_state()
+    field, x, state = network(0), randn(6, 2), torch.get_rng_state()
     for method in ("backprop", "adjoint"):
         values = [
             nll_loss(field, x, method=method, divergence="hutchinson", generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
@@ -140,12 +137,12 @@ def test_randomness_comes_from_the_generator_alone() -> None:
 
 def test_backprop_leaves_failures_to_the_caller() -> None:
     """A training step does not wait for the device to look at values."""
-    assert nll_loss(lambda t, x, cond: x * math.nan, points(3, 2)).isnan()
+    assert nll_loss(lambda t, x, cond: x * math.nan, randn(3, 2)).isnan()
 
 
 def test_unknown_method_is_named() -> None:
     with pytest.raises(ValueError, match="method is 'ad'"):
-        nll_loss(network(0), points(3, 2), method="ad")  # type: ignore[arg-type]
+        nll_loss(network(0), randn(3, 2), method="ad")  # type: ignore[arg-type]
 
 
 def test_adjoint_wants_a_module_whose_parameters_it_can_know() -> None:

@@ -27,6 +27,7 @@ from flowmatch_core.networks.film_mlp import LogitTime
 from flowmatch_core.networks.layers import precondition
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import CondOT
+from tests.support.random import randn
 
 Build = Callable[[int, torch.Generator | None], nn.Module]
 
@@ -64,14 +65,10 @@ def make(name: str, cond_dim: int = 0, seed: int = 0) -> nn.Module:
     return field
 
 
-def points(n: int, *event: int, seed: int = 1) -> Tensor:
-    return torch.randn(n, *event, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def batch(name: str, n: int, cond_dim: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
-    x = points(n, *((3,) if name in VECTORS else (2, 4, 3)))
+    x = randn(n, *((3,) if name in VECTORS else (2, 4, 3)), seed=1)
     t = torch.linspace(0, 1, n, dtype=torch.float64)
-    return t, x, points(n, cond_dim, seed=2) if cond_dim else None
+    return t, x, randn(n, cond_dim, seed=2) if cond_dim else None
 
 
 def trace_of_jacobian(field: nn.Module, t: Tensor, x: Tensor, cond: Tensor | None) -> Tensor:
@@ -110,7 +107,7 @@ def test_closed_form_divergence_is_the_trace_of_the_jacobian(name: str, cond_dim
 @pytest.mark.parametrize("kind", [MLPField, FiLMField, ConcatSquashField])
 def test_slopes_of_all_activations_are_their_derivatives(activation: str, kind: type[nn.Module]) -> None:
     field = kind(3, (16, 12), activation=activation, generator=torch.Generator().manual_seed(0)).double()
-    t, x = torch.linspace(0, 1, 5, dtype=torch.float64), 2 * points(5, 3)
+    t, x = torch.linspace(0, 1, 5, dtype=torch.float64), 2 * randn(5, 3, seed=1)
     expected = trace_of_jacobian(field, t, x, None)
     torch.testing.assert_close(field.velocity_and_divergence(t, x)[1], expected, rtol=1e-10, atol=1e-11)
     with torch.no_grad():
@@ -123,7 +120,7 @@ def test_slopes_of_all_activations_are_their_derivatives(activation: str, kind: 
 def test_closed_form_divergence_has_the_gradients_of_the_trace(name: str, cond_dim: int, shared: bool) -> None:
     field, (t, x, cond) = make(name, cond_dim), batch(name, 4, cond_dim)
     t = t[1] if shared else t
-    weights = points(4, seed=3)
+    weights = randn(4, seed=3)
     inputs = [x.requires_grad_(), *([] if cond is None else [cond.requires_grad_()]), *field.parameters()]
     gradients = [
         torch.autograd.grad((weights * div).sum(), inputs, allow_unused=True, materialize_grads=True)
@@ -421,7 +418,7 @@ def test_film_field_is_its_equation() -> None:
 
 def test_film_layers_start_near_unit_variance() -> None:
     field = FiLMField(20, (400, 400), generator=torch.Generator().manual_seed(0)).double()
-    x0, x1 = points(2000, 20), points(2000, 20, seed=2)
+    x0, x1 = randn(2000, 20, seed=1), randn(2000, 20, seed=2)
     for t in (0.0, 0.1, 0.5, 1.0):
         inputs = (t * x1 + (1 - t) * x0) * (t**2 + (1 - t) ** 2) ** -0.5
         first = field.layers[0](inputs)
@@ -435,7 +432,7 @@ def test_film_layers_start_near_unit_variance() -> None:
 def test_concat_squash_is_its_equation() -> None:
     """As in FFJORD, with the raw time and with a condition beside it; the last gate sees time alone."""
     field = ConcatSquashField(3, (16, 12), 2, generator=torch.Generator().manual_seed(0)).double()
-    x, cond, t = points(4, 3), points(4, 2, seed=2), torch.linspace(0, 1, 4, dtype=torch.float64)
+    x, cond, t = randn(4, 3, seed=1), randn(4, 2, seed=2), torch.linspace(0, 1, 4, dtype=torch.float64)
     w = dict(field.named_parameters())
     for i in range(4):
         a, context = x[i], torch.cat([t[i : i + 1], cond[i]])
@@ -514,7 +511,7 @@ def _only_beside(stage: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (5, 7), (8, 8), (28, 28)])
 def test_conv_unet_takes_images_of_any_size(size: tuple[int, int]) -> None:
     field = make("conv-unet")
-    x = points(2, 2, *size)
+    x = randn(2, 2, *size, seed=1)
     assert field(0.5, x).shape == x.shape
     assert field(0.5, x).isfinite().all()
 
@@ -526,7 +523,7 @@ def test_coarse_levels_carry_a_pixel_across_the_image(
     """From any corner to the opposite one, which the convolutions of a single level do not reach."""
     monkeypatch.setattr(conv_unet, "_norm", lambda h: h)  # the group norms spread their means over the image
     field = ConvUNetField(2, widths, generator=torch.Generator().manual_seed(0)).double()
-    x = points(1, 2, 20, 20)
+    x = randn(1, 2, 20, 20, seed=1)
     for row, column in itertools.product((0, -1), repeat=2):
         moved = x.clone()
         moved[0, 0, row, column] += 100

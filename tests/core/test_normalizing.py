@@ -26,6 +26,8 @@ from flowmatch_core.normalizing import (
     Residual,
 )
 from flowmatch_core.normalizing.planar import PlanarTransform
+from tests.support.checks import close
+from tests.support.random import generator, randn
 
 KINDS: list[Architecture] = [
     Planar(transforms=4, hidden=(16,)),
@@ -43,10 +45,6 @@ SCALE = torch.tensor([0.5, 7.0], dtype=torch.float64)
 every = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: type(kind).__name__)
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def make(kind: Architecture, dim: int = 2, cond_dim: int = 0, loc: Tensor | None = None, scale: Tensor | None = None):
     """A flow in float64 whose weights are larger than at first, so that it is far from a linear map."""
     flow = DiscreteTimeFlow(kind, dim, cond_dim, loc=loc, scale=scale, generator=generator(1)).double()
@@ -54,14 +52,6 @@ def make(kind: Architecture, dim: int = 2, cond_dim: int = 0, loc: Tensor | None
         for parameter in flow.parameters():
             parameter.mul_(1.2).add_(torch.randn(parameter.shape, generator=generator(2)) * 0.05)
     return flow
-
-
-def points(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -76,7 +66,7 @@ def jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 @pytest.mark.parametrize(("dim", "cond_dim"), [(1, 0), (2, 0), (3, 2)])
 def test_a_sample_is_mapped_back_to_its_noise(kind: Architecture, dim: int, cond_dim: int) -> None:
     flow = make(kind, dim, cond_dim, scale=torch.tensor(2.0).double())
-    cond = points(50, cond_dim) if cond_dim else None
+    cond = randn(50, cond_dim) if cond_dim else None
     x = flow.sample((50,) if cond is None else (), cond, generator(3))
     noise = torch.randn(50, dim, generator=generator(3), dtype=torch.float64)
     with torch.no_grad():
@@ -90,10 +80,10 @@ def test_a_sample_is_mapped_back_to_its_noise(kind: Architecture, dim: int, cond
 @pytest.mark.parametrize("cond_dim", [0, 2])
 def test_density_is_that_of_the_noise_times_the_autograd_jacobian(kind: Architecture, cond_dim: int) -> None:
     flow = make(kind, 3, cond_dim)
-    x, cond = points(20, 3), points(20, cond_dim, seed=1) if cond_dim else None
+    x, cond = randn(20, 3), randn(20, cond_dim, seed=1) if cond_dim else None
     z = flow.transform(cond)(x)
     volume = torch.linalg.slogdet(jacobian(flow.transform(cond), x)).logabsdet
-    close(flow.log_prob(x, cond), Normal(torch.zeros(3).double(), 1).log_prob(z).sum(1) + volume)
+    close(flow.log_prob(x, cond), Normal(torch.zeros(3).double(), 1).log_prob(z).sum(1) + volume, tolerance=1e-09)
     assert volume.std() > 1e-3
 
 
@@ -128,32 +118,36 @@ def test_samples_follow_the_density(kind: Architecture) -> None:
 
 @every
 def test_standardisation_shifts_and_scales_the_density(kind: Architecture) -> None:
-    plain, moved, x = make(kind), make(kind, loc=LOC, scale=SCALE), points(10, 2)
-    close(moved.log_prob(x * SCALE + LOC), plain.log_prob(x) - SCALE.log().sum())
-    close(moved.sample((5,), generator=generator()), plain.sample((5,), generator=generator()) * SCALE + LOC)
+    plain, moved, x = make(kind), make(kind, loc=LOC, scale=SCALE), randn(10, 2)
+    close(moved.log_prob(x * SCALE + LOC), plain.log_prob(x) - SCALE.log().sum(), tolerance=1e-09)
+    close(
+        moved.sample((5,), generator=generator()),
+        plain.sample((5,), generator=generator()) * SCALE + LOC,
+        tolerance=1e-09,
+    )
     assert {"loc", "scale"} <= set(moved.state_dict())
     single = make(kind, scale=torch.tensor(3.0).double())
-    close(single.log_prob(3 * x), plain.log_prob(x) - 2 * math.log(3))
+    close(single.log_prob(3 * x), plain.log_prob(x) - 2 * math.log(3), tolerance=1e-09)
 
 
 @every
 def test_rows_and_conditions_do_not_mix(kind: Architecture) -> None:
-    flow, x, cond = make(kind, 2, 2), points(4, 3, 2), points(3, 2, seed=1)
+    flow, x, cond = make(kind, 2, 2), randn(4, 3, 2), randn(3, 2, seed=1)
     whole = flow.log_prob(x, cond)
     assert whole.shape == (4, 3)
-    close(whole[1, 2], flow.log_prob(x[1, 2], cond[2]))
+    close(whole[1, 2], flow.log_prob(x[1, 2], cond[2]), tolerance=1e-09)
     assert (flow.log_prob(x, cond.flip(0)) - whole).abs().max() > 1e-3
     samples = flow.sample((4,), cond, generator(3))
     noise = torch.randn(12, 2, generator=generator(3), dtype=torch.float64).reshape(4, 3, 2)
     with torch.no_grad():
-        close(flow.transform(cond[2:].expand(4, 2)).inv(noise[:, 2]), samples[:, 2])
+        close(flow.transform(cond[2:].expand(4, 2)).inv(noise[:, 2]), samples[:, 2], tolerance=1e-09)
 
 
 @every
 def test_gradients_reach_every_parameter_from_density_and_from_samples(kind: Architecture) -> None:
     for mode in (True, False):
         flow = make(kind, 2, 2).train(mode)
-        x, cond = points(64, 2).requires_grad_(), points(64, 2, seed=1).requires_grad_()
+        x, cond = randn(64, 2).requires_grad_(), randn(64, 2, seed=1).requires_grad_()
         for value in (flow.log_prob(x, cond).mean(), flow.rsample((), cond, generator()).square().mean()):
             names, parameters = zip(*flow.named_parameters(), strict=True)
             gradients = torch.autograd.grad(value, (*parameters, cond), allow_unused=True)
@@ -166,8 +160,8 @@ def test_gradients_reach_every_parameter_from_density_and_from_samples(kind: Arc
 @every
 def test_gradients_of_samples_are_those_of_finite_differences(kind: Architecture) -> None:
     flow = make(kind, 2, 2)
-    cond = points(4, 2, seed=1)
-    direction = points(4, 2, seed=5)
+    cond = randn(4, 2, seed=1)
+    direction = randn(4, 2, seed=5)
     moving = cond.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(flow.rsample((), moving, generator()).sum(), moving)
     h = 1e-4
@@ -179,13 +173,13 @@ def test_gradients_of_samples_are_those_of_finite_differences(kind: Architecture
 def test_gradients_of_samples_and_densities_reach_the_weights_rightly(kind: Architecture) -> None:
     """By finite differences along a random direction of each parameter. Weights that shape one dimension's map
     also move the dimensions after it: neither way may be lost, nor counted twice."""
-    flow, h, x = make(kind), 1e-4, points(4, 2, seed=6)
+    flow, h, x = make(kind), 1e-4, randn(4, 2, seed=6)
     for value in (
         lambda flow: flow.rsample((4,), generator=generator()).sum(),
         lambda flow: flow.log_prob(x).sum(),
     ):
         for k, gradient in enumerate(torch.autograd.grad(value(flow), tuple(flow.parameters()))):
-            direction, values = points(*gradient.shape, seed=5), []
+            direction, values = randn(*gradient.shape, seed=5), []
             for sign in (1, -1):
                 moved = copy.deepcopy(flow)
                 list(moved.parameters())[k].data += sign * h * direction
@@ -250,7 +244,7 @@ print(Distribution._validate_args)
 def test_every_dimension_depends_on_every_other(kind: Architecture) -> None:
     """But for MADE, whose single layer looks at earlier dimensions only."""
     flow = make(kind, 3)
-    entries = jacobian(flow.transform(None), points(20, 3)).abs().amax(0) > 0
+    entries = jacobian(flow.transform(None), randn(20, 3)).abs().amax(0) > 0
     assert torch.equal(entries, torch.ones(3, 3).bool().tril() if isinstance(kind, MADE) else torch.ones(3, 3).bool())
 
 
@@ -268,16 +262,16 @@ def test_glow_mixes_by_permutations_that_the_generator_draws() -> None:
 
 @pytest.mark.parametrize("steep", [-0.999, -0.5, 0.0, 3.0, 50.0])
 def test_planar_map_is_the_formula_and_its_inverse_is_exact(steep: float) -> None:
-    w, b, z = points(3, seed=1), points(1, seed=2), 3 * points(100, 3)
-    u = steep * w / w.square().sum() + torch.linalg.cross(w, points(3, seed=3))
+    w, b, z = randn(3, seed=1), randn(1, seed=2), 3 * randn(100, 3)
+    u = steep * w / w.square().sum() + torch.linalg.cross(w, randn(3, seed=3))
     planar = PlanarTransform(u, w, b)
     x = planar(z)
-    close(x, torch.stack([row + u * math.tanh(float(w @ row + b)) for row in z]))
+    close(x, torch.stack([row + u * math.tanh(float(w @ row + b)) for row in z]), tolerance=1e-09)
     close(planar(planar.inv(x)), x, 1e-11)
     if steep > -0.9:
         close(planar.inv(x), z, 1e-11)
     volume = torch.linalg.slogdet(torch.eye(3) + jacobian(lambda p: planar(p) - p, z)).logabsdet
-    close(planar.log_abs_det_jacobian(z, x), volume)
+    close(planar.log_abs_det_jacobian(z, x), volume, tolerance=1e-09)
 
 
 @pytest.mark.parametrize("factor", [1.0, 1e3])
@@ -287,7 +281,7 @@ def test_planar_layers_and_residual_blocks_stay_invertible_whatever_their_weight
         with torch.no_grad():
             for name, parameter in flow.named_parameters():
                 parameter.mul_(1 if name.endswith("bias") else factor)
-            x = points(200, 3)
+            x = randn(200, 3)
             matrices = jacobian(flow.transform(None), x)
             assert (torch.linalg.det(matrices) > 0).all()
             close(flow.transform(None)(flow.transform(None).inv(x)), x, 1e-6)
@@ -300,7 +294,7 @@ def test_planar_layer_bends_a_shift_that_would_fold_space() -> None:
     flow = make(Planar(transforms=1))
     (values,) = flow.parameters()
     values.data = torch.tensor([-6.0, 3.0, 4.0, -2.0, 0.0], dtype=torch.float64)  # u, w, b with w.u = -30
-    z = points(200, 2)
+    z = randn(200, 2)
     with torch.no_grad():
         x = flow.transform(None).inv(z)
         assert (flow.transform(None).inv.log_abs_det_jacobian(z, x) < 1).all()

@@ -18,18 +18,12 @@ from flowmatch_core.objectives import cfm_loss, interpolant_loss, posterior_cfm_
 from flowmatch_core.objectives.interpolant import parabola
 from flowmatch_core.paths import VE, VP, AffinePath, CondOT, Cosine, Polynomial, Quantity
 from flowmatch_core.successor import Transitions, mc_cfm_loss, td2_cfm_loss
+from tests.support.fields import zero
+from tests.support.random import generator
 
 
 def torch_tanh(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
     return torch.tanh(x)
-
-
-def zero(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
-    return torch.zeros_like(x)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 PREDICTIONS = get_args(Quantity)

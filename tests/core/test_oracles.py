@@ -16,16 +16,9 @@ from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.oracles import GaussianMixture, LinearGaussianMDP, gaussian_mixture, linear_gaussian
 from flowmatch_core.paths import AffinePath, CondOT, Cosine
 from flowmatch_core.solvers import solve
+from tests.support.random import generator, tensor
 
 PATHS = [CondOT(), CondOT(sigma_min=0.1), Cosine()]
-
-
-def tensor(*values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def spiral(radius: float = 0.9, noise: float = 0.3) -> LinearGaussianMDP:

@@ -17,9 +17,10 @@ from flowmatch_core._tensors import expand_time
 from flowmatch_core.divergence import divergence
 from flowmatch_core.field import Time
 from flowmatch_core.networks import MLPField
-from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import OU, VE, VP, AffinePath, CondOT, Cosine, CustomPath, Polynomial, Quantity, VelocityOf
 from flowmatch_core.solvers import solve
+from tests.support.random import randn
+from tests.support.truths import overlapping
 
 QUARTER = CustomPath(lambda t: torch.sin(math.pi / 2 * t), lambda t: torch.sin(math.pi / 2 * (1 - t)))
 BENT = CustomPath(lambda t: 0.1 + t + t**2, lambda t: (1 - t) * torch.exp(t))  # neither end is 0 or 1 but one
@@ -50,10 +51,6 @@ def name(path: AffinePath) -> str:
 
 
 every_path = pytest.mark.parametrize("path", PATHS, ids=name)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def linspace(start: float, end: float, steps: int) -> Tensor:
@@ -368,16 +365,10 @@ def test_an_end_in_the_batch_spoils_no_gradient(path: AffinePath) -> None:
 # --- a velocity field of a network that predicts something else --------------------------------------------
 
 
-def mixture() -> GaussianMixture:
-    means = torch.tensor([[-1.0, 0.5], [1.5, -1.0], [0.0, 1.0]], dtype=torch.float64)
-    covariances = torch.stack([torch.tensor([[0.3, 0.1], [0.1, 0.2]], dtype=torch.float64) * (k + 1) for k in range(3)])
-    return GaussianMixture(torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), means, covariances)
-
-
 @every_path
 @pytest.mark.parametrize("prediction", QUANTITIES)
 def test_velocity_of_a_true_prediction_is_the_true_velocity(path: AffinePath, prediction: Quantity) -> None:
-    truth = mixture()
+    truth = overlapping()
 
     def network(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
         if prediction == "velocity":

@@ -15,17 +15,11 @@ from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.objectives import cfm_loss, posterior_cfm_loss
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import VE, VP, AffinePath, CondOT, Cosine, Quantity
+from tests.support.fields import zero
+from tests.support.random import generator, randn
 
 PATHS = [CondOT(), CondOT(sigma_min=0.1), Cosine(), VP(), VE(0.1, 5.0)]
 PREDICTIONS = get_args(Quantity)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
 
 def mixture() -> GaussianMixture:
@@ -33,10 +27,6 @@ def mixture() -> GaussianMixture:
     return GaussianMixture(
         torch.tensor([0.6, 0.4], dtype=torch.float64), means, 0.2 * torch.eye(2, dtype=torch.float64).repeat(2, 1, 1)
     )
-
-
-def zero(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
-    return torch.zeros_like(x)
 
 
 def features(t: Time, x: Tensor) -> Tensor:

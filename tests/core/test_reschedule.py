@@ -13,9 +13,10 @@ from flowmatch_core._tensors import expand_time
 from flowmatch_core.divergence import divergence
 from flowmatch_core.field import Time
 from flowmatch_core.networks import MLPField
-from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import OU, VE, VP, AffinePath, CondOT, Cosine, CustomPath, Polynomial, Rescheduled
 from flowmatch_core.solvers import solve
+from tests.support.random import randn
+from tests.support.truths import overlapping
 
 CUSTOM = CustomPath(lambda t: t * (1 + t) / 2, lambda t: 1 - t**2)
 FULL = [CondOT(), Cosine(), Polynomial(n=2.5), CUSTOM]  # from pure noise to pure data
@@ -30,16 +31,6 @@ def name(path: AffinePath) -> str:
 every_pair = pytest.mark.parametrize(("trained", "path"), PAIRS, ids=lambda p: name(p))
 
 
-def mixture() -> GaussianMixture:
-    means = torch.tensor([[-1.0, 0.5], [1.5, -1.0], [0.0, 1.0]], dtype=torch.float64)
-    covariances = torch.stack([torch.tensor([[0.3, 0.1], [0.1, 0.2]], dtype=torch.float64) * (k + 1) for k in range(3)])
-    return GaussianMixture(torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), means, covariances)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def reaches(trained: AffinePath, path: AffinePath, t: float) -> bool:
     angle = path.angle(t)
     return bool(trained.angle(0.0) - 1e-12 <= angle <= trained.angle(1.0) + 1e-12)
@@ -52,7 +43,7 @@ def determined_at_the_data(trained: AffinePath, path: AffinePath) -> bool:
 
 @every_pair
 def test_it_is_the_marginal_velocity_of_the_other_path(trained: AffinePath, path: AffinePath) -> None:
-    truth = mixture()
+    truth = overlapping()
     field = Rescheduled(truth.velocity_field(trained), trained, path, mean=truth.mean)
     x = randn(40, 2)
     compared = 0
@@ -68,7 +59,7 @@ def test_it_is_the_marginal_velocity_of_the_other_path(trained: AffinePath, path
 
 @every_pair
 def test_each_row_has_its_own_time(trained: AffinePath, path: AffinePath) -> None:
-    truth = mixture()
+    truth = overlapping()
     field = Rescheduled(truth.velocity_field(trained), trained, path, mean=truth.mean)
     x, t = randn(5, 2), torch.tensor([0.0, 0.3, 0.5, 0.8, 1.0], dtype=torch.float64)
     together = field(t, x)
@@ -122,7 +113,7 @@ def test_both_ways_return(trained: AffinePath, path: AffinePath) -> None:
 @pytest.mark.parametrize(("trained", "path"), itertools.permutations(FULL[:3], 2), ids=lambda p: name(p))
 def test_the_flow_ends_where_the_trained_one_does(trained: AffinePath, path: AffinePath) -> None:
     """Between paths from pure noise to pure data the map from x0 to x1 does not depend on the schedule."""
-    truth = mixture()
+    truth = overlapping()
     x = randn(16, 2)
     expected = solve(truth.velocity_field(trained), x, solver="rk4", steps=100).x
     field = Rescheduled(truth.velocity_field(trained), trained, path, mean=truth.mean)
@@ -156,14 +147,14 @@ class Doubled(AffinePath):
 
 @pytest.mark.parametrize(("trained", "path"), [(VP(), Doubled(OU())), (Doubled(OU()), VP())], ids=["to", "from"])
 def test_between_paths_that_are_infinitely_fast_at_the_data(trained: AffinePath, path: AffinePath) -> None:
-    truth, x = mixture(), randn(40, 2)
+    truth, x = overlapping(), randn(40, 2)
     field = Rescheduled(truth.velocity_field(trained), trained, path, mean=truth.mean)
     for t in (0.5, 1 - 1e-6, 1.0):
         torch.testing.assert_close(field(t, x), truth.velocity(t, x, path), rtol=1e-6, atol=1e-8)
 
 
 def test_a_trained_flow_is_sampled_along_ve_from_its_wider_source() -> None:
-    truth, path = mixture(), VE(sigma_min=0.01, sigma_max=20.0)
+    truth, path = overlapping(), VE(sigma_min=0.01, sigma_max=20.0)
     field = Rescheduled(truth.velocity_field(), CondOT(), path, mean=truth.mean)
     x0 = randn(40, 2)
     end = solve(field, float(path.sigma(0.0)) * x0, solver="rk4", steps=150).x

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowmatch_core.couplings import Independent
 from flowmatch_core.discrete import (
@@ -38,14 +37,9 @@ from flowmatch_core.objectives import (
 )
 from flowmatch_core.paths import VP, CondOT, Cosine
 from flowmatch_core.solvers import EDM, SOLVERS, Nodes, Power, TimeGrid, Uniform, Warped, solve
-
-from .laws.truths import PATHS
-
-WAITS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "unique_dim", "repeat_interleave"}
-
-
-def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+from tests.support.random import randn
+from tests.support.truths import PATHS
+from tests.support.waiting import NeverWaits
 
 
 def rand(n: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -95,22 +89,6 @@ DRAWING: dict[str, Loss] = {
 }
 
 
-class NeverWaits(TorchDispatchMode):
-    """Refuses every operation whose result decides what the host does next."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        name = func.overloadpacket.__name__
-        masks = (
-            isinstance(args[1], Sequence) and any(i is not None and i.dtype == torch.bool for i in args[1])
-            if name in ("index", "index_put", "index_put_")
-            else False
-        )
-        assert name not in WAITS and not masks, f"{name} waits for the device"
-        return func(*args, **(kwargs or {}))
-
-
 @contextmanager
 def whole_graphs() -> Iterator[None]:
     torch._dynamo.reset()
@@ -150,7 +128,7 @@ def test_the_guard_sees_a_host_that_waits(wait: Callable[[Tensor], object]) -> N
     "name", ["cfm-CondOT", "cfm-CustomPath", "noise", "score", "data", "interpolant", "posterior", "likelihood"]
 )
 def test_losses_compile_into_one_graph(name: str) -> None:
-    field, x1, x0, t = network(), randn(8, 3), randn(8, 3, seed=1), rand(8)
+    field, x1, x0, t = network(), randn(8, 3, dtype=torch.float32), randn(8, 3, seed=1, dtype=torch.float32), rand(8)
     with whole_graphs():
         loss = compiled(lambda x1, x0, t: LOSSES[name](field, x1, x0, t))(x1, x0, t)
         expected = LOSSES[name](field, x1, x0, t)
@@ -160,7 +138,7 @@ def test_losses_compile_into_one_graph(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAWING)
 def test_losses_that_draw_compile_and_never_wait(name: str) -> None:
-    field, x1, x0, t = network(), randn(8, 3), randn(8, 3, seed=1), rand(8)
+    field, x1, x0, t = network(), randn(8, 3, dtype=torch.float32), randn(8, 3, seed=1, dtype=torch.float32), rand(8)
     with NeverWaits():
         DRAWING[name](field, x1, x0, t).backward()
     with whole_graphs():
@@ -170,7 +148,7 @@ def test_losses_that_draw_compile_and_never_wait(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_loss_compiles_to_machine_code() -> None:
-    field, x1, x0, t = network(), randn(8, 3), randn(8, 3, seed=1), rand(8)
+    field, x1, x0, t = network(), randn(8, 3, dtype=torch.float32), randn(8, 3, seed=1, dtype=torch.float32), rand(8)
     with whole_graphs():
         loss = compiled(lambda x1, x0, t: cfm_loss(field, CondOT(), x1, x0, time=t), "inductor")(x1, x0, t)
         torch.testing.assert_close(loss, cfm_loss(field, CondOT(), x1, x0, time=t))
@@ -180,7 +158,7 @@ def test_the_loss_compiles_to_machine_code() -> None:
 
 @pytest.mark.parametrize("solver", FIXED)
 def test_fixed_grid_solves_compile_into_one_graph(solver: str) -> None:
-    field, x, t1 = network(), randn(8, 3), rand(8)
+    field, x, t1 = network(), randn(8, 3, dtype=torch.float32), rand(8)
     with whole_graphs():
         end = compiled(lambda x, t1: solve(field, x, t1=t1, solver=solver, steps=3, check=False).x)(x, t1)
     torch.testing.assert_close(end, solve(field, x, t1=t1, solver=solver, steps=3).x)
@@ -188,7 +166,7 @@ def test_fixed_grid_solves_compile_into_one_graph(solver: str) -> None:
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: type(grid).__name__)
 def test_solves_on_any_grid_are_whole_and_never_wait(grid: TimeGrid) -> None:
-    field, x = network(), randn(8, 3)
+    field, x = network(), randn(8, 3, dtype=torch.float32)
 
     def end(x: Tensor) -> Tensor:
         return solve(field, x, solver="euler", steps=3, grid=grid, check=False).x
@@ -201,7 +179,7 @@ def test_solves_on_any_grid_are_whole_and_never_wait(grid: TimeGrid) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_training_step_never_waits_for_the_device(name: str) -> None:
-    field, x1, x0, t = network(), randn(8, 3), randn(8, 3, seed=1), rand(8)
+    field, x1, x0, t = network(), randn(8, 3, dtype=torch.float32), randn(8, 3, seed=1, dtype=torch.float32), rand(8)
     with NeverWaits():
         LOSSES[name](field, x1, x0, t).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in field.parameters())
@@ -210,20 +188,22 @@ def test_a_training_step_never_waits_for_the_device(name: str) -> None:
 def test_drawing_noise_and_times_never_waits_for_the_device() -> None:
     field, g = network(), torch.Generator().manual_seed(0)
     with NeverWaits():
-        cfm_loss(field, CondOT(), randn(8, 3), generator=g).backward()
-        cfm_loss(field, CondOT(), randn(8, 3)).backward()
+        cfm_loss(field, CondOT(), randn(8, 3, dtype=torch.float32), generator=g).backward()
+        cfm_loss(field, CondOT(), randn(8, 3, dtype=torch.float32)).backward()
 
 
 @pytest.mark.parametrize("solver", FIXED)
 def test_a_fixed_grid_solve_never_waits_for_the_device(solver: str) -> None:
     with NeverWaits():
-        solve(network(), randn(8, 3), t1=rand(8), solver=solver, steps=3, save=True, check=False)
+        solve(network(), randn(8, 3, dtype=torch.float32), t1=rand(8), solver=solver, steps=3, save=True, check=False)
 
 
 @pytest.mark.parametrize("method", ["auto", "exact", "hutchinson"])
 def test_a_divergence_never_waits_for_the_device(method: Any) -> None:
     with NeverWaits(), torch.no_grad():
-        divergence(network(), 0.5, randn(8, 3), method=method, generator=torch.Generator().manual_seed(0))
+        divergence(
+            network(), 0.5, randn(8, 3, dtype=torch.float32), method=method, generator=torch.Generator().manual_seed(0)
+        )
 
 
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - {"posterior"}))  # which names its device to autocast
@@ -247,7 +227,7 @@ def test_solves_run_where_there_are_no_values(solver: str) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_keep_the_dtype_and_agree(name: str, dtype: torch.dtype) -> None:
     def value(dtype: torch.dtype) -> Tensor:
-        args = (randn(8, 3), randn(8, 3, seed=1), rand(8))
+        args = (randn(8, 3, dtype=torch.float32), randn(8, 3, seed=1, dtype=torch.float32), rand(8))
         return LOSSES[name](network(dtype), *(a.to(dtype) for a in args))
 
     loss = value(dtype)
@@ -258,7 +238,7 @@ def test_losses_keep_the_dtype_and_agree(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_flows_keep_the_dtype_and_agree(solver: str, dtype: torch.dtype) -> None:
-    x = randn(5, 3)
+    x = randn(5, 3, dtype=torch.float32)
 
     def value(dtype: torch.dtype) -> Tensor:
         flow = ContinuousFlow(network(dtype), (3,), solver, 8, loc=torch.zeros((), dtype=dtype))
@@ -272,7 +252,7 @@ def test_flows_keep_the_dtype_and_agree(solver: str, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - {"likelihood"}))  # which stays in float32, see below
 def test_losses_train_under_bfloat16(name: str) -> None:
     """The network multiplies in bfloat16; the point, the target and the mean stay in float32."""
-    field, args = network(), (randn(512, 3), randn(512, 3, seed=1), rand(512))
+    field, args = network(), (randn(512, 3, dtype=torch.float32), randn(512, 3, seed=1, dtype=torch.float32), rand(512))
     seen: list[torch.dtype] = []
 
     def watched(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -290,7 +270,7 @@ def test_losses_train_under_bfloat16(name: str) -> None:
 
 @pytest.mark.parametrize("method", ["auto", "exact", "hutchinson"])
 def test_divergences_stay_exact_under_bfloat16(method: Any) -> None:
-    field, x, noise = network(), randn(16, 3), randn(1, 16, 3, seed=2).sign()
+    field, x, noise = network(), randn(16, 3, dtype=torch.float32), randn(1, 16, 3, seed=2, dtype=torch.float32).sign()
     noise = noise if method == "hutchinson" else None
     expected = divergence(field, 0.5, x, method=method, noise=noise)[1]
     with torch.autocast("cpu", torch.bfloat16):
@@ -299,7 +279,7 @@ def test_divergences_stay_exact_under_bfloat16(method: Any) -> None:
 
 @pytest.mark.parametrize("solver", ["midpoint", "rk4", "dopri5"])
 def test_log_densities_stay_exact_under_bfloat16(solver: str) -> None:
-    flow, x = ContinuousFlow(network(), (3,), solver, 6), randn(16, 3)
+    flow, x = ContinuousFlow(network(), (3,), solver, 6), randn(16, 3, dtype=torch.float32)
     expected = flow.log_prob(x)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(flow.log_prob(x), expected)

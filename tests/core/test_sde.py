@@ -25,6 +25,7 @@ from flowmatch_core.solvers import (
     solve,
     solve_sde,
 )
+from tests.support.random import generator, randn
 
 PATHS = [CondOT(), CondOT(sigma_min=0.1), Cosine(), VP(), OU(horizon=4.0)]
 DIFFUSIONS = [
@@ -38,14 +39,6 @@ DIFFUSIONS = [
 EVERY_PATH = pytest.mark.parametrize("path", PATHS, ids=repr)
 EVERY_DIFFUSION = pytest.mark.parametrize("diffusion", DIFFUSIONS, ids=lambda d: repr(d)[:20])
 EVERY_SOLVER = pytest.mark.parametrize("solver", SDE_SOLVERS)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
 
 def gaussian(mean: float = 0.7, std: float = 0.5) -> GaussianMixture:

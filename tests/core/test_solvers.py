@@ -16,6 +16,8 @@ from flowmatch_core.networks import MLPField
 from flowmatch_core.solvers import EDM, SOLVERS, Nodes, Power, SolverError, TimeGrid, Uniform, Warped, solve
 from flowmatch_core.solvers.adaptive import ADAPTIVE, DORMAND_PRINCE, ERROR
 from flowmatch_core.solvers.fixed_step import BASHFORTH, MOULTON
+from tests.support.checks import close
+from tests.support.random import randn
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "adams3": 3, "adams": 5}
 EVALUATIONS = {"euler": 5, "midpoint": 10, "heun": 10, "rk4": 20, "adams3": 6, "adams": 12}  # in five steps
@@ -33,14 +35,6 @@ def pendulum(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
     return torch.stack([x[:, 1], -torch.sin(3 * x[:, 0]) + torch.cos(2 * s).squeeze(-1)], 1)
 
 
-def points(n: int, dim: int = 2) -> Tensor:
-    return torch.randn(n, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> None:
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
 def test_every_fixed_step_solver_has_its_order_listed() -> None:
     assert set(ORDERS) == set(SOLVERS) - set(ADAPTIVE)
 
@@ -49,7 +43,7 @@ def test_every_fixed_step_solver_has_its_order_listed() -> None:
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("grid", GRIDS[:4], ids=str)
 def test_order_of_convergence(solver: str, backward: bool, grid: TimeGrid) -> None:
-    x = points(8)
+    x = randn(8, 2)
     t0, t1 = (1.0, 0.0) if backward else (0.0, 1.0)
     exact = solve(pendulum, x, t0=t0, t1=t1, solver="rk4", steps=1000).x
     errors = []
@@ -87,19 +81,19 @@ def test_embedded_method_has_order_four_and_its_own_weights() -> None:
 @pytest.mark.parametrize("solver", ORDERS)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_path_is_saved_on_the_nodes_of_the_grid(solver: str, grid: TimeGrid) -> None:
-    x, nodes = points(3), torch.tensor(grid.nodes(5), dtype=torch.float64)
+    x, nodes = randn(3, 2), torch.tensor(grid.nodes(5), dtype=torch.float64)
     there = solve(pendulum, x, solver=solver, steps=5, grid=grid, save=True)
     back = solve(pendulum, x, t0=1.0, t1=0.0, solver=solver, steps=5, grid=grid, save=True)
     assert there.t is not None and back.t is not None and there.path is not None
-    close(there.t, nodes)
-    close(back.t, nodes.flip(0))
-    close(there.path[-1], there.x)
+    close(there.t, nodes, tolerance=1e-12)
+    close(back.t, nodes.flip(0), tolerance=1e-12)
+    close(there.path[-1], there.x, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("solver", ORDERS)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_forward_and_backward_rows_share_a_solve(solver: str, grid: TimeGrid) -> None:
-    x = points(3)
+    x = randn(3, 2)
     t0 = torch.tensor([0.0, 1.0, 0.9], dtype=torch.float64)
     t1 = torch.tensor([1.0, 0.0, 0.3], dtype=torch.float64)
     together = solve(pendulum, x, t0=t0, t1=t1, solver=solver, steps=6, grid=grid, save=True)
@@ -108,15 +102,19 @@ def test_forward_and_backward_rows_share_a_solve(solver: str, grid: TimeGrid) ->
         ends = {"t0": float(t0[i]), "t1": float(t1[i])}
         alone = solve(pendulum, x[i : i + 1], **ends, solver=solver, steps=6, grid=grid, save=True)  # type: ignore[arg-type]
         assert alone.t is not None and alone.path is not None
-        close(together.path[:, i : i + 1], alone.path)
-        close(together.t[:, i], alone.t)
+        close(together.path[:, i : i + 1], alone.path, tolerance=1e-12)
+        close(together.t[:, i], alone.t, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("solver", ORDERS)
 def test_uniform_grid_changes_no_bit(solver: str) -> None:
-    x = points(3)
+    x = randn(3, 2)
     nodes = Nodes([0.0, 0.25, 0.5, 0.75, 1.0])
-    close(solve(pendulum, x, solver=solver, steps=4, grid=nodes).x, solve(pendulum, x, solver=solver, steps=4).x)
+    close(
+        solve(pendulum, x, solver=solver, steps=4, grid=nodes).x,
+        solve(pendulum, x, solver=solver, steps=4).x,
+        tolerance=1e-12,
+    )
     for grid in (Uniform(), Warped(0.0), Power(1)):
         assert torch.equal(solve(pendulum, x, solver=solver, grid=grid).x, solve(pendulum, x, solver=solver).x)
 
@@ -130,7 +128,7 @@ def test_known_solution(solver: str) -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_each_sample_has_its_own_interval(solver: str) -> None:
-    x = points(5)
+    x = randn(5, 2)
     t0 = torch.tensor([0.0, 0.2, 1.0, 0.5, 0.3], dtype=torch.float64)
     t1 = torch.tensor([1.0, 0.9, 0.1, 0.5, 0.31], dtype=torch.float64)
     together = solve(pendulum, x, t0=t0, t1=t1, solver=solver, steps=7, rtol=1e-9, atol=1e-9).x
@@ -138,24 +136,24 @@ def test_each_sample_has_its_own_interval(solver: str) -> None:
         start, end = float(t0[i]), float(t1[i])
         alone = solve(pendulum, x[i : i + 1], t0=start, t1=end, solver=solver, steps=7, rtol=1e-9, atol=1e-9).x
         close(together[i : i + 1], alone, 1e-8 if solver == "dopri5" else 1e-12)
-    close(together[3], x[3])
+    close(together[3], x[3], tolerance=1e-12)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_ends_may_mix_floats_scalars_and_batches(solver: str) -> None:
-    x, half = points(3), torch.tensor(0.5, dtype=torch.float64)
+    x, half = randn(3, 2), torch.tensor(0.5, dtype=torch.float64)
     expected = solve(pendulum, x, t0=0.0, t1=0.5, solver=solver, steps=4).x
     for t0, t1 in ((0, half), (half * 0, 0.5), (0.0, half.expand(3)), (torch.zeros(3), half)):
-        close(solve(pendulum, x, t0=t0, t1=t1, solver=solver, steps=4).x, expected)
+        close(solve(pendulum, x, t0=t0, t1=t1, solver=solver, steps=4).x, expected, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("solver", [*ORDERS, "dopri5_per_sample"])
 def test_result_does_not_depend_on_the_batch(solver: str) -> None:
-    x = points(64)
+    x = randn(64, 2)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
     together = solve(pendulum, x, solver=solver).x
-    close(solve(pendulum, x[order], solver=solver).x, together[order])
-    close(solve(pendulum, x[:1], solver=solver).x, together[:1])
+    close(solve(pendulum, x[order], solver=solver).x, together[order], tolerance=1e-12)
+    close(solve(pendulum, x[:1], solver=solver).x, together[:1], tolerance=1e-12)
 
 
 def test_each_row_takes_the_steps_it_needs() -> None:
@@ -194,7 +192,7 @@ def test_only_rows_that_are_not_there_yet_meet_the_field() -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_empty_batch(solver: str) -> None:
-    solution = solve(pendulum, points(0), solver=solver, steps=3, save=True)
+    solution = solve(pendulum, randn(0, 2), solver=solver, steps=3, save=True)
     assert solution.x.shape == (0, 2) and solution.path is not None and solution.path.shape == (4, 0, 2)
 
 
@@ -218,7 +216,7 @@ def test_stiff_sample_is_not_diluted_by_easy_ones(solver: str) -> None:
 
 @pytest.mark.parametrize("solver", ADAPTIVE)
 def test_adaptive_error_follows_the_tolerance(solver: str) -> None:
-    x = points(16)
+    x = randn(16, 2)
     exact = solve(pendulum, x, solver="rk4", steps=2000).x
     for tolerance in (1e-3, 1e-5, 1e-7):
         solution = solve(pendulum, x, solver=solver, rtol=tolerance, atol=tolerance)
@@ -237,7 +235,7 @@ def test_field_is_never_evaluated_outside_the_interval(solver: str, t0: Time, t1
         seen.append(s)
         return speed * (torch.sqrt(s) * torch.sqrt(1 - s) * x + torch.log1p(-0.999 * s) + 1)
 
-    solution = solve(field, points(4), t0=t0, t1=t1, solver=solver, steps=3)
+    solution = solve(field, randn(4, 2), t0=t0, t1=t1, solver=solver, steps=3)
     assert torch.isfinite(solution.x).all()
     assert min(s.min() for s in seen) >= 0 and max(s.max() for s in seen) <= 1
 
@@ -251,7 +249,7 @@ def test_evaluations_are_counted(solver: str) -> None:
         calls += 1
         return -x
 
-    solution = solve(field, points(2), solver=solver, steps=5)
+    solution = solve(field, randn(2, 2), solver=solver, steps=5)
     assert solution.nfe == calls == EVALUATIONS.get(solver, calls)
     assert solution.status == "finished"
     assert (solution.accepted is None) == (solution.rejected is None) == (solver in ORDERS)
@@ -259,15 +257,15 @@ def test_evaluations_are_counted(solver: str) -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_saved_path_holds_the_states_at_its_times(solver: str) -> None:
-    x, t1 = points(3), torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64)
+    x, t1 = randn(3, 2), torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64)
     tight = {"rtol": 1e-9, "atol": 1e-9}
     for end in (0.8, t1):
         solution = solve(pendulum, x, t1=end, solver=solver, steps=4, save=True, **tight)  # type: ignore[arg-type]
         assert solution.path is not None and solution.t is not None
         assert solution.path.shape == (5, 3, 2) and solution.t.shape == ((5,) if end is not t1 else (5, 3))
-        close(solution.path[0], x)
-        close(solution.path[-1], solution.x)
-        close(solution.t[-1], torch.as_tensor(end, dtype=torch.float64))
+        close(solution.path[0], x, tolerance=1e-12)
+        close(solution.path[-1], solution.x, tolerance=1e-12)
+        close(solution.t[-1], torch.as_tensor(end, dtype=torch.float64), tolerance=1e-12)
         partly = solve(pendulum, x, t1=solution.t[2], solver=solver, steps=2, **tight)  # type: ignore[arg-type]
         close(partly.x, solution.path[2], 1e-8)
     unsaved = solve(pendulum, x, solver=solver)
@@ -276,14 +274,14 @@ def test_saved_path_holds_the_states_at_its_times(solver: str) -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_condition_reaches_the_field_by_row(solver: str) -> None:
-    x, cond = points(3), torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
+    x, cond = randn(3, 2), torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
     end = solve(lambda t, x, cond: cond.expand_as(x), x, cond=cond, solver=solver, steps=3).x
-    close(end, x + cond)
+    close(end, x + cond, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_gradients_reach_the_start_and_the_parameters(solver: str) -> None:
-    x = points(3).requires_grad_()
+    x = randn(3, 2).requires_grad_()
     rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     end = solve(lambda t, x, cond: rate * x, x, solver=solver, steps=200).x
     by_x, by_rate = torch.autograd.grad(end.sum(), (x, rate))
@@ -305,11 +303,11 @@ def test_dtype_is_kept(solver: str) -> None:
 )
 def test_nan_is_an_error_not_a_hang(solver: str, field: VelocityField) -> None:
     with pytest.raises(SolverError, match="look for NaN"):
-        solve(field, points(3), solver=solver)
+        solve(field, randn(3, 2), solver=solver)
 
 
 def test_error_counts_the_samples_and_can_be_switched_off() -> None:
-    x = points(3)
+    x = randn(3, 2)
     x[1] = math.nan
     with pytest.raises(SolverError, match="in 1 of 3 samples"):
         solve(growth, x)
@@ -318,24 +316,28 @@ def test_error_counts_the_samples_and_can_be_switched_off() -> None:
 
 
 def test_a_row_that_fails_takes_no_other_with_it() -> None:
-    x = points(3)
+    x = randn(3, 2)
     x[1] = math.nan
     with pytest.raises(SolverError, match=r"in 1 of 3 samples \(steps vanished\)"):
         solve(pendulum, x, solver="dopri5_per_sample")
     solution = solve(pendulum, x, solver="dopri5_per_sample", check=False, save=True, steps=4)
     assert solution.status == "steps vanished" and solution.path is not None
     assert solution.x[1].isnan().all() and solution.path[1:, 1].isnan().all()
-    close(solution.x[[0, 2]], solve(pendulum, x[[0, 2]], solver="dopri5_per_sample", save=True, steps=4).x)
+    close(
+        solution.x[[0, 2]],
+        solve(pendulum, x[[0, 2]], solver="dopri5_per_sample", save=True, steps=4).x,
+        tolerance=1e-12,
+    )
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE)
 def test_hopeless_tolerance_is_an_error(solver: str) -> None:
     with pytest.raises(SolverError, match="raise max_steps=100"):
-        solve(pendulum, points(2), solver=solver, rtol=1e-30, atol=1e-30, max_steps=100)
+        solve(pendulum, randn(2, 2), solver=solver, rtol=1e-30, atol=1e-30, max_steps=100)
 
 
 def test_budget_of_steps_is_that_of_a_row_and_an_interval() -> None:
-    x = points(2)
+    x = randn(2, 2)
     needed = solve(pendulum, x, solver="dopri5_per_sample")
     assert isinstance(needed.accepted, Tensor) and isinstance(needed.rejected, Tensor)
     most = int((needed.accepted + needed.rejected).max())
@@ -354,13 +356,13 @@ def test_a_first_step_into_nan_is_tried_again() -> None:
 
 def test_rows_step_alike_for_any_event_shape() -> None:
     field = MLPField(4, (16,), generator=torch.Generator().manual_seed(0)).double()
-    x = points(5, 4)
+    x = randn(5, 4)
 
     def image(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
         return field(t, x.flatten(1), cond).reshape(x.shape)
 
     flat = solve(field, x, solver="dopri5_per_sample").x
-    close(solve(image, x.reshape(5, 2, 1, 2), solver="dopri5_per_sample").x.flatten(1), flat)
+    close(solve(image, x.reshape(5, 2, 1, 2), solver="dopri5_per_sample").x.flatten(1), flat, tolerance=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -378,12 +380,12 @@ def test_rows_step_alike_for_any_event_shape() -> None:
 )
 def test_bad_arguments_are_named(call: Callable[[Tensor], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        call(points(3))
+        call(randn(3, 2))
 
 
 def test_misspelt_arguments_are_refused() -> None:
     with pytest.raises(TypeError):
-        solve(growth, points(3), step_size=0.1)  # type: ignore[call-arg]
+        solve(growth, randn(3, 2), step_size=0.1)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(("rtol", "atol"), [(-1.0, 1e-5), (1e-5, math.nan), (math.inf, 0.0), (0.0, 0.0)])

@@ -17,14 +17,14 @@ from flowmatch_core.transport import entropic_plan, optimal_permutation, optimal
 Matrix = NDArray[np.float64]
 
 
-def points(n: int, dim: int, seed: int) -> Matrix:
+def standard_normal(n: int, dim: int, seed: int) -> Matrix:
     return np.random.default_rng(seed).standard_normal((n, dim))
 
 
 def distances(n: int, dim: int = 2, seed: int = 0, kind: str = "normal") -> Matrix:
-    x, y = points(n, dim, seed), points(n, dim, seed + 1000)
+    x, y = standard_normal(n, dim, seed), standard_normal(n, dim, seed + 1000)
     if kind == "clusters":
-        y = 0.01 * y + 10 * points(4, dim, seed)[np.arange(n) % 4]
+        y = 0.01 * y + 10 * standard_normal(4, dim, seed)[np.arange(n) % 4]
     elif kind == "repeated":
         y = y[np.arange(n) // 3]
     elif kind == "outlier":
@@ -42,7 +42,7 @@ KINDS = ["normal", "clusters", "repeated", "outlier"]
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_permutation_is_the_best_of_all(seed: int) -> None:
-    cost = distances(6, seed=seed) if seed % 2 else points(6, 6, seed)  # any costs, negative ones too
+    cost = distances(6, seed=seed) if seed % 2 else standard_normal(6, 6, seed)  # any costs, negative ones too
     best = min(sum(cost[i, p[i]] for i in range(6)) for p in itertools.permutations(range(6)))
     assert cost[np.arange(6), optimal_permutation(cost)].sum() == pytest.approx(best, abs=1e-12)
 
@@ -67,7 +67,7 @@ def test_costs_that_no_price_can_sort_are_solved_too(cost: Matrix) -> None:
 
 def test_the_permutation_does_not_depend_on_terms_of_rows_and_columns() -> None:
     cost = distances(60)
-    shifted = cost + 100 * points(60, 1, 3) - 50 * points(1, 60, 4)
+    shifted = cost + 100 * standard_normal(60, 1, 3) - 50 * standard_normal(1, 60, 4)
     assert (optimal_permutation(cost) == optimal_permutation(shifted)).all()
 
 

@@ -17,8 +17,8 @@ from flowmatch_core.field import Time
 from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.paths import AffinePath
 from flowmatch_core.solvers import solve
-
-from .truths import generator, mixture, on_every_path, points, tensor
+from tests.support.random import generator, randn, tensor
+from tests.support.truths import mixture, on_every_path
 
 
 def shear(t: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def linear(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
 @pytest.mark.parametrize(("solver", "tolerance"), [("midpoint", 2e-3), ("rk4", 1e-6), ("dopri5", 1e-6)])
 def test_time_dependent_linear_flow_is_a_known_gaussian(solver: str, tolerance: float) -> None:
     end = shear(tensor(1.0)[0])
-    law, x = MultivariateNormal(torch.zeros(2).double(), end @ end.T), points(6, 2)
+    law, x = MultivariateNormal(torch.zeros(2).double(), end @ end.T), randn(6, 2)
     flow = ContinuousFlow(linear, (2,), solver, 60, rtol=1e-8, atol=1e-8)
     expected: Tensor = law.log_prob(x)  # type: ignore[no-untyped-call]
     torch.testing.assert_close(flow.log_prob(x), expected, rtol=0, atol=tolerance)
@@ -60,7 +60,7 @@ def test_time_dependent_linear_flow_is_a_known_gaussian(solver: str, tolerance: 
 @on_every_path
 def test_instantaneous_change_of_variables(path: AffinePath) -> None:
     """d log p_t(x_t) / dt = -div v along the flow: the total derivative, not the partial one."""
-    law, x, t = mixture(), points(40, 2), torch.linspace(0.02, 0.95, 40, dtype=torch.float64)
+    law, x, t = mixture(), randn(40, 2), torch.linspace(0.02, 0.95, 40, dtype=torch.float64)
     velocity, growth = divergence(law.velocity_field(path), t, x, method="exact")
     one = torch.ones_like(t)
 
@@ -82,7 +82,7 @@ def curved(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
 
 def test_residual_steps_become_the_continuous_flow() -> None:
     """x_k = x_(k-1) + v / K: log p_K = log p_0 - sum log |det df_k/dx|, with an error of order 1 / K."""
-    x0 = points(6, 3)
+    x0 = randn(6, 3)
     errors = []
     with torch.no_grad():
         end = solve(curved, x0, solver="rk4", steps=200).x
@@ -107,7 +107,7 @@ def test_residual_steps_become_the_continuous_flow() -> None:
 
 def test_density_of_a_small_ball_grows_as_its_volume_shrinks() -> None:
     """log |det dpsi_t/dx| = int_0^t div v, with the Jacobian of the whole flow by autograd."""
-    x = points(4, 3)
+    x = randn(4, 3)
     for t in (0.4, 1.0):
 
         def push(row: Tensor, t: float = t) -> Tensor:

@@ -15,8 +15,7 @@ from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.objectives import cfm_loss
 from flowmatch_core.paths import VE, VP, CondOT
 from flowmatch_core.solvers import solve
-
-from .truths import generator, points, tensor
+from tests.support.random import generator, randn, tensor
 
 # Euler's method at t = 0.1 ... 0.5 and the solution there, to the ninth digit.
 EULER = [0.9, 0.852967995, 0.837441500, 0.839833779, 0.851677371]
@@ -52,7 +51,7 @@ def test_euler_example_as_printed_is_another_equation() -> None:
 
 def test_constant_field_shifts_a_gaussian() -> None:
     """psi_t(x) = x + mu t, v = mu: N(0, 1) becomes N(mu t, 1) at every time."""
-    mu, x = 2.5, points(2000, 1)
+    mu, x = 2.5, randn(2000, 1)
     for t in (0.3, 1.0):
         moved = solve(lambda t, x, cond: torch.full_like(x, mu), x, t1=t, solver="euler", steps=1).x
         torch.testing.assert_close(moved, x + mu * t)
@@ -90,7 +89,7 @@ def test_two_gaussians_learn_their_marginal_field_and_flow() -> None:
     error = residual.std(0) / math.sqrt(n)
     assert (at_truth.abs() < 4.5 * error).all()
     assert residual.abs().mean() > 0.1
-    start = points(50, 2) - MU
+    start = randn(50, 2) - MU
     end = solve(between_gaussians, start, solver="rk4", steps=100).x
     torch.testing.assert_close(end, start + 2 * MU, rtol=0, atol=1e-5)
     halfway = solve(between_gaussians, start, t1=0.5, solver="rk4", steps=100).x
@@ -99,10 +98,10 @@ def test_two_gaussians_learn_their_marginal_field_and_flow() -> None:
 
 def test_posterior_average_over_samples_tends_to_the_field() -> None:
     """v(t, x) ~ sum_i w_i v(t, x | x1_i) with w_i proportional to p_t(x | x1_i), here with x0 ~ N(-mu, I)."""
-    t, x = 0.5, points(5, 2)
+    t, x = 0.5, randn(5, 2)
     errors = []
     for n in (100, 10_000, 400_000):
-        x1 = points(n, 2, seed=1) + MU
+        x1 = randn(n, 2, seed=1) + MU
         weight = (-(((x[:, None] - t * x1) / (1 - t) + MU).square().sum(-1)) / 2).softmax(1)
         each = (x1 - x[:, None]) / (1 - t)
         estimate = (weight[..., None] * each).sum(1)
@@ -114,7 +113,7 @@ def test_posterior_average_over_samples_tends_to_the_field() -> None:
 @pytest.mark.parametrize("sigma_min", [0.0, 0.1])
 def test_optimal_transport_example(sigma_min: float) -> None:
     """u(x | x1) = (x1 - (1 - sigma_min) x) / (1 - (1 - sigma_min) t), and (x1 - x) / (1 - t) without it."""
-    path, x, x1 = CondOT(sigma_min), points(20, 2), points(20, 2, seed=1)
+    path, x, x1 = CondOT(sigma_min), randn(20, 2), randn(20, 2, seed=1)
     t = torch.linspace(0, 0.95, 20, dtype=torch.float64)
     s = t[:, None]
     expected = (x1 - (1 - sigma_min) * x) / (1 - (1 - sigma_min) * s)
@@ -126,7 +125,7 @@ def test_optimal_transport_example(sigma_min: float) -> None:
 
 def test_diffusion_examples() -> None:
     """VE: u = -(sigma'_s / sigma_s) (x - x1); VP: alpha_s = exp(-1/2 int_0^s beta); both at s = 1 - t."""
-    x, x1, t = points(20, 2), points(20, 2, seed=1), torch.linspace(0.05, 0.95, 20, dtype=torch.float64)
+    x, x1, t = randn(20, 2), randn(20, 2, seed=1), torch.linspace(0.05, 0.95, 20, dtype=torch.float64)
     s = (1 - t)[:, None]
     ratio = math.log(8.0 / 0.05)  # of sigma_s = 0.05 (8 / 0.05)^s
     torch.testing.assert_close(VE(0.05, 8.0).conditional_velocity(t, x, x1), -ratio * (x - x1))
@@ -142,7 +141,7 @@ def test_diffusion_examples() -> None:
 
 def test_time_reversed_seeds_train_the_negated_field() -> None:
     """Where t = 1 is noise, x_t = (1 - t) x0 + t z and the target is z - x0: our field at 1 - t, negated."""
-    data, z, s = points(64, 2), points(64, 2, seed=1), torch.rand(64, generator=generator()).double()
+    data, z, s = randn(64, 2), randn(64, 2, seed=1), torch.rand(64, generator=generator()).double()
 
     def ours(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
         return torch.sin(x) * (1 + expand_time(t, x))
@@ -152,6 +151,6 @@ def test_time_reversed_seeds_train_the_negated_field() -> None:
 
     seed_loss = (theirs(s, (1 - s[:, None]) * data + s[:, None] * z) - (z - data)).square().mean()
     torch.testing.assert_close(cfm_loss(ours, CondOT(), data, z, time=1 - s), seed_loss)
-    start = points(8, 2)
+    start = randn(8, 2)
     theirs_backward = solve(lambda t, x, cond: theirs(as_time(t, x), x), start, t0=1.0, t1=0.0, solver="rk4", steps=9)
     torch.testing.assert_close(theirs_backward.x, solve(ours, start, solver="rk4", steps=9).x)

@@ -20,8 +20,8 @@ from flowmatch_core.objectives import cfm_loss
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import AffinePath, CondOT
 from flowmatch_core.solvers import solve
-
-from .truths import gaussian, generator, line, mixture, on_every_path, points, tensor
+from tests.support.random import generator, randn, tensor
+from tests.support.truths import gaussian, mixture, on_every_path, two_normals
 
 TIMES = [0.05, 0.3, 0.7, 0.95]
 
@@ -92,12 +92,12 @@ def test_it_is_the_posterior_average_of_the_conditional_fields(path: AffinePath,
     here, there = (v.reshape(-1, 1) for v in torch.broadcast_tensors(x[:, None], x1[None, :]))
     conditional = path.conditional_velocity(t, here, there).reshape(13, -1)
     kernel = torch.distributions.Normal(path.alpha(t) * x1, path.sigma(t)).log_prob(x[:, None])  # type: ignore[no-untyped-call]
-    weight = (kernel + line().log_prob(x1[:, None])).exp()
+    weight = (kernel + two_normals().log_prob(x1[:, None])).exp()
     average = (weight * conditional).sum(1) / weight.sum(1)
-    torch.testing.assert_close(average, line().velocity(t, x[:, None], path)[:, 0], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(average, two_normals().velocity(t, x[:, None], path)[:, 0], rtol=1e-8, atol=1e-8)
     step = float(x1[1] - x1[0])
     torch.testing.assert_close(
-        weight.sum(1) * step, line().marginal_log_prob(t, x[:, None], path).exp(), rtol=1e-8, atol=1e-12
+        weight.sum(1) * step, two_normals().marginal_log_prob(t, x[:, None], path).exp(), rtol=1e-8, atol=1e-12
     )
 
 
@@ -105,7 +105,7 @@ def test_it_is_the_posterior_average_of_the_conditional_fields(path: AffinePath,
 @on_every_path
 def test_continuity_equation(path: AffinePath, law: type[GaussianMixture]) -> None:
     """dp/dt + div(p u) = 0, every derivative by autograd."""
-    truth, x = law(), points(30, 2)  # type: ignore[call-arg]
+    truth, x = law(), randn(30, 2)  # type: ignore[call-arg]
     times = torch.linspace(0.02, 0.98, 30, dtype=torch.float64)
 
     def density(t: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def test_continuity_equation(path: AffinePath, law: type[GaussianMixture]) -> No
 
 @on_every_path
 def test_continuity_equation_of_the_conditional_path(path: AffinePath) -> None:
-    x, x1, times = points(30, 2), points(30, 2, seed=1), torch.linspace(0.02, 0.9, 30, dtype=torch.float64)
+    x, x1, times = randn(30, 2), randn(30, 2, seed=1), torch.linspace(0.02, 0.9, 30, dtype=torch.float64)
 
     def log_density(t: Tensor, x: Tensor) -> Tensor:
         alpha, sigma = (expand_time(v, x) for v in (path.alpha(t), path.sigma(t)))
@@ -142,7 +142,7 @@ def test_continuity_equation_in_its_weak_form(path: AffinePath, t: float) -> Non
     """d/dt E f(X_t) = E f'(X_t) X_t' = E f'(X_t) u_t(X_t), by Gauss-Hermite quadrature over both ends."""
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(80))
     weights = weights / weights.sum()
-    law = line()
+    law = two_normals()
     ends = (law.means + law.covariances[:, 0].sqrt() * nodes).reshape(-1)
     mass = (law.weights[:, None] * weights).reshape(-1)
     x0, x1 = (v.reshape(-1, 1) for v in torch.broadcast_tensors(nodes[:, None], ends[None, :]))
@@ -165,7 +165,7 @@ def test_continuity_equation_in_its_weak_form(path: AffinePath, t: float) -> Non
 @on_every_path
 def test_its_flow_generates_the_marginals_at_every_time(path: AffinePath) -> None:
     """On the line the flow keeps quantiles: F_t(psi_t(z)) = F_0(z)."""
-    law, z = line(), torch.linspace(-2.5, 2.5, 21, dtype=torch.float64)[:, None]
+    law, z = two_normals(), torch.linspace(-2.5, 2.5, 21, dtype=torch.float64)[:, None]
 
     def distribution_function(t: float, x: Tensor) -> Tensor:
         alpha, sigma = path.alpha(t), path.sigma(t)

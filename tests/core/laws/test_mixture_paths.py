@@ -11,8 +11,8 @@ from flowmatch_core.divergence import divergence
 from flowmatch_core.field import Time
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import CondOT, Cosine
-
-from .truths import gaussian, generator, mixture, points
+from tests.support.random import generator, randn
+from tests.support.truths import gaussian, mixture
 
 GAMMA = 0.7
 
@@ -30,7 +30,7 @@ def weighted(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
 
 
 def test_weighted_velocity_generates_the_mixture_of_the_paths() -> None:
-    x, t = points(40, 2), torch.linspace(0.02, 0.98, 40, dtype=torch.float64)
+    x, t = randn(40, 2), torch.linspace(0.02, 0.98, 40, dtype=torch.float64)
     velocity, growth = divergence(weighted, t, x, method="exact")
     _, along = jvp(lambda t, x: sum(densities(t, x)).log(), (t, x), (torch.ones_like(t), velocity))  # type: ignore[union-attr]
     torch.testing.assert_close(along, -growth, rtol=1e-8, atol=1e-8)
@@ -39,7 +39,7 @@ def test_weighted_velocity_generates_the_mixture_of_the_paths() -> None:
 
 
 def test_weighted_velocity_is_that_of_the_mixed_data_on_one_path() -> None:
-    first, second, x = gaussian(), mixture(), points(40, 2)
+    first, second, x = gaussian(), mixture(), randn(40, 2)
     both = GaussianMixture(
         torch.cat([(1 - GAMMA) * first.weights, GAMMA * second.weights]),
         torch.cat([first.means, second.means]),

@@ -31,9 +31,9 @@ from flowmatch_core.objectives import cfm_loss
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import VP, AffinePath, CondOT, Cosine, Quantity, Rescheduled
 from flowmatch_core.solvers import SOLVERS, SolverError, solve
-
-from ..test_scale import NeverWaits
-from .truths import PATHS, generator, mixture, on_every_path, points, tensor
+from tests.support.random import generator, randn, tensor
+from tests.support.truths import PATHS, mixture, on_every_path
+from tests.support.waiting import NeverWaits
 
 FILES = sorted(Path(flowmatch_core.__path__[0]).rglob("*.py"))
 
@@ -68,7 +68,7 @@ def test_a_stiff_sample_does_not_hide_in_its_batch(solver: str) -> None:
 @pytest.mark.parametrize("solver", ["rk4", "dopri5_per_sample"])
 def test_the_likelihood_of_a_row_does_not_depend_on_its_batch(solver: str) -> None:
     """The same in TDQ makes the likelihoods of FM, FFJORD and SiT a matter of whom a row is scored with."""
-    law, x = mixture(), points(40, 2)
+    law, x = mixture(), randn(40, 2)
     flow = ContinuousFlow(law.velocity_field(), (2,), solver, 20, rtol=1e-4, atol=1e-4)
     together = flow.log_prob(x)
     for rows in (slice(0, 1), slice(5, 9), slice(39, None)):
@@ -83,13 +83,13 @@ def test_a_field_of_nan_ends_in_a_sentence(solver: str) -> None:
         return torch.where(expand_time(t, x) > 0.5, math.nan, -x)
 
     with pytest.raises(SolverError, match=r"solver '.*(NaN|not finite)") as raised:
-        solve(spoiled, points(3, 2), solver=solver)
+        solve(spoiled, randn(3, 2), solver=solver)
     assert str(raised.value).endswith(".") and len(str(raised.value).split()) > 8
 
 
 def test_the_default_likelihood_is_accurate() -> None:
     """FM solves by Euler's method unless told otherwise: a log-determinant of 3.30 for 3.00."""
-    x = points(8, 6)
+    x = randn(8, 6)
     flow = ContinuousFlow(lambda t, x, cond: -expand_time(t, x) * x, event_shape=(6,))
     x0 = x * math.exp(0.5)
     start: Tensor = torch.distributions.Normal(tensor(0.0), 1.0).log_prob(x0)  # type: ignore[no-untyped-call]
@@ -100,7 +100,7 @@ def test_the_default_likelihood_is_accurate() -> None:
 def test_the_exact_divergence_of_images_is_exact(event: tuple[int, ...]) -> None:
     """FM raises an IndexError on (batch, channels, height, width)."""
     scale = torch.arange(1.0, 1 + math.prod(event), dtype=torch.float64).reshape(event)
-    x = points(3, *event)
+    x = randn(3, *event)
     _, result = divergence(lambda t, x, cond: scale * x + x.roll(1, -1), 0.0, x, method="exact")
     torch.testing.assert_close(result, scale.sum().expand(3))
     assert ContinuousFlow(lambda t, x, cond: scale * x / 100, event, "rk4").log_prob(x).shape == (3,)
@@ -108,7 +108,7 @@ def test_the_exact_divergence_of_images_is_exact(event: tuple[int, ...]) -> None
 
 def test_no_graph_is_kept_where_none_is_wanted() -> None:
     """FM keeps `create_graph=True` for every dimension, gradients or not: its memory grows with them."""
-    x, modes = points(4, 5), set()
+    x, modes = randn(4, 5), set()
 
     def watched(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
         y = torch.sin(x)
@@ -136,7 +136,7 @@ def test_no_function_swallows_a_misspelt_argument() -> None:
     with pytest.raises(TypeError, match="methodd"):
         ContinuousFlow(mixture().velocity_field(), (2,)).sample((3,), methodd="rk4")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="time_gird"):
-        solve(mixture().velocity_field(), points(3, 2), time_gird=None)  # type: ignore[call-arg]
+        solve(mixture().velocity_field(), randn(3, 2), time_gird=None)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("solver", ["rk4", "heun", "dopri5"])
@@ -144,7 +144,7 @@ def test_no_function_swallows_a_misspelt_argument() -> None:
 def test_a_changed_schedule_samples_up_to_both_ends(solver: str, trained: AffinePath, wanted: AffinePath) -> None:
     """FM's ScheduleTransformedModel is not finite under rk4 and heun, and dopri5 gives up."""
     law = GaussianMixture(tensor(1.0), torch.zeros(1, 2).double(), 0.5 * torch.eye(2).double()[None])
-    x = points(50, 2)
+    x = randn(50, 2)
     field = Rescheduled(law.velocity_field(trained), trained, wanted)
     end = solve(field, wanted.sigma(0.0) * x, solver=solver, steps=100).x
     assert torch.isfinite(end).all()
@@ -154,7 +154,7 @@ def test_a_changed_schedule_samples_up_to_both_ends(solver: str, trained: Affine
 @on_every_path
 def test_conversions_are_finite_at_both_ends(path: AffinePath) -> None:
     """FM divides by alpha or sigma: NaN at t = 0 and t = 1, for a velocity too."""
-    x, value = points(4, 3), points(4, 3, seed=1)
+    x, value = randn(4, 3), randn(4, 3, seed=1)
     for t in (0.0, 1.0, 0.5):
         # a path that starts at rest tells nothing there: its velocity is zero, whatever the data
         still = path.d_alpha(t) == 0 and path.alpha(t) == 0 and path.d_sigma(t) == 0
@@ -170,7 +170,7 @@ def test_conversions_are_finite_at_both_ends(path: AffinePath) -> None:
 @on_every_path
 def test_conversions_put_time_along_the_batch_whatever_the_width(path: AffinePath) -> None:
     """FM's target_to_velocity raises for t of shape (batch,), or broadcasts along the event if it is as wide."""
-    x, value, t = points(3, 3), points(3, 3, seed=1), tensor(0.2, 0.5, 0.8)
+    x, value, t = randn(3, 3), randn(3, 3, seed=1), tensor(0.2, 0.5, 0.8)
     together = path.convert(value, t, x, "data", "velocity")
     for i in range(3):
         alone = path.convert(value[i : i + 1], float(t[i]), x[i : i + 1], "data", "velocity")
@@ -219,7 +219,7 @@ def test_token_sampler_makes_no_one_hot(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_line_without_sigma_min_trains_at_its_end() -> None:
     """TC's TargetConditionalFlowMatcher(0) gives NaN at t = 1."""
-    x1, x0 = points(8, 2), points(8, 2, seed=1)
+    x1, x0 = randn(8, 2), randn(8, 2, seed=1)
     field = MLPField(2, (8,), generator=generator()).double()
     loss = cfm_loss(field, CondOT(sigma_min=0.0), x1, x0, time=torch.ones(8, dtype=torch.float64))
     loss.backward()
@@ -243,13 +243,13 @@ def test_no_formula_is_blurred_by_a_small_number() -> None:
 
 def test_couplings_keep_the_shape_of_an_event() -> None:
     """TC's sample_plan_with_scipy returns flattened images."""
-    x0, x1 = points(6, 1, 4, 4), points(6, 1, 4, 4, seed=1)
+    x0, x1 = randn(6, 1, 4, 4), randn(6, 1, 4, 4, seed=1)
     assert MinibatchOT()(x0, x1)[0].shape == x1.shape
 
 
 def test_exact_transport_loses_no_row() -> None:
     """TC draws pairs from the plan with replacement: 157 of 256 rows survive."""
-    x0, x1 = points(256, 2), points(256, 2, seed=1)
+    x0, x1 = randn(256, 2), randn(256, 2, seed=1)
     paired, data, _ = MinibatchOT()(x0, x1)
     assert torch.equal(data, x1)
     assert torch.equal(paired.sort(0).values, x0.sort(0).values) and len(paired.unique(dim=0)) == 256
@@ -258,7 +258,7 @@ def test_exact_transport_loses_no_row() -> None:
 def test_no_global_randomness_is_drawn() -> None:
     """TC draws pairs from numpy's global generator, whatever the seed of torch."""
     before, torch_before = np.random.get_state()[1].copy(), torch.get_rng_state()
-    x1 = points(16, 2)
+    x1 = randn(16, 2)
     losses = [cfm_loss(MLPField(2, (8,), generator=generator()).double(), CondOT(), x1, coupling=MinibatchOT(),
                        generator=generator(3)) for _ in range(2)]  # fmt: skip
     assert losses[0] == losses[1]
@@ -274,7 +274,7 @@ def test_no_global_randomness_is_drawn() -> None:
 def test_a_step_does_not_wait_for_the_device(solver: str) -> None:
     """ZK, FM and TDQ ask the device for a number in every step."""
     with NeverWaits():
-        solve(mixture().velocity_field(), points(8, 2), solver=solver, steps=8, check=False)
+        solve(mixture().velocity_field(), randn(8, 2), solver=solver, steps=8, check=False)
 
 
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
@@ -283,7 +283,7 @@ def test_probes_are_drawn_once_a_solve(solver: str) -> None:
     field = MLPField(4, (16, 16, 16), generator=generator()).double()
     field.last.weight.data *= 30
     flow = ContinuousFlow(field, (4,), solver, 8, "hutchinson", rtol=1e-6, atol=1e-6)
-    x, state = points(5, 4), generator(1)
+    x, state = randn(5, 4), generator(1)
     state.manual_seed(1)
     flow.log_prob(x, generator=state)
     once = generator(1)
@@ -302,7 +302,7 @@ def test_a_divergence_evaluates_the_field_once() -> None:
 
     for method in ("exact", "hutchinson"):
         calls = 0
-        divergence(counted, 0.0, points(3, 4), method=method)
+        divergence(counted, 0.0, randn(3, 4), method=method)
         assert calls == 1
 
 
@@ -329,10 +329,10 @@ def test_every_error_is_one_whole_sentence() -> None:
 
 
 @pytest.mark.parametrize("call", [
-    lambda: solve(mixture().velocity_field(), points(3, 2), solver="rk5"),
+    lambda: solve(mixture().velocity_field(), randn(3, 2), solver="rk5"),
     lambda: MLPField(2, ()),
     lambda: CondOT(sigma_min=2.0),
-    lambda: PATHS[0].convert(points(3, 2), 0.5, points(3, 2), "speed", "data"),  # type: ignore[arg-type]
+    lambda: PATHS[0].convert(randn(3, 2), 0.5, randn(3, 2), "speed", "data"),  # type: ignore[arg-type]
     lambda: ContinuousFlow(mixture().velocity_field(), (2,), scale=tensor(1.0, -1.0)),
 ])  # fmt: skip
 def test_errors_of_users_can_be_made(call: Callable[[], object]) -> None:

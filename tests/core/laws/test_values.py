@@ -8,8 +8,7 @@ from torch import Tensor
 
 from flowmatch_core.oracles import LinearGaussianMDP
 from flowmatch_core.successor import GeometricHorizonModel
-
-from .truths import generator, points, tensor
+from tests.support.random import generator, randn, tensor
 
 GAMMA = 0.8
 GOAL = torch.eye(1, dtype=torch.float64)
@@ -27,7 +26,7 @@ def reward(x: Tensor) -> Tensor:
 
 def test_value_solves_the_bellman_equation() -> None:
     """Q(s, a) = E[r(S') + g Q(S', pi(S'))], with the expectation by Gauss-Hermite quadrature."""
-    mdp, state, action = process(1.0), points(5, 1), points(5, 1, seed=1)
+    mdp, state, action = process(1.0), randn(5, 1), randn(5, 1, seed=1)
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(30))
     mean = state @ mdp.A.T + action @ mdp.B.T + mdp.c
     after = (mean + mdp.W[0, 0].sqrt() * nodes).reshape(-1, 1)

@@ -14,7 +14,7 @@ from flowmatch_core.metrics import emd
 from flowmatch_core.networks import MLPField
 from flowmatch_core.oracles import LinearGaussianMDP
 from flowmatch_core.successor import GeometricHorizonModel, Transitions, logit_normal, path_error, td2_cfm_loss
-from tests.core.td_laws.truths import generator
+from tests.support.random import generator
 
 GAMMA, STEPS = 0.98, 2400
 

@@ -24,7 +24,9 @@ from flowmatch_core.successor import (
     td2_cfm_loss,
     td_cfm_loss,
 )
-from tests.core.td_laws.truths import BOUND, Probe, generator, line, randn, tensor, transitions, z_scores
+from tests.support.checks import BOUND, z_scores
+from tests.support.processes import Probe, scalar_process, transitions
+from tests.support.random import generator, randn, tensor
 
 GAMMA = 0.8
 
@@ -77,10 +79,16 @@ class Iterate:
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_every_exact_backup_makes_the_next_iterate(n: int, path: AffinePath) -> None:
     """With iterate n-1 as target, iterate n is stationary for TD²-CFM: the known law of every iteration."""
-    batch = transitions(line(), 20_000)
-    probe = Probe(Iterate(line(), n, path), 20_000)
+    batch = transitions(scalar_process(), 20_000)
+    probe = Probe(Iterate(scalar_process(), n, path), 20_000)
     loss = td2_cfm_loss(
-        probe, Iterate(line(), n - 1, path), batch, gamma=GAMMA, path=path, solver="rk4", generator=generator()
+        probe,
+        Iterate(scalar_process(), n - 1, path),
+        batch,
+        gamma=GAMMA,
+        path=path,
+        solver="rk4",
+        generator=generator(),
     )
     assert z_scores(probe.gradients(loss.total), 0.0).abs().max() < BOUND
 
@@ -88,7 +96,7 @@ def test_every_exact_backup_makes_the_next_iterate(n: int, path: AffinePath) -> 
 @pytest.mark.parametrize("law", [torch.rand, logit_normal], ids=["uniform", "logit normal"])
 def test_two_midpoint_steps_leave_the_fixed_point_stationary(law: TimeSampler) -> None:
     """K = 2: the points are off, but the value there is the target's own, so only the weights of points are."""
-    batch, field = transitions(line(), 20_000), line().velocity_field(GAMMA)
+    batch, field = transitions(scalar_process(), 20_000), scalar_process().velocity_field(GAMMA)
     probe = Probe(field, 20_000)
     loss = td2_cfm_loss(probe, field, batch, gamma=GAMMA, steps=2, time=law, generator=generator())
     assert z_scores(probe.gradients(loss.total), 0.0).abs().max() < BOUND
@@ -96,14 +104,14 @@ def test_two_midpoint_steps_leave_the_fixed_point_stationary(law: TimeSampler) -
 
 def test_an_iterate_is_not_the_next_ones_target() -> None:
     """The power of the test above: iterate 2 is refused where iterate 3 is due."""
-    batch, probe = transitions(line(), 20_000), Probe(Iterate(line(), 2), 20_000)
-    loss = td2_cfm_loss(probe, Iterate(line(), 2), batch, gamma=GAMMA, generator=generator())
+    batch, probe = transitions(scalar_process(), 20_000), Probe(Iterate(scalar_process(), 2), 20_000)
+    loss = td2_cfm_loss(probe, Iterate(scalar_process(), 2), batch, gamma=GAMMA, generator=generator())
     assert z_scores(probe.gradients(loss.total), 0.0).abs().max() > 2 * BOUND
 
 
 def test_flow_of_an_iterate_has_the_law_of_theory() -> None:
     """Samples of iterate 3 by its ODE: (sum of w_k N(mu_k, S_k)) + gamma^3 N(0, 1), by Kolmogorov and Smirnov."""
-    field, n = Iterate(line(), 3), 4_000
+    field, n = Iterate(scalar_process(), 3), 4_000
     cond = tensor(1.5, -1.0).expand(n, 2)
     x = solve(field, randn(n, 1, seed=1), cond=cond, solver="rk4", steps=40).x[:, 0].numpy()
     weights, means, variances = field.parts(cond[:1])
@@ -117,7 +125,7 @@ def test_flow_of_an_iterate_has_the_law_of_theory() -> None:
 
 def test_each_backup_contracts_the_distance_to_the_fixed_point() -> None:
     """sup over states of W1(m^(n+1), m) <= gamma sup W1(m^(n), m), by the distribution functions on a grid."""
-    mdp, states = line(), torch.linspace(-3, 5, 17, dtype=torch.float64)[:, None]
+    mdp, states = scalar_process(), torch.linspace(-3, 5, 17, dtype=torch.float64)[:, None]
     grid = torch.linspace(-25, 25, 5001, dtype=torch.float64)
 
     def distribution(weights: Tensor, means: Tensor, variances: Tensor) -> Tensor:
@@ -137,7 +145,7 @@ def test_each_backup_contracts_the_distance_to_the_fixed_point() -> None:
 @pytest.mark.parametrize("t", [0.3, 0.8])
 def test_velocity_is_a_density_weighted_average_and_no_plain_one(t: float) -> None:
     """v* = [(1-g) P_t v_P + g E m_t v*(S')] / m_t; without the densities it is another field."""
-    mdp, n = line(), 20_000
+    mdp, n = scalar_process(), 20_000
     state, action, x = tensor([1.5]), tensor([-1.0]), tensor([0.3])
     m, one = mdp.successor(state, action, GAMMA), mdp.successor(state, action, 0.0)
     next_state = mdp.step(state.expand(n, 1), action.expand(n, 1), generator=generator())
@@ -155,9 +163,9 @@ def test_velocity_is_a_density_weighted_average_and_no_plain_one(t: float) -> No
 @pytest.mark.parametrize("td_loss", [td_cfm_loss, td2_cfm_loss], ids=lambda loss: loss.__name__)
 def test_target_of_the_wrong_policy_is_not_stationary(td_loss: SuccessorLoss) -> None:
     """Bootstrapping at (S', A) in place of (S', pi(S')) has another fixed point: the test of stationarity sees it."""
-    batch = transitions(line(), 10_000)
+    batch = transitions(scalar_process(), 10_000)
     wrong = Transitions(batch.state, batch.action, batch.next_state, batch.action)
-    field = line().velocity_field(GAMMA)
+    field = scalar_process().velocity_field(GAMMA)
     probe = Probe(field, 10_000)
     loss = td_loss(probe, field, wrong, gamma=GAMMA, generator=generator())
     assert z_scores(probe.gradients(loss.total), 0.0).abs().max() > 2 * BOUND
@@ -198,7 +206,7 @@ def test_relabelled_and_shifted_states_have_relabelled_and_shifted_samples() -> 
 
 def test_the_model_of_a_known_target_can_be_sampled_or_scored_alike() -> None:
     """Forward (sample, then its likelihood) and backward (the likelihood of data) agree with the truth: 4.8."""
-    mdp, n = line(), 150
+    mdp, n = scalar_process(), 150
     state, action = tensor(1.5).expand(n, 1), tensor(-1.0).expand(n, 1)
     m: GaussianMixture = mdp.successor(state, action, GAMMA)
     model = GeometricHorizonModel(mdp.velocity_field(GAMMA), (1,), GAMMA, "rk4", steps=20)
@@ -213,7 +221,7 @@ def test_the_model_of_a_known_target_can_be_sampled_or_scored_alike() -> None:
 
 
 def fields() -> list[VelocityField]:
-    return [line().velocity_field(GAMMA), Iterate(line(), 3)]
+    return [scalar_process().velocity_field(GAMMA), Iterate(scalar_process(), 3)]
 
 
 @pytest.mark.parametrize("field", fields(), ids=["fixed point", "iterate"])
@@ -224,5 +232,5 @@ def test_velocity_at_pure_noise_is_the_mean_less_the_point(field: VelocityField)
         weights, means, _ = field.parts(cond)
         expected = (means @ weights)[:, None] - (1 - GAMMA**3) * x
     else:
-        expected = line().successor(cond[:, :1], cond[:, 1:], GAMMA).mean - x
+        expected = scalar_process().successor(cond[:, :1], cond[:, 1:], GAMMA).mean - x
     torch.testing.assert_close(field(0.0, x, cond), expected, atol=1e-5, rtol=0)

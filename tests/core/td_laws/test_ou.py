@@ -9,7 +9,7 @@ import torch
 from scipy import integrate, stats
 
 from flowmatch_core.oracles import LinearGaussianMDP
-from tests.core.td_laws.truths import tensor
+from tests.support.random import tensor
 
 
 def ou(kappa: float, sigma: float, mean: float, interval: float) -> LinearGaussianMDP:

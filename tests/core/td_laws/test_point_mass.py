@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flowmatch_core.oracles import LinearGaussianMDP
-from tests.core.td_laws.truths import tensor
+from tests.support.random import tensor
 
 H, MASS, DAMPING, GEAR = 0.02, 0.3, 1.0, 0.1
 MODEL = f"""

@@ -10,7 +10,9 @@ import torch
 from flowmatch_core.oracles import LinearGaussianMDP
 from flowmatch_core.solvers import solve
 from flowmatch_core.successor import geometric
-from tests.core.td_laws.truths import BOUND, Chain, circle, generator, randn, tensor, z_scores
+from tests.support.checks import BOUND, z_scores
+from tests.support.processes import Chain, circle
+from tests.support.random import generator, randn, tensor
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.2])

@@ -15,23 +15,12 @@ from flowmatch_core.successor import (
     Transitions,
     geometric,
     td2_cfm_loss,
-    td_cfm_coupled_loss,
     td_cfm_loss,
 )
-from tests.core.td_laws.truths import (
-    BOUND,
-    Chain,
-    Probe,
-    circle,
-    corridor,
-    flip,
-    generator,
-    randn,
-    random_chain,
-    z_scores,
-)
+from tests.support.checks import BOUND, z_scores
+from tests.support.processes import TD_LOSSES, Chain, Probe, circle, corridor, flip, random_chain
+from tests.support.random import generator, randn
 
-TD_LOSSES = [td_cfm_loss, td_cfm_coupled_loss, td2_cfm_loss]
 GAMMA = 0.8
 
 

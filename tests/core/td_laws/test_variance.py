@@ -16,7 +16,7 @@ from flowmatch_core.field import Time
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import AffinePath, CondOT, Cosine
 from flowmatch_core.successor import Transitions, td2_cfm_loss, td_cfm_coupled_loss
-from tests.core.td_laws.truths import generator, randn, tensor
+from tests.support.random import generator, randn, tensor
 
 N, TAU, MEAN = 20_000, 0.4, 1.0
 

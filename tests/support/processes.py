@@ -12,29 +12,13 @@ from flowmatch_core._tensors import as_time
 from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.oracles import GaussianMixture, LinearGaussianMDP
 from flowmatch_core.paths import AffinePath, CondOT
-from flowmatch_core.successor import Transitions
+from flowmatch_core.successor import Transitions, td2_cfm_loss, td_cfm_coupled_loss, td_cfm_loss
+from tests.support.random import generator, randn, tensor
 
-BOUND = 4.5
-"""How many standard errors an estimate may lie from its value; the seeds are fixed."""
-
-
-def tensor(*values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+TD_LOSSES = [td_cfm_loss, td_cfm_coupled_loss, td2_cfm_loss]
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
-
-
-def z_scores(samples: Tensor, truth: Tensor | float) -> Tensor:
-    return (samples.mean(0) - truth) / (samples.std(0) / math.sqrt(len(samples)))
-
-
-def line(F: float = 0.7, noise: float = 0.6, shift: float = 0.5) -> LinearGaussianMDP:
+def scalar_process(F: float = 0.7, noise: float = 0.6, shift: float = 0.5) -> LinearGaussianMDP:
     """One dimension: A + B K = F, and actions that matter."""
     return LinearGaussianMDP(
         A=tensor([F + 0.8]),
@@ -81,7 +65,7 @@ class Probe:
 class Chain:
     """A chain on a few states, each of them a point of space.
 
-    Arguments:
+    Args:
         P: The chances of a step, `(states, states)`.
         places: Where the states are, `(states, d)`.
     """
@@ -121,7 +105,7 @@ class Chain:
         return torch.bincount(self.nearest(x), minlength=len(self.places)).to(x.dtype) / len(x)
 
     def transitions(self, start: int, n: int, seed: int = 1, terminal: Tensor | None = None) -> Transitions:
-        """One step from one state, as often as given; ``terminal`` says which states are."""
+        """One step from one state, as often as given; `terminal` says which states are."""
         chosen = torch.multinomial(self.P[start], n, replacement=True, generator=generator(seed))
         there = self.places[chosen]
         ended = None if terminal is None else terminal[chosen]

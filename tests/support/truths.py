@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import OU, VE, VP, AffinePath, CondOT, Cosine, CustomPath, Polynomial
+from tests.support.random import tensor
 
 PATHS: list[AffinePath] = [
     CondOT(),
@@ -21,18 +21,6 @@ PATHS: list[AffinePath] = [
 ]
 
 on_every_path = pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def points(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
-
-
-def tensor(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def gaussian() -> GaussianMixture:
@@ -50,7 +38,14 @@ def mixture() -> GaussianMixture:
     return GaussianMixture(tensor(0.5, 0.3, 0.2), means, factors @ factors.mT)
 
 
-def line() -> GaussianMixture:
+def two_normals() -> GaussianMixture:
     """Two components on the line."""
     means, variances = tensor(-1.2, 1.6), tensor(0.3, 0.1)
     return GaussianMixture(tensor(0.7, 0.3), means[:, None], variances[:, None, None])
+
+
+def overlapping() -> GaussianMixture:
+    """Three correlated components in the plane that overlap."""
+    means = torch.tensor([[-1.0, 0.5], [1.5, -1.0], [0.0, 1.0]], dtype=torch.float64)
+    covariances = torch.stack([torch.tensor([[0.3, 0.1], [0.1, 0.2]], dtype=torch.float64) * (k + 1) for k in range(3)])
+    return GaussianMixture(torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), means, covariances)
