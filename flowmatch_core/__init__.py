@@ -3,7 +3,7 @@
 Time runs from `t = 0` (source, noise) to `t = 1` (data) everywhere. The public names of all modules are attributes of
 the package, loaded when they are first used:
 
-Example:
+Examples:
     >>> import flowmatch_core as fm
     >>> fm.CondOT().alpha(0.25)
     tensor(0.2500, dtype=torch.float64)

@@ -43,7 +43,7 @@ ROWS_AT_ONCE = 2**14
 class LogDensity:
     """A log-density and how far off it may be.
 
-    Arguments:
+    Args:
         log_prob: The log-density in nats.
         solver_error: How far it moved when the steps were halved: once the grid resolves the field at all, more
             than what is left of the solver's error (a method of order `p` leaves about `1 / (2**p - 1)` of it).
@@ -59,12 +59,14 @@ class LogDensity:
 
 
 class ContinuousFlow(Flow, Distribution):
-    r"""The distribution of :math:`x = \mu + s\, \psi_1(x_0)`, where :math:`x_0 \sim N(0, \sigma_0^2 I)` and
-    :math:`\psi` is the flow of a velocity field.
+    r"""The distribution of $x = \mu + s\, \psi_1(x_0)$, where $x_0 \sim N(0, \sigma_0^2 I)$ and
+    $\psi$ is the flow of a velocity field.
 
-    .. math:: \log p(x) = \log N(x_0; 0, \sigma_0^2 I) - \int_0^1 \nabla \cdot v(t, x_t, c)\, dt - \sum \log |s|
+    $$
+    \log p(x) = \log N(x_0; 0, \sigma_0^2 I) - \int_0^1 \nabla \cdot v(t, x_t, c)\, dt - \sum \log |s|
+    $$
 
-    With a Runge-Kutta method of fixed steps the path :math:`x_t` is solved backward first, and the divergence is
+    With a Runge-Kutta method of fixed steps the path $x_t$ is solved backward first, and the divergence is
     then evaluated at its `steps + 1` points only, all together, and summed by Simpson's rule: a quarter of the
     divergences of a joint solve. With the other methods point and integral are solved together. `adams` meets
     the field once a step for both, which makes `solver="adams", grid=Warped()` the cheapest likelihood: half
@@ -72,25 +74,25 @@ class ContinuousFlow(Flow, Distribution):
     field, `x` and `cond`. Autocast is off inside a likelihood.
 
     References:
-        | Neural Ordinary Differential Equations (Chen et al., 2018), https://arxiv.org/abs/1806.07366
-        | FFJORD: Free-form Continuous Dynamics (Grathwohl et al., 2019), https://arxiv.org/abs/1810.01367
+        - Neural Ordinary Differential Equations (Chen et al., 2018), https://arxiv.org/abs/1806.07366
+        - FFJORD: Free-form Continuous Dynamics (Grathwohl et al., 2019), https://arxiv.org/abs/1810.01367
 
-    Arguments:
-        field: The velocity field, of the standardised variable :math:`(x - \mu) / s`.
+    Args:
+        field: The velocity field, of the standardised variable $(x - \mu) / s$.
         event_shape: The shape of one `x`.
         solver: One of `flowmatch_core.solvers.SOLVERS`.
         steps: The number of steps of a fixed-step solver.
         divergence: One of auto, exact and hutchinson. The probes of hutchinson stay the same along a path.
         grid: Where these steps end.
         probes: The number of probes of hutchinson.
-        loc: The location :math:`\mu`, which broadcasts to the event shape; 0 by default.
-        scale: The scale :math:`s`, likewise; 1 by default.
-        base_scale: The scale :math:`\sigma_0` of the noise, as `path.sigma(0)` of the path of the field.
+        loc: The location $\mu$, which broadcasts to the event shape; 0 by default.
+        scale: The scale $s$, likewise; 1 by default.
+        base_scale: The scale $\sigma_0$ of the noise, as `path.sigma(0)` of the path of the field.
         rtol: The relative tolerance of an adaptive solver.
         atol: The absolute tolerance of an adaptive solver.
         check: Whether a solve that fails is a `SolverError`; this waits for the device.
 
-    Example:
+    Examples:
         >>> flow = ContinuousFlow(lambda t, x, cond: x, event_shape=(2,), solver="rk4")  # N(0, e^2 I)
         >>> flow.sample((1000,), generator=torch.Generator().manual_seed(0)).shape
         torch.Size([1000, 2])
@@ -169,7 +171,7 @@ class ContinuousFlow(Flow, Distribution):
     ) -> Tensor:
         """Draw samples, without gradients.
 
-        Arguments:
+        Args:
             sample_shape: The shape of the draws.
             cond: The conditions, with shape `(*batch, c)`; each gets `sample_shape` draws.
             generator: The source of randomness.
@@ -223,7 +225,7 @@ class ContinuousFlow(Flow, Distribution):
             The states at the times `grid.nodes(steps)`, with shape `(steps + 1, *sample_shape, *batch, *event)`, in
             the units of the data. The last one is what `sample` returns for the same solver, steps and grid.
 
-        Example:
+        Examples:
             >>> flow = ContinuousFlow(lambda t, x, cond: x, event_shape=(2,), solver="rk4", loc=torch.ones(2))
             >>> flow.trajectory((1000,), steps=4, generator=torch.Generator().manual_seed(0)).shape
             torch.Size([5, 1000, 2])
@@ -242,7 +244,7 @@ class ContinuousFlow(Flow, Distribution):
     ) -> Tensor:
         """Return the log-density in nats.
 
-        Arguments:
+        Args:
             value: The points, with shape `(*batch, *event)`.
             cond: The conditions, with shape `(*batch, c)` or one that broadcasts to it.
             generator: The source of randomness of the probes of hutchinson.
@@ -261,12 +263,12 @@ class ContinuousFlow(Flow, Distribution):
         same probes, so the noise of hutchinson is no part of the solver's error; its mean over the probes is
         the log-density.
 
-        Arguments:
+        Args:
             value: The points, with shape `(*batch, *event)`.
             cond: The conditions, with shape `(*batch, c)` or one that broadcasts to it.
             generator: The source of randomness of the probes of hutchinson.
 
-        Example:
+        Examples:
             >>> flow = ContinuousFlow(lambda t, x, cond: x, event_shape=(2,), solver="rk4", steps=8)
             >>> estimate = flow.estimate(torch.zeros(1, 2))
             >>> estimate.nfe, bool(estimate.solver_error < 1e-4)
@@ -437,7 +439,7 @@ def _simpson_weights(intervals: int, like: Tensor) -> Tensor:
     Simpson's rule; an odd number of intervals ends in one panel of his 3/8 rule, and a single one is a
     trapezoid.
 
-    Example:
+    Examples:
         >>> _simpson_weights(2, like=torch.zeros(1))
         tensor([0.1667, 0.6667, 0.1667])
     """

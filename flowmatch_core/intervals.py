@@ -28,7 +28,7 @@ class Interval(NamedTuple):
         """`holds` if the whole interval lies in the range, `FAILS` if none of it does, else `open`; `measured`
         without a range.
 
-        Example:
+        Examples:
             >>> Interval(1.0, 0.5, 1.5, 3).verdict(0.0, None), Interval(1.0, -0.5, 2.5, 3).verdict(0.0, None)
             ('holds', 'open')
         """
@@ -42,16 +42,16 @@ class Interval(NamedTuple):
 
 
 def t_interval(values: Values, level: float = 0.95) -> Interval:
-    r"""Return the mean with its t interval :math:`\bar x \pm t_{n-1} s / \sqrt n`.
+    r"""Return the mean with its t interval $\bar x \pm t_{n-1} s / \sqrt n$.
 
     Exact for normal values at any `n`, where a percentile bootstrap of three seeds covers 73 % for a
     nominal 95 %. A single value has no interval: its ends are `nan`, which no comparison passes.
 
-    Arguments:
+    Args:
         values: One value per seed.
         level: The probability with which the interval covers the true mean.
 
-    Example:
+    Examples:
         >>> t_interval([1.0, 2.0, 3.0]).n
         3
     """
@@ -69,15 +69,15 @@ def t_interval(values: Values, level: float = 0.95) -> Interval:
 
 
 def paired_difference(a: Values, b: Values, level: float = 0.95) -> Interval:
-    r"""Return the t interval of :math:`a_i - b_i` over shared seeds; `a` differs from `b` if it excludes
+    r"""Return the t interval of $a_i - b_i$ over shared seeds; `a` differs from `b` if it excludes
     zero.
 
-    Arguments:
+    Args:
         a: One value per seed.
         b: One value per seed, in the same order of seeds.
         level: The probability with which the interval covers the true difference.
 
-    Example:
+    Examples:
         >>> paired_difference([2.0, 3.0], [1.0, 2.0])
         Interval(mean=1.0, low=1.0, high=1.0, n=2)
     """
@@ -86,18 +86,18 @@ def paired_difference(a: Values, b: Values, level: float = 0.95) -> Interval:
 
 
 def paired_ratio(a: Values, b: Values, level: float = 0.95) -> Interval:
-    r"""Return the ratio of the means of positive `a` and `b`, with the t interval of :math:`\log(a_i / b_i)` over
+    r"""Return the ratio of the means of positive `a` and `b`, with the t interval of $\log(a_i / b_i)$ over
     shared seeds for its ends; `a` is larger if they exceed one.
 
     Seeds multiply an error rather than add to it, so that the logarithm is closer to normal, and no end is
     negative.
 
-    Arguments:
+    Args:
         a: One positive value per seed.
         b: One positive value per seed, in the same order of seeds.
         level: The probability with which the interval covers the true ratio.
 
-    Example:
+    Examples:
         >>> paired_ratio([2.0, 4.0], [1.0, 2.0])
         Interval(mean=2.0, low=2.0, high=2.0, n=2)
     """

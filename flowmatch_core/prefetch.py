@@ -27,11 +27,11 @@ def ahead(items: Iterable[T], depth: int = 1) -> Iterator[T]:
     results are those of the plain loop. An exception among the items reaches the consumer in its place.
     When the consumer leaves early the thread ends with the item that it is at.
 
-    Arguments:
+    Args:
         items: The batches, most often a generator that draws rows and couples them.
         depth: The number of items that may be computed and wait.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flowmatch_core.couplings import MinibatchOT
         >>> generator = torch.Generator().manual_seed(0)

@@ -26,12 +26,12 @@ def optimal_plan(cost: Matrix) -> Matrix:
     is `n` times a permutation matrix, because the network simplex method ends in a vertex.
 
     References:
-        | POT: Python Optimal Transport (Flamary et al., 2021), https://pythonot.github.io
+        - POT: Python Optimal Transport (Flamary et al., 2021), https://pythonot.github.io
 
-    Arguments:
+    Args:
         cost: The cost of moving a unit, with shape `(n, m)`.
 
-    Example:
+    Examples:
         >>> optimal_plan(np.array([[1.0, 0.0], [0.0, 1.0]]))
         array([[0., 2.],
                [2., 0.]])
@@ -48,7 +48,7 @@ def optimal_plan(cost: Matrix) -> Matrix:
 
 
 def optimal_permutation(cost: Matrix) -> NDArray[np.intp]:
-    r"""Return the permutation :math:`\pi` with the least :math:`\sum_i c_{i \pi(i)}`.
+    r"""Return the permutation $\pi$ with the least $\sum_i c_{i \pi(i)}$.
 
     The assignment is exact. Its algorithm adds rows one at a time along shortest paths, which are short
     where prices that are subtracted from the columns already tell the good pairs from the bad ones; a few
@@ -56,13 +56,13 @@ def optimal_permutation(cost: Matrix) -> NDArray[np.intp]:
     and takes a quarter in 43 dimensions, where it takes 1.3 ms against 5 ms of the network simplex method.
 
     References:
-        | On Implementing 2D Rectangular Assignment Algorithms (Crouse, 2016),
+        - On Implementing 2D Rectangular Assignment Algorithms (Crouse, 2016),
           https://doi.org/10.1109/TAES.2016.140952
 
-    Arguments:
+    Args:
         cost: The cost of each pair, with shape `(n, n)`.
 
-    Example:
+    Examples:
         >>> optimal_permutation(np.array([[1.0, 0.0], [0.0, 1.0]]))
         array([1, 0])
     """
@@ -79,29 +79,29 @@ def optimal_permutation(cost: Matrix) -> NDArray[np.intp]:
 
 
 def entropic_plan(cost: Matrix, reg: float, tolerance: float = 1e-4) -> Matrix:
-    r"""Return the doubly stochastic `P` with the least :math:`\sum_{ij} P_{ij} (c_{ij} + \epsilon \log
-    P_{ij})`.
+    r"""Return the doubly stochastic `P` with the least $\sum_{ij} P_{ij} (c_{ij} + \epsilon \log
+    P_{ij})$.
 
     Row `i` is the distribution of the column that is paired with `i`. Sinkhorn's algorithm is run in the
     log domain, where nothing under- or overflows, with cheap products of the plan and a vector in between,
     and from a large regularisation down to the one asked for.
 
     References:
-        | Sinkhorn Distances: Lightspeed Computation of Optimal Transport (Cuturi, 2013),
+        - Sinkhorn Distances: Lightspeed Computation of Optimal Transport (Cuturi, 2013),
           https://arxiv.org/abs/1306.0895
-        | Stabilized Sparse Scaling Algorithms for Entropy Regularized Transport Problems (Schmitzer, 2019),
+        - Stabilized Sparse Scaling Algorithms for Entropy Regularized Transport Problems (Schmitzer, 2019),
           https://arxiv.org/abs/1610.06519
 
-    Arguments:
+    Args:
         cost: The cost of each pair, with shape `(n, n)`.
-        reg: The regularisation :math:`\epsilon`, in units of the cost.
+        reg: The regularisation $\epsilon$, in units of the cost.
         tolerance: The largest mean error of the sums of the columns; those of the rows are exact.
 
     Raises:
         RuntimeError: the sums are still wrong after many iterations, as for a regularisation that is tiny
             against the cost.
 
-    Example:
+    Examples:
         >>> entropic_plan(np.array([[1.0, 0.0], [0.0, 1.0]]), reg=1.0).round(4)
         array([[0.2689, 0.7311],
                [0.7311, 0.2689]])

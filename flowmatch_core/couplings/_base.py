@@ -23,7 +23,7 @@ class Coupling(ABC):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return `(x0, x1, cond)` with the rows of `x0` paired with those of `x1`.
 
-        Arguments:
+        Args:
             x0: The noise, with shape `(batch, *event)`.
             x1: The data, with the same shape.
             cond: The conditions of the data, with shape `(batch, c)`.

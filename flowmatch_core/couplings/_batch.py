@@ -33,9 +33,9 @@ def centred_pair(x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pair_cost(noise: Tensor, data: Tensor) -> Matrix:
-    r"""Return :math:`-2 \langle x_1^i, x_0^j \rangle` for rows `i` of the data and `j` of the noise.
+    r"""Return $-2 \langle x_1^i, x_0^j \rangle$ for rows `i` of the data and `j` of the noise.
 
-    This is the squared distance :math:`\lVert x_1^i - x_0^j \rVert^2` less a term for each row and one for
+    This is the squared distance $\lVert x_1^i - x_0^j \rVert^2$ less a term for each row and one for
     each column, on which no plan depends. It takes one matrix product, and of centred rows it is exact
     far from the origin too.
     """

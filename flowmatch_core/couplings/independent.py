@@ -18,7 +18,7 @@ __all__ = ["Independent"]
 class Independent(Coupling):
     """The pairs as given, independent when the noise was drawn without looking at the data.
 
-    Example:
+    Examples:
         >>> x0, x1, cond = Independent()(torch.zeros(2, 1), torch.ones(2, 1))
     """
 

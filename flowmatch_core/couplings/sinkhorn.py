@@ -18,21 +18,21 @@ __all__ = ["Sinkhorn"]
 @final
 @dataclass(frozen=True)
 class Sinkhorn(Coupling):
-    r"""Partners drawn from the plan `P` with the least :math:`\sum_{ij} P_{ij} (\lVert x_1^i - x_0^j
-    \rVert^2 + \epsilon \log P_{ij})`.
+    r"""Partners drawn from the plan `P` with the least $\sum_{ij} P_{ij} (\lVert x_1^i - x_0^j
+    \rVert^2 + \epsilon \log P_{ij})$.
 
-    It lies between `MinibatchOT` (:math:`\epsilon \to 0`) and `Independent` (:math:`\epsilon \to \infty`).
+    It lies between `MinibatchOT` ($\epsilon \to 0$) and `Independent` ($\epsilon \to \infty$).
     Each row of the data draws its own partner, so a row of the noise may be taken twice or not at all; it
     is taken once on average. Like `MinibatchOT` it does not look at the conditions and runs on the CPU.
 
     References:
-        | Sinkhorn Distances: Lightspeed Computation of Optimal Transport (Cuturi, 2013),
+        - Sinkhorn Distances: Lightspeed Computation of Optimal Transport (Cuturi, 2013),
           https://arxiv.org/abs/1306.0895
 
-    Arguments:
-        reg: The regularisation :math:`\epsilon`, in units of the squared distance.
+    Args:
+        reg: The regularisation $\epsilon$, in units of the squared distance.
 
-    Example:
+    Examples:
         >>> x0, x1 = torch.tensor([[0.0], [9.0]]), torch.tensor([[10.0], [1.0]])
         >>> Sinkhorn(reg=0.1)(x0, x1, generator=torch.Generator().manual_seed(0))[0]
         tensor([[9.],

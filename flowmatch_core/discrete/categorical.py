@@ -37,7 +37,7 @@ class TokenDistribution(ABC):
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-probabilities of the tokens, minus infinity for states that are not tokens.
 
-        Arguments:
+        Args:
             x: The states, with the shape of the positions.
         """
 
@@ -57,12 +57,12 @@ class TokenDistribution(ABC):
 @final
 @dataclass(frozen=True)
 class Logits(TokenDistribution):
-    r"""Distributions given by logits :math:`\ell`, :math:`p(k) = e^{\ell_k} / \sum_j e^{\ell_j}`.
+    r"""Distributions given by logits $\ell$, $p(k) = e^{\ell_k} / \sum_j e^{\ell_j}$.
 
-    Arguments:
+    Args:
         values: The logits, with shape `(*positions, V)`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> Logits(torch.zeros(2, 4)).log_prob(torch.tensor([0, 3])).exp()
         tensor([0.2500, 0.2500])
@@ -103,10 +103,10 @@ class Probabilities(TokenDistribution):
     They are not checked when made, which would wait for the device: `is_valid` checks them, and
     `solve_ctmc` calls it.
 
-    Arguments:
+    Args:
         values: The probabilities, with shape `(*positions, V)` and sum one over the last dimension.
 
-    Example:
+    Examples:
         >>> import torch
         >>> Probabilities(torch.tensor([[0.25, 0.75]])).log_prob(torch.tensor([1])).exp()
         tensor([0.7500])
@@ -145,7 +145,7 @@ class Probabilities(TokenDistribution):
 
 
 class Denoiser(Protocol):
-    r"""Any callable `denoiser(t, x, cond)` whose result estimates :math:`p_{1|t}(x_1^i \mid x_t)` at each position.
+    r"""Any callable `denoiser(t, x, cond)` whose result estimates $p_{1|t}(x_1^i \mid x_t)$ at each position.
 
     `t` is a float, a 0-d tensor or a tensor of shape `(batch,)`; `x` holds states, with shape
     `(batch, *event)`. The result holds one distribution over the `V` tokens of the data a position.

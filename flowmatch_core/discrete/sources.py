@@ -51,10 +51,10 @@ class MaskSource(Source):
 
     A state that is not the mask must come from the data and is kept whatever a network says about it.
 
-    Arguments:
+    Args:
         vocabulary: The number of tokens of the data.
 
-    Example:
+    Examples:
         >>> MaskSource(5).sample((2, 3))
         tensor([[5, 5, 5],
                 [5, 5, 5]])
@@ -89,10 +89,10 @@ class MaskSource(Source):
 class UniformSource(Source):
     """Every position starts at a token drawn uniformly.
 
-    Arguments:
+    Args:
         vocabulary: The number of tokens of the data.
 
-    Example:
+    Examples:
         >>> UniformSource(4).probability(torch.tensor([0, 3]))
         tensor([0.2500, 0.2500], dtype=torch.float64)
     """

@@ -51,18 +51,18 @@ class ConvUNetField(Field):
     closed form.
 
     References:
-        | U-Net: Convolutional Networks for Biomedical Image Segmentation (Ronneberger et al., 2015),
+        - U-Net: Convolutional Networks for Biomedical Image Segmentation (Ronneberger et al., 2015),
           https://arxiv.org/abs/1505.04597
-        | Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
+        - Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
 
-    Arguments:
+    Args:
         channels: The number of channels of an image.
         widths: The number of channels at each level, multiples of 4.
-        cond_dim: The number :math:`c` of dimensions of the condition, 0 for none.
+        cond_dim: The number $c$ of dimensions of the condition, 0 for none.
         frequencies: The number of frequencies of the embedding of time.
         generator: The source of randomness of the initial weights.
 
-    Example:
+    Examples:
         >>> field = ConvUNetField(channels=1, widths=(16, 32), cond_dim=10)
         >>> field(0.5, torch.zeros(5, 1, 8, 8), torch.zeros(5, 10)).shape
         torch.Size([5, 1, 8, 8])

@@ -16,16 +16,16 @@ __all__ = ["Encoder", "FourierTime"]
 
 
 class FourierTime(nn.Module):
-    r"""Embed a time as :math:`(t, \cos \omega_k t, \sin \omega_k t)` with geometric frequencies :math:`\pi
-    \dots 30 \pi`.
+    r"""Embed a time as $(t, \cos \omega_k t, \sin \omega_k t)$ with geometric frequencies $\pi
+    \dots 30 \pi$.
 
     A raw `t` leaves a network nearly blind to time. The lowest frequency is half a turn on [0, 1], one to
     one with `t`; the highest is fifteen turns. All features are smooth and bounded outside [0, 1] too.
 
-    Arguments:
+    Args:
         frequencies: The number of frequencies.
 
-    Example:
+    Examples:
         >>> FourierTime(8)(torch.rand(5)).shape
         torch.Size([5, 17])
     """
@@ -47,12 +47,12 @@ class Encoder(nn.Module):
 
     Without any layer the vector stays as it is.
 
-    Arguments:
+    Args:
         inputs: The number of inputs.
         widths: The widths of the layers.
         activation: The activation.
 
-    Example:
+    Examples:
         >>> Encoder(3, widths=(16, 8))(torch.zeros(5, 3)).shape
         torch.Size([5, 8])
     """

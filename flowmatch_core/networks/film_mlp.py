@@ -29,12 +29,12 @@ __all__ = ["FiLMField", "LogitTime"]
 class LogitTime(nn.Module):
     r"""Embed a time with a finer resolution near both ends.
 
-    With :math:`u = \log \frac{t + 0.02}{1 - t + 0.02} / \log 51`, which runs from -1 to 1 like the logarithm of the
-    signal-to-noise ratio, the features are :math:`t, u`, cosine and sine of :math:`k \pi t` for `k = 1, 2, 3`
-    and of :math:`k \pi (u + 1) / 2` for `k = 1, \dots, 4`. Times outside [0, 1], where an adaptive solver may
+    With $u = \log \frac{t + 0.02}{1 - t + 0.02} / \log 51$, which runs from -1 to 1 like the logarithm of the
+    signal-to-noise ratio, the features are $t, u$, cosine and sine of $k \pi t$ for `k = 1, 2, 3`
+    and of $k \pi (u + 1) / 2$ for `k = 1, \dots, 4`. Times outside [0, 1], where an adaptive solver may
     step, count as the nearer end.
 
-    Example:
+    Examples:
         >>> LogitTime()(torch.rand(5)).shape
         torch.Size([5, 16])
     """
@@ -58,34 +58,38 @@ class FiLMField(TraceField):
     r"""A perceptron with one or two hidden layers, modulated by time and condition, with an exact divergence
     in closed form: the network of choice for densities.
 
-    .. math:: v(t, x, c) = a_t x + b_t \left( W_3\,\phi(g_2 \circ W_2\,\phi(g_1 \circ W_1 b_t x + h_1) + h_2) +
-        b_3 \right)
+    $$
+    v(t, x, c) = a_t x + b_t \left( W_3\,\phi(g_2 \circ W_2\,\phi(g_1 \circ W_1 b_t x + h_1) + h_2) +
+    b_3 \right)
+    $$
 
-    with gains :math:`g_l` and shifts :math:`h_l` linear in an embedding of time (`LogitTime`) and in one of
-    the condition (a perceptron), and the scales :math:`a_t = (2t - 1) / n_t`, :math:`b_t = n_t^{-1/2}`,
-    :math:`n_t = t^2 + (1 - t)^2` that give the inner network inputs and targets of unit variance on the
-    straight path between standardised data and standard noise. With the slopes :math:`s_l = g_l \circ \phi'`,
+    with gains $g_l$ and shifts $h_l$ linear in an embedding of time (`LogitTime`) and in one of
+    the condition (a perceptron), and the scales $a_t = (2t - 1) / n_t$, $b_t = n_t^{-1/2}$,
+    $n_t = t^2 + (1 - t)^2$ that give the inner network inputs and targets of unit variance on the
+    straight path between standardised data and standard noise. With the slopes $s_l = g_l \circ \phi'$,
 
-    .. math:: \operatorname{tr} \partial v / \partial x = d\, a_t + b_t^2\, s_2^T \left( W_2 \circ (W_1
-        W_3)^T \right) s_1 .
+    $$
+    \operatorname{tr} \partial v / \partial x = d\, a_t + b_t^2\, s_2^T \left( W_2 \circ (W_1
+    W_3)^T \right) s_1 .
+    $$
 
     A time shared by the batch is cheaper than one for each row: its modulation is computed once. The features
     of time change fast near both ends, so a likelihood wants a time grid that is dense there.
 
     References:
-        | FiLM: Visual Reasoning with a General Conditioning Layer (Perez et al., 2018), https://arxiv.org/abs/1709.07871
-        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
+        - FiLM: Visual Reasoning with a General Conditioning Layer (Perez et al., 2018), https://arxiv.org/abs/1709.07871
+        - Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
           https://arxiv.org/abs/2206.00364
 
-    Arguments:
-        event_dim: The number :math:`d` of dimensions of `x`.
+    Args:
+        event_dim: The number $d$ of dimensions of `x`.
         hidden: The widths of the one or two hidden layers.
-        cond_dim: The number :math:`c` of dimensions of the condition, 0 for none.
+        cond_dim: The number $c$ of dimensions of the condition, 0 for none.
         cond_hidden: The widths of the layers that embed the condition, none for the condition itself.
         activation: One of silu, tanh and softplus.
         generator: The source of randomness of the initial weights.
 
-    Example:
+    Examples:
         >>> field = FiLMField(event_dim=2, hidden=(64, 64), cond_dim=3)
         >>> v, div = field.velocity_and_divergence(0.5, torch.zeros(5, 2), torch.zeros(5, 3))
         >>> v.shape, div.shape

@@ -55,12 +55,12 @@ def draw_weights(
 ) -> None:
     """Draw new weights for every layer, uniform within the root of the number of inputs.
 
-    Arguments:
+    Args:
         network: The network, whose layers come from `linear` and `convolution`.
         small: The layers whose weights are ten times smaller.
         generator: The source of randomness.
 
-    Example:
+    Examples:
         >>> layer = linear(100, 3)
         >>> draw_weights(layer, small=[layer])
         >>> bool(layer.weight.abs().max() <= 0.01)
@@ -77,21 +77,21 @@ def draw_weights(
 
 
 class Modulation(nn.Module):
-    r"""Compute the gain :math:`1 + g` and the shift :math:`b` of each channel, with `(g, b)` linear in the
+    r"""Compute the gain $1 + g$ and the shift $b$ of each channel, with `(g, b)` linear in the
     embeddings of time and condition.
 
     A time shared by the batch gives gains and shifts of shape `(channels,)`, computed once; otherwise they
     are `(batch, channels)`.
 
     References:
-        | FiLM: Visual Reasoning with a General Conditioning Layer (Perez et al., 2018), https://arxiv.org/abs/1709.07871
+        - FiLM: Visual Reasoning with a General Conditioning Layer (Perez et al., 2018), https://arxiv.org/abs/1709.07871
 
-    Arguments:
+    Args:
         channels: The number of channels to modulate.
         time_features: The size of the embedding of time.
         cond_features: The size of the embedding of the condition, 0 for none.
 
-    Example:
+    Examples:
         >>> gain, shift = Modulation(channels=8, time_features=3)(torch.zeros(3), None)
         >>> gain.shape, shift.shape
         (torch.Size([8]), torch.Size([8]))
@@ -134,24 +134,24 @@ def check_cond(x: Tensor, cond: Tensor | None, cond_dim: int) -> None:
 
 
 def precondition(t: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return :math:`a_t = (2t - 1) / n_t` and :math:`b_t = n_t^{-1/2}`, where :math:`n_t = t^2 + (1 - t)^2`.
+    r"""Return $a_t = (2t - 1) / n_t$ and $b_t = n_t^{-1/2}$, where $n_t = t^2 + (1 - t)^2$.
 
-    On the straight path between standardised data and standard noise, :math:`x_t` has variance :math:`n_t`,
-    :math:`a_t x_t` is the best linear guess of the velocity :math:`x_1 - x_0`, and :math:`b_t` is the
-    standard deviation of what is left. A field :math:`v = a_t x + b_t\, u(t, b_t x)` hence leaves to its
+    On the straight path between standardised data and standard noise, $x_t$ has variance $n_t$,
+    $a_t x_t$ is the best linear guess of the velocity $x_1 - x_0$, and $b_t$ is the
+    standard deviation of what is left. A field $v = a_t x + b_t\, u(t, b_t x)$ hence leaves to its
     network `u` inputs and targets of unit variance at every time. Both are smooth for all real `t`.
 
     References:
-        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), section 5,
+        - Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), section 5,
           https://arxiv.org/abs/2206.00364
 
-    Arguments:
+    Args:
         t: The time, with shape `()` or `(batch,)`.
 
     Returns:
         Both, each with shape `(1,)` or `(batch, 1)`.
 
-    Example:
+    Examples:
         >>> precondition(torch.tensor(1.0))
         (tensor([1.]), tensor([1.]))
     """

@@ -21,25 +21,27 @@ __all__ = ["MLPField"]
 
 @final
 class MLPField(TraceField):
-    r"""A multilayer perceptron :math:`v(t, x, c)` with a Fourier embedding of time and, up to two hidden
+    r"""A multilayer perceptron $v(t, x, c)$ with a Fourier embedding of time and, up to two hidden
     layers, an exact divergence in closed form.
 
-    With :math:`v = W_3\,\phi(W_2\,\phi(W_1 x + b(t, c)) + b_2) + b_3` and the slopes :math:`s_l = \phi'` of
+    With $v = W_3\,\phi(W_2\,\phi(W_1 x + b(t, c)) + b_2) + b_3$ and the slopes $s_l = \phi'$ of
     the layers,
 
-    .. math:: \operatorname{tr} \partial v / \partial x = s_2^T \left( W_2 \circ (W_1 W_3)^T \right) s_1 ,
+    $$
+    \operatorname{tr} \partial v / \partial x = s_2^T \left( W_2 \circ (W_1 W_3)^T \right) s_1 ,
+    $$
 
-    and :math:`\sum_h s_h (W_1 W_2)_{hh}` with one hidden layer: no loop over dimensions, no noise.
+    and $\sum_h s_h (W_1 W_2)_{hh}$ with one hidden layer: no loop over dimensions, no noise.
 
-    Arguments:
-        event_dim: The number :math:`d` of dimensions of `x`.
+    Args:
+        event_dim: The number $d$ of dimensions of `x`.
         hidden: The widths of the hidden layers.
-        cond_dim: The number :math:`c` of dimensions of the condition, 0 for none.
+        cond_dim: The number $c$ of dimensions of the condition, 0 for none.
         frequencies: The number of frequencies of the embedding of time.
         activation: One of silu, tanh and softplus.
         generator: The source of randomness of the initial weights.
 
-    Example:
+    Examples:
         >>> field = MLPField(event_dim=2, hidden=(64, 64), cond_dim=3)
         >>> field(0.5, torch.zeros(5, 2), torch.zeros(5, 3)).shape
         torch.Size([5, 2])

@@ -27,24 +27,24 @@ __all__ = ["NoisePrediction"]
 
 @final
 class NoisePrediction(Field):
-    r"""The noise :math:`\epsilon_t(x) = \frac{\sigma_t}{n_t^2} x + \frac{\alpha_t}{n_t} f(t, x / n_t, c)`,
-    :math:`n_t^2 = \alpha_t^2 + \sigma_t^2`, of a network f.
+    r"""The noise $\epsilon_t(x) = \frac{\sigma_t}{n_t^2} x + \frac{\alpha_t}{n_t} f(t, x / n_t, c)$,
+    $n_t^2 = \alpha_t^2 + \sigma_t^2$, of a network f.
 
     The first part is the best linear guess for data of unit variance, the second has the size of what is left. The
-    data that it stands for, :math:`(x - \sigma_t \epsilon) / \alpha_t`, hence have the error of f at any time. A
-    network that predicts the noise itself has :math:`1 / \alpha_t` times its error there, 150 times at the start of
+    data that it stands for, $(x - \sigma_t \epsilon) / \alpha_t$, hence have the error of f at any time. A
+    network that predicts the noise itself has $1 / \alpha_t$ times its error there, 150 times at the start of
     `VP`, and a bootstrap feeds that back: trained for a few thousand steps it diverges. On a path with n = 1 the
-    network f predicts :math:`\alpha \epsilon - \sigma x_1`, the v of Salimans and Ho.
+    network f predicts $\alpha \epsilon - \sigma x_1$, the v of Salimans and Ho.
 
     References:
-        | Progressive Distillation for Fast Sampling of Diffusion Models (Salimans & Ho, 2022),
+        - Progressive Distillation for Fast Sampling of Diffusion Models (Salimans & Ho, 2022),
           https://arxiv.org/abs/2202.00512
 
-    Arguments:
+    Args:
         network: The network f, any callable like a velocity field.
         path: The path of the diffusion.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.paths import VP
         >>> NoisePrediction(lambda t, x, cond: 0 * x, VP())(0.0, torch.ones(1, 1)).round(decimals=3)  # pure noise
         tensor([[1.]])

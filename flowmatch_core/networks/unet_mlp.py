@@ -19,7 +19,7 @@ __all__ = ["UNetMLPField"]
 
 
 class _Block(nn.Module):
-    r"""Compute :math:`\operatorname{mish}(g \circ \operatorname{norm}(W h + w) + b) + S h`."""
+    r"""Compute $\operatorname{mish}(g \circ \operatorname{norm}(W h + w) + b) + S h$."""
 
     def __init__(self, inputs: int, outputs: int, time_features: int, cond_features: int) -> None:
         super().__init__()
@@ -46,18 +46,18 @@ class UNetMLPField(Field):
     divergence has no closed form.
 
     References:
-        | Temporal Difference Flows (Farebrother et al., 2025), appendix C.3.1, https://arxiv.org/abs/2503.09817
+        - Temporal Difference Flows (Farebrother et al., 2025), appendix C.3.1, https://arxiv.org/abs/2503.09817
 
-    Arguments:
+    Args:
         event_dim: The number of dimensions of `x`.
         stages: The widths of the stages on the way down.
         blocks: The number of blocks of a stage.
-        cond_dim: The number :math:`c` of dimensions of the condition, 0 for none.
+        cond_dim: The number $c$ of dimensions of the condition, 0 for none.
         cond_hidden: The widths of the layers that embed the condition.
         time_width: The number of sinusoids of time, and the width of the two layers that embed them.
         generator: The source of randomness of the initial weights.
 
-    Example:
+    Examples:
         >>> field = UNetMLPField(event_dim=2, stages=(64, 32), cond_dim=3, cond_hidden=(32,), time_width=16)
         >>> field(0.5, torch.zeros(5, 2), torch.zeros(5, 3)).shape
         torch.Size([5, 2])

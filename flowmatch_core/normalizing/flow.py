@@ -20,29 +20,31 @@ __all__ = ["DiscreteTimeFlow"]
 
 @final
 class DiscreteTimeFlow(Flow):
-    r"""The distribution of :math:`x = \mu + s\, (f_K \circ \dots \circ f_1)(z)` with :math:`z \sim N(0, I)`.
+    r"""The distribution of $x = \mu + s\, (f_K \circ \dots \circ f_1)(z)$ with $z \sim N(0, I)$.
 
-    .. math:: \log p(x) = \log N(z; 0, I) - \sum_k \log \left| \det \frac{\partial f_k}{\partial z_{k-1}} \right|
-              - \sum \log |s|
+    $$
+    \log p(x) = \log N(z; 0, I) - \sum_k \log \left| \det \frac{\partial f_k}{\partial z_{k-1}} \right|
+    - \sum \log |s|
+    $$
 
     It is sampled and scored like a `ContinuousFlow`, and trained by `-flow.log_prob(x).mean()`. The layers
     are zuko's, or transforms that work with them.
 
     References:
-        | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
-        | Normalizing Flows for Probabilistic Modeling and Inference (Papamakarios et al., 2021),
+        - Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
+        - Normalizing Flows for Probabilistic Modeling and Inference (Papamakarios et al., 2021),
           https://arxiv.org/abs/1912.02762
 
-    Arguments:
+    Args:
         kind: The architecture, such as `MAF()`.
         event_dim: The number of dimensions of `x`.
         cond_dim: The number of dimensions of the condition, 0 for none.
-        loc: The location :math:`\mu`, which broadcasts to `(event_dim,)`; 0 by default. Most architectures
+        loc: The location $\mu$, which broadcasts to `(event_dim,)`; 0 by default. Most architectures
             want standardised data, and some are invertible near the origin only.
-        scale: The scale :math:`s`, likewise; 1 by default.
+        scale: The scale $s$, likewise; 1 by default.
         generator: The source of randomness of the initial weights.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.normalizing import MAF
         >>> flow = DiscreteTimeFlow(MAF(transforms=2), event_dim=2, cond_dim=3)
         >>> flow.sample((10,), cond=torch.zeros(5, 3)).shape
@@ -102,7 +104,7 @@ class DiscreteTimeFlow(Flow):
     ) -> Tensor:
         """Draw samples, without gradients.
 
-        Arguments:
+        Args:
             sample_shape: The shape of the draws.
             cond: The conditions, with shape `(*batch, c)`; each gets `sample_shape` draws.
             generator: The source of randomness.
@@ -131,7 +133,7 @@ class DiscreteTimeFlow(Flow):
     ) -> Tensor:
         """Return the log-density in nats.
 
-        Arguments:
+        Args:
             value: The points, with shape `(*batch, event_dim)`.
             cond: The conditions, with shape `(*batch, c)` or one that broadcasts to it.
             generator: Not used, as nothing is drawn; here for the interface of `ContinuousFlow`.

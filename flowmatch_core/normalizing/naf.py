@@ -21,22 +21,22 @@ __all__ = ["NAF"]
 @final
 @dataclass(frozen=True)
 class NAF(Architecture):
-    r"""A stack of autoregressive layers :math:`z_i = g(x_i; h(x_{<i}))` with monotonic networks `g`, like MAF-DDSF.
+    r"""A stack of autoregressive layers $z_i = g(x_i; h(x_{<i}))$ with monotonic networks `g`, like MAF-DDSF.
 
     The weights of `g` are positive; what depends on the other dimensions enters as a signal `h`, where the
     deep dense sigmoidal flow (DDSF) of the paper makes it the weights. A density takes one pass a layer, a
     sample a bisection for every dimension.
 
     References:
-        | Neural Autoregressive Flows (Huang et al., 2018), https://arxiv.org/abs/1804.00779
+        - Neural Autoregressive Flows (Huang et al., 2018), https://arxiv.org/abs/1804.00779
 
-    Arguments:
+    Args:
         transforms: The number of layers.
         hidden: The widths of the hidden layers of the networks of `h`.
         signal: The number of dimensions of `h`.
         monotonic: The widths of the hidden layers of `g`, even numbers.
 
-    Example:
+    Examples:
         >>> NAF(transforms=2)
         NAF(transforms=2, hidden=(64, 64), signal=16, monotonic=(64, 64))
     """

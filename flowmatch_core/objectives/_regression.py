@@ -56,7 +56,7 @@ def residual(
     data: Tensor,
     sigma: Callable[[Time], Tensor],
 ) -> Tensor:
-    r"""Return the prediction minus its target, and for the score :math:`-\sigma_t s - x_0`: finite at `t = 1`."""
+    r"""Return the prediction minus its target, and for the score $-\sigma_t s - x_0$: finite at `t = 1`."""
     check_shape("the result of field", value, data.shape)
     if prediction == "score":
         return -expand_time(sigma(t), data) * value - noise

@@ -42,8 +42,10 @@ def nll_loss(
 ) -> Tensor:
     r"""Return the negative log-likelihood of the flow of a field, averaged over the batch, in nats.
 
-    .. math:: -\frac1n \sum_i \Bigl[\log N(x_0^{(i)}; 0, \sigma_0^2 I)
-              - \int_0^1 \nabla \cdot v_\theta(t, x_t^{(i)}, c)\, dt\Bigr]
+    $$
+    -\frac1n \sum_i \Bigl[\log N(x_0^{(i)}; 0, \sigma_0^2 I)
+    - \int_0^1 \nabla \cdot v_\theta(t, x_t^{(i)}, c)\, dt\Bigr]
+    $$
 
     - `backprop` differentiates a solve of fixed steps: the gradient is that of the value, step for step, at a
       memory that grows with the steps. Too few of them teach the field to exploit their error.
@@ -55,11 +57,11 @@ def nll_loss(
     that costs one.
 
     References:
-        | Neural Ordinary Differential Equations (Chen et al., 2018), https://arxiv.org/abs/1806.07366
-        | FFJORD: Free-form Continuous Dynamics (Grathwohl et al., 2019), https://arxiv.org/abs/1810.01367
+        - Neural Ordinary Differential Equations (Chen et al., 2018), https://arxiv.org/abs/1806.07366
+        - FFJORD: Free-form Continuous Dynamics (Grathwohl et al., 2019), https://arxiv.org/abs/1810.01367
 
-    Arguments:
-        field: The velocity field :math:`v_\theta`; for adjoint a module, whose parameters are those to learn.
+    Args:
+        field: The velocity field $v_\theta$; for adjoint a module, whose parameters are those to learn.
         x1: The data, with shape `(batch, *event)`.
         cond: The conditions, with shape `(batch, c)`.
         method: One of backprop and adjoint.
@@ -70,11 +72,11 @@ def nll_loss(
         atol: The absolute tolerance of adjoint.
         divergence: One of auto, exact and hutchinson.
         probes: The number of probes of hutchinson.
-        base_scale: The scale :math:`\sigma_0` of the noise.
+        base_scale: The scale $\sigma_0$ of the noise.
         max_steps: How many steps adjoint may try before it is a `SolverError`.
         generator: The source of randomness of the probes.
 
-    Example:
+    Examples:
         >>> nll_loss(lambda t, x, cond: x, torch.zeros(4, 2))  # 2 + log(2 pi)
         tensor(3.8379)
     """

@@ -20,25 +20,30 @@ __all__ = ["GaussianMixture"]
 class GaussianMixture:
     r"""A Gaussian mixture, with its exact density, velocity and score along an affine path.
 
-    .. math:: m_t(x) = \sum_n w_n N(x; \alpha_t\mu_n, C_n), \qquad C_n = \alpha_t^2\Sigma_n + \sigma_t^2 I
+    $$
+    m_t(x) = \sum_n w_n N(x; \alpha_t\mu_n, C_n), \qquad C_n = \alpha_t^2\Sigma_n + \sigma_t^2 I
+    $$
 
-    .. math:: v_t(x) = \sum_n \rho_n(x)\,\bigl[\dot\alpha_t\mu_n
-        + (\alpha_t\dot\alpha_t\Sigma_n + \sigma_t\dot\sigma_t I)\,C_n^{-1}(x - \alpha_t\mu_n)\bigr],
-        \qquad \rho_n \propto w_n N(x; \alpha_t\mu_n, C_n)
+    $$
+    v_t(x) = \sum_n \rho_n(x)\,\bigl[\dot\alpha_t\mu_n
+    + (\alpha_t\dot\alpha_t\Sigma_n + \sigma_t\dot\sigma_t I)\,C_n^{-1}(x - \alpha_t\mu_n)\bigr],
+    \qquad \rho_n \propto w_n N(x; \alpha_t\mu_n, C_n)
+    $$
 
-    One mixture can hold a row per condition: ``means`` is ``(*rows, n, d)``, while ``weights`` ``(n,)`` and
-    ``covariances`` ``(n, d, d)`` are shared. Points are ``(*samples, *rows, d)``, times
-    ``(*rows,)`` or a number.
-    ``mean`` and ``second_moment`` may be given where the mixture truncates a series whose moments are known.
+    One mixture can hold a row per condition: `means` is `(*rows, n, d)`, while `weights` `(n,)` and
+    `covariances` `(n, d, d)` are shared. Points are `(*samples, *rows, d)`, times
+    `(*rows,)` or a number.
+    `mean` and `second_moment` may be given where the mixture truncates a series whose moments are known.
 
     Reference: Farebrother et al., Temporal Difference Flows, ICML 2025 (the mixture velocity of Lemma 1).
 
-    >>> g = torch.Generator().manual_seed(0)
-    >>> m = GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-2.0], [2.0]]), torch.ones(2, 1, 1))
-    >>> m.sample(3, generator=g).shape, m.log_prob(torch.zeros(5, 1)).shape
-    (torch.Size([3, 1]), torch.Size([5]))
-    >>> m.velocity(0.0, torch.ones(5, 1)).flatten()      # at t=0 the velocity is E[X] - x
-    tensor([-1., -1., -1., -1., -1.])
+    Examples:
+        >>> g = torch.Generator().manual_seed(0)
+        >>> m = GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-2.0], [2.0]]), torch.ones(2, 1, 1))
+        >>> m.sample(3, generator=g).shape, m.log_prob(torch.zeros(5, 1)).shape
+        (torch.Size([3, 1]), torch.Size([5]))
+        >>> m.velocity(0.0, torch.ones(5, 1)).flatten()      # at t=0 the velocity is E[X] - x
+        tensor([-1., -1., -1., -1., -1.])
     """
 
     def __init__(
@@ -62,28 +67,28 @@ class GaussianMixture:
         self._mean, self._second_moment = mean, second_moment
 
     def with_means(self, means: Tensor) -> GaussianMixture:
-        """The same weights and covariances around other means ``(*rows, n, d)``."""
+        """The same weights and covariances around other means `(*rows, n, d)`."""
         other = copy.copy(self)
         other.means, other._mean, other._second_moment = means, None, None
         return other
 
     @property
     def mean(self) -> Tensor:
-        """E[X], ``(*rows, d)``."""
+        """E[X], `(*rows, d)`."""
         if self._mean is not None:
             return self._mean
         return torch.einsum("n,...nd->...d", self.weights, self.means)
 
     @property
     def second_moment(self) -> Tensor:
-        """E[X X^T], ``(*rows, d, d)``."""
+        """E[X X^T], `(*rows, d, d)`."""
         if self._second_moment is not None:
             return self._second_moment
         outer = torch.einsum("n,...nd,...ne->...de", self.weights, self.means, self.means)
         return outer + torch.einsum("n,nde->de", self.weights, self.covariances)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` independent draws for every row, ``(n, *rows, d)``."""
+        """`n` independent draws for every row, `(n, *rows, d)`."""
         rows, (components, d) = self.means.shape[:-2], self.means.shape[-2:]
         device = self.means.device
         chosen = torch.multinomial(self.weights, n * math.prod(rows), replacement=True, generator=generator)
@@ -95,7 +100,7 @@ class GaussianMixture:
         return flat[row, chosen].view(n, *rows, d) + spread
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log m(x) in nats, ``(*samples, *rows)``."""
+        """log m(x) in nats, `(*samples, *rows)`."""
         one, zero = x.new_ones(()), x.new_zeros(())
 
         def density(x: Tensor, means: Tensor, t: Tensor) -> Tensor:
@@ -104,7 +109,7 @@ class GaussianMixture:
         return self._in_chunks(density, x, one)
 
     def marginal_log_prob(self, t: Time, x: Tensor, path: AffinePath = CondOT()) -> Tensor:
-        """log m_t(x), the density of the path's marginal at time t, ``(*samples, *rows)``."""
+        """log m_t(x), the density of the path's marginal at time t, `(*samples, *rows)`."""
 
         def density(x: Tensor, means: Tensor, t: Tensor) -> Tensor:
             return self._joint(x, means, path.alpha(t), path.sigma(t))[0].logsumexp(-1)
@@ -112,7 +117,7 @@ class GaussianMixture:
         return self._in_chunks(density, x, time_rows(t, x))
 
     def velocity(self, t: Time, x: Tensor, path: AffinePath = CondOT()) -> Tensor:
-        """The path's marginal velocity v_t(x), like ``x``; finite at t=0 and t=1."""
+        """The path's marginal velocity v_t(x), like `x`; finite at t=0 and t=1."""
 
         def velocity(x: Tensor, means: Tensor, t: Tensor) -> Tensor:
             alpha, sigma, d_alpha = path.alpha(t), path.sigma(t), path.d_alpha(t)
@@ -124,7 +129,7 @@ class GaussianMixture:
         return self._in_chunks(velocity, x, time_rows(t, x))
 
     def score(self, t: Time, x: Tensor, path: AffinePath = CondOT()) -> Tensor:
-        """The gradient of log m_t(x) in x, like ``x``."""
+        """The gradient of log m_t(x) in x, like `x`."""
 
         def score(x: Tensor, means: Tensor, t: Tensor) -> Tensor:
             joint, offset, variance = self._joint(x, means, path.alpha(t), path.sigma(t))
@@ -133,7 +138,7 @@ class GaussianMixture:
         return self._in_chunks(score, x, time_rows(t, x))
 
     def velocity_field(self, path: AffinePath = CondOT()) -> VelocityField:
-        """The velocity as a field ``field(t, x, cond=None)``, for which ``cond`` means nothing."""
+        """The velocity as a field `field(t, x, cond=None)`, for which `cond` means nothing."""
 
         def field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
             return self.velocity(t, x, path)
@@ -149,7 +154,7 @@ class GaussianMixture:
         return self.weights.log() + log_normal, offset, variance
 
     def _in_chunks(self, function: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
-        """``function(x, means, t)`` over slices of the leading dimension, none of them larger than CHUNK."""
+        """`function(x, means, t)` over slices of the leading dimension, none of them larger than CHUNK."""
         n, d = self.means.shape[-2:]
         shape = np.broadcast_shapes(x.shape[:-1], self.means.shape[:-2], t.shape)
         if not shape:

@@ -22,26 +22,31 @@ __all__ = ["LinearGaussianMDP"]
 class LinearGaussianMDP:
     r"""Linear dynamics with Gaussian noise under a linear policy: successor measure and values.
 
-    .. math:: s' = A s + B a + c + w, \quad w \sim N(0, W), \quad a = K s + k
+    $$
+    s' = A s + B a + c + w, \quad w \sim N(0, W), \quad a = K s + k
+    $$
 
-    With :math:`F = A + BK` and :math:`f = Bk + c`, the n-th next state is Gaussian,
+    With $F = A + BK$ and $f = Bk + c$, the n-th next state is Gaussian,
 
-    .. math:: \mu_1 = A s + B a + c, \; \Sigma_1 = W, \qquad
-        \mu_{n+1} = F\mu_n + f, \; \Sigma_{n+1} = F\Sigma_n F^\top + W
+    $$
+    \mu_1 = A s + B a + c, \; \Sigma_1 = W, \qquad
+    \mu_{n+1} = F\mu_n + f, \; \Sigma_{n+1} = F\Sigma_n F^\top + W
+    $$
 
     and the successor measure, whose first sample is the NEXT state, is
-    :math:`m(\cdot|s,a) = \sum_{n\ge 1} (1-\gamma)\gamma^{n-1} N(\mu_n, \Sigma_n)`.
+    $m(\cdot|s,a) = \sum_{n\ge 1} (1-\gamma)\gamma^{n-1} N(\mu_n, \Sigma_n)$.
 
-    Shapes: ``A`` (d, d), ``B`` (d, p), ``c`` (d,), ``W`` (d, d), ``K`` (p, d), ``k`` (p,); states
-    ``(*rows, d)``, actions ``(*rows, p)``. An action of ``None`` means the policy's.
+    Shapes: `A` (d, d), `B` (d, p), `c` (d,), `W` (d, d), `K` (p, d), `k` (p,); states
+    `(*rows, d)`, actions `(*rows, p)`. An action of `None` means the policy's.
 
-    >>> I = torch.eye(2)
-    >>> mdp = LinearGaussianMDP(A=0.9 * I, B=I, c=torch.zeros(2), W=0.01 * I, K=-0.1 * I, k=torch.zeros(2))
-    >>> m = mdp.successor(torch.ones(5, 2), None, gamma=0.5)
-    >>> m.mean[0]                                            # (1 - 0.5) 0.8 / (1 - 0.5 * 0.8)
-    tensor([0.6667, 0.6667])
-    >>> m.sample(7, generator=torch.Generator().manual_seed(0)).shape
-    torch.Size([7, 5, 2])
+    Examples:
+        >>> I = torch.eye(2)
+        >>> mdp = LinearGaussianMDP(A=0.9 * I, B=I, c=torch.zeros(2), W=0.01 * I, K=-0.1 * I, k=torch.zeros(2))
+        >>> m = mdp.successor(torch.ones(5, 2), None, gamma=0.5)
+        >>> m.mean[0]                                            # (1 - 0.5) 0.8 / (1 - 0.5 * 0.8)
+        tensor([0.6667, 0.6667])
+        >>> m.sample(7, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([7, 5, 2])
     """
 
     A: Tensor
@@ -79,8 +84,8 @@ class LinearGaussianMDP:
     ) -> GaussianMixture:
         """The successor measure of every row.
 
-        The mass gamma^N <= ``tolerance`` beyond the N-th step is put on the stationary law, or on step N
-        where there is none; ``mean`` and ``second_moment`` are those of the whole series.
+        The mass gamma^N <= `tolerance` beyond the N-th step is put on the stationary law, or on step N
+        where there is none; `mean` and `second_moment` are those of the whole series.
         """
         powers, offsets, mixture = self._table(gamma, tolerance)
         first = self._next_mean(state, action)
@@ -95,14 +100,15 @@ class LinearGaussianMDP:
         *,
         tolerance: float = 1e-6,
     ) -> VelocityField:
-        """The exact velocity as a field ``field(t, x, cond)``: a stand-in for a trained network.
+        """The exact velocity as a field `field(t, x, cond)`: a stand-in for a trained network.
 
-        ``cond`` is ``cat([state, action])``, or the state alone for the policy's action.
+        `cond` is `cat([state, action])`, or the state alone for the policy's action.
 
-        >>> I = torch.eye(1)
-        >>> mdp = LinearGaussianMDP(A=I, B=I, c=torch.ones(1), W=I, K=-I, k=torch.zeros(1))
-        >>> mdp.velocity_field(gamma=0.9)(0.0, torch.full((3, 1), -2.0), torch.zeros(3, 1)).mean()
-        tensor(3.0000)
+        Examples:
+            >>> I = torch.eye(1)
+            >>> mdp = LinearGaussianMDP(A=I, B=I, c=torch.ones(1), W=I, K=-I, k=torch.zeros(1))
+            >>> mdp.velocity_field(gamma=0.9)(0.0, torch.full((3, 1), -2.0), torch.zeros(3, 1)).mean()
+            tensor(3.0000)
         """
         powers, offsets, mixture = self._table(gamma, tolerance)
         (n, d), p = offsets.shape, self.B.shape[-1]
@@ -124,19 +130,19 @@ class LinearGaussianMDP:
     def value_linear(
         self, state: Tensor, action: Tensor | None, gamma: float, *, weight: Tensor, offset: float = 0.0
     ) -> Tensor:
-        """Q of the reward r(x) = weight . x + offset, ``(*rows,)``."""
+        """Q of the reward r(x) = weight . x + offset, `(*rows,)`."""
         return (self._moments(self._next_mean(state, action), gamma)[0] @ weight + offset) / (1 - gamma)
 
     def value_quadratic(self, state: Tensor, action: Tensor | None, gamma: float, *, matrix: Tensor) -> Tensor:
-        """Q of the reward r(x) = x^T matrix x, ``(*rows,)``."""
+        """Q of the reward r(x) = x^T matrix x, `(*rows,)`."""
         second_moment = self._moments(self._next_mean(state, action), gamma)[1]
         return torch.einsum("de,...de->...", matrix, second_moment) / (1 - gamma)
 
     def value_bump(self, state: Tensor, action: Tensor | None, gamma: float, *, goal: Tensor, spread: Tensor) -> Tensor:
-        r"""Q of the reward :math:`r(x) = \exp(-\frac12 (x-g)^\top\Lambda^{-1}(x-g))`, ``(*rows,)``.
+        r"""Q of the reward $r(x) = \exp(-\frac12 (x-g)^\top\Lambda^{-1}(x-g))$, `(*rows,)`.
 
-        The expected bump is a convolution: the density at the goal :math:`g` of the mixture widened by the
-        spread :math:`\Lambda`, times the bump's integral.
+        The expected bump is a convolution: the density at the goal $g$ of the mixture widened by the
+        spread $\Lambda$, times the bump's integral.
         """
         m = self.successor(state, action, gamma)
         widened = GaussianMixture(m.weights, m.means, m.covariances + spread)
@@ -202,7 +208,7 @@ def _spectral_radius(F: Tensor, gamma: float) -> float:
 
 
 def _discounted_lyapunov(F: Tensor, source: Tensor, gamma: float) -> Tensor:
-    """U with U - gamma F U F^T = source, ``(*rows, d, d)``."""
+    """U with U - gamma F U F^T = source, `(*rows, d, d)`."""
     operator = torch.eye(F.numel(), dtype=F.dtype, device=F.device) - gamma * torch.kron(F, F)
     solution: Tensor = torch.linalg.solve(operator, source.flatten(-2).unsqueeze(-1))
     return solution.view_as(source)

@@ -30,53 +30,53 @@ class PathSample:
 
 
 class AffinePath(ABC):
-    r"""The path :math:`x_t = \alpha_t x_1 + \sigma_t x_0` from noise `x0` to data `x1`.
+    r"""The path $x_t = \alpha_t x_1 + \sigma_t x_0$ from noise `x0` to data `x1`.
 
     A member gives `alpha`, `sigma`, their derivatives and the inverse of their ratio. Each takes a time of
-    any shape (or a float, computed in float64) and returns a tensor of that shape. :math:`\sigma_t` should
-    be exactly zero where its formula is, and :math:`\alpha_t / \sigma_t` should increase.
+    any shape (or a float, computed in float64) and returns a tensor of that shape. $\sigma_t$ should
+    be exactly zero where its formula is, and $\alpha_t / \sigma_t$ should increase.
 
     References:
-        | Flow Matching for Generative Modeling (Lipman et al., 2023), https://arxiv.org/abs/2210.02747
+        - Flow Matching for Generative Modeling (Lipman et al., 2023), https://arxiv.org/abs/2210.02747
     """
 
     @abstractmethod
     def alpha(self, t: Time) -> Tensor:
-        r"""Return :math:`\alpha_t`, the weight of the data."""
+        r"""Return $\alpha_t$, the weight of the data."""
 
     @abstractmethod
     def sigma(self, t: Time) -> Tensor:
-        r"""Return :math:`\sigma_t`, the weight of the noise."""
+        r"""Return $\sigma_t$, the weight of the noise."""
 
     @abstractmethod
     def d_alpha(self, t: Time) -> Tensor:
-        r"""Return :math:`\dot\alpha_t`."""
+        r"""Return $\dot\alpha_t$."""
 
     @abstractmethod
     def d_sigma(self, t: Time) -> Tensor:
-        r"""Return :math:`\dot\sigma_t`, which may be infinite where :math:`\sigma_t = 0`."""
+        r"""Return $\dot\sigma_t$, which may be infinite where $\sigma_t = 0$."""
 
     @abstractmethod
     def sigma_d_sigma(self, t: Time) -> Tensor:
-        r"""Return :math:`\sigma_t \dot\sigma_t`, half the derivative of the variance: finite at both ends."""
+        r"""Return $\sigma_t \dot\sigma_t$, half the derivative of the variance: finite at both ends."""
 
     @abstractmethod
     def time_of_ratio(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        r"""Return the time at which :math:`\alpha_t : \sigma_t` is the ratio of the arguments, neither negative.
+        r"""Return the time at which $\alpha_t : \sigma_t$ is the ratio of the arguments, neither negative.
 
         A ratio that the path does not reach gives the end that is nearest to it.
         """
 
     def angle(self, t: Time) -> Tensor:
-        r"""Return :math:`\theta_t = \operatorname{atan2}(\alpha_t, \sigma_t)`, from 0 at pure noise to
-        :math:`\pi / 2` at pure data; :math:`\tan^2 \theta_t` is the signal-to-noise ratio.
+        r"""Return $\theta_t = \operatorname{atan2}(\alpha_t, \sigma_t)$, from 0 at pure noise to
+        $\pi / 2$ at pure data; $\tan^2 \theta_t$ is the signal-to-noise ratio.
         """
         return torch.atan2(self.alpha(t), self.sigma(t))
 
     def time_of_angle(self, angle: Tensor) -> Tensor:
         """Return the time at which the path has an angle, or the end that is nearest to it.
 
-        Example:
+        Examples:
             >>> from flowmatch_core.paths import CondOT
             >>> CondOT().time_of_angle(torch.tensor([0.0, 0.7854]))
             tensor([0.0000, 0.5000])
@@ -85,15 +85,15 @@ class AffinePath(ABC):
         return self.time_of_ratio(torch.sin(angle), torch.cos(angle).clamp_min(0))
 
     def sample(self, x0: Tensor, x1: Tensor, t: Time) -> PathSample:
-        r"""Return the point :math:`\alpha_t x_1 + \sigma_t x_0` and its velocity :math:`\dot\alpha_t x_1 +
-        \dot\sigma_t x_0`.
+        r"""Return the point $\alpha_t x_1 + \sigma_t x_0$ and its velocity $\dot\alpha_t x_1 +
+        \dot\sigma_t x_0$.
 
-        Arguments:
+        Args:
             x0: The noise, with shape `(batch, *event)`.
             x1: The data, with the same shape.
             t: The time, a float, 0-d or `(batch,)`.
 
-        Example:
+        Examples:
             >>> from flowmatch_core.paths import CondOT
             >>> CondOT().sample(torch.zeros(2, 1), torch.ones(2, 1), 0.25).x_t
             tensor([[0.2500],
@@ -108,14 +108,14 @@ class AffinePath(ABC):
         )
 
     def conditional_velocity(self, t: Time, x: Tensor, x1: Tensor) -> Tensor:
-        r"""Return :math:`u_t(x \mid x_1) = \dot\alpha_t x_1 + \dot\sigma_t (x - \alpha_t x_1) / \sigma_t`.
+        r"""Return $u_t(x \mid x_1) = \dot\alpha_t x_1 + \dot\sigma_t (x - \alpha_t x_1) / \sigma_t$.
 
-        Where :math:`\sigma_t = 0` (`t = 1` on a path that ends in the data) `x` says nothing about the
-        noise, so :math:`u_t` has no limit there. The noise is then replaced by its mean, zero: the value
-        :math:`\dot\alpha_t x_1` is the average velocity :math:`E[\dot x_t \mid x_1]`, is finite, and is the
-        limit along the centre :math:`x = \alpha_t x_1` of the path.
+        Where $\sigma_t = 0$ (`t = 1` on a path that ends in the data) `x` says nothing about the
+        noise, so $u_t$ has no limit there. The noise is then replaced by its mean, zero: the value
+        $\dot\alpha_t x_1$ is the average velocity $E[\dot x_t \mid x_1]$, is finite, and is the
+        limit along the centre $x = \alpha_t x_1$ of the path.
 
-        Arguments:
+        Args:
             t: The time, a float, 0-d or `(batch,)`.
             x: The point, with shape `(batch, *event)`.
             x1: The data, with the same shape.
@@ -123,17 +123,17 @@ class AffinePath(ABC):
         return self.convert(x1, t, x, source="data", target="velocity")
 
     def convert(self, value: Tensor, t: Time, x: Tensor, source: Quantity, target: Quantity) -> Tensor:
-        r"""Turn a prediction of one quantity at `(t, x)` into another: :math:`a_t x + b_t\,\text{value}` with
+        r"""Turn a prediction of one quantity at `(t, x)` into another: $a_t x + b_t\,\text{value}$ with
         the `coefficients` of the pair.
 
-        Arguments:
+        Args:
             value: The prediction, with shape `(batch, *event)`.
             t: The time, a float, 0-d or `(batch,)`.
             x: The point, with the shape of `value`.
             source: What `value` is.
             target: What is wanted.
 
-        Example:
+        Examples:
             >>> from flowmatch_core.paths import CondOT
             >>> x, velocity = torch.ones(1, 1), torch.full((1, 1), 3.0)
             >>> CondOT().convert(velocity, 0.5, x, source="velocity", target="data")
@@ -146,29 +146,31 @@ class AffinePath(ABC):
         return torch.where(unknown, math.nan, known_part)
 
     def coefficients(self, t: Time, source: Quantity, target: Quantity) -> tuple[Tensor, Tensor]:
-        r"""Return the :math:`(a_t, b_t)` with `target` :math:`= a_t x + b_t` `source`, both shaped like `t`.
+        r"""Return the $(a_t, b_t)$ with `target` $= a_t x + b_t$ `source`, both shaped like `t`.
 
-        All four quantities are affine in the pair :math:`(E[x_0 \mid x], E[x_1 \mid x])`, and `x` itself
+        All four quantities are affine in the pair $(E[x_0 \mid x], E[x_1 \mid x])$, and `x` itself
         fixes one combination:
 
-        .. math:: x = \alpha_t x_1 + \sigma_t x_0, \quad v = \dot\alpha_t x_1 + \dot\sigma_t x_0, \quad
-                  \nabla \log p_t(x) = -x_0 / \sigma_t .
+        $$
+        x = \alpha_t x_1 + \sigma_t x_0, \quad v = \dot\alpha_t x_1 + \dot\sigma_t x_0, \quad
+        \nabla \log p_t(x) = -x_0 / \sigma_t .
+        $$
 
         The last one needs noise that is normal and independent of the data (Tweedie): a coupling that pairs
         noise with data leaves the other three as they are, and spoils the score.
 
         The coefficients are exact at the ends wherever the quantity sought is determined there. Where it is
-        not: a noise that :math:`\sigma_t = 0` hides is its mean, zero (see `conditional_velocity`; also the
-        noise whose coefficient :math:`\dot\sigma_t` is infinite); what cannot be known at all has the
-        coefficients `nan`: the score from noise, data or a finite velocity at :math:`\sigma_t = 0`, and the
-        data at :math:`\alpha_t = 0`, with the velocity, from noise or score.
+        not: a noise that $\sigma_t = 0$ hides is its mean, zero (see `conditional_velocity`; also the
+        noise whose coefficient $\dot\sigma_t$ is infinite); what cannot be known at all has the
+        coefficients `nan`: the score from noise, data or a finite velocity at $\sigma_t = 0$, and the
+        data at $\alpha_t = 0$, with the velocity, from noise or score.
 
-        Arguments:
+        Args:
             t: The time, of any shape, or a float.
             source: What is known beside `x`.
             target: What is wanted.
 
-        Example:
+        Examples:
             >>> from flowmatch_core.paths import CondOT
             >>> CondOT().coefficients(torch.tensor([0.0, 0.5]), "velocity", "data")
             (tensor([1., 1.]), tensor([1.0000, 0.5000]))
@@ -207,11 +209,11 @@ class AffinePath(ABC):
         """Return the `coefficients` of the data, zero where these cannot be known: there they have their mean, zero
         once standardised.
 
-        Arguments:
+        Args:
             t: The time, of any shape, or a float.
             source: What is known beside `x`.
 
-        Example:
+        Examples:
             >>> from flowmatch_core.paths import CondOT
             >>> CondOT().data_or_mean(torch.tensor([0.0, 0.5]), "noise")
             (tensor([0., 2.]), tensor([ 0., -1.]))
@@ -220,23 +222,25 @@ class AffinePath(ABC):
         return of_x, of_source
 
     def step_coefficients(self, times: Tensor, source: Quantity, kept: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-        r"""Return the :math:`(a, b)` of the steps :math:`x_t = a x_s + b` `source` from each time :math:`s` to the
-        next, :math:`t`, that move the data and a share :math:`\kappa` of the noise along the path:
+        r"""Return the $(a, b)$ of the steps $x_t = a x_s + b$ `source` from each time $s$ to the
+        next, $t$, that move the data and a share $\kappa$ of the noise along the path:
 
-        .. math:: x_t = \alpha_t \hat x_1 + \sigma_t\, \kappa\, \hat x_0
+        $$
+        x_t = \alpha_t \hat x_1 + \sigma_t\, \kappa\, \hat x_0
+        $$
 
-        with :math:`\hat x_0, \hat x_1` what `source` at :math:`(s, x_s)` stands for. All of the noise is a step of
+        with $\hat x_0, \hat x_1$ what `source` at $(s, x_s)$ stands for. All of the noise is a step of
         DDIM. Pure noise says nothing of the data, whose mean is then taken to be zero (see `data_or_mean`).
 
-        Arguments:
+        Args:
             times: The times between the steps, with shape `(steps + 1, ...)`.
             source: What the network predicts.
-            kept: The share :math:`\kappa`, which broadcasts to `(steps, ...)`.
+            kept: The share $\kappa$, which broadcasts to `(steps, ...)`.
 
         Returns:
             Both, with shape `(steps, ...)`.
 
-        Example:
+        Examples:
             >>> from flowmatch_core.paths import CondOT
             >>> CondOT().step_coefficients(torch.tensor([0.0, 0.5, 1.0]), "velocity")  # of Euler
             (tensor([1., 1.]), tensor([0.5000, 0.5000]))

@@ -19,17 +19,17 @@ _HALVINGS = 60  # of [0, 1]: below the rounding of float64
 
 @final
 class CustomPath(AffinePath):
-    r"""A path with the :math:`\alpha_t` and :math:`\sigma_t` of two functions.
+    r"""A path with the $\alpha_t$ and $\sigma_t$ of two functions.
 
     Their derivatives are taken by forward-mode automatic differentiation, and the inverse of their ratio,
-    which should increase, by bisection. A :math:`\dot\sigma_t` that is infinite where :math:`\sigma_t = 0`
+    which should increase, by bisection. A $\dot\sigma_t$ that is infinite where $\sigma_t = 0$
     needs a class of its own (see `VP`): the product `sigma_d_sigma` is `nan` there.
 
-    Arguments:
+    Args:
         alpha: The weight of the data, a function of a tensor of times with a result of the same shape.
         sigma: The weight of the noise, likewise.
 
-    Example:
+    Examples:
         >>> path = CustomPath(alpha=lambda t: t**3, sigma=lambda t: (1 - t) * (1 + t))
         >>> path.d_alpha(0.5), path.d_sigma(0.5)
         (tensor(0.7500, dtype=torch.float64), tensor(-1., dtype=torch.float64))

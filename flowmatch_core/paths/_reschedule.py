@@ -20,29 +20,31 @@ __all__ = ["Rescheduled"]
 class Rescheduled(Field):
     r"""The velocity field along one path, from a field that was trained along another.
 
-    All affine paths pass through the same points of the unit circle, :math:`x_t / r_t = x_1 \sin\theta_t +
-    x_0 \cos\theta_t` with :math:`r_t = \sqrt{\alpha_t^2 + \sigma_t^2}` and the `angle` :math:`\theta_t`, at
-    another pace and scale. With the trained path barred and :math:`\bar t` its time of the same angle,
+    All affine paths pass through the same points of the unit circle, $x_t / r_t = x_1 \sin\theta_t +
+    x_0 \cos\theta_t$ with $r_t = \sqrt{\alpha_t^2 + \sigma_t^2}$ and the `angle` $\theta_t$, at
+    another pace and scale. With the trained path barred and $\bar t$ its time of the same angle,
 
-    .. math:: v_t(x) = \left( \frac{\dot r}{r} - \frac{\dot\theta}{\dot{\bar\theta}}
-              \frac{\dot{\bar r}}{\bar r} \right) x + \frac{\dot\theta}{\dot{\bar\theta}} \frac{r}{\bar r}
-              \, \bar v_{\bar t}\!\left( \frac{\bar r}{r} x \right) .
+    $$
+    v_t(x) = \left( \frac{\dot r}{r} - \frac{\dot\theta}{\dot{\bar\theta}}
+    \frac{\dot{\bar r}}{\bar r} \right) x + \frac{\dot\theta}{\dot{\bar\theta}} \frac{r}{\bar r}
+    \, \bar v_{\bar t}\!\left( \frac{\bar r}{r} x \right) .
+    $$
 
     It is finite at both ends. Where one path stands still or runs infinitely fast and the other does not,
-    the trained velocity does not determine the new one; then the noise, at :math:`\sigma_t = 0`, or the data,
-    at :math:`\alpha_t = 0`, are replaced by their mean. At an angle that the trained path does not reach, its
+    the trained velocity does not determine the new one; then the noise, at $\sigma_t = 0$, or the data,
+    at $\alpha_t = 0$, are replaced by their mean. At an angle that the trained path does not reach, its
     nearest end is used.
 
     References:
-        | Flow Matching Guide and Code (Lipman et al., 2024), section 4.8.3, https://arxiv.org/abs/2412.06264
+        - Flow Matching Guide and Code (Lipman et al., 2024), section 4.8.3, https://arxiv.org/abs/2412.06264
 
-    Arguments:
-        field: The trained velocity field :math:`\bar v`.
+    Args:
+        field: The trained velocity field $\bar v$.
         trained: The path along which it was trained.
         path: The path wanted.
         mean: The mean of the data, which broadcasts to the event; zero, that of standardised data, by default.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.paths import CondOT, Cosine
         >>> straight = lambda t, x, cond: x * (2 * t - 1) / (t**2 + (1 - t) ** 2)  # from N(0, I) to N(0, I)
         >>> Rescheduled(straight, CondOT(), Cosine())(0.3, torch.ones(1, 1)).abs() < 1e-6

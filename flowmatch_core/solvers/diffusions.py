@@ -24,24 +24,24 @@ __all__ = [
 
 
 class Diffusion(ABC):
-    r"""How much noise a diffusion adds at each time: the coefficient :math:`w_t` of `solve_sde`.
+    r"""How much noise a diffusion adds at each time: the coefficient $w_t$ of `solve_sde`.
 
-    A member gives :math:`w_t` and, because that may be infinite where a path begins or ends, what a solver
+    A member gives $w_t$ and, because that may be infinite where a path begins or ends, what a solver
     needs of it: the share of its noise that a state keeps over a step.
     """
 
     @abstractmethod
     def w(self, path: AffinePath, t: Tensor) -> Tensor:
-        r"""Return :math:`w_t`, shaped like `t`."""
+        r"""Return $w_t$, shaped like `t`."""
 
     @abstractmethod
     def kept(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
-        r"""Return :math:`\kappa = \exp(-\frac12 \int_s^t w_u^2 / \sigma_u^2\, du)`, within [0, 1].
+        r"""Return $\kappa = \exp(-\frac12 \int_s^t w_u^2 / \sigma_u^2\, du)$, within [0, 1].
 
-        Arguments:
-            path: The path, which gives :math:`\sigma`.
-            start: The times :math:`s`, of any shape.
-            end: The times :math:`t > s`, of the same shape.
+        Args:
+            path: The path, which gives $\sigma$.
+            start: The times $s$, of any shape.
+            end: The times $t > s$, of the same shape.
         """
 
 
@@ -53,22 +53,22 @@ def check_not_negative(name: str, value: float) -> None:
 @final
 @dataclass(frozen=True)
 class Memoryless(Diffusion):
-    r"""The reverse of the diffusion that turns data into noise: :math:`w_t^2 = \eta^2\, 2 \sigma_t
-    (\dot\alpha_t \sigma_t / \alpha_t - \dot\sigma_t)`.
+    r"""The reverse of the diffusion that turns data into noise: $w_t^2 = \eta^2\, 2 \sigma_t
+    (\dot\alpha_t \sigma_t / \alpha_t - \dot\sigma_t)$.
 
-    With :math:`\eta = 1` the end is independent of the start where the path begins in pure noise, since
-    :math:`w` is infinite there; the share kept is :math:`(\alpha_s \sigma_t / \alpha_t \sigma_s)^{\eta^2}`,
-    finite everywhere. On `VP` this is the reverse SDE of DDPM, :math:`w^2 = \beta`.
+    With $\eta = 1$ the end is independent of the start where the path begins in pure noise, since
+    $w$ is infinite there; the share kept is $(\alpha_s \sigma_t / \alpha_t \sigma_s)^{\eta^2}$,
+    finite everywhere. On `VP` this is the reverse SDE of DDPM, $w^2 = \beta$.
 
     References:
-        | Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
+        - Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
           https://arxiv.org/abs/2011.13456
-        | Adjoint Matching (Domingo-Enrich et al., 2024), https://arxiv.org/abs/2409.08861
+        - Adjoint Matching (Domingo-Enrich et al., 2024), https://arxiv.org/abs/2409.08861
 
-    Arguments:
-        eta: The factor :math:`\eta`, 0 for no noise.
+    Args:
+        eta: The factor $\eta$, 0 for no noise.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flowmatch_core.paths import CondOT
         >>> Memoryless().kept(CondOT(), torch.tensor([0.0, 0.5]), torch.tensor([0.5, 0.75]))
@@ -94,13 +94,13 @@ class Memoryless(Diffusion):
 class Constant(Diffusion):
     r"""The same noise at all times; 0 is no noise, the probability-flow ODE.
 
-    Where a path ends in the data, :math:`\sigma_1 = 0`, noise should vanish like :math:`\sigma` or
-    :math:`w^2` like it (`Proportional`, `Memoryless`): noise that does not costs the solvers their order there.
+    Where a path ends in the data, $\sigma_1 = 0$, noise should vanish like $\sigma$ or
+    $w^2$ like it (`Proportional`, `Memoryless`): noise that does not costs the solvers their order there.
 
-    Arguments:
-        value: The coefficient :math:`w`.
+    Args:
+        value: The coefficient $w$.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flowmatch_core.paths import CondOT
         >>> Constant(0.0).kept(CondOT(), torch.tensor(0.0), torch.tensor(1.0))
@@ -122,13 +122,13 @@ class Constant(Diffusion):
 @final
 @dataclass(frozen=True)
 class Proportional(Diffusion):
-    r"""Noise in proportion to that of the path, :math:`w_t = c\, \sigma_t`: the share kept over a step
-    :math:`h` is :math:`e^{-c^2 h / 2}`, the same everywhere.
+    r"""Noise in proportion to that of the path, $w_t = c\, \sigma_t$: the share kept over a step
+    $h$ is $e^{-c^2 h / 2}$, the same everywhere.
 
-    Arguments:
-        factor: The factor :math:`c`.
+    Args:
+        factor: The factor $c$.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flowmatch_core.paths import CondOT
         >>> Proportional(2.0).kept(CondOT(), torch.tensor(0.0), torch.tensor(0.5))  # 1 / e
@@ -150,12 +150,12 @@ class Proportional(Diffusion):
 @final
 @dataclass(frozen=True)
 class Custom(Diffusion):
-    r"""Any noise :math:`w_t`, as a function of a tensor of times; it is never evaluated at the ends of a step.
+    r"""Any noise $w_t$, as a function of a tensor of times; it is never evaluated at the ends of a step.
 
-    Arguments:
+    Args:
         function: The function, whose result is shaped like its argument.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flowmatch_core.paths import CondOT
         >>> Custom(lambda t: 2 * (1 - t)).kept(CondOT(), torch.tensor(0.0), torch.tensor(0.5))  # 1 / e

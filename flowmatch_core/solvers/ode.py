@@ -25,7 +25,7 @@ SOLVERS = (*TABLEAUS, "adams3", "adams", *ADAPTIVE)
 class Solution:
     """The end of an integration, or of a simulation by `solve_sde` or `discrete.solve_ctmc`.
 
-    Arguments:
+    Args:
         x: The state at the end, with shape `(batch, *event)`; NaN in rows that an unchecked `dopri5_per_sample`
             gave up.
         nfe: How many times the field, or the denoiser, was evaluated.
@@ -62,10 +62,10 @@ def solve(
     save: bool = False,
     check: bool = True,
 ) -> Solution:
-    r"""Integrate :math:`\dot x = v(t, x, c)` from `t0` to `t1`, backward in time if `t1 < t0`.
+    r"""Integrate $\dot x = v(t, x, c)$ from `t0` to `t1`, backward in time if `t1 < t0`.
 
-    Each sample may have its own interval: time is rescaled to :math:`t = t_0 + g(s) (t_1 - t_0)`, :math:`s
-    \in [0, 1]`, where :math:`g` is the grid, so that a sample's steps are those of its own interval. The
+    Each sample may have its own interval: time is rescaled to $t = t_0 + g(s) (t_1 - t_0)$, $s
+    \in [0, 1]$, where $g$ is the grid, so that a sample's steps are those of its own interval. The
     field is never evaluated outside it.
 
     - `euler`, `midpoint`, `heun`, `rk4`: Runge-Kutta methods with fixed steps.
@@ -79,7 +79,7 @@ def solve(
 
     Except with `dopri5`, the result of a sample does not depend on the rest of its batch.
 
-    Arguments:
+    Args:
         field: The velocity field.
         x: The state at `t0`, with shape `(batch, *event)`.
         t0: The start, a float, 0-d or `(batch,)`.
@@ -95,7 +95,7 @@ def solve(
         check: Whether to raise a `SolverError` if the result is not finite or `dopri5_per_sample` gave up; `dopri5`
             raises it anyway. For a fixed-step method this waits for the device.
 
-    Example:
+    Examples:
         >>> solve(lambda t, x, cond: -x, torch.ones(1, 1), solver="rk4", steps=10).x
         tensor([[0.3679]])
     """

@@ -38,33 +38,37 @@ def solve_sde(
     save: bool = False,
     check: bool = True,
 ) -> Solution:
-    r"""Simulate the diffusion that has the marginals :math:`p_t` of the flow, from `t0` to `t1`.
+    r"""Simulate the diffusion that has the marginals $p_t$ of the flow, from `t0` to `t1`.
 
-    .. math:: dX = \left[ v(t, X) + \tfrac{w_t^2}{2} \nabla \log p_t(X) \right] dt + w_t\, dB
+    $$
+    dX = \left[ v(t, X) + \tfrac{w_t^2}{2} \nabla \log p_t(X) \right] dt + w_t\, dB
+    $$
 
     The score is read off the velocity field of the path. The right-hand side may be infinite at both ends,
-    so a step goes by the means :math:`\hat x_0, \hat x_1` of noise and data that the velocity stands for:
+    so a step goes by the means $\hat x_0, \hat x_1$ of noise and data that the velocity stands for:
 
-    .. math:: X_t = \alpha_t \hat x_1 + \sigma_t \left( \kappa\, \hat x_0 + \sqrt{1 - \kappa^2}\, z \right),
-              \quad z \sim N(0, I), \quad \kappa = \exp\left( -\tfrac12 \int_s^t w_u^2 / \sigma_u^2\, du \right).
+    $$
+    X_t = \alpha_t \hat x_1 + \sigma_t \left( \kappa\, \hat x_0 + \sqrt{1 - \kappa^2}\, z \right),
+    \quad z \sim N(0, I), \quad \kappa = \exp\left( -\tfrac12 \int_s^t w_u^2 / \sigma_u^2\, du \right).
+    $$
 
     It is the exact law if the data are one point, whatever the step, and otherwise the method of
-    Euler-Maruyama up to terms of second order. `heun` corrects the step by the data :math:`\hat x_1` found
-    at its end, unless that is `t = 1`. With :math:`w = 0` the first is Euler's method on `CondOT` and DDIM on
-    any path. A step to :math:`\sigma_t = 0` ends in :math:`\hat x_1`, the mean of the data, without noise; a
+    Euler-Maruyama up to terms of second order. `heun` corrects the step by the data $\hat x_1$ found
+    at its end, unless that is `t = 1`. With $w = 0$ the first is Euler's method on `CondOT` and DDIM on
+    any path. A step to $\sigma_t = 0$ ends in $\hat x_1$, the mean of the data, without noise; a
     path whose noise vanishes late (`VP`, `OU`) wants a `grid` with short steps there.
 
     References:
-        | Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
+        - Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
           https://arxiv.org/abs/2011.13456
-        | SEEDS: Exponential SDE Solvers for Fast High-Quality Sampling from Diffusion Models (Gonzalez et al.,
+        - SEEDS: Exponential SDE Solvers for Fast High-Quality Sampling from Diffusion Models (Gonzalez et al.,
           2023), https://arxiv.org/abs/2305.14267
 
-    Arguments:
+    Args:
         field: The velocity field, as trained along `path`.
         x: The state at `t0`, with shape `(batch, *event)`.
         path: The path of the field.
-        diffusion: The noise :math:`w_t`.
+        diffusion: The noise $w_t$.
         t0: The start.
         t1: The end, after the start.
         cond: The condition handed to the field, with shape `(batch, c)`.
@@ -75,7 +79,7 @@ def solve_sde(
         save: Whether to keep the states at the ends of the steps.
         check: Whether to raise a `SolverError` if the result is not finite, which waits for the device.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flowmatch_core.paths import CondOT
         >>> g = torch.Generator().manual_seed(0)

@@ -26,12 +26,15 @@ def geometric(
 ) -> Tensor:
     r"""Draw T ~ Geometric(1 - gamma) on 1, 2, ...: how many steps ahead X = S_T lies.
 
-    .. math:: P(T = n) = (1-\gamma)\,\gamma^{n-1}
+    $$
+    P(T = n) = (1-\gamma)\,\gamma^{n-1}
+    $$
 
-    >>> geometric(0.0, (3,))
-    tensor([1, 1, 1])
-    >>> bool((geometric(0.5, (1000,), generator=torch.Generator().manual_seed(0)).double().mean() - 2).abs() < 0.2)
-    True
+    Examples:
+        >>> geometric(0.0, (3,))
+        tensor([1, 1, 1])
+        >>> bool((geometric(0.5, (1000,), generator=torch.Generator().manual_seed(0)).double().mean() - 2).abs() < 0.2)
+        True
     """
     check_gamma(gamma)
     if gamma == 0:

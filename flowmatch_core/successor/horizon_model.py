@@ -19,16 +19,16 @@ __all__ = ["GeometricHorizonModel", "HorizonModel"]
 
 
 class HorizonModel(nn.Module, ABC):
-    r"""A model of :math:`X = S_T`, :math:`T \sim \mathrm{Geometric}(1-\gamma)` on 1, 2, 3, ..., given (s, a).
+    r"""A model of $X = S_T$, $T \sim \mathrm{Geometric}(1-\gamma)$ on 1, 2, 3, ..., given (s, a).
 
-    The first sample is the NEXT state. All arguments and results are in raw units. With ``loc`` and ``scale``
-    the network works on standardised states: x and the state in its condition are ``(. - loc) / scale``, as
-    ``Transitions.standardise`` makes them for training. Actions stay as they are; ``None`` means the policy's,
+    The first sample is the NEXT state. All arguments and results are in raw units. With `loc` and `scale`
+    the network works on standardised states: x and the state in its condition are `(. - loc) / scale`, as
+    `Transitions.standardise` makes them for training. Actions stay as they are; `None` means the policy's,
     for a network conditioned on the state alone.
     """
 
     has_density: ClassVar[bool]
-    """Whether the model has a ``log_prob``."""
+    """Whether the model has a `log_prob`."""
 
     def __init__(self, gamma: float, loc: Tensor | None, scale: Tensor | None) -> None:
         super().__init__()
@@ -45,11 +45,11 @@ class HorizonModel(nn.Module, ABC):
     def sample(
         self, state: Tensor, action: Tensor | None, n: int, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """``n`` independent future states for every row, ``(n, batch, d)``."""
+        """`n` independent future states for every row, `(n, batch, d)`."""
 
     @abstractmethod
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
-        """log m(x | s, a) in nats, in raw units, ``(batch,)``; a `TypeError` for a model without ``has_density``."""
+        """log m(x | s, a) in nats, in raw units, `(batch,)`; a `TypeError` for a model without `has_density`."""
 
     def value(
         self,
@@ -60,7 +60,7 @@ class HorizonModel(nn.Module, ABC):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Q(s, a) = E[r(X)] / (1 - gamma) over ``n`` samples, ``(batch,)``; ``reward``: (..., d) -> (...)."""
+        """Q(s, a) = E[r(X)] / (1 - gamma) over `n` samples, `(batch,)`; `reward`: (..., d) -> (...)."""
         return reward(self.sample(state, action, n, generator=generator)).mean(0) / (1 - self.gamma)
 
     def _condition(self, state: Tensor, action: Tensor | None) -> Tensor:
@@ -75,19 +75,20 @@ class GeometricHorizonModel(HorizonModel):
     r"""The horizon model of a velocity field: a `ContinuousFlow` for every (s, a).
 
     The field is one trained by a flow-matching loss, or `VelocityOf(network, path, "noise")` around the network
-    of a diffusion loss. The likelihood carries the change of variables of ``loc`` and ``scale``.
+    of a diffusion loss. The likelihood carries the change of variables of `loc` and `scale`.
 
     Reference: Janner et al., Gamma-Models, NeurIPS 2020.
 
-    >>> from flowmatch_core.oracles import LinearGaussianMDP
-    >>> I = torch.eye(1)
-    >>> mdp = LinearGaussianMDP(A=I, B=I, c=torch.ones(1), W=I, K=-I, k=torch.zeros(1))     # s' ~ N(1, 1)
-    >>> model = GeometricHorizonModel(mdp.velocity_field(gamma=0.75), event_shape=(1,), gamma=0.75)
-    >>> s, g = torch.zeros(5, 1), torch.Generator().manual_seed(0)
-    >>> model.sample(s, None, 7, generator=g).shape, model.log_prob(s, s, None).shape
-    (torch.Size([7, 5, 1]), torch.Size([5]))
-    >>> model.value(lambda x: torch.ones(x.shape[:-1]), s, None, 7, generator=g)            # 1 / (1 - gamma)
-    tensor([4., 4., 4., 4., 4.])
+    Examples:
+        >>> from flowmatch_core.oracles import LinearGaussianMDP
+        >>> I = torch.eye(1)
+        >>> mdp = LinearGaussianMDP(A=I, B=I, c=torch.ones(1), W=I, K=-I, k=torch.zeros(1))     # s' ~ N(1, 1)
+        >>> model = GeometricHorizonModel(mdp.velocity_field(gamma=0.75), event_shape=(1,), gamma=0.75)
+        >>> s, g = torch.zeros(5, 1), torch.Generator().manual_seed(0)
+        >>> model.sample(s, None, 7, generator=g).shape, model.log_prob(s, s, None).shape
+        (torch.Size([7, 5, 1]), torch.Size([5]))
+        >>> model.value(lambda x: torch.ones(x.shape[:-1]), s, None, 7, generator=g)            # 1 / (1 - gamma)
+        tensor([4., 4., 4., 4., 4.])
     """
 
     has_density = True
@@ -129,22 +130,22 @@ class GeometricHorizonModel(HorizonModel):
         generator: torch.Generator | None = None,
         check: bool = True,
     ) -> Tensor:
-        """``n`` independent future states for every row, ``(n, batch, d)``.
+        """`n` independent future states for every row, `(n, batch, d)`.
 
-        Without ``check`` some may not be finite; otherwise a path that leaves the finite numbers is a `SolverError`.
+        Without `check` some may not be finite; otherwise a path that leaves the finite numbers is a `SolverError`.
         """
         return self.flow.sample((n,), cond=self._condition(state, action), generator=generator, check=check)
 
     def particles(
         self, state: Tensor, action: Tensor | None, n: int, steps: int, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """``n`` samples of every row on their way: where they are at t = 0, 1/steps, ..., 1, by the midpoint rule.
+        """`n` samples of every row on their way: where they are at t = 0, 1/steps, ..., 1, by the midpoint rule.
 
-        In raw units, ``(steps + 1, n, batch, d)``. A path that leaves the finite numbers is not an error here.
+        In raw units, `(steps + 1, n, batch, d)`. A path that leaves the finite numbers is not an error here.
         """
         cond = self._condition(state, action)
         return self.flow.trajectory((n,), cond, generator, solver="midpoint", steps=steps, grid=Uniform(), check=False)
 
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
-        """log m(x | s, a) in nats, in raw units, ``(batch,)``."""
+        """log m(x | s, a) in nats, in raw units, `(batch,)`."""
         return self.flow.log_prob(x, cond=self._condition(state, action))

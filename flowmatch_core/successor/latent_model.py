@@ -17,14 +17,15 @@ __all__ = ["LatentHorizonModel"]
 class LatentHorizonModel(HorizonModel):
     """The horizon model of a network that turns noise into a state; it has samples and values, no density.
 
-    >>> from flowmatch_core.successor import HorizonVAE
-    >>> model = LatentHorizonModel(HorizonVAE(event_dim=2, cond_dim=3), gamma=0.9)
-    >>> s, a, g = torch.zeros(5, 2), torch.zeros(5, 1), torch.Generator().manual_seed(0)
-    >>> model.sample(s, a, 7, generator=g).shape
-    torch.Size([7, 5, 2])
-    >>> model.log_prob(s, s, a)
-    Traceback (most recent call last):
-    TypeError: a model with HorizonVAE has no log_prob: it turns noise into states, and knows no density of them.
+    Examples:
+        >>> from flowmatch_core.successor import HorizonVAE
+        >>> model = LatentHorizonModel(HorizonVAE(event_dim=2, cond_dim=3), gamma=0.9)
+        >>> s, a, g = torch.zeros(5, 2), torch.zeros(5, 1), torch.Generator().manual_seed(0)
+        >>> model.sample(s, a, 7, generator=g).shape
+        torch.Size([7, 5, 2])
+        >>> model.log_prob(s, s, a)
+        Traceback (most recent call last):
+        TypeError: a model with HorizonVAE has no log_prob: it turns noise into states, and knows no density of them.
     """
 
     has_density = False
@@ -45,7 +46,7 @@ class LatentHorizonModel(HorizonModel):
     def sample(
         self, state: Tensor, action: Tensor | None, n: int, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """``n`` independent future states for every row, ``(n, batch, d)``."""
+        """`n` independent future states for every row, `(n, batch, d)`."""
         cond = self._condition(state, action)
         noise = torch.randn(
             n, len(cond), self.network.event_dim, generator=generator, dtype=cond.dtype, device=cond.device

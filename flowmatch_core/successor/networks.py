@@ -19,7 +19,7 @@ __all__ = ["ConditionalMLP", "LatentNetwork"]
 class LatentNetwork(nn.Module, ABC):
     """A network that turns noise and a condition into a state.
 
-    Arguments:
+    Args:
         event_dim: The number of dimensions of a state, and of the noise.
     """
 
@@ -29,12 +29,12 @@ class LatentNetwork(nn.Module, ABC):
 
     @abstractmethod
     def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
-        """The state that the noise stands for, both ``(batch, event_dim)``, at conditions ``(batch, c)``."""
+        """The state that the noise stands for, both `(batch, event_dim)`, at conditions `(batch, c)`."""
 
 
 @final
 class ConditionalMLP(nn.Module):
-    r"""A residual perceptron :math:`h \mathrel{+}= W_2\,\phi(W_1\,\phi(g \circ h + b))` whose gains and shifts are
+    r"""A residual perceptron $h \mathrel{+}= W_2\,\phi(W_1\,\phi(g \circ h + b))$ whose gains and shifts are
     linear in an embedding of the condition (FiLM); its weights are still to be drawn (see `draw_weights`).
     """
 

@@ -20,8 +20,9 @@ __all__ = ["Particles", "logit_normal_quantile"]
 def logit_normal_quantile(u: Tensor) -> Tensor:
     """The quantiles of `logit_normal`: t = sigmoid(xi), Phi(xi) = u.
 
-    >>> logit_normal_quantile(torch.tensor([0.0, 0.5, 1.0]))
-    tensor([0.0000, 0.5000, 1.0000])
+    Examples:
+        >>> logit_normal_quantile(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([0.0000, 0.5000, 1.0000])
     """
     times: Tensor = torch.special.ndtri(u).sigmoid()
     return times
@@ -31,20 +32,20 @@ def logit_normal_quantile(u: Tensor) -> Tensor:
 class Particles(nn.Module):
     r"""The state of a TD²-CFM whose bootstrap points are on their way through the target's flow.
 
-    A slot holds a transition and a point :math:`(x, t)` of the flow at its (S', A'). Every call of `td2_cfm_loss`
+    A slot holds a transition and a point $(x, t)$ of the flow at its (S', A'). Every call of `td2_cfm_loss`
     evaluates the target there once: the velocity is what the field regresses on at that point, and moves the
     point to its next time (Euler's method for the first step, then Adams and Bashforth's of order two with
-    variable steps). After ``steps`` points the slot takes a new transition from the batch. The slots start one
+    variable steps). After `steps` points the slot takes a new transition from the batch. The slots start one
     after another, so at any call their times are spread as those of the direct term are.
 
-    This costs a target evaluation for every point and one more for every ``steps`` (at t=0, where the field is not
+    This costs a target evaluation for every point and one more for every `steps` (at t=0, where the field is not
     trained: an atom in the times of one term only would be a bias), instead of 2 K + 1 for K midpoint steps. The
-    points lag: a path has been made by the last ``steps`` targets, an error that vanishes with the learning rate.
+    points lag: a path has been made by the last `steps` targets, an error that vanishes with the learning rate.
     Take it where the target's evaluations dominate, with big networks.
 
     The state is the module's `state_dict`; `to` sets its dtype and device.
 
-    Arguments:
+    Args:
         slots: The number of slots, that of the rows of a batch.
         event_dim: The number of dimensions of a state.
         cond_dim: The number of dimensions of a condition.
@@ -52,12 +53,13 @@ class Particles(nn.Module):
         quantile: The quantiles of the law of the times, for example `logit_normal_quantile`; uniform by default.
         path: The path of the direct term, from N(0, I).
 
-    >>> s, g = torch.zeros(64, 2), torch.Generator().manual_seed(0)
-    >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
-    >>> particles, field = Particles(slots=64, event_dim=2, cond_dim=2), lambda t, x, cond: -x
-    >>> losses = [particles.td2_cfm_loss(field, field, batch, gamma=0.9, generator=g) for _ in range(5)]
-    >>> losses[-1].bootstrap                                                  # field and target agree
-    tensor(0.)
+    Examples:
+        >>> s, g = torch.zeros(64, 2), torch.Generator().manual_seed(0)
+        >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
+        >>> particles, field = Particles(slots=64, event_dim=2, cond_dim=2), lambda t, x, cond: -x
+        >>> losses = [particles.td2_cfm_loss(field, field, batch, gamma=0.9, generator=g) for _ in range(5)]
+        >>> losses[-1].bootstrap                                                  # field and target agree
+        tensor(0.)
     """
 
     x: Tensor
@@ -108,9 +110,9 @@ class Particles(nn.Module):
         gamma: float,
         generator: torch.Generator | None = None,
     ) -> Loss:
-        """The TD²-CFM loss of ``field``, bootstrapped from ``target`` at the particles, which then move on.
+        """The TD²-CFM loss of `field`, bootstrapped from `target` at the particles, which then move on.
 
-        Arguments:
+        Args:
             field: The velocity field that learns.
             target: The one that lags behind.
             batch: The transitions of the direct term, as many as slots; slots that have finished take theirs.

@@ -1,7 +1,9 @@
 r"""The two-term regression that every successor loss is an instance of.
 
-.. math:: \ell(\theta) = (1-\gamma)\,E\,\|f_t(\overrightarrow X_t|S,A;\theta) - u_t\|^2
-    + \gamma\,E\,\|f_t(\widehat X_t|S,A;\theta) - \hat u_t\|^2
+$$
+\ell(\theta) = (1-\gamma)\,E\,\|f_t(\overrightarrow X_t|S,A;\theta) - u_t\|^2
++ \gamma\,E\,\|f_t(\widehat X_t|S,A;\theta) - \hat u_t\|^2
+$$
 
 The direct term regresses on the next state. The bootstrap term regresses, still at (S, A), on a point and a
 value that the method makes from the target network at (S', A'). Both terms see every transition, at the
@@ -52,7 +54,7 @@ _PURE = 0.01
 
 
 class Loss(NamedTuple):
-    """The scalars of ``total = (1 - gamma) * direct + gamma * bootstrap``."""
+    """The scalars of `total = (1 - gamma) * direct + gamma * bootstrap`."""
 
     total: Tensor
     direct: Tensor
@@ -71,10 +73,11 @@ def logit_normal(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """t = sigmoid(xi), xi ~ N(0, 1): more times around one half than near noise and data, ``(n,)``.
+    """t = sigmoid(xi), xi ~ N(0, 1): more times around one half than near noise and data, `(n,)`.
 
-    >>> logit_normal(1000, generator=torch.Generator().manual_seed(0)).std() < 0.25    # uniform: 0.29
-    tensor(True)
+    Examples:
+        >>> logit_normal(1000, generator=torch.Generator().manual_seed(0)).std() < 0.25    # uniform: 0.29
+        tensor(True)
     """
     return torch.randn(n, generator=generator, dtype=dtype, device=device).sigmoid()
 
@@ -98,9 +101,10 @@ def check_path(path: AffinePath) -> None:
 def discount(gamma: float, batch: Transitions) -> float:
     """The weight of the bootstrap term: gamma to the number of steps between the batch's states.
 
-    >>> s = torch.zeros(1, 2)
-    >>> discount(0.5, Transitions(state=s, action=None, next_state=s, next_action=None, direct_state=s, steps=3))
-    0.125
+    Examples:
+        >>> s = torch.zeros(1, 2)
+        >>> discount(0.5, Transitions(state=s, action=None, next_state=s, next_action=None, direct_state=s, steps=3))
+        0.125
     """
     check_gamma(gamma)
     return float(gamma**batch.steps)
@@ -133,7 +137,7 @@ class Target:
         return interpolate(self.path, self.prediction, x0, x1, t)
 
     def flow(self, x0: Tensor, t: Time) -> Tensor:
-        """psi_t(x0 | S', A'): the target's ODE from 0 to each row's own t, in ``steps`` equal steps."""
+        """psi_t(x0 | S', A'): the target's ODE from 0 to each row's own t, in `steps` equal steps."""
         if self.solver == "ddim":
             return self._ddim(x0, t)
         field = self.field
@@ -164,9 +168,9 @@ class Target:
 
 
 class SuccessorLoss(Protocol):
-    """A temporal-difference loss: the regression of ``field`` on a batch, bootstrapped from ``target``.
+    """A temporal-difference loss: the regression of `field` on a batch, bootstrapped from `target`.
 
-    Its ``prediction`` says what ``field`` and ``target`` predict.
+    Its `prediction` says what `field` and `target` predict.
     """
 
     __name__: str
@@ -197,7 +201,7 @@ def two_term(
 ) -> Callable[[Bootstrap], SuccessorLoss]:
     """Make a loss of a method's bootstrap, with these defaults.
 
-    The path should start in N(0, I). The target is solved by one of `solvers.SOLVERS` or by `ddim`. ``fused``
+    The path should start in N(0, I). The target is solved by one of `solvers.SOLVERS` or by `ddim`. `fused`
     evaluates the field once, on both terms' points stacked, instead of twice; the result is the same.
     """
     defaults = path, steps, solver

@@ -1,15 +1,17 @@
 r"""GAN: a relativistic adversarial horizon model with zero-centred gradient penalties (R3GAN).
 
-.. math:: \ell_D(x) = \zeta(D(\tilde X) - D(x)) + \tfrac\lambda2 \|\nabla D(x)\|^2 +
-    \tfrac\lambda2 \|\nabla D(\tilde X)\|^2, \qquad
-    \ell_G(x) = \zeta(D(x) - D(\tilde X)), \qquad \tilde X = G(Z|S,A), \quad \zeta(a) = \log(1 + e^a)
+$$
+\ell_D(x) = \zeta(D(\tilde X) - D(x)) + \tfrac\lambda2 \|\nabla D(x)\|^2 +
+\tfrac\lambda2 \|\nabla D(\tilde X)\|^2, \qquad
+\ell_G(x) = \zeta(D(x) - D(\tilde X)), \qquad \tilde X = G(Z|S,A), \quad \zeta(a) = \log(1 + e^a)
+$$
 
 for the states x of both terms (see `latent`). The loss is their sum with each player's parameters held fixed
 in the other's part, so its gradient is that of the game and one optimiser trains both. The weight λ may fall
 along a line while they train.
 
-| References: Farebrother et al., Temporal Difference Flows, ICML 2025, appendix C.3.3
-| Huang et al., The GAN is dead; long live the GAN!, NeurIPS 2024
+- References: Farebrother et al., Temporal Difference Flows, ICML 2025, appendix C.3.3
+- Huang et al., The GAN is dead; long live the GAN!, NeurIPS 2024
 """
 
 from __future__ import annotations
@@ -34,15 +36,16 @@ __all__ = ["HorizonGAN", "gan_loss"]
 class HorizonGAN(LatentNetwork):
     """A sampler and its critic, residual perceptrons modulated by the condition, with leaky rectifiers.
 
-    Arguments:
+    Args:
         event_dim: The number of dimensions of a state, and of the noise.
         cond_dim: The number of dimensions of a condition.
         width: The width of all hidden layers.
         blocks: The number of residual blocks of each.
         generator: The source of randomness of the initial weights.
 
-    >>> HorizonGAN(event_dim=2, cond_dim=3).generate(torch.zeros(5, 2), torch.zeros(5, 3)).shape
-    torch.Size([5, 2])
+    Examples:
+        >>> HorizonGAN(event_dim=2, cond_dim=3).generate(torch.zeros(5, 2), torch.zeros(5, 3)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class HorizonGAN(LatentNetwork):
         draw_weights(self, generator=generator)
 
     def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
-        """The sampler's state, ``(batch, event_dim)``."""
+        """The sampler's state, `(batch, event_dim)`."""
         state: Tensor = self.sampler(noise, cond)
         return state
 
@@ -74,24 +77,25 @@ def gan_loss(
     progress: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Loss:
-    r"""The adversarial loss of ``field``, bootstrapped from the sampler of ``target``.
+    r"""The adversarial loss of `field`, bootstrapped from the sampler of `target`.
 
-    Arguments:
+    Args:
         field: The sampler and critic that learn.
         target: Those that lag behind.
         batch: The transitions.
         gamma: The discount.
-        penalty: The weight :math:`\lambda` of the gradients, or its values at the start and at the end of training,
+        penalty: The weight $\lambda$ of the gradients, or its values at the start and at the end of training,
             with a line between them.
         progress: The share of training that is done, in [0, 1].
         generator: The source of randomness.
 
-    >>> s, g = torch.zeros(64, 2), torch.Generator().manual_seed(0)
-    >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
-    >>> gan = HorizonGAN(event_dim=2, cond_dim=2, generator=g)
-    >>> loss = gan_loss(gan, gan, batch, gamma=0.9, generator=g)
-    >>> bool(loss.total.isclose(0.1 * loss.direct + 0.9 * loss.bootstrap))
-    True
+    Examples:
+        >>> s, g = torch.zeros(64, 2), torch.Generator().manual_seed(0)
+        >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
+        >>> gan = HorizonGAN(event_dim=2, cond_dim=2, generator=g)
+        >>> loss = gan_loss(gan, gan, batch, gamma=0.9, generator=g)
+        >>> bool(loss.total.isclose(0.1 * loss.direct + 0.9 * loss.bootstrap))
+        True
     """
     weight = _penalty_at(penalty, progress)
     real, cond = two_states(target, batch, generator)
