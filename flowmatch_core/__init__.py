@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from flowmatch_core.couplings import Sinkhorn as Sinkhorn
     from flowmatch_core.dequantise import Dequantiser as Dequantiser
     from flowmatch_core.dequantise import importance_bound as importance_bound
-    from flowmatch_core.discrete import Bound as Bound
     from flowmatch_core.discrete import CosineSchedule as CosineSchedule
     from flowmatch_core.discrete import Denoiser as Denoiser
+    from flowmatch_core.discrete import EvidenceBound as EvidenceBound
     from flowmatch_core.discrete import Logits as Logits
     from flowmatch_core.discrete import MaskSource as MaskSource
     from flowmatch_core.discrete import MixturePath as MixturePath
@@ -135,7 +135,7 @@ _MODULES = {
     "couplings": ("ConditionalOT", "Coupling", "Independent", "MinibatchOT", "Reflow", "SchrodingerBridge", "Sinkhorn"),
     "dequantise": ("Dequantiser", "importance_bound"),
     "discrete": (
-        "Bound",
+        "EvidenceBound",
         "CosineSchedule",
         "Denoiser",
         "Logits",

@@ -45,7 +45,7 @@ def as_time(t: Time, x: Tensor) -> Tensor:
 
 
 def expand_time(t: Time, x: Tensor) -> Tensor:
-    """Return `t` with trailing ones, so that it broadcasts along the batch of `x` and along nothing else.
+    """Return `t` with trailing dimensions of size one, so that it broadcasts along the batch dimension of `x`.
 
     Examples:
         >>> import torch
@@ -57,7 +57,7 @@ def expand_time(t: Time, x: Tensor) -> Tensor:
 
 
 def flatten_event(x: Tensor) -> Tensor:
-    """Return `x` with shape `(batch, size of an event)`, for any event and any batch, an empty one too.
+    """Return `x` with shape `(batch, size of an event)`, also for an empty batch.
 
     Examples:
         >>> import torch
@@ -68,7 +68,9 @@ def flatten_event(x: Tensor) -> Tensor:
 
 
 def broadcast(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return the tensor expanded to the shape, or raise a `ValueError` that names it.
+    """Return the tensor expanded to the shape.
+
+    Raises a `ValueError` that names the tensor where it does not broadcast.
 
     Examples:
         >>> import torch
@@ -135,7 +137,7 @@ def standard_normal_log_prob(x: Tensor) -> Tensor:
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], alternative: str = "") -> None:
-    """Raise a `ValueError` unless the tensor has the shape: nothing broadcasts by accident."""
+    """Raise a `ValueError` unless the tensor has the shape, which rules out accidental broadcasting."""
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but should be {alternative}of shape {tuple(shape)}.")
 

@@ -1,4 +1,4 @@
-"""Discrete levels, such as those of pixels, as data of a density."""
+"""Dequantisation of discrete levels, such as those of pixels."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Dequantiser:
     \log P(k) \geq E_u\bigl[\log p(x) + \log |dx / dk|\bigr],
     $$
 
-    so the negative right side over $d \log 2$ is an upper bound on the bits per dimension of the levels,
-    whatever range the data are scaled to: `metrics.bits_per_dim(log_prob + log_det, dims)`.
+    so the negative right-hand side divided by $d \log 2$ is an upper bound on the bits per dimension of the levels,
+    for any range of the data: `metrics.bits_per_dim(log_prob + log_det, dims)`.
 
     References:
         - A Note on the Evaluation of Generative Models (Theis et al., 2016), https://arxiv.org/abs/1511.01844
@@ -42,7 +42,7 @@ class Dequantiser:
         levels: The number $K$ of levels.
         low: The lower end $a$ of the data.
         high: The upper end $b$ of the data.
-        logit: The margin $\lambda$ of the logit, in (0, 1/2), in place of the ends; None for none.
+        logit: The margin $\lambda$ of a logit transform, in (0, 1/2), in place of `low` and `high`; None for none.
 
     Examples:
         >>> x, log_det = Dequantiser(levels=4)(torch.tensor([[0, 3]]), torch.Generator().manual_seed(0))
@@ -77,7 +77,7 @@ class Dequantiser:
         """
         u = torch.rand(levels.shape, generator=generator, dtype=dtype, device=levels.device)
         y = (levels.to(dtype) + u) / self.levels
-        # the sum may round up to the next level, the last of which is 1
+        # the sum may round up to the next level
         y = torch.minimum(y, ((levels.to(dtype) + 1) / self.levels).nextafter(y.new_zeros(())))
         if self.logit is None:
             slope = torch.full_like(y, math.log((self.high - self.low) / self.levels))
@@ -88,7 +88,7 @@ class Dequantiser:
         return x, flatten_event(slope).sum(1)
 
     def quantise(self, x: Tensor) -> Tensor:
-        """Return the levels of data, with dtype int64; those out of range get the first or the last one.
+        """Return the levels of data, with dtype int64; values out of range are clamped.
 
         Examples:
             >>> Dequantiser(levels=256, low=-1.0).quantise(torch.tensor([-1.0, 0.0, 1.0, 7.0]))

@@ -1,4 +1,4 @@
-"""Intervals for means, differences and ratios over a few seeds."""
+"""Confidence intervals for means, paired differences and ratios over a few seeds."""
 
 from __future__ import annotations
 
@@ -25,8 +25,15 @@ class Interval(NamedTuple):
     n: int
 
     def verdict(self, at_least: float | None, at_most: float | None) -> str:
-        """`holds` if the whole interval lies in the range, `FAILS` if none of it does, else `open`; `measured`
-        without a range.
+        """Compare the interval with a range.
+
+        Args:
+            at_least: The lower end of the range; None for no lower end.
+            at_most: The upper end of the range; None for no upper end.
+
+        Returns:
+            `holds` if the interval lies within the range, `FAILS` if they are disjoint, else `open`; `measured`
+            without a range.
 
         Examples:
             >>> Interval(1.0, 0.5, 1.5, 3).verdict(0.0, None), Interval(1.0, -0.5, 2.5, 3).verdict(0.0, None)
@@ -44,8 +51,8 @@ class Interval(NamedTuple):
 def t_interval(values: Values, level: float = 0.95) -> Interval:
     r"""Return the mean with its t interval $\bar x \pm t_{n-1} s / \sqrt n$.
 
-    Exact for normal values at any `n`, where a percentile bootstrap of three seeds covers 73 % for a
-    nominal 95 %. A single value has no interval: its ends are `nan`, which no comparison passes.
+    It is exact for normal values at any `n`; a percentile bootstrap of three seeds covers 73 % at a nominal 95 %. For
+    a single value the ends are `nan`, and comparisons with them are false.
 
     Args:
         values: One value per seed.
@@ -69,8 +76,9 @@ def t_interval(values: Values, level: float = 0.95) -> Interval:
 
 
 def paired_difference(a: Values, b: Values, level: float = 0.95) -> Interval:
-    r"""Return the t interval of $a_i - b_i$ over shared seeds; `a` differs from `b` if it excludes
-    zero.
+    r"""Return the t interval of $a_i - b_i$ over shared seeds.
+
+    `a` differs significantly from `b` if the interval excludes zero.
 
     Args:
         a: One value per seed.
@@ -86,11 +94,12 @@ def paired_difference(a: Values, b: Values, level: float = 0.95) -> Interval:
 
 
 def paired_ratio(a: Values, b: Values, level: float = 0.95) -> Interval:
-    r"""Return the ratio of the means of positive `a` and `b`, with the t interval of $\log(a_i / b_i)$ over
-    shared seeds for its ends; `a` is larger if they exceed one.
+    r"""Return the ratio of the means of positive `a` and `b` over shared seeds, with its interval.
 
-    Seeds multiply an error rather than add to it, so that the logarithm is closer to normal, and no end is
-    negative.
+    Its ends are those of the t interval of $\log(a_i / b_i)$; `a` is significantly larger if they exceed one.
+
+    The effect of a seed on an error is closer to a factor than to a summand, so the logarithm is closer to normal;
+    the ends are positive.
 
     Args:
         a: One positive value per seed.

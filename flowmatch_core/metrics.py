@@ -46,8 +46,9 @@ def emd(x: Tensor, y: Tensor) -> Tensor:
 
 
 def wasserstein2(x: Tensor, y: Tensor) -> Tensor:
-    r"""Return the exact 2-Wasserstein distance $\sqrt{\min_\pi E_\pi \lVert x - y \rVert^2}$ of two
-    samples.
+    r"""Return the exact 2-Wasserstein distance of two samples.
+
+    It is $\sqrt{\min_\pi E_\pi \lVert x - y \rVert^2}$.
 
     The ground cost is Euclidean and the weights are uniform. Computed on the CPU in float64, in about
     $n^3$ time; no gradients.
@@ -127,7 +128,7 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> Tensor:
     if bandwidth is None:
         i, j = torch.triu_indices(len(pooled), len(pooled), 1, device=a.device)
         apart = distances[i, j]
-        # without the zeros, which are most of all distances if most rows are repeated; 1 if there is nothing else
+        # without zeros, which dominate if most rows are repeated; 1 if all distances are zero
         scale = torch.where(apart > 0, apart, math.nan).nanmedian().nan_to_num(1.0)
     else:
         scale = bandwidth
@@ -136,8 +137,9 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> Tensor:
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    r"""Return the energy distance $2 E \lVert x - y \rVert - E \lVert x - x' \rVert - E \lVert y - y'
-    \rVert$.
+    r"""Return the energy distance of two samples.
+
+    It is $2 E \lVert x - y \rVert - E \lVert x - x' \rVert - E \lVert y - y' \rVert$.
 
     Pairs of a point with itself count, so the result is not negative and is zero for equal samples.
 
@@ -163,9 +165,9 @@ def path_energy(
 ) -> Tensor:
     r"""Return the energy $E \int_0^1 \lVert v(t, x_t, c) \rVert^2 dt$ of a flow along its trajectories.
 
-    It is at least the squared 2-Wasserstein distance of its two ends, and equal to it for the flow of the
-    optimal transport, straight and without crossings (Benamou-Brenier). It is integrated together with the
-    trajectories, so it has the order of the solver.
+    It is at least the squared 2-Wasserstein distance between the distributions at `t = 0` and `t = 1`, with equality
+    for the flow of the optimal transport (Benamou-Brenier). It is integrated together with the trajectories, so it
+    has the order of the solver.
 
     Args:
         field: The velocity field $v$.
@@ -180,7 +182,7 @@ def path_energy(
     """
 
     def with_energy(t: Time, state: Tensor, cond: Tensor | None) -> Tensor:
-        velocity = field(t, state[:, :-1].reshape(-1, *x0.shape[1:]), cond)  # a solver may leave out rows
+        velocity = field(t, state[:, :-1].reshape(-1, *x0.shape[1:]), cond)  # a solver may evaluate some rows only
         flat = flatten_event(velocity)
         return torch.cat([flat, flat.square().sum(1, keepdim=True)], 1)
 
@@ -197,11 +199,12 @@ def normalised_path_energy(
     solver: str = "rk4",
     steps: int = 50,
 ) -> Tensor:
-    r"""Return $\lvert E \int_0^1 \lVert v \rVert^2 dt - W_2^2 \rvert / W_2^2$, zero for the flow of the
-    optimal transport.
+    r"""Return the normalised path energy, zero for the flow of the optimal transport.
 
-    The absolute value belongs to the definition: a sample's energy, or a model whose end misses the data,
-    may fall short of $W_2^2$.
+    It is $\lvert E \int_0^1 \lVert v \rVert^2 dt - W_2^2 \rvert / W_2^2$.
+
+    The absolute value is part of the definition: the energy may be below $W_2^2$ for a finite sample, or for a model
+    whose distribution at `t = 1` is not that of the data.
 
     References:
         - Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport
@@ -227,7 +230,7 @@ def normalised_path_energy(
 
 @dataclass(frozen=True)
 class Floor:
-    """The mean of a metric between samples of the truth, its standard error, and the number of pairs of samples."""
+    """The sampling floor of a metric: mean between samples of the truth, standard error, and number of pairs."""
 
     mean: float
     standard_error: float
@@ -239,9 +242,9 @@ def sampling_floor(
 ) -> Floor:
     r"""Return the value of a metric between two independent samples of `n` rows of the truth.
 
-    No distance between samples is zero: this is what a perfect model scores, and what a score is to be read
-    against. The rows are shuffled and cut into as many disjoint pairs of samples as there are, so the
-    values are independent and their standard error is $s / \sqrt{k}$; of a single pair it is `nan`.
+    The distance between two finite samples of one distribution is not zero: the floor is the score of a perfect
+    model, with which other scores are compared. The rows are shuffled and split into disjoint pairs of samples, so
+    the values are independent and their standard error is $s / \sqrt{k}$; for a single pair it is `nan`.
 
     Args:
         metric: A distance between two samples, as those of this module.
@@ -267,9 +270,8 @@ def sampling_floor(
 def bits_per_dim(log_prob: Tensor, dims: int, bin_width: float = 1.0) -> Tensor:
     r"""Return $-(\log p / d + \log w) / \log 2$, the bits per dimension of data in bins of width `w`.
 
-    For uniformly dequantised data this bounds the code length of the discrete value from above. The width
-    is in the units of the density: 8-bit pixels scaled to [0, 1] have `w = 1/256`, scaled to [-1, 1] they
-    have `w = 2/256`.
+    For uniformly dequantised data this is an upper bound on the code length of the discrete value. The width is in
+    the units of the density: 8-bit pixels scaled to [0, 1] have `w = 1/256`, scaled to [-1, 1] they have `w = 2/256`.
 
     Args:
         log_prob: The log-densities in nats, of any shape.
@@ -298,7 +300,7 @@ def _rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _transport_cost(x: Tensor, y: Tensor, power: int) -> Tensor:
-    """Return the least mean of the distance to a power."""
+    """Return the minimal transport cost for a power of the distance."""
     a, b = (rows.detach().to("cpu", torch.float64) for rows in _rows(x, y))
     for name, rows in (("x", a), ("y", b)):
         if not rows.isfinite().all():
@@ -308,7 +310,7 @@ def _transport_cost(x: Tensor, y: Tensor, power: int) -> Tensor:
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
-    # by differences: the shortcut through an inner product loses the small distances
+    # by differences: an inner product loses small distances to cancellation
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 

@@ -1,4 +1,4 @@
-"""What a coupling is."""
+"""The base class of couplings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["Coupling"]
 class Coupling(ABC):
     """A rule that pairs the rows of a batch of noise with the rows of a batch of data.
 
-    Row `i` of the three results belongs together. The conditions stay in place, and so do the data, unless
-    the rule makes the data from the noise (see `Reflow`); the noise is rearranged or drawn again.
+    Row `i` of the three results belongs together. Conditions and data keep their order, except in a coupling that
+    computes the data from the noise (see `Reflow`); the noise is permuted or resampled.
     """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Noise paired with what a trained model makes of it."""
+"""Noise paired with the samples that a trained flow generates from it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["Reflow"]
 @final
 @dataclass(frozen=True)
 class Reflow(Coupling):
-    r"""The data replaced by the images $\psi_1(x_0, c)$ of the noise under a trained flow.
+    r"""The data are replaced by the images $\psi_1(x_0, c)$ of the noise under a trained flow.
 
-    A flow that is trained on these pairs ends in the same distribution, its transport costs no more and its
-    trajectories are straighter: rectified flow, which takes fewer steps to solve. The given data only lend
-    their shape. No gradient reaches the trained flow.
+    A flow that is trained on these pairs (rectified flow) has the same distribution at `t = 1`, no larger transport
+    cost and straighter trajectories, which take fewer steps to solve. Of the given data only the shape is used. No
+    gradient reaches the trained flow.
 
     References:
         - Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow
@@ -31,7 +31,7 @@ class Reflow(Coupling):
 
     Args:
         field: The trained velocity field.
-        solver: The method that follows it, see `flowmatch_core.solvers.solve`.
+        solver: The ODE solver, see `flowmatch_core.solvers.solve`.
         steps: The number of its steps.
 
     Examples:

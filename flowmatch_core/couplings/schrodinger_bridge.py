@@ -1,4 +1,4 @@
-"""Noise paired with data as by a Brownian motion that is conditioned on both ends."""
+"""The coupling of the Schrödinger bridge."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["SchrodingerBridge"]
 @final
 @dataclass(frozen=True)
 class SchrodingerBridge(Coupling):
-    r"""The ends of the Schrödinger bridge: the coupling nearest to a Brownian motion of scale $\sigma$.
+    r"""The coupling of the ends of the Schrödinger bridge for a Brownian motion of scale $\sigma$.
 
     $$
     \min_\pi \mathrm{KL}\bigl(\pi \,\Vert\, e^{-\lVert x_1 - x_0 \rVert^2 / 2\sigma^2}\bigr)
@@ -25,12 +25,12 @@ class SchrodingerBridge(Coupling):
     \min_\pi E_\pi \lVert x_1 - x_0 \rVert^2 - 2\sigma^2 H(\pi)
     $$
 
-    over the couplings $\pi$ of noise and data, so it is `Sinkhorn(reg=2 * sigma**2)`. It belongs to
-    the Brownian bridges of `sb_cfm_loss` and `sf2m_loss`, whose $\sigma$ must be the same.
+    over the couplings $\pi$ of noise and data: it is `Sinkhorn(reg=2 * sigma**2)`. Use it with `sb_cfm_loss` and
+    `sf2m_loss` of the same $\sigma$.
 
-    The ends of a batch are less dependent than the true ones where a batch holds no good partners, that is
-    for a small $\sigma$ in many dimensions: between standard normal laws in 50 dimensions 512 rows
-    give a correlation of 0.39 instead of 0.62 for $\sigma = 1$, and the true 0.24 for $\sigma = 2$.
+    Within a batch the ends are less dependent than those of the true bridge if the batch contains no close partners,
+    that is for a small $\sigma$ in many dimensions: between standard normal laws in 50 dimensions, 512 rows give a
+    correlation of 0.39 instead of 0.62 for $\sigma = 1$, and the true 0.24 for $\sigma = 2$.
 
     References:
         - Simulation-Free Schrödinger Bridges via Score and Flow Matching (Tong et al., 2024), proposition 1,

@@ -32,8 +32,8 @@ def generalised_kl_loss(
     $$
 
     Times uniform on [0, 1], the default, make it the negative of the evidence lower bound per position
-    (see `TokenFlow.elbo`), and its minimum is at the true posterior for any times. The rate
-    $\lambda_t$ weighs a few late times heavily; `cross_entropy_loss` has the same minimum without it.
+    (see `TokenFlow.elbo`), and for any times its minimum is at the true posterior. The rate $\lambda_t$ gives a few
+    late times a large weight; `cross_entropy_loss` has the same minimiser without it.
 
     References:
         - Flow Matching with General Discrete Paths (Shaul et al., 2024), https://arxiv.org/abs/2412.03487
@@ -70,7 +70,7 @@ def cross_entropy_loss(
 ) -> Tensor:
     r"""Return the denoising cross-entropy $-E \log p_{1|t}(x_1^i \mid x_t)$, averaged over positions and batch.
 
-    Positions that surely are data already, those that are not masked, count as zero.
+    Positions that are certainly data, that is not masked, count as zero.
 
     References:
         - Discrete Flow Matching (Gat et al., 2024), https://arxiv.org/abs/2407.15595
@@ -98,7 +98,7 @@ def jump_divergence(prediction: TokenDistribution, path: MixturePath, x_t: Tenso
     r"""Return the divergence of the jump rates at each position, divided by the rate $\lambda_t$.
 
     With the estimate $p$ it is $-\log p(x_1^i) - p(x_t^i)$ where $x_t^i \neq x_1^i$, and
-    $1 - p(x_t^i)$ where they are equal; zero at a position that surely is data already.
+    $1 - p(x_t^i)$ where they are equal; zero at a position that is certainly data.
 
     Args:
         prediction: The result of a denoiser at `x_t`.

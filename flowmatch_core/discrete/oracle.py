@@ -1,4 +1,4 @@
-"""A distribution of token sequences small enough to hold as a table: the truth that tests compare with."""
+"""A distribution of short token sequences as a table of probabilities, a ground truth for tests."""
 
 from __future__ import annotations
 

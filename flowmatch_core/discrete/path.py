@@ -20,7 +20,7 @@ __all__ = ["MixturePath"]
 @final
 @dataclass(frozen=True)
 class MixturePath:
-    r"""The path on which each position is, independently, still noise or already data,
+    r"""The path on which each position is noise or data, independently of the others.
 
     $$
     p_t(x^i \mid x_0, x_1) = (1 - \kappa_t)\,\delta_{x_0^i}(x^i) + \kappa_t\,\delta_{x_1^i}(x^i) .
@@ -32,7 +32,7 @@ class MixturePath:
 
     Args:
         source: Where the tokens start.
-        schedule: The share of data $\kappa_t$.
+        schedule: The schedule $\kappa_t$.
 
     Examples:
         >>> from flowmatch_core.discrete import MaskSource
@@ -62,7 +62,7 @@ class MixturePath:
     def rate(self, t: Tensor) -> Tensor:
         r"""Return the rate $\lambda_t = \dot\kappa_t / (1 - \kappa_t)$ at which noise turns to data.
 
-        It grows without bound as `t` nears 1; at `t = 1` itself it is large instead of infinite.
+        It diverges as `t` approaches 1; at `t = 1` it is a large finite number.
         """
         noise = self.schedule.noise(t)
         return self.schedule.d_kappa(t) / noise.clamp(min=torch.finfo(noise.dtype).tiny ** 0.5)
@@ -70,7 +70,7 @@ class MixturePath:
     def velocity(self, prediction: TokenDistribution, t: Time, x: Tensor) -> Tensor:
         r"""Return the rates of all jumps, $u_t^i(y, x) = \lambda_t (p_{1|t}^i(y \mid x) - \delta_{x^i}(y))$.
 
-        This holds a number for every state at every position. Neither the sampler nor a loss calls it.
+        The result holds a number for every state at every position. Neither the sampler nor a loss uses it.
 
         Args:
             prediction: The result of a denoiser at `t` and `x`.

@@ -1,4 +1,4 @@
-r"""How the share of data $\kappa_t$ grows from 0 to 1."""
+r"""Schedules: the probability $\kappa_t$ of data, which increases from 0 to 1."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["CosineSchedule", "PolynomialSchedule", "Schedule", "token_time"]
 
 
 class Schedule(ABC):
-    r"""A growing share of data $\kappa_t$ with $\kappa_0 = 0$ and $\kappa_1 = 1$.
+    r"""The probability of data $\kappa_t$, increasing, with $\kappa_0 = 0$ and $\kappa_1 = 1$.
 
-    It is given by the share of noise $1 - \kappa_t$, which the sampler and the bound divide by: near
-    `t = 1` that must be exact, where one minus a rounded share of data is not.
+    A subclass defines the probability of noise, $1 - \kappa_t$, by which the sampler and the lower bound divide: it
+    must be accurate near `t = 1`, where one minus a rounded $\kappa_t$ is not.
     """
 
     @abstractmethod
@@ -39,7 +39,7 @@ class Schedule(ABC):
 @final
 @dataclass(frozen=True)
 class PolynomialSchedule(Schedule):
-    r"""The share of data $\kappa_t = t^n$.
+    r"""The schedule $\kappa_t = t^n$.
 
     Args:
         n: The exponent, at least 1.
@@ -69,7 +69,7 @@ class PolynomialSchedule(Schedule):
 @final
 @dataclass(frozen=True)
 class CosineSchedule(Schedule):
-    r"""The share of data $\kappa_t = 1 - \cos(\pi t / 2)$: slow at first, when a jump has little to go by.
+    r"""The schedule $\kappa_t = 1 - \cos(\pi t / 2)$, slow at first, when a jump sees little data.
 
     References:
         - MaskGIT: Masked Generative Image Transformer (Chang et al., 2022), https://arxiv.org/abs/2202.04200
@@ -81,7 +81,7 @@ class CosineSchedule(Schedule):
     """
 
     def noise(self, t: Tensor) -> Tensor:
-        return torch.sin(math.pi / 2 * (1 - t))  # the cosine, but zero at t = 1
+        return torch.sin(math.pi / 2 * (1 - t))  # the cosine, but exactly zero at t = 1
 
     def d_kappa(self, t: Tensor) -> Tensor:
         return math.pi / 2 * torch.sin(math.pi / 2 * t)

@@ -15,8 +15,9 @@ __all__ = ["Prepared", "TraceField", "trace", "trace_weights"]
 
 
 def trace_weights(first: Tensor, middle: Tensor | None, last: Tensor) -> Tensor:
-    r"""Return $W_2 \circ (W_1 W_3)^T$, or the diagonal of $W_3 W_1$ turned round with one hidden layer: all
-    that `trace` needs of the weights.
+    r"""Return the product of the weights that `trace` takes.
+
+    It is $W_2 \circ (W_1 W_3)^T$ for two hidden layers, and the diagonal of $W_1 W_3$ for one.
 
     Args:
         first: The matrix $W_1$, with shape `(h1, d)`.
@@ -28,11 +29,12 @@ def trace_weights(first: Tensor, middle: Tensor | None, last: Tensor) -> Tensor:
 
 
 def trace(weights: Tensor, slopes: Sequence[Tensor]) -> Tensor:
-    r"""Return $\operatorname{tr}(W_3 S_2 W_2 S_1 W_1)$ of each row, or $\operatorname{tr}(W_3 S_1
-    W_1)$, where $S_l$ is the diagonal matrix of a row of slopes.
+    r"""Return the trace of the Jacobian of each row, with shape `(batch,)`.
 
-    It equals $s_2^T \left( W_2 \circ (W_1 W_3)^T \right) s_1$: one matrix product for the whole batch,
-    no loop over dimensions, no noise.
+    It is $\operatorname{tr}(W_3 S_2 W_2 S_1 W_1)$, or $\operatorname{tr}(W_3 S_1 W_1)$ for one hidden layer, where
+    $S_l$ is the diagonal matrix of a row of slopes.
+
+    It equals $s_2^T \left( W_2 \circ (W_1 W_3)^T \right) s_1$, one matrix product for the whole batch.
 
     Args:
         weights: The result of `trace_weights`.

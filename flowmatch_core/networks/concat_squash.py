@@ -1,4 +1,4 @@
-"""The network of FFJORD."""
+"""The network of FFJORD, with concat-squash layers."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class ConcatSquashField(Field):
     W_3)^T \right) s_1 .
     $$
 
-    The gate $q_3$ of the velocity itself follows time alone: while the batch shares its time, the trace
-    is one matrix product whatever the conditions. With a time for each row and two hidden layers it takes one
-    product per dimension, as many as by differentiation but no graph.
+    The gate $q_3$ of the last layer depends on time alone: when the batch shares its time, the trace is one matrix
+    product for any conditions. With one time per row and two hidden layers it takes one product per dimension, as
+    many as automatic differentiation but without a graph.
 
-    `frequencies=0` feeds the raw `t` like the original, which was made for maximum likelihood. Flow matching
-    wants a sharper view of time, for instance 8.
+    `frequencies=0` passes the raw `t`, as in the paper, which trains by maximum likelihood. For flow matching embed
+    the time, for instance with 8 frequencies.
 
     References:
         - FFJORD: Free-form Continuous Dynamics (Grathwohl et al., 2019), https://arxiv.org/abs/1810.01367
@@ -114,7 +114,7 @@ class ConcatSquashField(Field):
         return len(self.layers) <= 2
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw new weights, uniform within the root of the number of inputs; those of the velocity near zero."""
+        """Draw new weights, uniform in ±1/√inputs; a tenth of that for the last layer."""
         draw_weights(self, small=[self.last.linear, self.last.shift], generator=generator)
 
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:

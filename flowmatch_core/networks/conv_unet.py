@@ -18,7 +18,7 @@ from flowmatch_core.networks.layers import Modulation, check_cond, convolution, 
 __all__ = ["ConvUNetField"]
 
 GROUP = 4
-"""How many channels are normalised together."""
+"""Number of channels per group of the group norms."""
 
 
 def _norm(h: Tensor) -> Tensor:
@@ -46,9 +46,8 @@ class _Block(nn.Module):
 class ConvUNetField(Field):
     r"""A convolutional U-Net for images of any size, with group norms modulated by time and condition.
 
-    Each level works at half the resolution of the one before, rounded up, and passes its output to its
-    counterpart on the way up. A vector such as a one-hot label conditions all blocks. The divergence has no
-    closed form.
+    Each level has half the resolution of the one before, rounded up, and a skip connection to its counterpart on the
+    way up. A vector such as a one-hot label conditions all blocks. The divergence has no closed form.
 
     References:
         - U-Net: Convolutional Networks for Biomedical Image Segmentation (Ronneberger et al., 2015),
@@ -96,7 +95,7 @@ class ConvUNetField(Field):
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw new weights, uniform within the root of the number of inputs; the last layer near zero."""
+        """Draw new weights, uniform in ±1/√inputs; a tenth of that for the last layer."""
         draw_weights(self, small=[self.last], generator=generator)
 
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:

@@ -33,11 +33,12 @@ class _Block(nn.Module):
 
 @final
 class ResidualField(Field):
-    r"""A residual perceptron of any depth, $v = a_t x + b_t\, u(t, b_t x, c)$, whose layer norms get
-    their gains and shifts from time and condition.
+    r"""A residual perceptron of any depth, $v = a_t x + b_t\, u(t, b_t x, c)$.
 
-    The scales $a_t$ and $b_t$, those of `FiLMField`, suit the straight path between standardised
-    data and standard noise. The divergence has no closed form.
+    Time and condition give the gains and shifts of its layer norms.
+
+    The scales $a_t$ and $b_t$ are those of `FiLMField`, for the straight path between standardised data and standard
+    noise. The divergence has no closed form.
 
     References:
         - FiLM: Visual Reasoning with a General Conditioning Layer (Perez et al., 2018), https://arxiv.org/abs/1709.07871
@@ -79,7 +80,7 @@ class ResidualField(Field):
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw new weights, uniform within the root of the number of inputs; the last layer near zero."""
+        """Draw new weights, uniform in ±1/√inputs; a tenth of that for the last layer."""
         draw_weights(self, small=[self.last], generator=generator)
 
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:

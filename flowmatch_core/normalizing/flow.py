@@ -1,4 +1,4 @@
-"""A stack of invertible layers as a probability distribution."""
+"""A composition of invertible layers as a probability distribution."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class DiscreteTimeFlow(Flow):
     - \sum \log |s|
     $$
 
-    It is sampled and scored like a `ContinuousFlow`, and trained by `-flow.log_prob(x).mean()`. The layers
-    are zuko's, or transforms that work with them.
+    It has the methods of a `ContinuousFlow`, and is trained by minimising `-flow.log_prob(x).mean()`. The layers are
+    zuko's or transforms that are compatible with them.
 
     References:
         - Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
@@ -39,8 +39,8 @@ class DiscreteTimeFlow(Flow):
         kind: The architecture, such as `MAF()`.
         event_dim: The number of dimensions of `x`.
         cond_dim: The number of dimensions of the condition, 0 for none.
-        loc: The location $\mu$, which broadcasts to `(event_dim,)`; 0 by default. Most architectures
-            want standardised data, and some are invertible near the origin only.
+        loc: The location $\mu$, which broadcasts to `(event_dim,)`; 0 by default. Most architectures need
+            standardised data, and some are invertible only near the origin.
         scale: The scale $s$, likewise; 1 by default.
         generator: The source of randomness of the initial weights.
 
@@ -78,7 +78,7 @@ class DiscreteTimeFlow(Flow):
         if not bool((self.scale > 0).all()):
             raise ValueError("scale holds values that are not positive, but should be positive.")
         zuko()
-        # zuko draws from the global generator only: lend it a seed, and put everything back
+        # zuko draws from the global generator only: seed it temporarily
         device = "cpu" if generator is None else generator.device
         seed = torch.randint(2**63 - 1, (), generator=generator, device=device)
         with torch.random.fork_rng(devices=[]):
@@ -121,7 +121,7 @@ class DiscreteTimeFlow(Flow):
         cond: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw samples that carry gradients; otherwise as `sample`."""
+        """Draw samples with gradients; arguments and result are those of `sample`."""
         lead = (*sample_shape, *(() if cond is None else cond.shape[:-1]))
         shape = (math.prod(lead), self.event_dim)
         noise = torch.randn(shape, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
@@ -136,7 +136,7 @@ class DiscreteTimeFlow(Flow):
         Args:
             value: The points, with shape `(*batch, event_dim)`.
             cond: The conditions, with shape `(*batch, c)` or one that broadcasts to it.
-            generator: Not used, as nothing is drawn; here for the interface of `ContinuousFlow`.
+            generator: Not used, because nothing is drawn; part of the interface of `Flow`.
 
         Returns:
             The log-densities, with shape `(*batch,)`.

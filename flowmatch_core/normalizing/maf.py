@@ -18,7 +18,7 @@ __all__ = ["MAF"]
 class MAF(Architecture):
     r"""A stack of affine autoregressive layers, $z_i = \mu(x_{<i}) + e^{s(x_{<i})} x_i$, in alternating orders.
 
-    A density takes one pass a layer, a sample as many as there are dimensions.
+    A density takes one pass per layer, a sample one pass per layer and dimension.
 
     References:
         - Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017),

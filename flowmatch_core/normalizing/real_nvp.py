@@ -18,7 +18,7 @@ __all__ = ["RealNVP"]
 class RealNVP(Architecture):
     r"""A stack of affine couplings, $z_a = x_a$, $z_b = \mu(x_a) + e^{s(x_a)} x_b$, of alternating halves.
 
-    Density and sample take one pass a layer.
+    Density and sample take one pass per layer.
 
     References:
         - Density Estimation Using Real NVP (Dinh et al., 2017), https://arxiv.org/abs/1605.08803

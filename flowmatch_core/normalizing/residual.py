@@ -26,8 +26,8 @@ class Residual(Architecture):
     r"""A stack of residual blocks from data to noise, $z = x + F(x)$, whose `F` contracts.
 
     With a Lipschitz constant below one a block is invertible, by the iteration $x \leftarrow z - F(x)$.
-    The determinant of $I + \partial F / \partial x$ is exact: the Jacobian of `F` is the product of its
-    weights and slopes, which takes no derivative and no estimate by a power series.
+    The determinant of $I + \partial F / \partial x$ is exact: the Jacobian of `F` is the product of its weights and
+    slopes, without automatic differentiation and without the power series of the paper.
 
     References:
         - Invertible Residual Networks (Behrmann et al., 2019), https://arxiv.org/abs/1811.00995

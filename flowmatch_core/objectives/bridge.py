@@ -1,4 +1,4 @@
-"""Schrödinger bridges without simulation: regression on the velocity and the score of Brownian bridges."""
+"""Simulation-free Schrödinger bridges: regression on the velocity and the score of Brownian bridges."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["BridgeSample", "BrownianBridge", "sb_cfm_loss", "sf2m_loss"]
 
 @dataclass(frozen=True)
 class BridgeSample:
-    """A point of a bridge with its velocity and its score, all `(batch, *event)`, and its time."""
+    """A point of a bridge, its velocity and its score, all `(batch, *event)`, and its time."""
 
     x_t: Tensor
     velocity: Tensor
@@ -30,7 +30,7 @@ class BridgeSample:
 @final
 @dataclass(frozen=True)
 class BrownianBridge:
-    r"""The path of a Brownian motion of scale $\sigma$ between two given ends.
+    r"""The Brownian bridge of scale $\sigma$ between two given ends.
 
     $$
     x_t = (1 - t) x_0 + t x_1 + \sigma \sqrt{t (1 - t)}\, z, \quad z \sim N(0, I)
@@ -73,7 +73,7 @@ class BrownianBridge:
         \nabla \log p_t(x_t \mid x_0, x_1) = -\frac{z}{\sigma \sqrt{t (1 - t)}}
         $$
 
-        Both are infinite at the ends, where the paths of a Brownian motion have no velocity.
+        Both are infinite at `t = 0` and `t = 1`.
 
         Args:
             x0: The start, with shape `(batch, *event)`.
@@ -110,9 +110,9 @@ def sb_cfm_loss(
     $$
 
     with $x_t$ and $u_t$ of a `BrownianBridge`. Its minimiser $E[u_t \mid x_t, c]$ is the
-    probability flow of the bridge. The variance of $u_t$ is infinite at the ends, and so is the mean
-    of the plain loss: $\lambda_t$, the inverse of one plus that variance, keeps all terms finite and
-    moves no minimum, as any positive weight.
+    probability flow of the bridge. The variance of $u_t$ and hence the unweighted loss are infinite at `t = 0` and `t
+    = 1`: the weight $\lambda_t$, the inverse of one plus that variance, keeps all terms finite. As a positive weight
+    it does not change the minimiser.
 
     References:
         - Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport
@@ -156,10 +156,10 @@ def sf2m_loss(
     + \sigma_t^2 \lVert s_\theta(t, x_t, c) - \nabla \log p_t(x_t \mid x_0, x_1) \rVert^2 \bigr] / d
     $$
 
-    The first term is `sb_cfm_loss`; in the second $\sigma_t = \sigma \sqrt{t (1 - t)}$, so it is
-    $\lVert \sigma_t s_\theta + z \rVert^2$, finite at the ends. Together the two fields give the
-    bridge as a diffusion, forward $dx = (v + \frac{\sigma^2}{2} s)\,dt + \sigma\,dB$ and, with a minus
-    before the score, backward in time.
+    The first term is `sb_cfm_loss`; in the second $\sigma_t = \sigma \sqrt{t (1 - t)}$, so it is $\lVert \sigma_t
+    s_\theta + z \rVert^2$, finite at `t = 0` and `t = 1`. The two fields give the bridge as a diffusion, $dx = (v +
+    \frac{\sigma^2}{2} s)\,dt + \sigma\,dB$ forward in time and, with the sign of the score reversed, backward in
+    time.
 
     References:
         - Simulation-Free Schrödinger Bridges via Score and Flow Matching (Tong et al., 2024),
@@ -199,7 +199,7 @@ def _bridges(
     time: Times,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Errors, Errors]:
-    """Return points of bridges, their times and conditions, and the weighted errors of a velocity and of a score."""
+    """Return points of bridges, their times and conditions, and the weighted errors of velocity and score."""
     bridge = BrownianBridge(sigma)
     if x0 is None:
         x0 = draw_noise(x1, generator)
@@ -209,7 +209,7 @@ def _bridges(
     straight = x1 - x0
     s = expand_time(t, x1)
     x_t = bridge.point(x0, x1, t, z)
-    # u = straight + tilt / spread * z, each multiplied out so that no term is infinite at the ends
+    # u = straight + tilt / spread * z, each multiplied out so that no term is infinite at t = 0 and t = 1
     spread, tilt = 2 * (s * (1 - s)).sqrt(), sigma * (1 - 2 * s)
     scale = (spread.square() + tilt.square()).rsqrt()
 

@@ -1,4 +1,4 @@
-"""Conditional flow matching: regression on the velocity of a path, or on what is equivalent to it."""
+"""Conditional flow matching: regression on the velocity of a path, or on noise, data or score."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def cfm_loss(
     - `score`: denoising score matching, weighted by $\sigma_t^2$, which keeps it finite:
       $\sigma_t^2 \lVert f_\theta + x_0 / \sigma_t \rVert^2 = \lVert \sigma_t f_\theta + x_0 \rVert^2$.
 
-    Its gradient is that of the regression on $E[y \mid x_t, c]$, for the velocity the marginal
-    velocity; its minimum is not zero. `VelocityOf` makes a velocity field of any of them.
+    Its gradient is that of the regression on $E[y \mid x_t, c]$, which for the velocity is the marginal velocity; its
+    minimum is not zero. `VelocityOf` turns each of these predictions into a velocity field.
 
     References:
         - Flow Matching for Generative Modeling (Lipman et al., 2023), https://arxiv.org/abs/2210.02747

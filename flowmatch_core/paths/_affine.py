@@ -1,4 +1,4 @@
-"""Affine conditional paths: the interpolation, its velocity, and what a network may predict along it."""
+"""Affine conditional paths: interpolation, velocity, and conversion between predicted quantities."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Quantity = Literal["velocity", "score", "noise", "data"]
 
 @dataclass(frozen=True)
 class PathSample:
-    """A point of the path and its velocity, both `(batch, *event)`, with its time, `()` or `(batch,)`."""
+    """A point of the path and its velocity, both `(batch, *event)`, and the time, `()` or `(batch,)`."""
 
     x_t: Tensor
     velocity: Tensor
@@ -32,9 +32,9 @@ class PathSample:
 class AffinePath(ABC):
     r"""The path $x_t = \alpha_t x_1 + \sigma_t x_0$ from noise `x0` to data `x1`.
 
-    A member gives `alpha`, `sigma`, their derivatives and the inverse of their ratio. Each takes a time of
-    any shape (or a float, computed in float64) and returns a tensor of that shape. $\sigma_t$ should
-    be exactly zero where its formula is, and $\alpha_t / \sigma_t$ should increase.
+    A subclass defines `alpha`, `sigma`, their derivatives and the inverse of their ratio. Each method takes a time of
+    any shape (or a float, computed in float64) and returns a tensor of that shape. $\sigma_t$ should be exactly zero
+    where its formula is zero, and $\alpha_t / \sigma_t$ should increase.
 
     References:
         - Flow Matching for Generative Modeling (Lipman et al., 2023), https://arxiv.org/abs/2210.02747
@@ -62,31 +62,35 @@ class AffinePath(ABC):
 
     @abstractmethod
     def time_of_ratio(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        r"""Return the time at which $\alpha_t : \sigma_t$ is the ratio of the arguments, neither negative.
+        r"""Return the time at which $\alpha_t / \sigma_t$ equals `alpha / sigma`, neither of which is negative.
 
-        A ratio that the path does not reach gives the end that is nearest to it.
+        For a ratio that the path does not reach it is the nearer end, 0 or 1.
         """
 
     def angle(self, t: Time) -> Tensor:
-        r"""Return $\theta_t = \operatorname{atan2}(\alpha_t, \sigma_t)$, from 0 at pure noise to
-        $\pi / 2$ at pure data; $\tan^2 \theta_t$ is the signal-to-noise ratio.
+        r"""Return the angle $\theta_t = \operatorname{atan2}(\alpha_t, \sigma_t)$.
+
+        It is 0 for pure noise and $\pi / 2$ for pure data.
+
+        $\tan^2 \theta_t$ is the signal-to-noise ratio.
         """
         return torch.atan2(self.alpha(t), self.sigma(t))
 
     def time_of_angle(self, angle: Tensor) -> Tensor:
-        """Return the time at which the path has an angle, or the end that is nearest to it.
+        """Return the time at which the path has an angle, or the nearer end, 0 or 1.
 
         Examples:
             >>> from flowmatch_core.paths import CondOT
             >>> CondOT().time_of_angle(torch.tensor([0.0, 0.7854]))
             tensor([0.0000, 0.5000])
         """
-        # a cosine just below zero is the rounding of a right angle
+        # the cosine of a right angle may round to just below zero
         return self.time_of_ratio(torch.sin(angle), torch.cos(angle).clamp_min(0))
 
     def sample(self, x0: Tensor, x1: Tensor, t: Time) -> PathSample:
-        r"""Return the point $\alpha_t x_1 + \sigma_t x_0$ and its velocity $\dot\alpha_t x_1 +
-        \dot\sigma_t x_0$.
+        r"""Return the point $\alpha_t x_1 + \sigma_t x_0$ and its velocity.
+
+        The velocity is $\dot\alpha_t x_1 + \dot\sigma_t x_0$.
 
         Args:
             x0: The noise, with shape `(batch, *event)`.
@@ -110,10 +114,9 @@ class AffinePath(ABC):
     def conditional_velocity(self, t: Time, x: Tensor, x1: Tensor) -> Tensor:
         r"""Return $u_t(x \mid x_1) = \dot\alpha_t x_1 + \dot\sigma_t (x - \alpha_t x_1) / \sigma_t$.
 
-        Where $\sigma_t = 0$ (`t = 1` on a path that ends in the data) `x` says nothing about the
-        noise, so $u_t$ has no limit there. The noise is then replaced by its mean, zero: the value
-        $\dot\alpha_t x_1$ is the average velocity $E[\dot x_t \mid x_1]$, is finite, and is the
-        limit along the centre $x = \alpha_t x_1$ of the path.
+        Where $\sigma_t = 0$ (`t = 1` on a path that ends in the data) `x` does not determine the noise, so $u_t$ has
+        no limit there. The noise is then replaced by its mean, zero: the value $\dot\alpha_t x_1$ is the average
+        velocity $E[\dot x_t \mid x_1]$, is finite, and is the limit along the centre $x = \alpha_t x_1$ of the path.
 
         Args:
             t: The time, a float, 0-d or `(batch,)`.
@@ -123,8 +126,9 @@ class AffinePath(ABC):
         return self.convert(x1, t, x, source="data", target="velocity")
 
     def convert(self, value: Tensor, t: Time, x: Tensor, source: Quantity, target: Quantity) -> Tensor:
-        r"""Turn a prediction of one quantity at `(t, x)` into another: $a_t x + b_t\,\text{value}$ with
-        the `coefficients` of the pair.
+        r"""Convert a prediction of one quantity at `(t, x)` into another.
+
+        The result is $a_t x + b_t\,\text{value}$ with the `coefficients` of the pair.
 
         Args:
             value: The prediction, with shape `(batch, *event)`.
@@ -141,7 +145,7 @@ class AffinePath(ABC):
         """
         check_shape("value", value, x.shape)
         a, b = (expand_time(coefficient, x) for coefficient in self.coefficients(t, source, target))
-        unknown = b.isnan()  # kept out of the product, which would spoil the gradients of other rows
+        unknown = b.isnan()  # excluded from the product: a NaN there would reach the gradients of other rows
         known_part = torch.where(unknown, 0.0, a) * x + torch.where(unknown, 0.0, b) * value
         return torch.where(unknown, math.nan, known_part)
 
@@ -156,14 +160,13 @@ class AffinePath(ABC):
         \nabla \log p_t(x) = -x_0 / \sigma_t .
         $$
 
-        The last one needs noise that is normal and independent of the data (Tweedie): a coupling that pairs
-        noise with data leaves the other three as they are, and spoils the score.
+        The last one (Tweedie's formula) holds only for noise that is normal and independent of the data: with a
+        coupling that pairs noise with data the score is wrong, while the other three still hold.
 
-        The coefficients are exact at the ends wherever the quantity sought is determined there. Where it is
-        not: a noise that $\sigma_t = 0$ hides is its mean, zero (see `conditional_velocity`; also the
-        noise whose coefficient $\dot\sigma_t$ is infinite); what cannot be known at all has the
-        coefficients `nan`: the score from noise, data or a finite velocity at $\sigma_t = 0$, and the
-        data at $\alpha_t = 0$, with the velocity, from noise or score.
+        At $t = 0$ and $t = 1$ the coefficients are exact wherever the target is determined there. Otherwise: where
+        $\sigma_t = 0$, or $\dot\sigma_t$ is infinite, the noise is replaced by its mean, zero (see
+        `conditional_velocity`). A target that is not determined has the coefficients `nan`: the score from noise,
+        data or a finite velocity at $\sigma_t = 0$, and data and velocity from noise or score at $\alpha_t = 0$.
 
         Args:
             t: The time, of any shape, or a float.
@@ -194,7 +197,7 @@ class AffinePath(ABC):
             return -precision, precision * alpha
         if target == "velocity":
             d_alpha = self.d_alpha(t)
-            # without data and without their rate, the velocity is that of the noise
+            # where alpha and its rate are both zero, the velocity is that of the noise
             rate = _divide(d_alpha, alpha, otherwise=torch.where(d_alpha == 0, 0.0, math.nan))
             if source == "score":
                 return rate, rate * sigma.square() - self.sigma_d_sigma(t)
@@ -206,8 +209,9 @@ class AffinePath(ABC):
         return zero, (-sigma if source == "score" else -_divide(one, sigma, otherwise=math.nan))
 
     def data_or_mean(self, t: Time, source: Quantity) -> tuple[Tensor, Tensor]:
-        """Return the `coefficients` of the data, zero where these cannot be known: there they have their mean, zero
-        once standardised.
+        """Return the `coefficients` of the data, zero where these are not determined.
+
+        There the data are replaced by their mean, which is zero for standardised data.
 
         Args:
             t: The time, of any shape, or a float.
@@ -221,24 +225,28 @@ class AffinePath(ABC):
         of_x, of_source = (torch.where(c.isnan(), 0.0, c) for c in self.coefficients(t, source, "data"))
         return of_x, of_source
 
-    def step_coefficients(self, times: Tensor, source: Quantity, kept: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-        r"""Return the $(a, b)$ of the steps $x_t = a x_s + b$ `source` from each time $s$ to the
-        next, $t$, that move the data and a share $\kappa$ of the noise along the path:
+    def step_coefficients(
+        self, times: Tensor, source: Quantity, noise_retention: Tensor | float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        r"""Return the coefficients of steps along the path from each time $s$ to the next, $t$.
+
+        The step is $x_t = a x_s + b$ `source`. It keeps the data and a fraction $\kappa$ of the noise:
 
         $$
         x_t = \alpha_t \hat x_1 + \sigma_t\, \kappa\, \hat x_0
         $$
 
-        with $\hat x_0, \hat x_1$ what `source` at $(s, x_s)$ stands for. All of the noise is a step of
-        DDIM. Pure noise says nothing of the data, whose mean is then taken to be zero (see `data_or_mean`).
+        where $\hat x_0, \hat x_1$ are the noise and the data that follow from `source` at $(s, x_s)$. With $\kappa =
+        1$ this is a step of DDIM. Where $\alpha_s = 0$ the data are replaced by their mean, zero (see
+        `data_or_mean`).
 
         Args:
             times: The times between the steps, with shape `(steps + 1, ...)`.
             source: What the network predicts.
-            kept: The share $\kappa$, which broadcasts to `(steps, ...)`.
+            noise_retention: The fraction $\kappa$, which broadcasts to `(steps, ...)`.
 
         Returns:
-            Both, with shape `(steps, ...)`.
+            The coefficients $a$ and $b$, each with shape `(steps, ...)`.
 
         Examples:
             >>> from flowmatch_core.paths import CondOT
@@ -246,7 +254,7 @@ class AffinePath(ABC):
             (tensor([1., 1.]), tensor([0.5000, 0.5000]))
         """
         start, end = times[:-1], times[1:]
-        alpha, sigma = self.alpha(end), self.sigma(end) * kept
+        alpha, sigma = self.alpha(end), self.sigma(end) * noise_retention
         data, noise = self.data_or_mean(start, source), self.coefficients(start, source, "noise")
         a, b = (alpha * of_data + sigma * of_noise for of_data, of_noise in zip(data, noise, strict=True))
         return a, b
@@ -256,7 +264,7 @@ class AffinePath(ABC):
         if target == "score":
             determinant = d_alpha * sigma.square() - alpha * self.sigma_d_sigma(t)
             a = -_divide(d_alpha, determinant, otherwise=math.nan)
-            # without data, x is noise whatever the velocity
+            # where alpha is zero, x is noise whatever the velocity
             return (
                 torch.where(alpha == 0, -_divide(torch.ones_like(sigma), sigma.square(), otherwise=math.nan), a),
                 torch.where(alpha == 0, 0.0, _divide(alpha, determinant, otherwise=math.nan)),
@@ -274,13 +282,14 @@ class AffinePath(ABC):
 
 
 def time_tensor(t: Time) -> Tensor:
-    """Return a tensor as it is and a float as a 0-d tensor of float64, which promotes no other."""
+    """Return a tensor unchanged, and a float as a 0-d float64 tensor, which does not promote other dtypes."""
     return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
 
 
 def stack_times(times: Sequence[Time], x: Tensor) -> Tensor:
-    """Return times that are all floats or all of one shape along a new first dimension; behind it they broadcast along
-    the batch of `x`, as after `expand_time`, and floats stay in float64.
+    """Stack times, all floats or all of one shape, along a new first dimension.
+
+    The other dimensions broadcast along the batch of `x`, as after `expand_time`. Floats stay in float64.
     """
     stacked = torch.stack([time_tensor(t) for t in times])
     return stacked.reshape(*stacked.shape, *(1,) * (x.ndim - 1)) if stacked.ndim > 1 else stacked

@@ -1,4 +1,4 @@
-"""What the paths of diffusions towards unit noise share."""
+"""The common base of variance-preserving diffusion paths."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from flowmatch_core.paths._affine import AffinePath
 
 __all__ = ["VariancePreserving"]
 
-_ALL_NOISE = 1e4  # alpha = exp(-5000) is zero in any precision
+_ALL_NOISE = 1e4  # alpha = exp(-5000) underflows to zero in every dtype
 
 
 class VariancePreserving(AffinePath):
     r"""A path with $\alpha_t = e^{-B_t / 2}$ and $\alpha_t^2 + \sigma_t^2 = 1$.
 
-    It is the diffusion $dx = -\frac{1}{2} \beta_s x\,ds + \sqrt{\beta_s}\,dB_s$ of the data, seen from
-    its end $s = 1$ to its start: $B_t = \int_0^{1 - t} \beta_s\,ds$. A member gives
-    $B_t$, $\beta_{1 - t}$ and the inverse of $B_t$.
+    It is the time reversal, $s = 1 - t$, of the diffusion $dx = -\frac{1}{2} \beta_s x\,ds + \sqrt{\beta_s}\,dB_s$
+    that starts at the data, with $B_t = \int_0^{1 - t} \beta_s\,ds$. A subclass defines $B_t$, $\beta_{1 - t}$ and
+    the inverse of $B_t$.
     """
 
     @abstractmethod
@@ -33,13 +33,13 @@ class VariancePreserving(AffinePath):
 
     @abstractmethod
     def time_of_noise(self, noise: Tensor) -> Tensor:
-        r"""Return the time with $B_t$ = `noise`, by a formula that goes on below `t = 0`."""
+        r"""Return the time with $B_t$ = `noise`, which may be below 0."""
 
     def alpha(self, t: Time) -> Tensor:
         return torch.exp(-self.noise_since_data(t) / 2)
 
     def sigma(self, t: Time) -> Tensor:
-        return (-torch.expm1(-self.noise_since_data(t))).sqrt()  # no digit lost near t = 1
+        return (-torch.expm1(-self.noise_since_data(t))).sqrt()  # accurate near t = 1, where alpha is close to one
 
     def d_alpha(self, t: Time) -> Tensor:
         return self.noise_rate(t) * self.alpha(t) / 2

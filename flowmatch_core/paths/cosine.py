@@ -1,4 +1,4 @@
-"""The curved, variance-preserving path of the quarter circle."""
+"""The cosine path, a quarter circle."""
 
 from __future__ import annotations
 

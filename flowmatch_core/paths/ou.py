@@ -27,15 +27,15 @@ class OU(VariancePreserving):
     $$
 
     As a flow in $s$ the process has the velocity $-(x + \nabla \log p)$; in `t` that is
-    $v_t(x) = S (x + \nabla \log p_t(x))$. It is `VP` with a constant rate of $2 S$, and what is
-    said there about the ends holds here.
+    $v_t(x) = S (x + \nabla \log p_t(x))$. It is `VP` with a constant rate of $2 S$; the remarks there about $t = 0$
+    and $t = 1$ hold here.
 
     References:
         - Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
           https://arxiv.org/abs/2011.13456
 
     Args:
-        horizon: How long the process runs, $S$; $\alpha_0 = e^{-S}$ of the data remain at `t = 0`.
+        horizon: The duration $S$ of the process; the weight of the data at `t = 0` is $\alpha_0 = e^{-S}$.
 
     Examples:
         >>> OU(horizon=2.0).alpha(torch.tensor([0.0, 1.0]))

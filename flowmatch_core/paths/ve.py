@@ -18,12 +18,13 @@ __all__ = ["VE"]
 @final
 @dataclass(frozen=True)
 class VE(AffinePath):
-    r"""The variance-exploding path $x_t = x_1 + \sigma_t x_0$ with geometric $\sigma_t =
-    \sigma_{\max}^{1 - t} \sigma_{\min}^t$.
+    r"""The variance-exploding path $x_t = x_1 + \sigma_t x_0$.
 
-    It starts in $N(x_1, \sigma_{\max}^2 I)$, so a sampler has to draw from $N(0,
-    \sigma_{\max}^2 I)$ instead of standard noise, and $\sigma_{\max}$ should be far above the spread
-    of the data. It ends in data with noise of size $\sigma_{\min}$.
+    The noise is geometric in time, $\sigma_t = \sigma_{\max}^{1 - t} \sigma_{\min}^t$.
+
+    At `t = 0` its law is $N(x_1, \sigma_{\max}^2 I)$, so a sampler has to draw from $N(0, \sigma_{\max}^2 I)$ instead
+    of standard noise (`base_scale` of `ContinuousFlow`), and $\sigma_{\max}$ should be far above the standard
+    deviation of the data. At `t = 1` noise of standard deviation $\sigma_{\min}$ remains.
 
     References:
         - Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),

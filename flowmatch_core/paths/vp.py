@@ -25,9 +25,9 @@ class VP(VariancePreserving):
     \frac{1}{2} (\beta_{\max} - \beta_{\min}) (1 - t)^2
     $$
 
-    It does not quite start in pure noise: $\alpha_0 = 0.0066$ with the default rates. Its velocity
-    $\dot\sigma_t x_0$ is infinite at `t = 1`, so a regression on it has heavy tails: let the network
-    predict the noise, the score or the data.
+    At `t = 0` a small weight of the data remains, $\alpha_0 = 0.0066$ with the default rates. The velocity
+    $\dot\sigma_t x_0$ is infinite at `t = 1`, so a regression on it has heavy tails: let the network predict the
+    noise, the score or the data.
 
     References:
         - Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239

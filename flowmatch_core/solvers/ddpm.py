@@ -1,14 +1,13 @@
-r"""Diffusion models as flows: DDPM's chain, its samplers, and its limit.
+r"""Diffusion models as flows: the chain of DDPM, its samplers, and its continuous limit.
 
-Diffusion counts time from the data: `s` runs from data to noise, against the flow time `t = 1 - s`. What it
-predicts and how it moves is then what a flow has, on the path `VP` (rate $\beta$) or `OU` ($\beta
-= 2$):
+Diffusion models count time from the data: `s = 1 - t` runs from data to noise. On the path `VP` (rate $\beta$) or
+`OU` ($\beta = 2$) they correspond to flows as follows:
 
-- noise, score, data and velocity are one prediction: `AffinePath.convert`, `VelocityOf`;
+- predictions of noise, score, data and velocity are equivalent: `AffinePath.convert`, `VelocityOf`;
 - the probability-flow ODE $dx = [-\frac12 \beta x - \frac12 \beta \nabla \log p]\, ds$ is the flow, so
   $v = \frac12 \beta (x + \nabla \log p)$: `flowmatch_core.solvers.solve`;
-- the reverse SDE $dx = [-\frac12 \beta x - \beta \nabla \log p]\, ds + \sqrt\beta\, d\bar B$ is the
-  diffusion `Memoryless` of the flow: `flowmatch_core.sde.solve_sde`.
+- the reverse SDE $dx = [-\frac12 \beta x - \beta \nabla \log p]\, ds + \sqrt\beta\, d\bar B$ is the diffusion
+  `Memoryless` of the flow: `flowmatch_core.solvers.solve_sde`.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ class DDPM:
     \bar\alpha_i = \prod_{j \le i} (1 - \beta_j)
     $$
 
-    Its states have the law of a variance-preserving path (`VP`, `Cosine`, `OU`) at the times when data and
-    noise are in the same ratio, so a field trained along one samples with the steps of the other: see `grid`.
+    Its states have the law of a variance-preserving path (`VP`, `Cosine`, `OU`) at the times of equal signal-to-noise
+    ratio, so a field trained along the path can be sampled with the steps of the chain: see `grid`.
 
     References:
         - Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
@@ -53,7 +52,7 @@ class DDPM:
 
     Examples:
         >>> chain = DDPM(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
-        >>> chain.alpha[-1]  # how much of the data is left
+        >>> chain.alpha[-1]  # the weight of the data at the end
         tensor(0.0064, dtype=torch.float64)
     """
 
@@ -85,12 +84,12 @@ class DDPM:
     @property
     def alpha(self) -> Tensor:
         r"""The weights of the data $\sqrt{\bar\alpha_i}$, with shape `(n + 1,)`, from one at `i = 0`."""
-        return (self._log_kept() / 2).exp()
+        return (self._log_retention() / 2).exp()
 
     @property
     def sigma(self) -> Tensor:
         r"""The weights of the noise $\sqrt{1 - \bar\alpha_i}$, with shape `(n + 1,)`, from zero at `i = 0`."""
-        return (-torch.expm1(self._log_kept())).sqrt()
+        return (-torch.expm1(self._log_retention())).sqrt()
 
     def step(self, x: Tensor, i: int, generator: torch.Generator | None = None) -> Tensor:
         r"""Draw from $q(x_i \mid x_{i-1})$.
@@ -110,7 +109,7 @@ class DDPM:
         return (1 - beta).sqrt() * x + beta.sqrt() * noise_like(x, generator)
 
     def grid(self, path: AffinePath) -> tuple[float, Nodes]:
-        r"""Return where ancestral sampling starts on a path, and the grid of its steps from there to 1.
+        r"""Return the start time of ancestral sampling on a path, and the grid of its steps from there to 1.
 
         The steps end at the times when $\alpha / \sigma$ of the path is that of the chain. States of the
         chain with more noise than the path has at its start take no steps.
@@ -126,7 +125,7 @@ class DDPM:
         shares = (times - times[0]) / (times[-1] - times[0])
         return float(times[0]), Nodes(shares)
 
-    def _log_kept(self) -> Tensor:
+    def _log_retention(self) -> Tensor:
         return torch.cat([self.betas.new_zeros(1), torch.log1p(-self.betas).cumsum(0)])
 
 
@@ -145,7 +144,7 @@ def ddim(
     save: bool = False,
     check: bool = True,
 ) -> Solution:
-    r"""Sample as a diffusion model does, for any path and any times, from its velocity field.
+    r"""Sample from a velocity field by DDIM or by the ancestral sampling of DDPM, for any path and times.
 
     $$
     x_t = \alpha_t \hat x_1 + \sqrt{\sigma_t^2 - \eta^2 \tilde\beta}\, \hat x_0 + \eta
@@ -168,10 +167,10 @@ def ddim(
         t1: The end, after the start.
         cond: The condition handed to the field, with shape `(batch, c)`.
         steps: The number of steps.
-        grid: Where the steps lie; see `DDPM.grid` for those of a chain.
+        grid: Where the steps end; see `DDPM.grid` for those of a chain.
         generator: The source of randomness.
         save: Whether to keep the states at the ends of the steps.
-        check: Whether to raise a `SolverError` if the result is not finite, which waits for the device.
+        check: Whether to raise a `SolverError` if the result is not finite; the check synchronises with the device.
 
     Examples:
         >>> from flowmatch_core.paths import CondOT
@@ -198,9 +197,7 @@ def ddim(
 @final
 @dataclass(frozen=True)
 class _Ancestral(Diffusion):
-    r"""Noise of $\eta^2$ times the variance that forgets all; for short steps $w$ is that of
-    `Memoryless`.
-    """
+    r"""DDPM posterior variance times $\eta^2$; for short steps $w$ is that of `Memoryless`."""
 
     eta: float
 
@@ -211,6 +208,6 @@ class _Ancestral(Diffusion):
     def w(self, path: AffinePath, t: Tensor) -> Tensor:
         return Memoryless(self.eta).w(path, t)
 
-    def kept(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
-        ratio = Memoryless().kept(path, start, end)
+    def noise_retention(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
+        ratio = Memoryless().noise_retention(path, start, end)
         return (1 - self.eta**2 * (1 - ratio**2)).sqrt()

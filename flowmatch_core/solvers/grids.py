@@ -1,4 +1,4 @@
-"""Where a fixed-step solver places its steps in time."""
+"""Time grids of fixed-step solvers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["EDM", "Nodes", "Power", "TimeGrid", "Uniform", "Warped"]
 class TimeGrid(ABC):
     r"""An increasing map $t(s)$ of [0, 1] onto itself: equal steps in `s` are the steps in time.
 
-    It is laid over the interval of a solve from its earlier to its later end, and a backward solve walks
-    the same nodes backward. Numbers in and out are Python floats: a grid has no device, and a solve that
-    uses one compiles.
+    It is mapped onto the interval of a solve from its earlier to its later end; a backward solve visits the same
+    nodes in reverse. Arguments and results are Python floats: a grid has no device, and a solve that uses one can be
+    compiled.
     """
 
     @abstractmethod
@@ -28,11 +28,11 @@ class TimeGrid(ABC):
 
     @abstractmethod
     def rate(self, s: float) -> float:
-        """Return $t'(s)$, which is not negative."""
+        """Return the derivative $t'(s)$, which is not negative."""
 
     @abstractmethod
     def backward(self) -> TimeGrid:
-        """Return the grid $1 - t(1 - s)$, itself if it is the same at both ends."""
+        """Return the mirrored grid $1 - t(1 - s)$; a symmetric grid returns itself."""
 
     @final
     def nodes(self, steps: int) -> list[float]:
@@ -70,11 +70,11 @@ class Uniform(TimeGrid):
 @final
 @dataclass(frozen=True)
 class Warped(TimeGrid):
-    r"""The grid $t(s) = s - p \sin(2 \pi s) / (2 \pi)$, with small steps at both ends.
+    r"""The grid $t(s) = s - p \sin(2 \pi s) / (2 \pi)$, with small steps near $t=0$ and $t=1$.
 
-    A trained field changes fastest where noise begins to order itself and where data become sharp. There
-    the steps are `1 - p` times those of the uniform grid, in the middle `1 + p` times. The smoother the
-    field is in time elsewhere, the more this saves: up to two thirds of the steps of a likelihood.
+    A trained field changes fastest near $t=0$ and $t=1$. There the steps are `1 - p` times those of the uniform grid,
+    in the middle `1 + p` times. This saves up to two thirds of the steps of a likelihood, most for a field that is
+    smooth in the middle.
 
     Args:
         p: The strength $p$ of the warp, in [0, 1].
@@ -103,11 +103,11 @@ class Warped(TimeGrid):
 @final
 @dataclass(frozen=True)
 class Power(TimeGrid):
-    r"""The grid $t(s) = 1 - (1 - s)^\rho$, with small steps near the data.
+    r"""The grid $t(s) = 1 - (1 - s)^\rho$, with small steps near $t=1$.
 
     Args:
-        rho: The power $\rho$, a whole number: at others the grid is not smooth at the end, and methods of
-            high order lose it.
+        rho: The power $\rho$, a whole number: otherwise the grid is not smooth at the end, where methods of high
+            order lose their order.
 
     Examples:
         >>> Power(2).nodes(4)
@@ -140,8 +140,7 @@ class EDM(TimeGrid):
     - \kappa_{\max}^{1/\rho})\bigr)^\rho, \qquad \tau(s) = \frac{1}{1 + \kappa(s)}
     $$
 
-    where $\kappa = (1 - t) / t$ is the ratio of noise to data. The first and the last $\tau$ are
-    stretched to 0 and 1, where the flow of a field begins and ends.
+    where $\kappa = (1 - t) / t$ is the ratio of noise to data. The range of $\tau$ is rescaled to [0, 1].
 
     References:
         - Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
@@ -188,7 +187,7 @@ class EDM(TimeGrid):
 @final
 @dataclass(frozen=True, init=False)
 class Nodes(TimeGrid):
-    r"""The grid through any increasing nodes, spaced equally in `s` and joined by monotone cubics.
+    r"""The grid through given increasing nodes, equidistant in `s` and interpolated by monotone cubics.
 
     A solve with as many steps as there are intervals ends each step on a node. The slope at an inner node is
     the harmonic mean of those of the two intervals beside it, so that $t(s)$ increases and $t'(s)$ is
@@ -228,7 +227,7 @@ class Nodes(TimeGrid):
         return _Mirrored(self)
 
     def _interval(self, s: float) -> tuple[float, float, float, float, float]:
-        """Return where `s` is in its interval, the node on the left, the gap and the slopes at both ends."""
+        """Return the position of `s` in its interval, the left node, the width, and the slopes at both ends."""
         intervals = len(self.times) - 1
         i = min(int(s * intervals), intervals - 1)
         return s * intervals - i, self.times[i], self._gap(i), self._slope(i), self._slope(i + 1)

@@ -21,10 +21,12 @@ def path_error(
     solver: str = "midpoint",
     reference_steps: int = 64,
 ) -> Tensor:
-    r"""The error of a bootstrap's points: $\sqrt{E\|x_K - x_{64}\|^2 / E\|x_{64} - E x_{64}\|^2}$, a scalar.
+    r"""Return the relative error of the points of a bootstrap, a scalar.
 
-    The bias of `steps` = K. TD²-CFM solves to the times of the regression (give these as `t`), TD-CFM and
-    TD-CFM(C) to 1, where the error is several times larger. Above 0.05 take more steps.
+    It is $\sqrt{E\|x_K - x_{64}\|^2 / E\|x_{64} - E x_{64}\|^2}$ for a solve of $K$ steps.
+
+    It measures the bias of $K$ = `steps`. TD²-CFM solves to the times of the regression (pass these as `t`), TD-CFM
+    and TD-CFM(C) to 1, where the error is several times larger. Increase `steps` if it is above 0.05.
 
     Args:
         field: The trained target.

@@ -15,7 +15,7 @@ __all__ = ["LatentHorizonModel"]
 
 @final
 class LatentHorizonModel(HorizonModel):
-    """The horizon model of a network that turns noise into a state; it has samples and values, no density.
+    """The horizon model of a network that maps noise to a state; it has samples and values, but no density.
 
     Examples:
         >>> from flowmatch_core.successor import HorizonVAE
@@ -46,7 +46,7 @@ class LatentHorizonModel(HorizonModel):
     def sample(
         self, state: Tensor, action: Tensor | None, n: int, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """`n` independent future states for every row, `(n, batch, d)`."""
+        """Draw `n` independent future states for every row, with shape `(n, batch, d)`."""
         cond = self._condition(state, action)
         noise = torch.randn(
             n, len(cond), self.network.event_dim, generator=generator, dtype=cond.dtype, device=cond.device

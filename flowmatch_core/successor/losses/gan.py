@@ -6,12 +6,13 @@ $$
 \ell_G(x) = \zeta(D(x) - D(\tilde X)), \qquad \tilde X = G(Z|S,A), \quad \zeta(a) = \log(1 + e^a)
 $$
 
-for the states x of both terms (see `latent`). The loss is their sum with each player's parameters held fixed
-in the other's part, so its gradient is that of the game and one optimiser trains both. The weight λ may fall
-along a line while they train.
+for the states $x$ of both terms. The loss is the sum of both, each with the parameters of the other network held
+fixed, so its gradient is that of the game and one optimiser trains both networks. The weight $\lambda$ may decrease
+linearly during training.
 
-- References: Farebrother et al., Temporal Difference Flows, ICML 2025, appendix C.3.3
-- Huang et al., The GAN is dead; long live the GAN!, NeurIPS 2024
+References:
+    - Temporal Difference Flows (Farebrother et al., 2025), appendix C.3.3, https://arxiv.org/abs/2503.09817
+    - The GAN is dead; long live the GAN! A Modern GAN Baseline (Huang et al., 2024), https://arxiv.org/abs/2501.05441
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ __all__ = ["HorizonGAN", "gan_loss"]
 
 @final
 class HorizonGAN(LatentNetwork):
-    """A sampler and its critic, residual perceptrons modulated by the condition, with leaky rectifiers.
+    """A generator and a critic, residual perceptrons modulated by the condition, with leaky ReLU.
 
     Args:
         event_dim: The number of dimensions of a state, and of the noise.
@@ -62,7 +63,7 @@ class HorizonGAN(LatentNetwork):
         draw_weights(self, generator=generator)
 
     def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
-        """The sampler's state, `(batch, event_dim)`."""
+        """Return the states of the generator, with shape `(batch, event_dim)`."""
         state: Tensor = self.sampler(noise, cond)
         return state
 
@@ -77,16 +78,16 @@ def gan_loss(
     progress: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Loss:
-    r"""The adversarial loss of `field`, bootstrapped from the sampler of `target`.
+    r"""Return the adversarial loss of `field`, bootstrapped from the generator of `target`.
 
     Args:
-        field: The sampler and critic that learn.
-        target: Those that lag behind.
+        field: The generator and critic to train.
+        target: The target network, an average of earlier ones.
         batch: The transitions.
         gamma: The discount.
-        penalty: The weight $\lambda$ of the gradients, or its values at the start and at the end of training,
-            with a line between them.
-        progress: The share of training that is done, in [0, 1].
+        penalty: The weight $\lambda$ of the gradient penalties, or its values at the start and at the end of
+            training, interpolated linearly.
+        progress: The fraction of training that is done, in [0, 1].
         generator: The source of randomness.
 
     Examples:

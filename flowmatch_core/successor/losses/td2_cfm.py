@@ -5,7 +5,8 @@ $$
 \hat u_t = v_t(\widehat X_t|S',A';\bar\theta), \quad X_0 \sim N(0, I)
 $$
 
-Reference: Farebrother et al., Temporal Difference Flows, ICML 2025, equation 9.
+References:
+    - Temporal Difference Flows (Farebrother et al., 2025), equation 9, https://arxiv.org/abs/2503.09817
 
 Examples:
     >>> import torch
@@ -17,7 +18,7 @@ Examples:
     >>> batch = Transitions(state=s, action=None, next_state=mdp.step(s, None, generator=g), next_action=None)
     >>> oracle = mdp.velocity_field(gamma=0.9)
     >>> loss = td2_cfm_loss(oracle, oracle, batch, gamma=0.9, generator=g)
-    >>> float(loss.bootstrap) < 1e-9                     # independent next states: the target is right already
+    >>> float(loss.bootstrap) < 1e-9                     # the target is exact
     True
 """
 
@@ -32,6 +33,6 @@ __all__ = ["td2_cfm_loss"]
 
 @two_term()
 def td2_cfm_loss(target: Target, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The TD²-CFM loss of `field`, bootstrapped from `target`."""
+    """Return the TD²-CFM loss of `field`, bootstrapped from `target`."""
     point = target.flow(target.noise(), t)
     return point, target.predict(t, point)

@@ -1,4 +1,4 @@
-r"""TD-CFM: bootstrap from a sample of the target's model, re-noised with fresh noise.
+r"""TD-CFM: bootstrap from a sample of the target's model, combined with new noise.
 
 $$
 X_1 = \psi_1(X_0|S',A';\bar\theta), \quad
@@ -6,7 +6,8 @@ X_1 = \psi_1(X_0|S',A';\bar\theta), \quad
 X_0, X_0' \sim N(0, I) \text{ independent}
 $$
 
-Reference: Farebrother et al., Temporal Difference Flows, ICML 2025, equation 7.
+References:
+    - Temporal Difference Flows (Farebrother et al., 2025), equation 7, https://arxiv.org/abs/2503.09817
 
 Examples:
     >>> import torch
@@ -33,6 +34,6 @@ __all__ = ["td_cfm_loss"]
 
 @two_term()
 def td_cfm_loss(target: Target, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The TD-CFM loss of `field`, bootstrapped from `target`."""
+    """Return the TD-CFM loss of `field`, bootstrapped from `target`."""
     x1 = target.flow(target.noise(), 1.0)
     return target.interpolate(target.noise(), x1, t)

@@ -1,4 +1,4 @@
-r"""TD-CFM(C): bootstrap from a sample of the target's model, joined to the very noise it was made from.
+r"""TD-CFM(C): bootstrap from a sample of the target's model, paired with the noise that it was generated from.
 
 $$
 X_1 = \psi_1(X_0|S',A';\bar\theta), \quad
@@ -6,9 +6,10 @@ X_1 = \psi_1(X_0|S',A';\bar\theta), \quad
 X_0 \sim N(0, I)
 $$
 
-Its fixed point agrees with the other methods' only at t=1: the samples are right, the velocity differs.
+Its fixed point agrees with that of the other methods only at t=1: the samples are correct, but the velocity differs.
 
-Reference: Farebrother et al., Temporal Difference Flows, ICML 2025, equation 8.
+References:
+    - Temporal Difference Flows (Farebrother et al., 2025), equation 8, https://arxiv.org/abs/2503.09817
 
 Examples:
     >>> import torch
@@ -35,6 +36,6 @@ __all__ = ["td_cfm_coupled_loss"]
 
 @two_term()
 def td_cfm_coupled_loss(target: Target, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The TD-CFM(C) loss of `field`, bootstrapped from `target`."""
+    """Return the TD-CFM(C) loss of `field`, bootstrapped from `target`."""
     x0 = target.noise()
     return target.interpolate(x0, target.flow(x0, 1.0), t)

@@ -5,12 +5,14 @@ $$
 \beta\,\mathrm{KL}\big(q(\cdot|x,S,A)\,\|\,N(0, I)\big)
 $$
 
-for the states x of both terms (see `latent`). Divided by β this is the negative evidence bound of the decoder
-$N(G(Z), \frac\beta2 I)$; samples are its means $G(Z)$, so they lack the variance β/2, and every
-bootstrap loses it again: of a measure whose spread is not far above that, nothing but the mean is left.
+for the states $x$ of both terms. Divided by $\beta$ this is the negative evidence lower bound of the decoder $N(G(Z),
+\frac\beta2 I)$. Samples are its means $G(Z)$, so they lack the variance $\beta/2$, and every bootstrap step loses it
+again: a measure whose variance is not far above $\beta/2$ collapses to its mean.
 
-- References: Farebrother et al., Temporal Difference Flows, ICML 2025, appendix C.3.4
-- Higgins et al., beta-VAE, ICLR 2017
+References:
+    - Temporal Difference Flows (Farebrother et al., 2025), appendix C.3.4, https://arxiv.org/abs/2503.09817
+    - beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework (Higgins et al., 2017),
+      https://openreview.net/forum?id=Sy2fzU9gl
 """
 
 from __future__ import annotations
@@ -62,12 +64,12 @@ class HorizonVAE(LatentNetwork):
         draw_weights(self, small=[self.encoder.last], generator=generator)
 
     def encode(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean and the logarithm of the standard deviation of q(z | x, cond), both `(batch, event_dim)`."""
+        """Return mean and log standard deviation of q(z | x, cond), both `(batch, event_dim)`."""
         mean, log_scale = self.encoder(x, cond).chunk(2, -1)
         return mean, log_scale
 
     def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
-        """The decoder's mean, `(batch, event_dim)`."""
+        """Return the mean of the decoder, with shape `(batch, event_dim)`."""
         state: Tensor = self.decoder(noise, cond)
         return state
 
@@ -81,11 +83,11 @@ def vae_loss(
     beta: float = 0.5,
     generator: torch.Generator | None = None,
 ) -> Loss:
-    r"""The β-VAE loss of `field`, bootstrapped from the decoder of `target`.
+    r"""Return the β-VAE loss of `field`, bootstrapped from the decoder of `target`.
 
     Args:
-        field: The encoder and decoder that learn.
-        target: Those that lag behind.
+        field: The network to train.
+        target: The target network, an average of earlier ones.
         batch: The transitions.
         gamma: The discount.
         beta: The weight $\beta$ of the divergence from the prior.
