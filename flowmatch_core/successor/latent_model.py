@@ -25,7 +25,7 @@ class LatentHorizonModel(HorizonModel):
         torch.Size([7, 5, 2])
         >>> model.log_prob(s, s, a)
         Traceback (most recent call last):
-        TypeError: a model with HorizonVAE has no log_prob: it turns noise into states, and knows no density of them.
+        TypeError: a model with HorizonVAE has no log_prob: it maps noise to states without a density.
     """
 
     has_density = False
@@ -58,6 +58,4 @@ class LatentHorizonModel(HorizonModel):
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
         """Raise a `TypeError`: there is no density."""
         name = type(self.network).__name__
-        raise TypeError(
-            f"a model with {name} has no log_prob: it turns noise into states, and knows no density of them."
-        )
+        raise TypeError(f"a model with {name} has no log_prob: it maps noise to states without a density.")

@@ -106,7 +106,7 @@ def gan_loss(
     slopes = torch.autograd.grad(of_real.sum() + of_fake.sum(), (real, fake), create_graph=True)
     steepness = slopes[0].square().sum(1) + slopes[1].square().sum(1)
     critic = F.softplus(of_fake - of_real) + weight / 2 * steepness
-    # the sampler's opponent is the critic as it is: its parameters learn nothing from this part
+    # the parameters of the critic get no gradient from the loss of the generator
     frozen = {name: parameter.detach() for name, parameter in field.critic.named_parameters()}
     of_made: Tensor = torch.func.functional_call(field.critic, frozen, (made, cond))[:, 0]
     return weigh(critic + F.softplus(of_real.detach() - of_made), gamma, batch)
