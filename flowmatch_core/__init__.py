@@ -3,7 +3,7 @@
 Time runs from `t = 0` (source, noise) to `t = 1` (data) everywhere. The public names of all modules are attributes of
 the package, loaded when they are first used:
 
-Example:
+Examples:
     >>> import flowmatch_core as fm
     >>> fm.CondOT().alpha(0.25)
     tensor(0.2500, dtype=torch.float64)
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from flowmatch_core.couplings import Sinkhorn as Sinkhorn
     from flowmatch_core.dequantise import Dequantiser as Dequantiser
     from flowmatch_core.dequantise import importance_bound as importance_bound
-    from flowmatch_core.discrete import Bound as Bound
     from flowmatch_core.discrete import CosineSchedule as CosineSchedule
     from flowmatch_core.discrete import Denoiser as Denoiser
+    from flowmatch_core.discrete import EvidenceBound as EvidenceBound
     from flowmatch_core.discrete import Logits as Logits
     from flowmatch_core.discrete import MaskSource as MaskSource
     from flowmatch_core.discrete import MixturePath as MixturePath
@@ -135,7 +135,7 @@ _MODULES = {
     "couplings": ("ConditionalOT", "Coupling", "Independent", "MinibatchOT", "Reflow", "SchrodingerBridge", "Sinkhorn"),
     "dequantise": ("Dequantiser", "importance_bound"),
     "discrete": (
-        "Bound",
+        "EvidenceBound",
         "CosineSchedule",
         "Denoiser",
         "Logits",

@@ -22,7 +22,7 @@ class Flow(nn.Module, ABC):
     A flow of a plain callable has no parameters. Its dtype and device, which `to` changes, are those of torch's
     defaults when it was made.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.flow import ContinuousFlow
         >>> from flowmatch_core.networks import MLPField
         >>> flow: Flow = ContinuousFlow(MLPField(event_dim=2), event_shape=(2,)).to(torch.float64)

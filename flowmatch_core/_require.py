@@ -18,7 +18,7 @@ def required(module: str, distribution: str) -> Any:
     Raises:
         ImportError: The dependency is not installed.
 
-    Example:
+    Examples:
         >>> required("math", "math").sqrt(4.0)
         2.0
         >>> required("no_such_module", "no-such-package")

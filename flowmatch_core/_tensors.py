@@ -28,11 +28,11 @@ __all__ = [
 def as_time(t: Time, x: Tensor) -> Tensor:
     """Return `t` as a tensor of the dtype of `x` and shape `()` or `(batch,)`.
 
-    Arguments:
+    Args:
         t: The time.
         x: The batch it belongs to, with shape `(batch, *event)`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> as_time(0.5, torch.zeros(3, 2))
         tensor(0.5000)
@@ -45,9 +45,9 @@ def as_time(t: Time, x: Tensor) -> Tensor:
 
 
 def expand_time(t: Time, x: Tensor) -> Tensor:
-    """Return `t` with trailing ones, so that it broadcasts along the batch of `x` and along nothing else.
+    """Return `t` with trailing dimensions of size one, so that it broadcasts along the batch dimension of `x`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> expand_time(torch.rand(3), torch.zeros(3, 2, 2)).shape
         torch.Size([3, 1, 1])
@@ -57,9 +57,9 @@ def expand_time(t: Time, x: Tensor) -> Tensor:
 
 
 def flatten_event(x: Tensor) -> Tensor:
-    """Return `x` with shape `(batch, size of an event)`, for any event and any batch, an empty one too.
+    """Return `x` with shape `(batch, size of an event)`, also for an empty batch.
 
-    Example:
+    Examples:
         >>> import torch
         >>> flatten_event(torch.zeros(0, 2, 3)).shape, flatten_event(torch.zeros(4)).shape
         (torch.Size([0, 6]), torch.Size([4, 1]))
@@ -68,9 +68,11 @@ def flatten_event(x: Tensor) -> Tensor:
 
 
 def broadcast(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return the tensor expanded to the shape, or raise a `ValueError` that names it.
+    """Return the tensor expanded to the shape.
 
-    Example:
+    Raises a `ValueError` that names the tensor where it does not broadcast.
+
+    Examples:
         >>> import torch
         >>> broadcast("loc", torch.zeros(2), (3, 2)).shape
         torch.Size([3, 2])
@@ -86,11 +88,11 @@ def broadcast(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
 def condition_rows(cond: Tensor | None, lead: Sequence[int]) -> Tensor | None:
     """Return the conditions of a batch of shape `lead` as rows, `(rows, c)`.
 
-    Arguments:
+    Args:
         cond: The conditions, with shape `(*lead, c)` or one that broadcasts to it, or None.
         lead: The shape of the batch.
 
-    Example:
+    Examples:
         >>> import torch
         >>> condition_rows(torch.zeros(5), (2, 3)).shape
         torch.Size([6, 5])
@@ -104,7 +106,7 @@ def condition_rows(cond: Tensor | None, lead: Sequence[int]) -> Tensor | None:
 def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Return a draw of N(0, I) with the shape, dtype and device of `x`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> noise_like(torch.zeros(3, 2), torch.Generator().manual_seed(0)).shape
         torch.Size([3, 2])
@@ -115,7 +117,7 @@ def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
 def time_like(x: Tensor, sampler: TimeSampler, generator: torch.Generator | None) -> Tensor:
     """Return a time for every row of `x`, with shape `(batch,)` and the dtype and device of `x`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> time_like(torch.zeros(3, 2), torch.rand, torch.Generator().manual_seed(0)).shape
         torch.Size([3])
@@ -124,9 +126,9 @@ def time_like(x: Tensor, sampler: TimeSampler, generator: torch.Generator | None
 
 
 def standard_normal_log_prob(x: Tensor) -> Tensor:
-    r"""Return :math:`\log N(x; 0, I)` of each row, with shape `(batch,)`.
+    r"""Return $\log N(x; 0, I)$ of each row, with shape `(batch,)`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> standard_normal_log_prob(torch.zeros(1, 2))  # -log(2 pi)
         tensor([-1.8379])
@@ -135,7 +137,7 @@ def standard_normal_log_prob(x: Tensor) -> Tensor:
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], alternative: str = "") -> None:
-    """Raise a `ValueError` unless the tensor has the shape: nothing broadcasts by accident."""
+    """Raise a `ValueError` unless the tensor has the shape, which rules out accidental broadcasting."""
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but should be {alternative}of shape {tuple(shape)}.")
 

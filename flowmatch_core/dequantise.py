@@ -1,4 +1,4 @@
-"""Discrete levels, such as those of pixels, as data of a density."""
+"""Dequantisation of discrete levels, such as those of pixels."""
 
 from __future__ import annotations
 
@@ -18,29 +18,33 @@ __all__ = ["Dequantiser", "importance_bound"]
 @final
 @dataclass(frozen=True)
 class Dequantiser:
-    r"""Uniform dequantisation of levels :math:`k = 0, \dots, K - 1`, with the change of variables to the data.
+    r"""Uniform dequantisation of levels $k = 0, \dots, K - 1$, with the change of variables to the data.
 
-    .. math:: y = \frac{k + u}{K}, \quad u \sim U[0, 1), \qquad
-              x = a + (b - a)\, y \quad \text{or} \quad x = \operatorname{logit}(\lambda + (1 - 2 \lambda)\, y)
+    $$
+    y = \frac{k + u}{K}, \quad u \sim U[0, 1), \qquad
+    x = a + (b - a)\, y \quad \text{or} \quad x = \operatorname{logit}(\lambda + (1 - 2 \lambda)\, y)
+    $$
 
-    With the log-determinant :math:`\log |dx / dk|`, summed over the dimensions,
+    With the log-determinant $\log |dx / dk|$, summed over the dimensions,
 
-    .. math:: \log P(k) \geq E_u\bigl[\log p(x) + \log |dx / dk|\bigr],
+    $$
+    \log P(k) \geq E_u\bigl[\log p(x) + \log |dx / dk|\bigr],
+    $$
 
-    so the negative right side over :math:`d \log 2` is an upper bound on the bits per dimension of the levels,
-    whatever range the data are scaled to: `metrics.bits_per_dim(log_prob + log_det, dims)`.
+    so the negative right-hand side divided by $d \log 2$ is an upper bound on the bits per dimension of the levels,
+    for any range of the data: `metrics.bits_per_dim(log_prob + log_det, dims)`.
 
     References:
-        | A Note on the Evaluation of Generative Models (Theis et al., 2016), https://arxiv.org/abs/1511.01844
-        | Density Estimation Using Real NVP (Dinh et al., 2017), https://arxiv.org/abs/1605.08803
+        - A Note on the Evaluation of Generative Models (Theis et al., 2016), https://arxiv.org/abs/1511.01844
+        - Density Estimation Using Real NVP (Dinh et al., 2017), https://arxiv.org/abs/1605.08803
 
-    Arguments:
-        levels: The number :math:`K` of levels.
-        low: The lower end :math:`a` of the data.
-        high: The upper end :math:`b` of the data.
-        logit: The margin :math:`\lambda` of the logit, in (0, 1/2), in place of the ends; None for none.
+    Args:
+        levels: The number $K$ of levels.
+        low: The lower end $a$ of the data.
+        high: The upper end $b$ of the data.
+        logit: The margin $\lambda$ of a logit transform, in (0, 1/2), in place of `low` and `high`; None for none.
 
-    Example:
+    Examples:
         >>> x, log_det = Dequantiser(levels=4)(torch.tensor([[0, 3]]), torch.Generator().manual_seed(0))
         >>> x.mul(4).floor(), log_det  # 2 log(1/4)
         (tensor([[0., 3.]]), tensor([-2.7726]))
@@ -66,14 +70,14 @@ class Dequantiser:
     ) -> tuple[Tensor, Tensor]:
         """Return the data and the log-determinants, with shapes `(batch, *event)` and `(batch,)`.
 
-        Arguments:
+        Args:
             levels: The levels, whole numbers from 0 to `levels - 1` of any dtype, with shape `(batch, *event)`.
             generator: The source of randomness.
             dtype: The dtype of the data.
         """
         u = torch.rand(levels.shape, generator=generator, dtype=dtype, device=levels.device)
         y = (levels.to(dtype) + u) / self.levels
-        # the sum may round up to the next level, the last of which is 1
+        # the sum may round up to the next level
         y = torch.minimum(y, ((levels.to(dtype) + 1) / self.levels).nextafter(y.new_zeros(())))
         if self.logit is None:
             slope = torch.full_like(y, math.log((self.high - self.low) / self.levels))
@@ -84,9 +88,9 @@ class Dequantiser:
         return x, flatten_event(slope).sum(1)
 
     def quantise(self, x: Tensor) -> Tensor:
-        """Return the levels of data, with dtype int64; those out of range get the first or the last one.
+        """Return the levels of data, with dtype int64; values out of range are clamped.
 
-        Example:
+        Examples:
             >>> Dequantiser(levels=256, low=-1.0).quantise(torch.tensor([-1.0, 0.0, 1.0, 7.0]))
             tensor([  0, 128, 255, 255])
         """
@@ -98,18 +102,18 @@ class Dequantiser:
 
 
 def importance_bound(log_prob: Tensor) -> Tensor:
-    r"""Return :math:`\log \frac1n \sum_i p_i` over the first dimension: a tighter bound from several draws.
+    r"""Return $\log \frac1n \sum_i p_i$ over the first dimension: a tighter bound from several draws.
 
     The log-densities are those of `n` dequantisations of the same levels, log-determinants included. The
     expectation grows with `n` from the usual bound to the log-probability itself.
 
     References:
-        | Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
+        - Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
 
-    Arguments:
+    Args:
         log_prob: The log-densities, with shape `(n, *batch)`.
 
-    Example:
+    Examples:
         >>> importance_bound(torch.tensor([0.0, 0.0])), importance_bound(torch.tensor([1.0, 3.0]).log())
         (tensor(0.), tensor(0.6931))
     """

@@ -1,4 +1,4 @@
-"""The divergence of a velocity field: in closed form, by differentiation, or estimated with random probes."""
+"""The divergence of a velocity field: in closed form, by automatic differentiation, or by Hutchinson's estimator."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from flowmatch_core.field import Field, Time, VelocityField
 __all__ = ["DivergenceMethod", "divergence", "divergence_per_probe", "prepared", "rademacher"]
 
 DivergenceMethod = Literal["auto", "exact", "hutchinson"]
+"""How the divergence is computed; see `divergence`."""
 
 
 def divergence(
@@ -27,35 +28,35 @@ def divergence(
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Return the velocity and its divergence :math:`\operatorname{tr} \partial v / \partial x`.
+    r"""Return the velocity and its divergence $\operatorname{tr} \partial v / \partial x$.
 
     - `auto`: the field's own closed form, if it has one (see `MLPField`), else `exact`.
-    - `exact`: all event dimensions, of any shape, in one batched differentiation, or one after the other if
-      the field has an operation that cannot be batched.
-    - `hutchinson`: :math:`\frac{1}{k} \sum_{i=1}^k \epsilon_i^T (\partial v / \partial x) \epsilon_i` with
-      independent signs :math:`\epsilon_i`, unbiased, of variance :math:`\frac{2}{k} (\lVert S \rVert_F^2 -
-      \sum_j S_{jj}^2)` where :math:`S` is the symmetric part of the Jacobian.
+    - `exact`: by automatic differentiation, all event dimensions in one batched call, or one after the other if the
+      field has an operation that cannot be batched.
+    - `hutchinson`: $\frac{1}{k} \sum_{i=1}^k \epsilon_i^T (\partial v / \partial x) \epsilon_i$ with
+      independent signs $\epsilon_i$, unbiased, of variance $\frac{2}{k} (\lVert S \rVert_F^2 -
+      \sum_j S_{jj}^2)$ where $S$ is the symmetric part of the Jacobian.
 
-    The field must treat the rows of `x` apart. A graph is built only while gradients are enabled. Autocast is
-    off inside.
+    The velocity of a row must not depend on other rows. A graph is built only while gradients are enabled. Autocast
+    is disabled inside.
 
     References:
-        | FFJORD: Free-form Continuous Dynamics (Grathwohl et al., 2019), https://arxiv.org/abs/1810.01367
+        - FFJORD: Free-form Continuous Dynamics (Grathwohl et al., 2019), https://arxiv.org/abs/1810.01367
 
-    Arguments:
+    Args:
         field: The velocity field.
         t: The time, a float, 0-d or `(batch,)`.
         x: The point, with shape `(batch, *event)`.
         cond: The condition, with shape `(batch, c)`.
         method: One of auto, exact and hutchinson.
-        probes: The number :math:`k` of probes.
-        noise: The probes themselves, with shape `(k, batch, *event)`, for the same ones in several calls.
+        probes: The number $k$ of probes.
+        noise: The probes, with shape `(k, batch, *event)`, to use the same ones in several calls; drawn by default.
         generator: The source of randomness of the probes.
 
     Returns:
         The velocity `(batch, *event)` and the divergence `(batch,)`.
 
-    Example:
+    Examples:
         >>> divergence(lambda t, x, cond: 3 * x, 0.0, torch.ones(1, 2))[1]
         tensor([6.])
     """
@@ -76,10 +77,10 @@ def divergence_per_probe(
 ) -> tuple[Tensor, Tensor]:
     """Return the velocity and each probe's estimate of the divergence, with shape `(k, batch)`.
 
-    Their spread says how far off their mean, the result of `divergence`, may be. An exact method has one
-    estimate. Arguments and references are those of `divergence`.
+    The standard error of their mean, the result of `divergence`, follows from their spread. An exact method has one
+    estimate. The arguments are those of `divergence`.
 
-    Example:
+    Examples:
         >>> divergence_per_probe(lambda t, x, cond: 3 * x, 0.0, torch.ones(1, 2), method="hutchinson", probes=3)[1]
         tensor([[6.],
                 [6.],
@@ -109,7 +110,7 @@ def prepared(field: VelocityField, method: DivergenceMethod) -> VelocityField:
 def rademacher(x: Tensor, probes: int, generator: torch.Generator | None = None) -> Tensor:
     """Return `probes` batches of random signs shaped like `x`, with shape `(probes, *x.shape)`.
 
-    Example:
+    Examples:
         >>> rademacher(torch.zeros(3, 2), probes=4).abs().unique()
         tensor([1.])
     """

@@ -36,20 +36,20 @@ from flowmatch_core.solvers.ode import check_grid, check_tolerances
 __all__ = ["ContinuousFlow", "Flow", "LogDensity"]
 
 ROWS_AT_ONCE = 2**14
-"""How many points are handed to the field at once in a likelihood: bounds the memory."""
+"""Maximum number of points in one field evaluation of a likelihood, which bounds the memory."""
 
 
 @dataclass(frozen=True)
 class LogDensity:
-    """A log-density and how far off it may be.
+    """A log-density with estimates of its error.
 
-    Arguments:
+    Args:
         log_prob: The log-density in nats.
-        solver_error: How far it moved when the steps were halved: once the grid resolves the field at all, more
-            than what is left of the solver's error (a method of order `p` leaves about `1 / (2**p - 1)` of it).
-        standard_error: The standard error over the probes of hutchinson; zero if the divergence is exact, NaN with
-            a single probe, which cannot tell.
-        nfe: How many times each point went through the field in all.
+        solver_error: The change when the steps are halved. Once the grid resolves the field, it exceeds the error of
+            the solver that remains (about `1 / (2**p - 1)` of it for a method of order `p`).
+        standard_error: The standard error over the probes of hutchinson; zero if the divergence is exact, NaN for a
+            single probe.
+        nfe: The number of field evaluations per point in all.
     """
 
     log_prob: Tensor
@@ -59,38 +59,41 @@ class LogDensity:
 
 
 class ContinuousFlow(Flow, Distribution):
-    r"""The distribution of :math:`x = \mu + s\, \psi_1(x_0)`, where :math:`x_0 \sim N(0, \sigma_0^2 I)` and
-    :math:`\psi` is the flow of a velocity field.
+    r"""The distribution at the end of the flow of a velocity field.
 
-    .. math:: \log p(x) = \log N(x_0; 0, \sigma_0^2 I) - \int_0^1 \nabla \cdot v(t, x_t, c)\, dt - \sum \log |s|
+    It is the law of $x = \mu + s\, \psi_1(x_0)$, where $x_0 \sim N(0, \sigma_0^2 I)$ and $\psi$ is the flow:
 
-    With a Runge-Kutta method of fixed steps the path :math:`x_t` is solved backward first, and the divergence is
-    then evaluated at its `steps + 1` points only, all together, and summed by Simpson's rule: a quarter of the
-    divergences of a joint solve. With the other methods point and integral are solved together. `adams` meets
-    the field once a step for both, which makes `solver="adams", grid=Warped()` the cheapest likelihood: half
-    the time of `rk4` at 1e-3 or 1e-4 nats. Either way gradients reach the parameters of the
-    field, `x` and `cond`. Autocast is off inside a likelihood.
+    $$
+    \log p(x) = \log N(x_0; 0, \sigma_0^2 I) - \int_0^1 \nabla \cdot v(t, x_t, c)\, dt - \sum \log |s|
+    $$
+
+    For a likelihood, a fixed-step Runge-Kutta method solves the path $x_t$ backward first; the divergence is then
+    evaluated at its `steps + 1` points in one batch and integrated by Simpson's rule, with a quarter of the
+    divergences of a joint solve. The other methods solve point and integral as one state. `adams` takes one field
+    evaluation per step for both, which makes `solver="adams", grid=Warped()` the cheapest likelihood: half the time
+    of `rk4` at 1e-3 or 1e-4 nats. Gradients reach the parameters of the field, `x` and `cond`. Autocast is disabled
+    inside a likelihood.
 
     References:
-        | Neural Ordinary Differential Equations (Chen et al., 2018), https://arxiv.org/abs/1806.07366
-        | FFJORD: Free-form Continuous Dynamics (Grathwohl et al., 2019), https://arxiv.org/abs/1810.01367
+        - Neural Ordinary Differential Equations (Chen et al., 2018), https://arxiv.org/abs/1806.07366
+        - FFJORD: Free-form Continuous Dynamics (Grathwohl et al., 2019), https://arxiv.org/abs/1810.01367
 
-    Arguments:
-        field: The velocity field, of the standardised variable :math:`(x - \mu) / s`.
+    Args:
+        field: The velocity field, of the standardised variable $(x - \mu) / s$.
         event_shape: The shape of one `x`.
         solver: One of `flowmatch_core.solvers.SOLVERS`.
         steps: The number of steps of a fixed-step solver.
         divergence: One of auto, exact and hutchinson. The probes of hutchinson stay the same along a path.
         grid: Where these steps end.
         probes: The number of probes of hutchinson.
-        loc: The location :math:`\mu`, which broadcasts to the event shape; 0 by default.
-        scale: The scale :math:`s`, likewise; 1 by default.
-        base_scale: The scale :math:`\sigma_0` of the noise, as `path.sigma(0)` of the path of the field.
+        loc: The location $\mu$, which broadcasts to the event shape; 0 by default.
+        scale: The scale $s$, likewise; 1 by default.
+        base_scale: The scale $\sigma_0$ of the noise, as `path.sigma(0)` of the path of the field.
         rtol: The relative tolerance of an adaptive solver.
         atol: The absolute tolerance of an adaptive solver.
-        check: Whether a solve that fails is a `SolverError`; this waits for the device.
+        check: Whether a solve that fails raises a `SolverError`; the check synchronises with the device.
 
-    Example:
+    Examples:
         >>> flow = ContinuousFlow(lambda t, x, cond: x, event_shape=(2,), solver="rk4")  # N(0, e^2 I)
         >>> flow.sample((1000,), generator=torch.Generator().manual_seed(0)).shape
         torch.Size([1000, 2])
@@ -169,11 +172,11 @@ class ContinuousFlow(Flow, Distribution):
     ) -> Tensor:
         """Draw samples, without gradients.
 
-        Arguments:
+        Args:
             sample_shape: The shape of the draws.
             cond: The conditions, with shape `(*batch, c)`; each gets `sample_shape` draws.
             generator: The source of randomness.
-            check: Whether a solve that fails is a `SolverError`; by default as the flow has it.
+            check: Whether a solve that fails raises a `SolverError`; by default the setting of the flow.
 
         Returns:
             The samples, with shape `(*sample_shape, *batch, *event)`.
@@ -189,7 +192,7 @@ class ContinuousFlow(Flow, Distribution):
         *,
         check: bool | None = None,
     ) -> Tensor:
-        """Draw samples that carry gradients; otherwise as `sample`."""
+        """Draw samples with gradients; arguments and result are those of `sample`."""
         noise = self._noise(sample_shape, cond, generator)
         x0, rows = self._rows(noise, cond)
         return self._in_units(self._solve(self.field, x0, rows, check=check).x.reshape(noise.shape))
@@ -217,13 +220,13 @@ class ContinuousFlow(Flow, Distribution):
             solver: One of `flowmatch_core.solvers.SOLVERS`; by default that of the flow.
             steps: The number of steps, or of intervals of an adaptive solver; by default that of the flow.
             grid: Where the steps end in time; by default that of the flow.
-            check: Whether a solve that fails is a `SolverError`; by default as the flow has it.
+            check: Whether a solve that fails raises a `SolverError`; by default the setting of the flow.
 
         Returns:
             The states at the times `grid.nodes(steps)`, with shape `(steps + 1, *sample_shape, *batch, *event)`, in
             the units of the data. The last one is what `sample` returns for the same solver, steps and grid.
 
-        Example:
+        Examples:
             >>> flow = ContinuousFlow(lambda t, x, cond: x, event_shape=(2,), solver="rk4", loc=torch.ones(2))
             >>> flow.trajectory((1000,), steps=4, generator=torch.Generator().manual_seed(0)).shape
             torch.Size([5, 1000, 2])
@@ -242,7 +245,7 @@ class ContinuousFlow(Flow, Distribution):
     ) -> Tensor:
         """Return the log-density in nats.
 
-        Arguments:
+        Args:
             value: The points, with shape `(*batch, *event)`.
             cond: The conditions, with shape `(*batch, c)` or one that broadcasts to it.
             generator: The source of randomness of the probes of hutchinson.
@@ -255,18 +258,18 @@ class ContinuousFlow(Flow, Distribution):
     def estimate(
         self, value: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> LogDensity:
-        """Return the log-density with twice the steps, and how far off it may be.
+        """Return the log-density computed with twice the steps, and estimates of its error.
 
-        For an adaptive solver a tolerance a tenth as large stands for twice the steps. Both solves use the
-        same probes, so the noise of hutchinson is no part of the solver's error; its mean over the probes is
-        the log-density.
+        An adaptive solver takes a tolerance a tenth as large instead of twice the steps. Both solves use the same
+        probes, so that the solver's error does not contain the noise of hutchinson; the log-density is the mean over
+        the probes.
 
-        Arguments:
+        Args:
             value: The points, with shape `(*batch, *event)`.
             cond: The conditions, with shape `(*batch, c)` or one that broadcasts to it.
             generator: The source of randomness of the probes of hutchinson.
 
-        Example:
+        Examples:
             >>> flow = ContinuousFlow(lambda t, x, cond: x, event_shape=(2,), solver="rk4", steps=8)
             >>> estimate = flow.estimate(torch.zeros(1, 2))
             >>> estimate.nfe, bool(estimate.solver_error < 1e-4)
@@ -284,7 +287,7 @@ class ContinuousFlow(Flow, Distribution):
     def _log_prob(
         self, value: Tensor, cond: Tensor | None, noise: Tensor | None, each: bool = False, refined: bool = False
     ) -> tuple[Tensor, int]:
-        """Return the log-densities by each probe, or one with their mean, and how often a point met the field."""
+        """Return the log-densities, `(probes or 1, *batch)`, and the number of field evaluations per point."""
         x1, rows = self._rows(value, cond)
         if self.loc is not None:
             x1 = x1 - self.loc
@@ -310,7 +313,7 @@ class ContinuousFlow(Flow, Distribution):
     def _quadrature(
         self, field: VelocityField, x: Tensor, cond: Tensor | None, noise: Tensor | None, each: bool, refined: bool
     ) -> tuple[Tensor, Tensor, int]:
-        """Solve the path first, then sum the divergences at its points."""
+        """Solve the path first, then integrate the divergences at its points."""
         solution = self._solve(field, x, cond, backward=True, refined=refined, save=True)
         assert solution.t is not None and solution.path is not None
         steps, grid = len(solution.t) - 1, self.grid.backward()
@@ -318,7 +321,7 @@ class ContinuousFlow(Flow, Distribution):
         weights = _simpson_weights(steps, like=x) * rates
         integral = x.new_zeros(self._columns(noise, each), len(x))
         if self.divergence == "auto" and has_closed_form_divergence(field):
-            # as cheap as a velocity if the rows share their time, which some closed forms need
+            # node by node: some closed forms need rows that share their time, and cost as little as a velocity then
             for node, weight in enumerate(weights):
                 rate = self._divergence(field, solution.t[node], solution.path[node], cond, None, each)[1]
                 integral = integral + weight * rate
@@ -343,7 +346,7 @@ class ContinuousFlow(Flow, Distribution):
     ) -> tuple[Tensor, Tensor, int]:
         """Solve the path and the integrals of the divergence along it as one state."""
         columns, width = self._columns(noise, each), 0 if cond is None else cond.shape[1]
-        # a row's probes go where the row goes: to the solver they are a part of its condition
+        # the probes of a row are passed as part of its condition, because a solver may leave out rows
         probes = x.new_empty(len(x), 0) if noise is None else noise.transpose(0, 1).flatten(1)
         given = probes if cond is None else torch.cat([cond, probes], 1)
 
@@ -432,12 +435,12 @@ class ContinuousFlow(Flow, Distribution):
 
 
 def _simpson_weights(intervals: int, like: Tensor) -> Tensor:
-    """Return the weights of `intervals + 1` equidistant nodes in a rule of order four on [0, 1].
+    """Return the weights of a quadrature of order four on [0, 1] with `intervals + 1` equidistant nodes.
 
-    Simpson's rule; an odd number of intervals ends in one panel of his 3/8 rule, and a single one is a
-    trapezoid.
+    Simpson's rule; an odd number of intervals ends in one panel of the 3/8 rule, and a single one uses the trapezoid
+    rule.
 
-    Example:
+    Examples:
         >>> _simpson_weights(2, like=torch.zeros(1))
         tensor([0.1667, 0.6667, 0.1667])
     """

@@ -1,4 +1,4 @@
-"""Intervals for means, differences and ratios over a few seeds."""
+"""Confidence intervals for means, paired differences and ratios over a few seeds."""
 
 from __future__ import annotations
 
@@ -25,10 +25,17 @@ class Interval(NamedTuple):
     n: int
 
     def verdict(self, at_least: float | None, at_most: float | None) -> str:
-        """`holds` if the whole interval lies in the range, `FAILS` if none of it does, else `open`; `measured`
-        without a range.
+        """Compare the interval with a range.
 
-        Example:
+        Args:
+            at_least: The lower end of the range; None for no lower end.
+            at_most: The upper end of the range; None for no upper end.
+
+        Returns:
+            `holds` if the interval lies within the range, `FAILS` if they are disjoint, else `open`; `measured`
+            without a range.
+
+        Examples:
             >>> Interval(1.0, 0.5, 1.5, 3).verdict(0.0, None), Interval(1.0, -0.5, 2.5, 3).verdict(0.0, None)
             ('holds', 'open')
         """
@@ -42,16 +49,16 @@ class Interval(NamedTuple):
 
 
 def t_interval(values: Values, level: float = 0.95) -> Interval:
-    r"""Return the mean with its t interval :math:`\bar x \pm t_{n-1} s / \sqrt n`.
+    r"""Return the mean with its t interval $\bar x \pm t_{n-1} s / \sqrt n$.
 
-    Exact for normal values at any `n`, where a percentile bootstrap of three seeds covers 73 % for a
-    nominal 95 %. A single value has no interval: its ends are `nan`, which no comparison passes.
+    It is exact for normal values at any `n`; a percentile bootstrap of three seeds covers 73 % at a nominal 95 %. For
+    a single value the ends are `nan`, and comparisons with them are false.
 
-    Arguments:
+    Args:
         values: One value per seed.
         level: The probability with which the interval covers the true mean.
 
-    Example:
+    Examples:
         >>> t_interval([1.0, 2.0, 3.0]).n
         3
     """
@@ -69,15 +76,16 @@ def t_interval(values: Values, level: float = 0.95) -> Interval:
 
 
 def paired_difference(a: Values, b: Values, level: float = 0.95) -> Interval:
-    r"""Return the t interval of :math:`a_i - b_i` over shared seeds; `a` differs from `b` if it excludes
-    zero.
+    r"""Return the t interval of $a_i - b_i$ over shared seeds.
 
-    Arguments:
+    `a` differs significantly from `b` if the interval excludes zero.
+
+    Args:
         a: One value per seed.
         b: One value per seed, in the same order of seeds.
         level: The probability with which the interval covers the true difference.
 
-    Example:
+    Examples:
         >>> paired_difference([2.0, 3.0], [1.0, 2.0])
         Interval(mean=1.0, low=1.0, high=1.0, n=2)
     """
@@ -86,18 +94,19 @@ def paired_difference(a: Values, b: Values, level: float = 0.95) -> Interval:
 
 
 def paired_ratio(a: Values, b: Values, level: float = 0.95) -> Interval:
-    r"""Return the ratio of the means of positive `a` and `b`, with the t interval of :math:`\log(a_i / b_i)` over
-    shared seeds for its ends; `a` is larger if they exceed one.
+    r"""Return the ratio of the means of positive `a` and `b` over shared seeds, with its interval.
 
-    Seeds multiply an error rather than add to it, so that the logarithm is closer to normal, and no end is
-    negative.
+    Its ends are those of the t interval of $\log(a_i / b_i)$; `a` is significantly larger if they exceed one.
 
-    Arguments:
+    The effect of a seed on an error is closer to a factor than to a summand, so the logarithm is closer to normal;
+    the ends are positive.
+
+    Args:
         a: One positive value per seed.
         b: One positive value per seed, in the same order of seeds.
         level: The probability with which the interval covers the true ratio.
 
-    Example:
+    Examples:
         >>> paired_ratio([2.0, 4.0], [1.0, 2.0])
         Interval(mean=2.0, low=2.0, high=2.0, n=2)
     """

@@ -29,16 +29,16 @@ __all__ = [
 
 
 def emd(x: Tensor, y: Tensor) -> Tensor:
-    r"""Return the exact 1-Wasserstein distance :math:`\min_\pi E_\pi \lVert x - y \rVert` of two samples.
+    r"""Return the exact 1-Wasserstein distance $\min_\pi E_\pi \lVert x - y \rVert$ of two samples.
 
     The ground cost is Euclidean and the weights are uniform. Computed on the CPU in float64, in about
-    :math:`n^3` time; no gradients.
+    $n^3$ time; no gradients.
 
-    Arguments:
+    Args:
         x: A sample, with shape `(n, *event)`.
         y: A sample, with shape `(m, *event)`.
 
-    Example:
+    Examples:
         >>> emd(torch.zeros(3, 2), torch.tensor([[3.0, 4.0]]))
         tensor(5.)
     """
@@ -46,17 +46,18 @@ def emd(x: Tensor, y: Tensor) -> Tensor:
 
 
 def wasserstein2(x: Tensor, y: Tensor) -> Tensor:
-    r"""Return the exact 2-Wasserstein distance :math:`\sqrt{\min_\pi E_\pi \lVert x - y \rVert^2}` of two
-    samples.
+    r"""Return the exact 2-Wasserstein distance of two samples.
+
+    It is $\sqrt{\min_\pi E_\pi \lVert x - y \rVert^2}$.
 
     The ground cost is Euclidean and the weights are uniform. Computed on the CPU in float64, in about
-    :math:`n^3` time; no gradients.
+    $n^3$ time; no gradients.
 
-    Arguments:
+    Args:
         x: A sample, with shape `(n, *event)`.
         y: A sample, with shape `(m, *event)`.
 
-    Example:
+    Examples:
         >>> wasserstein2(torch.zeros(2, 1), torch.tensor([[3.0], [4.0]]))  # the root of (9 + 16) / 2
         tensor(3.5355)
     """
@@ -66,20 +67,20 @@ def wasserstein2(x: Tensor, y: Tensor) -> Tensor:
 def sliced_wasserstein(
     x: Tensor, y: Tensor, projections: int = 256, order: int = 2, generator: torch.Generator | None = None
 ) -> Tensor:
-    r"""Return the sliced Wasserstein distance :math:`(E_\theta W_p^p(\theta^T x, \theta^T y))^{1/p}`.
+    r"""Return the sliced Wasserstein distance $(E_\theta W_p^p(\theta^T x, \theta^T y))^{1/p}$.
 
     References:
-        | Sliced and Radon Wasserstein Barycenters of Measures (Bonneel et al., 2015),
+        - Sliced and Radon Wasserstein Barycenters of Measures (Bonneel et al., 2015),
           https://doi.org/10.1007/s10851-014-0506-3
 
-    Arguments:
+    Args:
         x: A sample, with shape `(n, *event)`.
         y: A sample, with shape `(m, *event)`.
-        projections: The number of random directions :math:`\theta`, uniform on the sphere.
-        order: The order :math:`p`.
+        projections: The number of random directions $\theta$, uniform on the sphere.
+        order: The order $p$.
         generator: The source of randomness.
 
-    Example:
+    Examples:
         >>> sliced_wasserstein(torch.zeros(4, 1), torch.ones(2, 1))
         tensor(1.)
     """
@@ -100,21 +101,21 @@ def sliced_wasserstein(
 
 
 def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> Tensor:
-    r"""Return the squared maximum mean discrepancy :math:`E k(x, x') + E k(y, y') - 2 E k(x, y)`.
+    r"""Return the squared maximum mean discrepancy $E k(x, x') + E k(y, y') - 2 E k(x, y)$.
 
-    The kernel is :math:`k(x, y) = \exp(-\lVert x - y \rVert^2 / 2 h^2)`; pairs of a point with itself
+    The kernel is $k(x, y) = \exp(-\lVert x - y \rVert^2 / 2 h^2)$; pairs of a point with itself
     count, so the result is not negative and is zero for equal samples.
 
     References:
-        | A Kernel Two-Sample Test (Gretton et al., 2012), https://jmlr.org/papers/v13/gretton12a.html
+        - A Kernel Two-Sample Test (Gretton et al., 2012), https://jmlr.org/papers/v13/gretton12a.html
 
-    Arguments:
+    Args:
         x: A sample, with shape `(n, *event)`.
         y: A sample, with shape `(m, *event)`.
-        bandwidth: The bandwidth :math:`h`; by default the median distance between different points of the
+        bandwidth: The bandwidth $h$; by default the median distance between different points of the
             pooled sample.
 
-    Example:
+    Examples:
         >>> mmd(torch.zeros(1, 2), torch.ones(1, 2), bandwidth=1.0)  # 2 - 2 / e
         tensor(1.2642)
     """
@@ -127,7 +128,7 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> Tensor:
     if bandwidth is None:
         i, j = torch.triu_indices(len(pooled), len(pooled), 1, device=a.device)
         apart = distances[i, j]
-        # without the zeros, which are most of all distances if most rows are repeated; 1 if there is nothing else
+        # without zeros, which dominate if most rows are repeated; 1 if all distances are zero
         scale = torch.where(apart > 0, apart, math.nan).nanmedian().nan_to_num(1.0)
     else:
         scale = bandwidth
@@ -136,20 +137,21 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> Tensor:
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    r"""Return the energy distance :math:`2 E \lVert x - y \rVert - E \lVert x - x' \rVert - E \lVert y - y'
-    \rVert`.
+    r"""Return the energy distance of two samples.
+
+    It is $2 E \lVert x - y \rVert - E \lVert x - x' \rVert - E \lVert y - y' \rVert$.
 
     Pairs of a point with itself count, so the result is not negative and is zero for equal samples.
 
     References:
-        | Energy Statistics: A Class of Statistics Based on Distances (Székely & Rizzo, 2013),
+        - Energy Statistics: A Class of Statistics Based on Distances (Székely & Rizzo, 2013),
           https://doi.org/10.1016/j.jspi.2013.03.018
 
-    Arguments:
+    Args:
         x: A sample, with shape `(n, *event)`.
         y: A sample, with shape `(m, *event)`.
 
-    Example:
+    Examples:
         >>> energy_distance(torch.zeros(2, 1), torch.ones(3, 1))
         tensor(2.)
     """
@@ -161,26 +163,26 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
 def path_energy(
     field: VelocityField, x0: Tensor, cond: Tensor | None = None, *, solver: str = "rk4", steps: int = 50
 ) -> Tensor:
-    r"""Return the energy :math:`E \int_0^1 \lVert v(t, x_t, c) \rVert^2 dt` of a flow along its trajectories.
+    r"""Return the energy $E \int_0^1 \lVert v(t, x_t, c) \rVert^2 dt$ of a flow along its trajectories.
 
-    It is at least the squared 2-Wasserstein distance of its two ends, and equal to it for the flow of the
-    optimal transport, straight and without crossings (Benamou-Brenier). It is integrated together with the
-    trajectories, so it has the order of the solver.
+    It is at least the squared 2-Wasserstein distance between the distributions at `t = 0` and `t = 1`, with equality
+    for the flow of the optimal transport (Benamou-Brenier). It is integrated together with the trajectories, so it
+    has the order of the solver.
 
-    Arguments:
-        field: The velocity field :math:`v`.
+    Args:
+        field: The velocity field $v$.
         x0: Starts of trajectories, with shape `(batch, *event)`.
         cond: Their conditions, with shape `(batch, c)`.
         solver: One of `flowmatch_core.solvers.SOLVERS`.
         steps: The number of steps of a fixed-step method.
 
-    Example:
+    Examples:
         >>> path_energy(lambda t, x, cond: 2 * torch.ones_like(x), torch.zeros(5, 3), solver="euler", steps=4)
         tensor(12.)
     """
 
     def with_energy(t: Time, state: Tensor, cond: Tensor | None) -> Tensor:
-        velocity = field(t, state[:, :-1].reshape(-1, *x0.shape[1:]), cond)  # a solver may leave out rows
+        velocity = field(t, state[:, :-1].reshape(-1, *x0.shape[1:]), cond)  # a solver may evaluate some rows only
         flat = flatten_event(velocity)
         return torch.cat([flat, flat.square().sum(1, keepdim=True)], 1)
 
@@ -197,25 +199,26 @@ def normalised_path_energy(
     solver: str = "rk4",
     steps: int = 50,
 ) -> Tensor:
-    r"""Return :math:`\lvert E \int_0^1 \lVert v \rVert^2 dt - W_2^2 \rvert / W_2^2`, zero for the flow of the
-    optimal transport.
+    r"""Return the normalised path energy, zero for the flow of the optimal transport.
 
-    The absolute value belongs to the definition: a sample's energy, or a model whose end misses the data,
-    may fall short of :math:`W_2^2`.
+    It is $\lvert E \int_0^1 \lVert v \rVert^2 dt - W_2^2 \rvert / W_2^2$.
+
+    The absolute value is part of the definition: the energy may be below $W_2^2$ for a finite sample, or for a model
+    whose distribution at `t = 1` is not that of the data.
 
     References:
-        | Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport
+        - Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport
           (Tong et al., 2024), https://arxiv.org/abs/2302.00482
 
-    Arguments:
-        field: The velocity field :math:`v`.
+    Args:
+        field: The velocity field $v$.
         x0: Starts of trajectories, with shape `(batch, *event)`.
         w2: The 2-Wasserstein distance between the source and the data, see `wasserstein2`.
         cond: The conditions of the starts, with shape `(batch, c)`.
         solver: One of `flowmatch_core.solvers.SOLVERS`.
         steps: The number of steps of a fixed-step method.
 
-    Example:
+    Examples:
         >>> x0, w2 = torch.zeros(5, 1), 2.0
         >>> normalised_path_energy(lambda t, x, cond: 2 * torch.ones_like(x), x0, w2, solver="euler", steps=4)
         tensor(0.)
@@ -227,7 +230,7 @@ def normalised_path_energy(
 
 @dataclass(frozen=True)
 class Floor:
-    """The mean of a metric between samples of the truth, its standard error, and the number of pairs of samples."""
+    """The sampling floor of a metric: mean between samples of the truth, standard error, and number of pairs."""
 
     mean: float
     standard_error: float
@@ -239,17 +242,17 @@ def sampling_floor(
 ) -> Floor:
     r"""Return the value of a metric between two independent samples of `n` rows of the truth.
 
-    No distance between samples is zero: this is what a perfect model scores, and what a score is to be read
-    against. The rows are shuffled and cut into as many disjoint pairs of samples as there are, so the
-    values are independent and their standard error is :math:`s / \sqrt{k}`; of a single pair it is `nan`.
+    The distance between two finite samples of one distribution is not zero: the floor is the score of a perfect
+    model, with which other scores are compared. The rows are shuffled and split into disjoint pairs of samples, so
+    the values are independent and their standard error is $s / \sqrt{k}$; for a single pair it is `nan`.
 
-    Arguments:
+    Args:
         metric: A distance between two samples, as those of this module.
         truth: Independent rows of the truth, with shape `(rows, *event)`.
         n: The number of rows of a sample, the same as in the score that is to be compared.
         generator: The source of randomness of the shuffle.
 
-    Example:
+    Examples:
         >>> rows = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
         >>> floor = sampling_floor(energy_distance, rows, n=100, generator=torch.Generator().manual_seed(1))
         >>> floor.pairs, 0.02 < floor.mean < 0.05
@@ -265,18 +268,17 @@ def sampling_floor(
 
 
 def bits_per_dim(log_prob: Tensor, dims: int, bin_width: float = 1.0) -> Tensor:
-    r"""Return :math:`-(\log p / d + \log w) / \log 2`, the bits per dimension of data in bins of width `w`.
+    r"""Return $-(\log p / d + \log w) / \log 2$, the bits per dimension of data in bins of width `w`.
 
-    For uniformly dequantised data this bounds the code length of the discrete value from above. The width
-    is in the units of the density: 8-bit pixels scaled to [0, 1] have `w = 1/256`, scaled to [-1, 1] they
-    have `w = 2/256`.
+    For uniformly dequantised data this is an upper bound on the code length of the discrete value. The width is in
+    the units of the density: 8-bit pixels scaled to [0, 1] have `w = 1/256`, scaled to [-1, 1] they have `w = 2/256`.
 
-    Arguments:
+    Args:
         log_prob: The log-densities in nats, of any shape.
-        dims: The number :math:`d` of dimensions.
-        bin_width: The width :math:`w` of a bin.
+        dims: The number $d$ of dimensions.
+        bin_width: The width $w$ of a bin.
 
-    Example:
+    Examples:
         >>> bits_per_dim(torch.tensor(0.0), dims=3, bin_width=1 / 256)  # uniform on [0, 1]^3
         tensor(8.)
     """
@@ -298,7 +300,7 @@ def _rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _transport_cost(x: Tensor, y: Tensor, power: int) -> Tensor:
-    """Return the least mean of the distance to a power."""
+    """Return the minimal transport cost for a power of the distance."""
     a, b = (rows.detach().to("cpu", torch.float64) for rows in _rows(x, y))
     for name, rows in (("x", a), ("y", b)):
         if not rows.isfinite().all():
@@ -308,7 +310,7 @@ def _transport_cost(x: Tensor, y: Tensor, power: int) -> Tensor:
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
-    # by differences: the shortcut through an inner product loses the small distances
+    # by differences: an inner product loses small distances to cancellation
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 

@@ -1,4 +1,4 @@
-"""Computing the next batch while the model trains on this one."""
+"""Compute the next batch while the model trains on the current one."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _END = object()
 
 
 def ahead(items: Iterable[T], depth: int = 1) -> Iterator[T]:
-    """Return the same items in the same order, each computed in the background before it is asked for.
+    """Iterate over items in their order, each computed in a background thread before it is requested.
 
-    While the consumer works on an item, one thread computes the next ones, so an optimal transport costs a
-    training step no time as long as it takes less than the step. A thread is enough, because POT's exact
-    and SciPy's assignment solver and PyTorch's operators release the interpreter's lock while they compute.
+    While the consumer works on an item, one thread computes the next ones: an optimal transport that takes less than
+    a training step adds no time. A thread suffices, because POT's exact solver, SciPy's assignment solver and
+    PyTorch's operators release the interpreter lock.
 
-    The items must not share state with the consumer: give them a random generator of their own, and the
-    results are those of the plain loop. An exception among the items reaches the consumer in its place.
-    When the consumer leaves early the thread ends with the item that it is at.
+    The items must not share state with the consumer: with a random generator of their own, the results are those of
+    the plain loop. An exception reaches the consumer in place of its item. If the consumer stops early, the thread
+    ends after its current item.
 
-    Arguments:
-        items: The batches, most often a generator that draws rows and couples them.
-        depth: The number of items that may be computed and wait.
+    Args:
+        items: The batches, usually a generator that draws and couples rows.
+        depth: The maximum number of computed items that wait.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flowmatch_core.couplings import MinibatchOT
         >>> generator = torch.Generator().manual_seed(0)
@@ -47,7 +47,7 @@ def ahead(items: Iterable[T], depth: int = 1) -> Iterator[T]:
 
 def _ahead(iterator: Iterator[T], depth: int, grad: bool) -> Iterator[T]:
     def compute() -> object:
-        with torch.set_grad_enabled(grad):  # the mode belongs to a thread: a new one would build graphs
+        with torch.set_grad_enabled(grad):  # grad mode is per thread: a new thread would build graphs
             return next(iterator, _END)
 
     # one worker, so the items are computed one after another, in order

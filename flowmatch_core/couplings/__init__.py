@@ -1,4 +1,4 @@
-"""How noise is paired with data; one file per coupling."""
+"""Couplings of noise and data; one file per coupling."""
 
 from flowmatch_core.couplings._base import Coupling
 from flowmatch_core.couplings.conditional_ot import ConditionalOT

@@ -1,4 +1,4 @@
-"""What a coupling is."""
+"""The base class of couplings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["Coupling"]
 class Coupling(ABC):
     """A rule that pairs the rows of a batch of noise with the rows of a batch of data.
 
-    Row `i` of the three results belongs together. The conditions stay in place, and so do the data, unless
-    the rule makes the data from the noise (see `Reflow`); the noise is rearranged or drawn again.
+    Row `i` of the three results belongs together. Conditions and data keep their order, except in a coupling that
+    computes the data from the noise (see `Reflow`); the noise is permuted or resampled.
     """
 
     @abstractmethod
@@ -23,7 +23,7 @@ class Coupling(ABC):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return `(x0, x1, cond)` with the rows of `x0` paired with those of `x1`.
 
-        Arguments:
+        Args:
             x0: The noise, with shape `(batch, *event)`.
             x1: The data, with the same shape.
             cond: The conditions of the data, with shape `(batch, c)`.

@@ -1,4 +1,4 @@
-"""What the couplings by transport share: a batch as the solvers take it, and the costs of its pairs."""
+"""Shared by the couplings by optimal transport: centred batches and the costs of their pairs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ __all__ = ["centred", "centred_pair", "pair_cost"]
 
 
 def centred(name: str, x: Tensor) -> Tensor:
-    """Return the rows of `x` less their mean, flat and in float64 on the CPU.
+    """Return the rows of `x` minus their mean, flattened, in float64 on the CPU.
 
     Raises:
-        ValueError: there are none, or they are not finite: no plan exists, and the solvers would say so in their own
-            words.
+        ValueError: There are no rows, or they are not finite, so that no plan exists.
     """
     if len(x) == 0:
         raise ValueError(f"{name} has no rows, but should have at least one.")
@@ -33,11 +32,11 @@ def centred_pair(x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pair_cost(noise: Tensor, data: Tensor) -> Matrix:
-    r"""Return :math:`-2 \langle x_1^i, x_0^j \rangle` for rows `i` of the data and `j` of the noise.
+    r"""Return $-2 \langle x_1^i, x_0^j \rangle$ for rows `i` of the data and `j` of the noise.
 
-    This is the squared distance :math:`\lVert x_1^i - x_0^j \rVert^2` less a term for each row and one for
-    each column, on which no plan depends. It takes one matrix product, and of centred rows it is exact
-    far from the origin too.
+    This is the squared distance $\lVert x_1^i - x_0^j \rVert^2$ minus terms that depend on the row or the column
+    alone, which do not change the optimal plan. It takes one matrix product; centred rows avoid cancellation far from
+    the origin.
     """
     cost: Matrix = (-2 * data @ noise.T).numpy()
     return cost

@@ -1,4 +1,4 @@
-"""Noise paired with data by optimal transport that respects the conditions."""
+"""Optimal transport within a batch that respects the conditions."""
 
 from __future__ import annotations
 
@@ -20,29 +20,31 @@ __all__ = ["ConditionalOT"]
 @final
 @dataclass(frozen=True)
 class ConditionalOT(Coupling):
-    r"""The cheapest permutation of the noise that leaves it Gaussian within each condition.
+    r"""The permutation of the noise of least cost that keeps it Gaussian within each condition.
 
-    .. math:: \sum_i \frac{\lVert x_1^i - x_0^{\pi(i)} \rVert^2}{E\lVert x_1 - x_0 \rVert^2}
-              + w \frac{\lVert c^i - c^{\pi(i)} \rVert^2}{E\lVert c - c' \rVert^2}
+    $$
+    \sum_i \frac{\lVert x_1^i - x_0^{\pi(i)} \rVert^2}{E\lVert x_1 - x_0 \rVert^2}
+    + w \frac{\lVert c^i - c^{\pi(i)} \rVert^2}{E\lVert c - c' \rVert^2}
+    $$
 
-    Each row of the noise comes with the condition of the data beside it, and pays for leaving it. Both
-    distances count in units of their mean over the batch (with the centres of noise and data aligned, as
-    no plan can save their distance), so the weight has no units.
+    Each row of the noise has the condition of its original partner, and a change of condition adds to the cost. Both
+    distances are divided by their mean over the batch (after aligning the means of noise and data, whose distance no
+    plan changes), so the weight has no units.
 
-    - Labels: the default :math:`w = \infty` only exchanges rows of equal conditions, so within a condition
-      the noise is exactly as Gaussian as it came.
-    - Continuous conditions, where no two are equal: a weight like 100 exchanges rows of similar conditions.
-      The noise is Gaussian within a condition only in the limit of a large weight, where no row moves; a
-      smaller one saves more of the transport and biases more.
+    - Labels: the default $w = \infty$ only exchanges rows of equal conditions, so the noise stays exactly Gaussian
+      within a condition.
+    - Continuous conditions, where no two are equal: a weight such as 100 exchanges rows of similar conditions. The
+      noise is Gaussian within a condition only in the limit of a large weight, where no row moves; a smaller weight
+      reduces the transport cost more and adds more bias.
 
     References:
-        | The Curse of Conditions: Analyzing and Improving Optimal Transport for Conditional Flow-Based
+        - The Curse of Conditions: Analyzing and Improving Optimal Transport for Conditional Flow-Based
           Generation (Cheng & Schwing, 2025), https://arxiv.org/abs/2503.10636
 
-    Arguments:
-        weight: The price :math:`w` of a change of condition.
+    Args:
+        weight: The weight $w$ of a change of condition in the cost.
 
-    Example:
+    Examples:
         >>> x0, x1 = torch.tensor([[0.0], [5.0], [9.0]]), torch.tensor([[10.0], [1.0], [2.0]])
         >>> ConditionalOT()(x0, x1, cond=torch.tensor([[0.0], [1.0], [1.0]]))[0].T
         tensor([[0., 5., 9.]])

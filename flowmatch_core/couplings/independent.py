@@ -1,4 +1,4 @@
-"""Noise paired with data as they come."""
+"""The independent coupling."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Independent"]
 @final
 @dataclass(frozen=True)
 class Independent(Coupling):
-    """The pairs as given, independent when the noise was drawn without looking at the data.
+    """The identity: pairs stay as given, independent if the noise was drawn independently of the data.
 
-    Example:
+    Examples:
         >>> x0, x1, cond = Independent()(torch.zeros(2, 1), torch.ones(2, 1))
     """
 

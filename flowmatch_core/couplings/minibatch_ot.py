@@ -1,4 +1,4 @@
-"""Noise paired with data by exact optimal transport within the batch."""
+"""Exact optimal transport within a batch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["MinibatchOT"]
 @final
 @dataclass(frozen=True)
 class MinibatchOT(Coupling):
-    r"""The permutation of the noise with the least :math:`\sum_i \lVert x_1^i - x_0^{\pi(i)} \rVert^2`.
+    r"""The permutation of the noise with the least $\sum_i \lVert x_1^i - x_0^{\pi(i)} \rVert^2$.
 
-    No row is lost and none doubled. It is computed on the CPU in float64, so it waits for the device: see
-    `flowmatch_core.prefetch.ahead`. It does not look at the conditions, so within a condition the noise is
-    no longer Gaussian: use it for unconditional models, and `ConditionalOT` for others.
+    The result is a permutation: every row of the noise is used once. It is computed on the CPU in float64, which
+    synchronises with the device: see `flowmatch_core.prefetch.ahead`. It ignores the conditions, so the noise is no
+    longer Gaussian within a condition: use it for unconditional models, and `ConditionalOT` for conditional ones.
 
     References:
-        | Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport
+        - Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport
           (Tong et al., 2024), https://arxiv.org/abs/2302.00482
 
-    Example:
+    Examples:
         >>> x0, x1 = torch.tensor([[0.0], [9.0]]), torch.tensor([[10.0], [1.0]])
         >>> MinibatchOT()(x0, x1)[0]
         tensor([[9.],

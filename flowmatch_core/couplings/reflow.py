@@ -1,4 +1,4 @@
-"""Noise paired with what a trained model makes of it."""
+"""Noise paired with the samples that a trained flow generates from it."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ __all__ = ["Reflow"]
 @final
 @dataclass(frozen=True)
 class Reflow(Coupling):
-    r"""The data replaced by the images :math:`\psi_1(x_0, c)` of the noise under a trained flow.
+    r"""The data are replaced by the images $\psi_1(x_0, c)$ of the noise under a trained flow.
 
-    A flow that is trained on these pairs ends in the same distribution, its transport costs no more and its
-    trajectories are straighter: rectified flow, which takes fewer steps to solve. The given data only lend
-    their shape. No gradient reaches the trained flow.
+    A flow that is trained on these pairs (rectified flow) has the same distribution at `t = 1`, no larger transport
+    cost and straighter trajectories, which take fewer steps to solve. Of the given data only the shape is used. No
+    gradient reaches the trained flow.
 
     References:
-        | Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow
+        - Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow
           (Liu et al., 2023), https://arxiv.org/abs/2209.03003
 
-    Arguments:
+    Args:
         field: The trained velocity field.
-        solver: The method that follows it, see `flowmatch_core.solvers.solve`.
+        solver: The ODE solver, see `flowmatch_core.solvers.solve`.
         steps: The number of its steps.
 
-    Example:
+    Examples:
         >>> x0, x1, _ = Reflow(lambda t, x, cond: -x, solver="rk4")(torch.ones(1, 1), torch.zeros(1, 1))
         >>> x0, x1
         (tensor([[1.]]), tensor([[0.3679]]))

@@ -1,4 +1,4 @@
-"""Noise paired with data by a draw from the entropic transport within the batch."""
+"""Entropic optimal transport within a batch."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ __all__ = ["Sinkhorn"]
 @final
 @dataclass(frozen=True)
 class Sinkhorn(Coupling):
-    r"""Partners drawn from the plan `P` with the least :math:`\sum_{ij} P_{ij} (\lVert x_1^i - x_0^j
-    \rVert^2 + \epsilon \log P_{ij})`.
+    r"""Partners drawn from the entropic transport plan of the batch.
 
-    It lies between `MinibatchOT` (:math:`\epsilon \to 0`) and `Independent` (:math:`\epsilon \to \infty`).
-    Each row of the data draws its own partner, so a row of the noise may be taken twice or not at all; it
-    is taken once on average. Like `MinibatchOT` it does not look at the conditions and runs on the CPU.
+    The plan `P` minimises $\sum_{ij} P_{ij} (\lVert x_1^i - x_0^j \rVert^2 + \epsilon \log P_{ij})$.
+
+    It lies between `MinibatchOT` ($\epsilon \to 0$) and `Independent` ($\epsilon \to \infty$).
+    Each row of the data draws its own partner, so a row of the noise may be used several times or not at all, and
+    once on average. Like `MinibatchOT` it ignores the conditions and runs on the CPU.
 
     References:
-        | Sinkhorn Distances: Lightspeed Computation of Optimal Transport (Cuturi, 2013),
+        - Sinkhorn Distances: Lightspeed Computation of Optimal Transport (Cuturi, 2013),
           https://arxiv.org/abs/1306.0895
 
-    Arguments:
-        reg: The regularisation :math:`\epsilon`, in units of the squared distance.
+    Args:
+        reg: The regularisation $\epsilon$, in units of the squared distance.
 
-    Example:
+    Examples:
         >>> x0, x1 = torch.tensor([[0.0], [9.0]]), torch.tensor([[10.0], [1.0]])
         >>> Sinkhorn(reg=0.1)(x0, x1, generator=torch.Generator().manual_seed(0))[0]
         tensor([[9.],
@@ -49,7 +50,7 @@ class Sinkhorn(Coupling):
         self, x0: Tensor, x1: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         plan = entropic_plan(pair_cost(*centred_pair(x0, x1)), self.reg)
-        # inverse distribution functions: a multinomial draw on the CPU would refuse a device's generator
+        # draws by inverse distribution functions: torch.multinomial on the CPU refuses a generator of another device
         levels = torch.rand(len(x0), 1, generator=generator, dtype=torch.float32, device=x0.device)
         cumulative = torch.from_numpy(plan).cumsum(1)
         partner = torch.searchsorted(cumulative, levels.to("cpu", torch.float64) * cumulative[:, -1:], right=True)

@@ -1,7 +1,7 @@
 """Flow matching on discrete state spaces: tokens that jump from noise to data."""
 
 from flowmatch_core.discrete.categorical import Denoiser, Logits, Probabilities, TokenDistribution
-from flowmatch_core.discrete.flow import Bound, TokenFlow, perplexity
+from flowmatch_core.discrete.flow import EvidenceBound, TokenFlow, perplexity
 from flowmatch_core.discrete.objectives import cross_entropy_loss, generalised_kl_loss, jump_divergence
 from flowmatch_core.discrete.oracle import TokenTable
 from flowmatch_core.discrete.path import MixturePath
@@ -10,9 +10,9 @@ from flowmatch_core.discrete.solver import solve_ctmc
 from flowmatch_core.discrete.sources import MaskSource, Source, UniformSource
 
 __all__ = [
-    "Bound",
     "CosineSchedule",
     "Denoiser",
+    "EvidenceBound",
     "Logits",
     "MaskSource",
     "MixturePath",

@@ -1,4 +1,4 @@
-"""What a network says about tokens: logits and probabilities as two types that nothing can confuse."""
+"""Predicted distributions of tokens: logits and probabilities as two separate types."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ __all__ = ["Denoiser", "Logits", "Probabilities", "TokenDistribution", "check_pr
 
 
 class TokenDistribution(ABC):
-    """Independent distributions over the tokens `0, ..., V - 1`, one a position.
+    """Independent distributions over the tokens `0, ..., V - 1`, one per position.
 
-    Either `Logits` or `Probabilities`; a bare tensor says neither, and is refused wherever one of them is
-    wanted. Draws are made in float64: float32 rounds rare tokens away, which shows in the perplexity of
-    what is generated.
+    Either `Logits` or `Probabilities`; a plain tensor is refused, because it could be either. Samples are drawn in
+    float64: in float32 rare tokens are lost to rounding, which changes the perplexity of samples.
     """
 
     @property
@@ -37,7 +36,7 @@ class TokenDistribution(ABC):
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-probabilities of the tokens, minus infinity for states that are not tokens.
 
-        Arguments:
+        Args:
             x: The states, with the shape of the positions.
         """
 
@@ -47,7 +46,7 @@ class TokenDistribution(ABC):
 
     @abstractmethod
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw one token a position."""
+        """Draw one token per position."""
 
     @abstractmethod
     def is_valid(self) -> Tensor:
@@ -57,12 +56,12 @@ class TokenDistribution(ABC):
 @final
 @dataclass(frozen=True)
 class Logits(TokenDistribution):
-    r"""Distributions given by logits :math:`\ell`, :math:`p(k) = e^{\ell_k} / \sum_j e^{\ell_j}`.
+    r"""Distributions given by logits $\ell$, $p(k) = e^{\ell_k} / \sum_j e^{\ell_j}$.
 
-    Arguments:
+    Args:
         values: The logits, with shape `(*positions, V)`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> Logits(torch.zeros(2, 4)).log_prob(torch.tensor([0, 3])).exp()
         tensor([0.2500, 0.2500])
@@ -100,13 +99,13 @@ class Logits(TokenDistribution):
 class Probabilities(TokenDistribution):
     """Distributions given by their probabilities.
 
-    They are not checked when made, which would wait for the device: `is_valid` checks them, and
-    `solve_ctmc` calls it.
+    They are not checked at construction, which would synchronise with the device; `solve_ctmc` checks them by
+    `is_valid`.
 
-    Arguments:
+    Args:
         values: The probabilities, with shape `(*positions, V)` and sum one over the last dimension.
 
-    Example:
+    Examples:
         >>> import torch
         >>> Probabilities(torch.tensor([[0.25, 0.75]])).log_prob(torch.tensor([1])).exp()
         tensor([0.7500])
@@ -128,7 +127,7 @@ class Probabilities(TokenDistribution):
     def log_prob(self, x: Tensor) -> Tensor:
         found = _gather(self.values.to(_at_least_float32(self.values)), x, 0.0)
         possible = found > 0
-        # the logarithm of zero would turn a gradient of zero into NaN, so it is never taken
+        # log(0) would turn a gradient of zero into NaN
         return torch.where(possible, torch.where(possible, found, 1.0).log(), float("-inf"))
 
     def probabilities(self) -> Probabilities:
@@ -138,17 +137,17 @@ class Probabilities(TokenDistribution):
         return _draw(self.values.double(), generator)
 
     def is_valid(self) -> Tensor:
-        # each value is rounded relative to itself, so their sum is wrong by a few roundings of one
+        # tolerance for the rounding errors of the values in their sum
         slack = 16 * max(torch.finfo(dtype).eps for dtype in (self.values.dtype, torch.float32))
         total = self.values.sum(-1, dtype=torch.float64)
         return (self.values >= 0).all() & ((total - 1).abs() <= slack).all()
 
 
 class Denoiser(Protocol):
-    r"""Any callable `denoiser(t, x, cond)` whose result estimates :math:`p_{1|t}(x_1^i \mid x_t)` at each position.
+    r"""Any callable `denoiser(t, x, cond)` whose result estimates $p_{1|t}(x_1^i \mid x_t)$ at each position.
 
     `t` is a float, a 0-d tensor or a tensor of shape `(batch,)`; `x` holds states, with shape
-    `(batch, *event)`. The result holds one distribution over the `V` tokens of the data a position.
+    `(batch, *event)`. The result holds one distribution over the `V` tokens of the data per position.
     """
 
     def __call__(self, t: Time, x: Tensor, cond: Tensor | None, /) -> TokenDistribution: ...
@@ -186,7 +185,7 @@ def _gather(values: Tensor, x: Tensor, absent: float) -> Tensor:
 
 
 def _draw(weights: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw from float64 weights by one uniform number a position; a weight of zero is never drawn."""
+    """Draw from float64 weights by one uniform number per position; a weight of zero is never drawn."""
     cumulative = weights.cumsum(-1)
     total = cumulative[..., -1:]
     uniform = torch.rand(total.shape, generator=generator, dtype=weights.dtype, device=weights.device)

@@ -1,4 +1,4 @@
-"""A denoiser as a distribution of token sequences."""
+"""The distribution of token sequences that a denoiser generates."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from flowmatch_core.discrete.path import MixturePath
 from flowmatch_core.discrete.solver import solve_ctmc
 from flowmatch_core.solvers import TimeGrid, Uniform
 
-__all__ = ["Bound", "TokenFlow", "perplexity"]
+__all__ = ["EvidenceBound", "TokenFlow", "perplexity"]
 
 
-class Bound(NamedTuple):
-    """A lower bound of log-probabilities in nats and the standard error of its estimate, both `(*batch,)`."""
+class EvidenceBound(NamedTuple):
+    """An estimated lower bound of log-probabilities in nats and its standard error, both `(*batch,)`."""
 
     log_prob: Tensor
     standard_error: Tensor
@@ -29,23 +29,23 @@ class Bound(NamedTuple):
 
 @final
 class TokenFlow(Flow):
-    r"""The distribution of the tokens :math:`x_1` at the end of the jump process of a denoiser.
+    r"""The distribution of the tokens $x_1$ at the end of the jump process of a denoiser.
 
-    Its probabilities have no closed form: `elbo` bounds them from below.
+    Its log-probabilities have no closed form: `log_prob` and `elbo` estimate a lower bound.
 
     References:
-        | Discrete Flow Matching (Gat et al., 2024), https://arxiv.org/abs/2407.15595
-        | Flow Matching with General Discrete Paths (Shaul et al., 2024), https://arxiv.org/abs/2412.03487
+        - Discrete Flow Matching (Gat et al., 2024), https://arxiv.org/abs/2407.15595
+        - Flow Matching with General Discrete Paths (Shaul et al., 2024), https://arxiv.org/abs/2412.03487
 
-    Arguments:
-        denoiser: The estimate of :math:`p_{1|t}`.
+    Args:
+        denoiser: The estimate of $p_{1|t}$.
         path: The path on which it was trained.
         event_shape: The shape of one `x`, such as `(length,)`.
         steps: The number of steps of a sample.
         grid: Where they are placed in time.
         stochasticity: The weight of jumps back to noise; see `solve_ctmc`.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.discrete import Logits, MaskSource
         >>> path = MixturePath(MaskSource(4))
         >>> flow = TokenFlow(lambda t, x, cond: Logits(torch.zeros(*x.shape, 4)), path, event_shape=(3,))
@@ -91,7 +91,7 @@ class TokenFlow(Flow):
     ) -> Tensor:
         """Draw samples.
 
-        Arguments:
+        Args:
             sample_shape: The shape of the draws.
             cond: The conditions, with shape `(*batch, c)`; each gets `sample_shape` draws.
             generator: The source of randomness.
@@ -142,22 +142,24 @@ class TokenFlow(Flow):
         *,
         samples: int = 16,
         generator: torch.Generator | None = None,
-    ) -> Bound:
+    ) -> EvidenceBound:
         r"""Return an unbiased estimate of the evidence lower bound of the log-probability in nats.
 
-        .. math:: \log p(x_1) \ge -\int_0^1 \lambda_t \sum_i E_{x_t} D_i(x_t, x_1)\, dt
+        $$
+        \log p(x_1) \ge -\int_0^1 \lambda_t \sum_i E_{x_t} D_i(x_t, x_1)\, dt
+        $$
 
-        with the `jump_divergence` :math:`D`. It is the bound of continuous time, however many steps a
-        sample takes. With the true posterior of a masked path it is equal to the log-probability; a uniform
-        source leaves a gap.
+        with the `jump_divergence` $D$. It is the bound in continuous time, independent of the number of steps of a
+        sample. With the true posterior of a masked path it equals the log-probability; with a uniform source it is
+        strictly below.
 
-        Uniform times would give an estimate of infinite variance, since the rate :math:`\lambda_t` meets noise
-        with probability :math:`1 - \kappa_t` only. The times are drawn, one in each of `samples` strata, such
-        that :math:`\sqrt[3]{1 - \kappa_t}` is uniform: the square root would have the least variance, the cube root
-        nearly so and a fourth moment too, which a standard error needs. The standard error does not count
-        what the strata save, and so is a little large.
+        With uniform times the estimate has infinite variance, because a position with rate $\lambda_t$ is noise with
+        probability $1 - \kappa_t$ only. The times are drawn, one in each of `samples` strata, such that $\sqrt[3]{1 -
+        \kappa_t}$ is uniform: the square root has the least variance; the cube root has nearly that and a finite
+        fourth moment, which the standard error needs. The standard error neglects the reduction by the strata, and so
+        is slightly too large.
 
-        Arguments:
+        Args:
             value: The tokens, with shape `(*batch, *event)`.
             cond: The conditions, with shape `(*batch, c)` or one that broadcasts to it.
             samples: The number of times per row, at least 2.
@@ -173,7 +175,7 @@ class TokenFlow(Flow):
         x1, rows = value.reshape(math.prod(lead), *self.event_shape), condition_rows(cond, lead)
         terms = torch.stack([self._term(x1, rows, (k, samples), generator) for k in range(samples)])
         error = terms.std(0) / samples**0.5
-        return Bound(terms.mean(0).reshape(lead), error.reshape(lead))
+        return EvidenceBound(terms.mean(0).reshape(lead), error.reshape(lead))
 
     @property
     def _like(self) -> Tensor:
@@ -196,15 +198,15 @@ class TokenFlow(Flow):
 
 
 def perplexity(log_prob: Tensor, tokens: int) -> Tensor:
-    r"""Return the perplexity :math:`\exp(-\operatorname{mean} \log p / L)`: of a bound, a bound from above.
+    r"""Return the perplexity $\exp(-\operatorname{mean} \log p / L)$; an upper bound for a lower bound of $\log p$.
 
     The bits per token are `flowmatch_core.metrics.bits_per_dim(log_prob, tokens)`.
 
-    Arguments:
+    Args:
         log_prob: The log-probabilities of sequences in nats, of any shape.
-        tokens: The number :math:`L` of tokens of a sequence.
+        tokens: The number $L$ of tokens of a sequence.
 
-    Example:
+    Examples:
         >>> perplexity(torch.tensor([-10 * math.log(4)]), tokens=10)
         tensor(4.)
     """

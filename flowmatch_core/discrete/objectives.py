@@ -26,18 +26,20 @@ def generalised_kl_loss(
 ) -> Tensor:
     r"""Return the generalised Kullback-Leibler loss between jump rates, averaged over positions and batch.
 
-    .. math:: E_{t, x_t} \sum_i \sum_{y \neq x_t^i} \left( u \log \frac{u}{v} - u + v \right) / d,
-              \quad u = u_t^i(y, x_t \mid x_1), \quad v = u_t^i(y, x_t)
+    $$
+    E_{t, x_t} \sum_i \sum_{y \neq x_t^i} \left( u \log \frac{u}{v} - u + v \right) / d,
+    \quad u = u_t^i(y, x_t \mid x_1), \quad v = u_t^i(y, x_t)
+    $$
 
     Times uniform on [0, 1], the default, make it the negative of the evidence lower bound per position
-    (see `TokenFlow.elbo`), and its minimum is at the true posterior for any times. The rate
-    :math:`\lambda_t` weighs a few late times heavily; `cross_entropy_loss` has the same minimum without it.
+    (see `TokenFlow.elbo`), and for any times its minimum is at the true posterior. The rate $\lambda_t$ gives a few
+    late times a large weight; `cross_entropy_loss` has the same minimiser without it.
 
     References:
-        | Flow Matching with General Discrete Paths (Shaul et al., 2024), https://arxiv.org/abs/2412.03487
+        - Flow Matching with General Discrete Paths (Shaul et al., 2024), https://arxiv.org/abs/2412.03487
 
-    Arguments:
-        denoiser: The estimate of :math:`p_{1|t}`.
+    Args:
+        denoiser: The estimate of $p_{1|t}$.
         path: The path.
         x1: The data, tokens with shape `(batch, *event)`.
         x0: The states at `t = 0`, with the same shape; drawn from the source of the path by default.
@@ -45,7 +47,7 @@ def generalised_kl_loss(
         time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
         generator: The source of randomness, drawn for the source, the time and the path in this order.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.discrete import Logits, MaskSource
         >>> path, x1 = MixturePath(MaskSource(2)), torch.ones(8, 3, dtype=torch.long)
         >>> sure = lambda t, x, cond: Logits(torch.tensor([-100.0, 100.0]).expand(*x.shape, 2))
@@ -66,15 +68,15 @@ def cross_entropy_loss(
     time: Tensor | Callable[..., Tensor] = torch.rand,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Return the denoising cross-entropy :math:`-E \log p_{1|t}(x_1^i \mid x_t)`, averaged over positions and batch.
+    r"""Return the denoising cross-entropy $-E \log p_{1|t}(x_1^i \mid x_t)$, averaged over positions and batch.
 
-    Positions that surely are data already, those that are not masked, count as zero.
+    Positions that are certainly data, that is not masked, count as zero.
 
     References:
-        | Discrete Flow Matching (Gat et al., 2024), https://arxiv.org/abs/2407.15595
+        - Discrete Flow Matching (Gat et al., 2024), https://arxiv.org/abs/2407.15595
 
-    Arguments:
-        denoiser: The estimate of :math:`p_{1|t}`.
+    Args:
+        denoiser: The estimate of $p_{1|t}$.
         path: The path.
         x1: The data, tokens with shape `(batch, *event)`.
         x0: The states at `t = 0`, with the same shape; drawn from the source of the path by default.
@@ -82,7 +84,7 @@ def cross_entropy_loss(
         time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
         generator: The source of randomness, drawn for the source, the time and the path in this order.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.discrete import Logits, UniformSource
         >>> path, x1 = MixturePath(UniformSource(4)), torch.ones(8, 3, dtype=torch.long)
         >>> cross_entropy_loss(lambda t, x, cond: Logits(torch.zeros(*x.shape, 4)), path, x1)  # log 4
@@ -93,18 +95,18 @@ def cross_entropy_loss(
 
 
 def jump_divergence(prediction: TokenDistribution, path: MixturePath, x_t: Tensor, x1: Tensor) -> Tensor:
-    r"""Return the divergence of the jump rates at each position, divided by the rate :math:`\lambda_t`.
+    r"""Return the divergence of the jump rates at each position, divided by the rate $\lambda_t$.
 
-    With the estimate :math:`p` it is :math:`-\log p(x_1^i) - p(x_t^i)` where :math:`x_t^i \neq x_1^i`, and
-    :math:`1 - p(x_t^i)` where they are equal; zero at a position that surely is data already.
+    With the estimate $p$ it is $-\log p(x_1^i) - p(x_t^i)$ where $x_t^i \neq x_1^i$, and
+    $1 - p(x_t^i)$ where they are equal; zero at a position that is certainly data.
 
-    Arguments:
+    Args:
         prediction: The result of a denoiser at `x_t`.
         path: The path.
         x_t: The states, with shape `(batch, *event)`.
         x1: The data, with the same shape.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.discrete import Probabilities, UniformSource
         >>> half = Probabilities(torch.tensor([[0.5, 0.5]]))
         >>> jump_divergence(half, MixturePath(UniformSource(2)), torch.tensor([0]), torch.tensor([0]))

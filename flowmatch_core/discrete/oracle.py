@@ -1,4 +1,4 @@
-"""A distribution of token sequences small enough to hold as a table: the truth that tests compare with."""
+"""A distribution of short token sequences as a table of probabilities, a ground truth for tests."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["TokenTable"]
 
 @final
 class TokenTable:
-    r"""A distribution over sequences of `L` tokens, given by the table of all :math:`V^L` probabilities.
+    r"""A distribution over sequences of `L` tokens, given by the table of all $V^L$ probabilities.
 
-    Arguments:
+    Args:
         probabilities: The table, with `L` dimensions of `V` entries, positive or zero, of any sum; it is normalised.
 
-    Example:
+    Examples:
         >>> table = TokenTable(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))  # both tokens are equal
         >>> table.log_prob(torch.tensor([[1, 1]])).exp()
         tensor([0.7500], dtype=torch.float64)
@@ -66,9 +66,9 @@ class TokenTable:
         return table
 
     def denoiser(self, path: MixturePath) -> Denoiser:
-        r"""Return the true posterior :math:`p_{1|t}(x_1^i \mid x_t)`.
+        r"""Return the true posterior $p_{1|t}(x_1^i \mid x_t)$.
 
-        Its cost grows with :math:`V^L` times the batch.
+        Its cost grows with $V^L$ times the batch.
         """
 
         def posterior(t: Time, x: Tensor, cond: Tensor | None = None) -> Probabilities:

@@ -20,19 +20,21 @@ __all__ = ["MixturePath"]
 @final
 @dataclass(frozen=True)
 class MixturePath:
-    r"""The path on which each position is, independently, still noise or already data,
+    r"""The path on which each position is noise or data, independently of the others.
 
-    .. math:: p_t(x^i \mid x_0, x_1) = (1 - \kappa_t)\,\delta_{x_0^i}(x^i) + \kappa_t\,\delta_{x_1^i}(x^i) .
+    $$
+    p_t(x^i \mid x_0, x_1) = (1 - \kappa_t)\,\delta_{x_0^i}(x^i) + \kappa_t\,\delta_{x_1^i}(x^i) .
+    $$
 
     References:
-        | Discrete Flow Matching (Gat et al., 2024), https://arxiv.org/abs/2407.15595
-        | Generative Flows on Discrete State-Spaces (Campbell et al., 2024), https://arxiv.org/abs/2402.04997
+        - Discrete Flow Matching (Gat et al., 2024), https://arxiv.org/abs/2407.15595
+        - Generative Flows on Discrete State-Spaces (Campbell et al., 2024), https://arxiv.org/abs/2402.04997
 
-    Arguments:
+    Args:
         source: Where the tokens start.
-        schedule: The share of data :math:`\kappa_t`.
+        schedule: The schedule $\kappa_t$.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.discrete import MaskSource
         >>> path = MixturePath(MaskSource(5))
         >>> x1 = torch.tensor([[0, 1, 2, 3, 4]])
@@ -44,9 +46,9 @@ class MixturePath:
     schedule: Schedule = field(default_factory=PolynomialSchedule)
 
     def sample(self, x0: Tensor, x1: Tensor, t: Time, generator: torch.Generator | None = None) -> Tensor:
-        r"""Draw :math:`x_t \sim p_t(\cdot \mid x_0, x_1)`.
+        r"""Draw $x_t \sim p_t(\cdot \mid x_0, x_1)$.
 
-        Arguments:
+        Args:
             x0: The states at `t = 0`, with shape `(batch, *event)`.
             x1: The data, with the same shape.
             t: The time.
@@ -58,19 +60,19 @@ class MixturePath:
         return torch.where(uniform < noise, x0, x1)
 
     def rate(self, t: Tensor) -> Tensor:
-        r"""Return the rate :math:`\lambda_t = \dot\kappa_t / (1 - \kappa_t)` at which noise turns to data.
+        r"""Return the rate $\lambda_t = \dot\kappa_t / (1 - \kappa_t)$ at which noise turns to data.
 
-        It grows without bound as `t` nears 1; at `t = 1` itself it is large instead of infinite.
+        It diverges as `t` approaches 1; at `t = 1` it is a large finite number.
         """
         noise = self.schedule.noise(t)
         return self.schedule.d_kappa(t) / noise.clamp(min=torch.finfo(noise.dtype).tiny ** 0.5)
 
     def velocity(self, prediction: TokenDistribution, t: Time, x: Tensor) -> Tensor:
-        r"""Return the rates of all jumps, :math:`u_t^i(y, x) = \lambda_t (p_{1|t}^i(y \mid x) - \delta_{x^i}(y))`.
+        r"""Return the rates of all jumps, $u_t^i(y, x) = \lambda_t (p_{1|t}^i(y \mid x) - \delta_{x^i}(y))$.
 
-        This holds a number for every state at every position. Neither the sampler nor a loss calls it.
+        The result holds a number for every state at every position. Neither the sampler nor a loss uses it.
 
-        Arguments:
+        Args:
             prediction: The result of a denoiser at `t` and `x`.
             t: The time, below 1.
             x: The states, with shape `(batch, *event)`.

@@ -1,4 +1,4 @@
-r"""How the share of data :math:`\kappa_t` grows from 0 to 1."""
+r"""Schedules: the probability $\kappa_t$ of data, which increases from 0 to 1."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ __all__ = ["CosineSchedule", "PolynomialSchedule", "Schedule", "token_time"]
 
 
 class Schedule(ABC):
-    r"""A growing share of data :math:`\kappa_t` with :math:`\kappa_0 = 0` and :math:`\kappa_1 = 1`.
+    r"""The probability of data $\kappa_t$, increasing, with $\kappa_0 = 0$ and $\kappa_1 = 1$.
 
-    It is given by the share of noise :math:`1 - \kappa_t`, which the sampler and the bound divide by: near
-    `t = 1` that must be exact, where one minus a rounded share of data is not.
+    A subclass defines the probability of noise, $1 - \kappa_t$, by which the sampler and the lower bound divide: it
+    must be accurate near `t = 1`, where one minus a rounded $\kappa_t$ is not.
     """
 
     @abstractmethod
     def noise(self, t: Tensor) -> Tensor:
-        r"""Return :math:`1 - \kappa_t`, exactly 0 at `t = 1`."""
+        r"""Return $1 - \kappa_t$, exactly 0 at `t = 1`."""
 
     @abstractmethod
     def d_kappa(self, t: Tensor) -> Tensor:
-        r"""Return :math:`\dot\kappa_t`."""
+        r"""Return $\dot\kappa_t$."""
 
     @abstractmethod
     def time_of_noise(self, noise: Tensor) -> Tensor:
-        r"""Return the time at which :math:`1 - \kappa_t` has the given value."""
+        r"""Return the time at which $1 - \kappa_t$ has the given value."""
 
 
 @final
 @dataclass(frozen=True)
 class PolynomialSchedule(Schedule):
-    r"""The share of data :math:`\kappa_t = t^n`.
+    r"""The schedule $\kappa_t = t^n$.
 
-    Arguments:
+    Args:
         n: The exponent, at least 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> PolynomialSchedule(2).noise(torch.tensor([0.0, 0.5, 1.0]))
         tensor([1.0000, 0.7500, 0.0000])
@@ -69,19 +69,19 @@ class PolynomialSchedule(Schedule):
 @final
 @dataclass(frozen=True)
 class CosineSchedule(Schedule):
-    r"""The share of data :math:`\kappa_t = 1 - \cos(\pi t / 2)`: slow at first, when a jump has little to go by.
+    r"""The schedule $\kappa_t = 1 - \cos(\pi t / 2)$, slow at first, when a jump sees little data.
 
     References:
-        | MaskGIT: Masked Generative Image Transformer (Chang et al., 2022), https://arxiv.org/abs/2202.04200
+        - MaskGIT: Masked Generative Image Transformer (Chang et al., 2022), https://arxiv.org/abs/2202.04200
 
-    Example:
+    Examples:
         >>> import torch
         >>> CosineSchedule().noise(torch.tensor([0.0, 0.5, 1.0]))
         tensor([1.0000, 0.7071, 0.0000])
     """
 
     def noise(self, t: Tensor) -> Tensor:
-        return torch.sin(math.pi / 2 * (1 - t))  # the cosine, but zero at t = 1
+        return torch.sin(math.pi / 2 * (1 - t))  # the cosine, but exactly zero at t = 1
 
     def d_kappa(self, t: Tensor) -> Tensor:
         return math.pi / 2 * torch.sin(math.pi / 2 * t)
@@ -93,7 +93,7 @@ class CosineSchedule(Schedule):
 def token_time(t: Time, x: Tensor) -> Tensor:
     """Return `t` as a tensor of real numbers that broadcasts along the batch of the states `x`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> token_time(torch.rand(3), torch.zeros(3, 5, dtype=torch.long)).shape
         torch.Size([3, 1])

@@ -32,43 +32,46 @@ def solve_ctmc(
 ) -> Solution:
     r"""Simulate the continuous-time Markov chain of a denoiser from `t0` to `t1`.
 
-    In a step from `t` to `s` each position draws :math:`\hat x_1 \sim p_{1|t}(\cdot \mid x_t)` and jumps there
+    In a step from `t` to `s` each position draws $\hat x_1 \sim p_{1|t}(\cdot \mid x_t)$ and jumps there
     with probability
 
-    .. math:: 1 - \exp \left( -\int_t^s \lambda_r\, dr \right) = 1 - \frac{1 - \kappa_s}{1 - \kappa_t} ,
+    $$
+    1 - \exp \left( -\int_t^s \lambda_r\, dr \right) = 1 - \frac{1 - \kappa_s}{1 - \kappa_t} ,
+    $$
 
-    the integral of the rate in place of Euler's :math:`(s - t) \lambda_t`. So a step is exact, whatever its
-    size, given the draws; the last one, to `t = 1`, always jumps, and a single step samples
-    :math:`p_{1|0}` at each position. What is left of the error is that the denoiser does not see the jumps
-    of the other positions within a step.
+    with the integral of the rate in place of Euler's $(s - t) \lambda_t$. Given the draws a step of any size is
+    exact; in the last one, to `t = 1`, every position jumps, and a single step samples $p_{1|0}$ at each position.
+    The remaining error is that the denoiser does not see the jumps of other positions within a step.
 
-    A stochasticity :math:`\eta > 0` adds jumps back to noise and as many more to data, which leave the
-    distributions :math:`p_t` of an exact denoiser as they are and let an inexact one take back its mistakes:
+    A stochasticity $\eta > 0$ adds jumps back to noise and as many more to data, which do not change the
+    distributions $p_t$ of an exact denoiser, and let an inexact one correct its mistakes:
 
-    .. math:: (1 + \eta)\, \lambda_t\, p_{1|t}(y \mid x) + \eta\, \dot\kappa_t\,
-              \frac{p_{1|t}(x \mid x)\, p_0(y)}{\kappa_t + (1 - \kappa_t)\, p_0(x)} .
+    $$
+    (1 + \eta)\, \lambda_t\, p_{1|t}(y \mid x) + \eta\, \dot\kappa_t\,
+    \frac{p_{1|t}(x \mid x)\, p_0(y)}{\kappa_t + (1 - \kappa_t)\, p_0(x)} .
+    $$
 
     References:
-        | Generative Flows on Discrete State-Spaces (Campbell et al., 2024), https://arxiv.org/abs/2402.04997
-        | Discrete Flow Matching (Gat et al., 2024), https://arxiv.org/abs/2407.15595
+        - Generative Flows on Discrete State-Spaces (Campbell et al., 2024), https://arxiv.org/abs/2402.04997
+        - Discrete Flow Matching (Gat et al., 2024), https://arxiv.org/abs/2407.15595
 
-    Arguments:
-        denoiser: The estimate of :math:`p_{1|t}`. It is called with `t` as a float.
+    Args:
+        denoiser: The estimate of $p_{1|t}$. It is called with `t` as a float.
         x: The states at `t0`, with shape `(batch, *event)`.
         path: The path on which the denoiser was trained.
         t0: The first time.
         t1: The last time, greater than `t0`.
         steps: The number of steps, each of one call of the denoiser.
-        grid: Where the steps are placed in time.
+        grid: Where the steps end in time.
         cond: The conditions, with shape `(batch, c)`.
-        stochasticity: The weight :math:`\eta` of the jumps back; with it the steps should be small.
+        stochasticity: The weight $\eta$ of the jumps back; a positive one needs small steps.
         save: Whether to keep the states at all times.
         generator: The source of randomness.
 
     Raises:
-        SolverError: The denoiser gave values that are no distributions, such as logits named probabilities.
+        SolverError: The results of the denoiser are not distributions, such as logits passed as `Probabilities`.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.discrete import Logits, MaskSource
         >>> path = MixturePath(MaskSource(2))
         >>> sure = lambda t, x, cond: Logits(torch.tensor([-100.0, 100.0]).expand(*x.shape, 2))
@@ -79,7 +82,7 @@ def solve_ctmc(
         raise ValueError(f"t0 and t1 are {t0} and {t1}, but should be such that 0 <= t0 < t1 <= 1.")
     if not 0 <= stochasticity < math.inf:
         raise ValueError(f"stochasticity is {stochasticity}, but should be at least 0 and finite.")
-    # the grid stays on the CPU in float64: no step waits for the device
+    # the grid stays on the CPU in float64: no step synchronises with the device
     times = t0 + (t1 - t0) * torch.tensor(grid.nodes(steps), dtype=torch.float64)
     noise = path.schedule.noise(times)
     hazards = ((1 + stochasticity) * (noise[:-1] / noise[1:]).log()).tolist()  # infinite in the last step to t = 1
@@ -89,11 +92,11 @@ def solve_ctmc(
         prediction = denoiser(t, x, cond)
         check_prediction(prediction, x, path.source.vocabulary)
         valid = valid & prediction.is_valid()
-        kept = path.source.is_data(x)
-        to_data = torch.where(kept, x, prediction.sample(generator))
+        is_data = path.source.is_data(x)
+        to_data = torch.where(is_data, x, prediction.sample(generator))
         uniform = torch.rand(x.shape, generator=generator, dtype=torch.float64, device=x.device)
         if stochasticity:
-            from_data = torch.where(kept, 1.0, prediction.log_prob(x).double().exp())
+            from_data = torch.where(is_data, 1.0, prediction.log_prob(x).double().exp())
             start = path.source.probability(x)
             weight = stochasticity * float((times[k + 1] - times[k]) * path.schedule.d_kappa(times[k]))
             back = weight * from_data / (1 - noise[k] + noise[k] * start)

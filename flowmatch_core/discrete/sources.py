@@ -1,4 +1,4 @@
-"""Where tokens start at `t = 0`."""
+"""Source distributions of tokens at `t = 0`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["MaskSource", "Source", "UniformSource"]
 
 
 class Source(ABC):
-    """A distribution of one state, from which every position starts independently.
+    """The distribution of the state of each position at `t = 0`, independent across positions.
 
-    Data are tokens `0, ..., vocabulary - 1`; a source may add states of its own behind them.
+    Data are tokens `0, ..., vocabulary - 1`; a source may add further states after them.
     """
 
     vocabulary: int
@@ -24,7 +24,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def states(self) -> int:
-        """The number of states that a position can be in: what an embedding in a network must hold."""
+        """The number of states of a position, which is the size of an embedding in a network."""
 
     @abstractmethod
     def sample(
@@ -41,7 +41,7 @@ class Source(ABC):
 
     @abstractmethod
     def is_data(self, x: Tensor) -> Tensor:
-        """Return which states surely come from the data, so that they never jump again."""
+        """Return which states certainly come from the data, so that they do not jump again."""
 
 
 @final
@@ -49,12 +49,12 @@ class Source(ABC):
 class MaskSource(Source):
     """Every position starts masked, in the additional state `vocabulary`.
 
-    A state that is not the mask must come from the data and is kept whatever a network says about it.
+    A state other than the mask comes from the data and is kept, whatever the network predicts.
 
-    Arguments:
+    Args:
         vocabulary: The number of tokens of the data.
 
-    Example:
+    Examples:
         >>> MaskSource(5).sample((2, 3))
         tensor([[5, 5, 5],
                 [5, 5, 5]])
@@ -89,10 +89,10 @@ class MaskSource(Source):
 class UniformSource(Source):
     """Every position starts at a token drawn uniformly.
 
-    Arguments:
+    Args:
         vocabulary: The number of tokens of the data.
 
-    Example:
+    Examples:
         >>> UniformSource(4).probability(torch.tensor([0, 3]))
         tensor([0.2500, 0.2500], dtype=torch.float64)
     """

@@ -15,30 +15,32 @@ __all__ = ["Prepared", "TraceField", "trace", "trace_weights"]
 
 
 def trace_weights(first: Tensor, middle: Tensor | None, last: Tensor) -> Tensor:
-    r"""Return :math:`W_2 \circ (W_1 W_3)^T`, or the diagonal of :math:`W_3 W_1` turned round with one hidden layer: all
-    that `trace` needs of the weights.
+    r"""Return the product of the weights that `trace` takes.
 
-    Arguments:
-        first: The matrix :math:`W_1`, with shape `(h1, d)`.
-        middle: The matrix :math:`W_2`, with shape `(h2, h1)`, or None with one hidden layer.
-        last: The matrix :math:`W_3`, with shape `(d, h2)`.
+    It is $W_2 \circ (W_1 W_3)^T$ for two hidden layers, and the diagonal of $W_1 W_3$ for one.
+
+    Args:
+        first: The matrix $W_1$, with shape `(h1, d)`.
+        middle: The matrix $W_2$, with shape `(h2, h1)`, or None with one hidden layer.
+        last: The matrix $W_3$, with shape `(d, h2)`.
     """
     through = last.T @ first.T  # from the first layer straight to the last one
     return through.diagonal() if middle is None else middle * through
 
 
 def trace(weights: Tensor, slopes: Sequence[Tensor]) -> Tensor:
-    r"""Return :math:`\operatorname{tr}(W_3 S_2 W_2 S_1 W_1)` of each row, or :math:`\operatorname{tr}(W_3 S_1
-    W_1)`, where :math:`S_l` is the diagonal matrix of a row of slopes.
+    r"""Return the trace of the Jacobian of each row, with shape `(batch,)`.
 
-    It equals :math:`s_2^T \left( W_2 \circ (W_1 W_3)^T \right) s_1`: one matrix product for the whole batch,
-    no loop over dimensions, no noise.
+    It is $\operatorname{tr}(W_3 S_2 W_2 S_1 W_1)$, or $\operatorname{tr}(W_3 S_1 W_1)$ for one hidden layer, where
+    $S_l$ is the diagonal matrix of a row of slopes.
 
-    Arguments:
+    It equals $s_2^T \left( W_2 \circ (W_1 W_3)^T \right) s_1$, one matrix product for the whole batch.
+
+    Args:
         weights: The result of `trace_weights`.
-        slopes: The slopes :math:`s_l` of each hidden layer, with shapes `(batch, h1)` and `(batch, h2)`.
+        slopes: The slopes $s_l$ of each hidden layer, with shapes `(batch, h1)` and `(batch, h2)`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> trace(trace_weights(torch.eye(2), None, torch.eye(2)), [torch.tensor([[3.0, 4.0]])])
         tensor([7.])

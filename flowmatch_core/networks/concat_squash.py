@@ -1,4 +1,4 @@
-"""The network of FFJORD."""
+"""The network of FFJORD, with concat-squash layers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["ConcatSquashField"]
 
 
 class _ConcatSquash(nn.Module):
-    r"""A layer :math:`(W x + b) \circ \operatorname{sigmoid}(G c + g) + H c'`, gated by a context.
+    r"""A layer $(W x + b) \circ \operatorname{sigmoid}(G c + g) + H c'$, gated by a context.
 
-    Arguments:
+    Args:
         inputs: The number of inputs.
         outputs: The number of outputs.
-        gate_features: The size of the context :math:`c` of the gate.
-        shift_features: The size of the context :math:`c'` of the shift.
+        gate_features: The size of the context $c$ of the gate.
+        shift_features: The size of the context $c'$ of the shift.
 
-    Example:
+    Examples:
         >>> layer = _ConcatSquash(2, 8, gate_features=1, shift_features=1)
         >>> z, gate = layer(torch.zeros(5, 2), torch.zeros(1), torch.zeros(1))
         >>> z.shape, gate.shape
@@ -51,32 +51,34 @@ class _ConcatSquash(nn.Module):
 class ConcatSquashField(Field):
     r"""A perceptron of concat-squash layers, with an exact divergence in closed form up to two hidden layers.
 
-    Each layer computes :math:`z = (W a + b) \circ q + r` with a gate :math:`q = \operatorname{sigmoid}(G \tau +
-    g)` and a shift :math:`r = H \tau`, where :math:`\tau` holds time and condition. With :math:`s_l = \phi'
-    \circ q_l` in the hidden layers,
+    Each layer computes $z = (W a + b) \circ q + r$ with a gate $q = \operatorname{sigmoid}(G \tau +
+    g)$ and a shift $r = H \tau$, where $\tau$ holds time and condition. With $s_l = \phi'
+    \circ q_l$ in the hidden layers,
 
-    .. math:: \operatorname{tr} \partial v / \partial x = s_2^T \left( W_2 \circ (W_1 \operatorname{diag}(q_3)
-        W_3)^T \right) s_1 .
+    $$
+    \operatorname{tr} \partial v / \partial x = s_2^T \left( W_2 \circ (W_1 \operatorname{diag}(q_3)
+    W_3)^T \right) s_1 .
+    $$
 
-    The gate :math:`q_3` of the velocity itself follows time alone: while the batch shares its time, the trace
-    is one matrix product whatever the conditions. With a time for each row and two hidden layers it takes one
-    product per dimension, as many as by differentiation but no graph.
+    The gate $q_3$ of the last layer depends on time alone: when the batch shares its time, the trace is one matrix
+    product for any conditions. With one time per row and two hidden layers it takes one product per dimension, as
+    many as automatic differentiation but without a graph.
 
-    `frequencies=0` feeds the raw `t` like the original, which was made for maximum likelihood. Flow matching
-    wants a sharper view of time, for instance 8.
+    `frequencies=0` passes the raw `t`, as in the paper, which trains by maximum likelihood. For flow matching embed
+    the time, for instance with 8 frequencies.
 
     References:
-        | FFJORD: Free-form Continuous Dynamics (Grathwohl et al., 2019), https://arxiv.org/abs/1810.01367
+        - FFJORD: Free-form Continuous Dynamics (Grathwohl et al., 2019), https://arxiv.org/abs/1810.01367
 
-    Arguments:
-        event_dim: The number :math:`d` of dimensions of `x`.
+    Args:
+        event_dim: The number $d$ of dimensions of `x`.
         hidden: The widths of the hidden layers.
-        cond_dim: The number :math:`c` of dimensions of the condition, 0 for none.
+        cond_dim: The number $c$ of dimensions of the condition, 0 for none.
         frequencies: The number of frequencies of the embedding of time, 0 for time itself.
         activation: One of silu, tanh and softplus.
         generator: The source of randomness of the initial weights.
 
-    Example:
+    Examples:
         >>> field = ConcatSquashField(event_dim=2, hidden=(64, 64))
         >>> v, div = field.velocity_and_divergence(0.5, torch.zeros(5, 2))
         >>> v.shape, div.shape
@@ -112,7 +114,7 @@ class ConcatSquashField(Field):
         return len(self.layers) <= 2
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw new weights, uniform within the root of the number of inputs; those of the velocity near zero."""
+        """Draw new weights, uniform in ±1/√inputs; a tenth of that for the last layer."""
         draw_weights(self, small=[self.last.linear, self.last.shift], generator=generator)
 
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:

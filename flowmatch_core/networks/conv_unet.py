@@ -18,7 +18,7 @@ from flowmatch_core.networks.layers import Modulation, check_cond, convolution, 
 __all__ = ["ConvUNetField"]
 
 GROUP = 4
-"""How many channels are normalised together."""
+"""Number of channels per group of the group norms."""
 
 
 def _norm(h: Tensor) -> Tensor:
@@ -46,23 +46,22 @@ class _Block(nn.Module):
 class ConvUNetField(Field):
     r"""A convolutional U-Net for images of any size, with group norms modulated by time and condition.
 
-    Each level works at half the resolution of the one before, rounded up, and passes its output to its
-    counterpart on the way up. A vector such as a one-hot label conditions all blocks. The divergence has no
-    closed form.
+    Each level has half the resolution of the one before, rounded up, and a skip connection to its counterpart on the
+    way up. A vector such as a one-hot label conditions all blocks. The divergence has no closed form.
 
     References:
-        | U-Net: Convolutional Networks for Biomedical Image Segmentation (Ronneberger et al., 2015),
+        - U-Net: Convolutional Networks for Biomedical Image Segmentation (Ronneberger et al., 2015),
           https://arxiv.org/abs/1505.04597
-        | Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
+        - Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
 
-    Arguments:
+    Args:
         channels: The number of channels of an image.
         widths: The number of channels at each level, multiples of 4.
-        cond_dim: The number :math:`c` of dimensions of the condition, 0 for none.
+        cond_dim: The number $c$ of dimensions of the condition, 0 for none.
         frequencies: The number of frequencies of the embedding of time.
         generator: The source of randomness of the initial weights.
 
-    Example:
+    Examples:
         >>> field = ConvUNetField(channels=1, widths=(16, 32), cond_dim=10)
         >>> field(0.5, torch.zeros(5, 1, 8, 8), torch.zeros(5, 10)).shape
         torch.Size([5, 1, 8, 8])
@@ -96,7 +95,7 @@ class ConvUNetField(Field):
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw new weights, uniform within the root of the number of inputs; the last layer near zero."""
+        """Draw new weights, uniform in ±1/√inputs; a tenth of that for the last layer."""
         draw_weights(self, small=[self.last], generator=generator)
 
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:

@@ -16,16 +16,17 @@ __all__ = ["Encoder", "FourierTime"]
 
 
 class FourierTime(nn.Module):
-    r"""Embed a time as :math:`(t, \cos \omega_k t, \sin \omega_k t)` with geometric frequencies :math:`\pi
-    \dots 30 \pi`.
+    r"""Embed a time as $(t, \cos \omega_k t, \sin \omega_k t)$.
 
-    A raw `t` leaves a network nearly blind to time. The lowest frequency is half a turn on [0, 1], one to
-    one with `t`; the highest is fifteen turns. All features are smooth and bounded outside [0, 1] too.
+    The frequencies $\omega_k$ are geometric from $\pi$ to $30 \pi$.
 
-    Arguments:
+    A network resolves raw `t` poorly. The lowest frequency makes half a turn on [0, 1], which identifies `t`; the
+    highest makes fifteen turns. All features are smooth, and bounded outside [0, 1] too.
+
+    Args:
         frequencies: The number of frequencies.
 
-    Example:
+    Examples:
         >>> FourierTime(8)(torch.rand(5)).shape
         torch.Size([5, 17])
     """
@@ -43,16 +44,16 @@ class FourierTime(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embed a vector by a multilayer perceptron with an activation behind every layer, the last one too.
+    """Embed a vector by a multilayer perceptron with an activation after every layer, including the last.
 
-    Without any layer the vector stays as it is.
+    Without layers it is the identity.
 
-    Arguments:
+    Args:
         inputs: The number of inputs.
         widths: The widths of the layers.
         activation: The activation.
 
-    Example:
+    Examples:
         >>> Encoder(3, widths=(16, 8))(torch.zeros(5, 3)).shape
         torch.Size([5, 8])
     """

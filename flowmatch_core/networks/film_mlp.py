@@ -1,4 +1,4 @@
-"""A shallow perceptron whose hidden layers get a gain and a shift from time and condition."""
+"""A shallow perceptron whose hidden layers are modulated by time and condition."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ __all__ = ["FiLMField", "LogitTime"]
 
 
 class LogitTime(nn.Module):
-    r"""Embed a time with a finer resolution near both ends.
+    r"""Embed a time with finer resolution near 0 and 1.
 
-    With :math:`u = \log \frac{t + 0.02}{1 - t + 0.02} / \log 51`, which runs from -1 to 1 like the logarithm of the
-    signal-to-noise ratio, the features are :math:`t, u`, cosine and sine of :math:`k \pi t` for `k = 1, 2, 3`
-    and of :math:`k \pi (u + 1) / 2` for `k = 1, \dots, 4`. Times outside [0, 1], where an adaptive solver may
-    step, count as the nearer end.
+    With $u = \log \frac{t + 0.02}{1 - t + 0.02} / \log 51$, which runs from -1 to 1 like the logarithm of the
+    signal-to-noise ratio, the features are $t, u$, cosine and sine of $k \pi t$ for `k = 1, 2, 3`
+    and of $k \pi (u + 1) / 2$ for `k = 1, \dots, 4`. Times outside [0, 1], which an adaptive solver may evaluate, are
+    clamped.
 
-    Example:
+    Examples:
         >>> LogitTime()(torch.rand(5)).shape
         torch.Size([5, 16])
     """
@@ -55,37 +55,42 @@ class LogitTime(nn.Module):
 
 @final
 class FiLMField(TraceField):
-    r"""A perceptron with one or two hidden layers, modulated by time and condition, with an exact divergence
-    in closed form: the network of choice for densities.
+    r"""A perceptron with one or two hidden layers, modulated by time and condition (FiLM).
 
-    .. math:: v(t, x, c) = a_t x + b_t \left( W_3\,\phi(g_2 \circ W_2\,\phi(g_1 \circ W_1 b_t x + h_1) + h_2) +
-        b_3 \right)
+    Its divergence has an exact closed form: the recommended network for densities.
 
-    with gains :math:`g_l` and shifts :math:`h_l` linear in an embedding of time (`LogitTime`) and in one of
-    the condition (a perceptron), and the scales :math:`a_t = (2t - 1) / n_t`, :math:`b_t = n_t^{-1/2}`,
-    :math:`n_t = t^2 + (1 - t)^2` that give the inner network inputs and targets of unit variance on the
-    straight path between standardised data and standard noise. With the slopes :math:`s_l = g_l \circ \phi'`,
+    $$
+    v(t, x, c) = a_t x + b_t \left( W_3\,\phi(g_2 \circ W_2\,\phi(g_1 \circ W_1 b_t x + h_1) + h_2) +
+    b_3 \right)
+    $$
 
-    .. math:: \operatorname{tr} \partial v / \partial x = d\, a_t + b_t^2\, s_2^T \left( W_2 \circ (W_1
-        W_3)^T \right) s_1 .
+    with gains $g_l$ and shifts $h_l$ linear in an embedding of time (`LogitTime`) and in one of
+    the condition (a perceptron), and the scales $a_t = (2t - 1) / n_t$, $b_t = n_t^{-1/2}$,
+    $n_t = t^2 + (1 - t)^2$ for which the inner network has inputs and targets of unit variance on the straight path
+    between standardised data and standard noise. With the slopes $s_l = g_l \circ \phi'$,
 
-    A time shared by the batch is cheaper than one for each row: its modulation is computed once. The features
-    of time change fast near both ends, so a likelihood wants a time grid that is dense there.
+    $$
+    \operatorname{tr} \partial v / \partial x = d\, a_t + b_t^2\, s_2^T \left( W_2 \circ (W_1
+    W_3)^T \right) s_1 .
+    $$
+
+    A time shared by the batch is cheaper than one per row: its modulation is computed once. The features of time
+    change fast near $t = 0$ and $t = 1$, so a likelihood needs a time grid that is dense there.
 
     References:
-        | FiLM: Visual Reasoning with a General Conditioning Layer (Perez et al., 2018), https://arxiv.org/abs/1709.07871
-        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
+        - FiLM: Visual Reasoning with a General Conditioning Layer (Perez et al., 2018), https://arxiv.org/abs/1709.07871
+        - Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
           https://arxiv.org/abs/2206.00364
 
-    Arguments:
-        event_dim: The number :math:`d` of dimensions of `x`.
+    Args:
+        event_dim: The number $d$ of dimensions of `x`.
         hidden: The widths of the one or two hidden layers.
-        cond_dim: The number :math:`c` of dimensions of the condition, 0 for none.
-        cond_hidden: The widths of the layers that embed the condition, none for the condition itself.
+        cond_dim: The number $c$ of dimensions of the condition, 0 for none.
+        cond_hidden: The widths of the layers that embed the condition; empty to pass the condition itself.
         activation: One of silu, tanh and softplus.
         generator: The source of randomness of the initial weights.
 
-    Example:
+    Examples:
         >>> field = FiLMField(event_dim=2, hidden=(64, 64), cond_dim=3)
         >>> v, div = field.velocity_and_divergence(0.5, torch.zeros(5, 2), torch.zeros(5, 3))
         >>> v.shape, div.shape
@@ -118,7 +123,7 @@ class FiLMField(TraceField):
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw new weights, such that every layer starts with outputs near unit variance; the last one small."""
+        """Draw new weights: outputs near unit variance for the hidden layers, small for the last one."""
         draw_weights(self, generator=generator)
         with torch.no_grad():
             for layer, gain in zip(self.layers, (1.0, 1.7), strict=False):

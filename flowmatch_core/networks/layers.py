@@ -24,7 +24,7 @@ def _silu_slope(z: Tensor) -> Tensor:
     s = torch.sigmoid(z)
     if torch.is_grad_enabled():
         return s * (1 + z * (1 - s))
-    return (1 - s).mul_(z).add_(1).mul_(s)  # bit by bit the same: without a graph, nobody needs the intermediate values
+    return (1 - s).mul_(z).add_(1).mul_(s)  # the same bits, in place: no graph needs the intermediate values
 
 
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -36,14 +36,14 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
 
 
 def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    """Return a linear layer whose weights are still to be drawn (see `draw_weights`)."""
-    # without the usual initial weights, which would be drawn from the global generator
+    """Return a linear layer with uninitialised weights (see `draw_weights`)."""
+    # skips the usual initialisation, which draws from the global generator
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)  # type: ignore[no-untyped-call]
     return layer
 
 
 def convolution(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution that keeps the size of an image at stride 1; its weights are still to be drawn."""
+    """Return a convolution with padding `size // 2` and uninitialised weights (see `draw_weights`)."""
     layer: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
         nn.Conv2d, inputs, outputs, size, stride=stride, padding=size // 2
     )
@@ -53,14 +53,14 @@ def convolution(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn
 def draw_weights(
     network: nn.Module, small: Collection[nn.Module] = (), generator: torch.Generator | None = None
 ) -> None:
-    """Draw new weights for every layer, uniform within the root of the number of inputs.
+    r"""Draw new weights for every layer, uniform in $\pm 1 / \sqrt{n}$ for $n$ inputs.
 
-    Arguments:
+    Args:
         network: The network, whose layers come from `linear` and `convolution`.
         small: The layers whose weights are ten times smaller.
         generator: The source of randomness.
 
-    Example:
+    Examples:
         >>> layer = linear(100, 3)
         >>> draw_weights(layer, small=[layer])
         >>> bool(layer.weight.abs().max() <= 0.01)
@@ -77,21 +77,22 @@ def draw_weights(
 
 
 class Modulation(nn.Module):
-    r"""Compute the gain :math:`1 + g` and the shift :math:`b` of each channel, with `(g, b)` linear in the
-    embeddings of time and condition.
+    r"""Compute the gain $1 + g$ and the shift $b$ of each channel.
+
+    $(g, b)$ is linear in the embeddings of time and condition.
 
     A time shared by the batch gives gains and shifts of shape `(channels,)`, computed once; otherwise they
     are `(batch, channels)`.
 
     References:
-        | FiLM: Visual Reasoning with a General Conditioning Layer (Perez et al., 2018), https://arxiv.org/abs/1709.07871
+        - FiLM: Visual Reasoning with a General Conditioning Layer (Perez et al., 2018), https://arxiv.org/abs/1709.07871
 
-    Arguments:
+    Args:
         channels: The number of channels to modulate.
         time_features: The size of the embedding of time.
         cond_features: The size of the embedding of the condition, 0 for none.
 
-    Example:
+    Examples:
         >>> gain, shift = Modulation(channels=8, time_features=3)(torch.zeros(3), None)
         >>> gain.shape, shift.shape
         (torch.Size([8]), torch.Size([8]))
@@ -106,11 +107,11 @@ class Modulation(nn.Module):
         return self.at(time, self.of_cond(cond))
 
     def of_cond(self, cond: Tensor | None) -> Tensor | None:
-        """The part of the condition, which may be kept while times change."""
+        """Return the part of the modulation that depends on the condition alone."""
         return None if self.from_cond is None else self.from_cond(cond)
 
     def at(self, time: Tensor, of_cond: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The gain and the shift, from the part of the condition."""
+        """Return the gain and the shift, given the result of `of_cond`."""
         both = self.from_time(time)
         if of_cond is not None:
             both = both + of_cond
@@ -134,24 +135,24 @@ def check_cond(x: Tensor, cond: Tensor | None, cond_dim: int) -> None:
 
 
 def precondition(t: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return :math:`a_t = (2t - 1) / n_t` and :math:`b_t = n_t^{-1/2}`, where :math:`n_t = t^2 + (1 - t)^2`.
+    r"""Return $a_t = (2t - 1) / n_t$ and $b_t = n_t^{-1/2}$, where $n_t = t^2 + (1 - t)^2$.
 
-    On the straight path between standardised data and standard noise, :math:`x_t` has variance :math:`n_t`,
-    :math:`a_t x_t` is the best linear guess of the velocity :math:`x_1 - x_0`, and :math:`b_t` is the
-    standard deviation of what is left. A field :math:`v = a_t x + b_t\, u(t, b_t x)` hence leaves to its
-    network `u` inputs and targets of unit variance at every time. Both are smooth for all real `t`.
+    On the straight path between standardised data and standard noise, $x_t$ has variance $n_t$, $a_t x_t$ is the best
+    linear prediction of the velocity $x_1 - x_0$, and $b_t$ is the standard deviation of the residual. In a field $v
+    = a_t x + b_t\, u(t, b_t x)$ the network `u` hence has inputs and targets of unit variance at every time. Both
+    scales are smooth for all real `t`.
 
     References:
-        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), section 5,
+        - Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), section 5,
           https://arxiv.org/abs/2206.00364
 
-    Arguments:
+    Args:
         t: The time, with shape `()` or `(batch,)`.
 
     Returns:
         Both, each with shape `(1,)` or `(batch, 1)`.
 
-    Example:
+    Examples:
         >>> precondition(torch.tensor(1.0))
         (tensor([1.]), tensor([1.]))
     """

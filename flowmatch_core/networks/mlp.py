@@ -21,25 +21,28 @@ __all__ = ["MLPField"]
 
 @final
 class MLPField(TraceField):
-    r"""A multilayer perceptron :math:`v(t, x, c)` with a Fourier embedding of time and, up to two hidden
-    layers, an exact divergence in closed form.
+    r"""A multilayer perceptron $v(t, x, c)$ with a Fourier embedding of time.
 
-    With :math:`v = W_3\,\phi(W_2\,\phi(W_1 x + b(t, c)) + b_2) + b_3` and the slopes :math:`s_l = \phi'` of
+    Up to two hidden layers its divergence has an exact closed form.
+
+    With $v = W_3\,\phi(W_2\,\phi(W_1 x + b(t, c)) + b_2) + b_3$ and the slopes $s_l = \phi'$ of
     the layers,
 
-    .. math:: \operatorname{tr} \partial v / \partial x = s_2^T \left( W_2 \circ (W_1 W_3)^T \right) s_1 ,
+    $$
+    \operatorname{tr} \partial v / \partial x = s_2^T \left( W_2 \circ (W_1 W_3)^T \right) s_1 ,
+    $$
 
-    and :math:`\sum_h s_h (W_1 W_2)_{hh}` with one hidden layer: no loop over dimensions, no noise.
+    and $\sum_h s_h (W_1 W_2)_{hh}$ with one hidden layer.
 
-    Arguments:
-        event_dim: The number :math:`d` of dimensions of `x`.
+    Args:
+        event_dim: The number $d$ of dimensions of `x`.
         hidden: The widths of the hidden layers.
-        cond_dim: The number :math:`c` of dimensions of the condition, 0 for none.
+        cond_dim: The number $c$ of dimensions of the condition, 0 for none.
         frequencies: The number of frequencies of the embedding of time.
         activation: One of silu, tanh and softplus.
         generator: The source of randomness of the initial weights.
 
-    Example:
+    Examples:
         >>> field = MLPField(event_dim=2, hidden=(64, 64), cond_dim=3)
         >>> field(0.5, torch.zeros(5, 2), torch.zeros(5, 3)).shape
         torch.Size([5, 2])
@@ -61,7 +64,7 @@ class MLPField(TraceField):
         self.event_dim, self.cond_dim = event_dim, cond_dim
         self.activation, self.slope = ACTIVATIONS[activation]
         self.embedding = FourierTime(frequencies)
-        # the first layer is split: no concatenation, and a time shared by the batch is embedded once
+        # the first layer is split by input: no concatenation, and a time shared by the batch is embedded once
         self.from_x = linear(event_dim, hidden[0], bias=False)
         self.from_time = linear(self.embedding.features, hidden[0])
         self.from_cond = linear(cond_dim, hidden[0], bias=False) if cond_dim else None
@@ -75,7 +78,7 @@ class MLPField(TraceField):
         return len(self.layers) <= 1
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw new weights, uniform within the root of the number of inputs; the last layer near zero."""
+        """Draw new weights, uniform in ±1/√inputs; a tenth of that for the last layer."""
         draw_weights(self, small=[self.last], generator=generator)
 
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""A network that predicts noise, made from one whose errors matter alike at all times."""
+"""A network that predicts noise, with an error in the data that is uniform in time."""
 
 from __future__ import annotations
 
@@ -27,24 +27,26 @@ __all__ = ["NoisePrediction"]
 
 @final
 class NoisePrediction(Field):
-    r"""The noise :math:`\epsilon_t(x) = \frac{\sigma_t}{n_t^2} x + \frac{\alpha_t}{n_t} f(t, x / n_t, c)`,
-    :math:`n_t^2 = \alpha_t^2 + \sigma_t^2`, of a network f.
+    r"""The noise prediction of a network $f$ with preconditioning.
 
-    The first part is the best linear guess for data of unit variance, the second has the size of what is left. The
-    data that it stands for, :math:`(x - \sigma_t \epsilon) / \alpha_t`, hence have the error of f at any time. A
-    network that predicts the noise itself has :math:`1 / \alpha_t` times its error there, 150 times at the start of
-    `VP`, and a bootstrap feeds that back: trained for a few thousand steps it diverges. On a path with n = 1 the
-    network f predicts :math:`\alpha \epsilon - \sigma x_1`, the v of Salimans and Ho.
+    $\epsilon_t(x) = \frac{\sigma_t}{n_t^2} x + \frac{\alpha_t}{n_t} f(t, x / n_t, c)$ with $n_t^2 = \alpha_t^2 +
+    \sigma_t^2$.
+
+    The first term is the best linear prediction for data of unit variance, the second has the standard deviation of
+    the residual. The implied data, $(x - \sigma_t \epsilon) / \alpha_t$, hence have the error of $f$ at every time.
+    For a network that predicts the noise itself their error is $1 / \alpha_t$ times larger, 150 times at the start of
+    `VP`; a bootstrap amplifies it and diverges within a few thousand training steps. On a path with $n = 1$ the
+    network $f$ predicts $\alpha \epsilon - \sigma x_1$, the $v$ of Salimans and Ho.
 
     References:
-        | Progressive Distillation for Fast Sampling of Diffusion Models (Salimans & Ho, 2022),
+        - Progressive Distillation for Fast Sampling of Diffusion Models (Salimans & Ho, 2022),
           https://arxiv.org/abs/2202.00512
 
-    Arguments:
+    Args:
         network: The network f, any callable like a velocity field.
         path: The path of the diffusion.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.paths import VP
         >>> NoisePrediction(lambda t, x, cond: 0 * x, VP())(0.0, torch.ones(1, 1)).round(decimals=3)  # pure noise
         tensor([[1.]])
@@ -64,13 +66,11 @@ class NoisePrediction(Field):
         return self._noise(self._scales(t, x), t, x, cond)
 
     def at_condition(self, cond: Tensor) -> VelocityField:
-        """Return the prediction at conditions encoded once by the network; see `flowmatch_core.fields.at_condition`."""
+        """Return the prediction with the condition encoded once by the network."""
         return NoisePrediction(at_condition(self.network, cond), self.path)
 
     def at_times(self, times: Sequence[Time], x: Tensor) -> list[VelocityField]:
-        """Return a field for each of the times, with the scales of all of them computed at once; see
-        `flowmatch_core.fields.at_times`.
-        """
+        """Return a field for each of the times, with the scales of all of them computed at once."""
         stacked = stack_times(times, x)
         alpha, sigma = self.path.alpha(stacked).to(x.dtype), self.path.sigma(stacked).to(x.dtype)
         return [partial(self._noise, scales) for scales in zip(*_scales(alpha, sigma), strict=True)]
@@ -90,6 +90,6 @@ class NoisePrediction(Field):
 
 
 def _scales(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the factors of `x` and of the network's value, and what the network's `x` is divided by."""
+    """Return the factors of `x` and of the network's output, and the divisor of the network's input."""
     norm = torch.sqrt(alpha.square() + sigma.square())
     return sigma / norm.square(), alpha / norm, norm

@@ -17,7 +17,7 @@ __all__ = ["ResidualField"]
 
 
 class _Block(nn.Module):
-    r"""Add :math:`W_2\,\phi(W_1 (g \circ \operatorname{norm}(h) + b))` to `h`."""
+    r"""Add $W_2\,\phi(W_1 (g \circ \operatorname{norm}(h) + b))$ to `h`."""
 
     def __init__(self, width: int, features: int, cond_features: int) -> None:
         super().__init__()
@@ -33,25 +33,26 @@ class _Block(nn.Module):
 
 @final
 class ResidualField(Field):
-    r"""A residual perceptron of any depth, :math:`v = a_t x + b_t\, u(t, b_t x, c)`, whose layer norms get
-    their gains and shifts from time and condition.
+    r"""A residual perceptron of any depth, $v = a_t x + b_t\, u(t, b_t x, c)$.
 
-    The scales :math:`a_t` and :math:`b_t`, those of `FiLMField`, suit the straight path between standardised
-    data and standard noise. The divergence has no closed form.
+    Time and condition give the gains and shifts of its layer norms.
+
+    The scales $a_t$ and $b_t$ are those of `FiLMField`, for the straight path between standardised data and standard
+    noise. The divergence has no closed form.
 
     References:
-        | FiLM: Visual Reasoning with a General Conditioning Layer (Perez et al., 2018), https://arxiv.org/abs/1709.07871
-        | Deep Residual Learning for Image Recognition (He et al., 2016), https://arxiv.org/abs/1512.03385
+        - FiLM: Visual Reasoning with a General Conditioning Layer (Perez et al., 2018), https://arxiv.org/abs/1709.07871
+        - Deep Residual Learning for Image Recognition (He et al., 2016), https://arxiv.org/abs/1512.03385
 
-    Arguments:
+    Args:
         event_dim: The number of dimensions of `x`.
         width: The width of all hidden layers.
         blocks: The number of residual blocks, of two layers each.
-        cond_dim: The number :math:`c` of dimensions of the condition, 0 for none.
+        cond_dim: The number $c$ of dimensions of the condition, 0 for none.
         frequencies: The number of frequencies of the embedding of time.
         generator: The source of randomness of the initial weights.
 
-    Example:
+    Examples:
         >>> field = ResidualField(event_dim=2, width=64, blocks=2, cond_dim=3)
         >>> field(0.5, torch.zeros(5, 2), torch.zeros(5, 3)).shape
         torch.Size([5, 2])
@@ -79,7 +80,7 @@ class ResidualField(Field):
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw new weights, uniform within the root of the number of inputs; the last layer near zero."""
+        """Draw new weights, uniform in ±1/√inputs; a tenth of that for the last layer."""
         draw_weights(self, small=[self.last], generator=generator)
 
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:

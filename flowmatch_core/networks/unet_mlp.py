@@ -19,7 +19,7 @@ __all__ = ["UNetMLPField"]
 
 
 class _Block(nn.Module):
-    r"""Compute :math:`\operatorname{mish}(g \circ \operatorname{norm}(W h + w) + b) + S h`."""
+    r"""Compute $\operatorname{mish}(g \circ \operatorname{norm}(W h + w) + b) + S h$."""
 
     def __init__(self, inputs: int, outputs: int, time_features: int, cond_features: int) -> None:
         super().__init__()
@@ -37,27 +37,27 @@ class _Block(nn.Module):
 
 @final
 class UNetMLPField(Field):
-    r"""A perceptron shaped like a U-Net, conditioned by gains and shifts of its layer norms.
+    r"""A perceptron shaped like a U-Net, with layer norms modulated by time and condition.
 
-    Stages of the given widths go down, a middle block follows, and the stages go up in reverse order, each of
-    them fed with the output of its counterpart too. Sinusoids of time pass through two layers, the condition
-    through an encoder of its own; their embeddings together give the gain and the shift of each block. The
-    defaults are those of the paper for one policy; the paper leaves open the order within a block. The
-    divergence has no closed form.
+    Stages of the given widths go down, a middle block follows, and the stages go up in reverse order, each with a
+    skip connection from its counterpart. Sinusoids of time pass through two layers, the condition through an encoder
+    of its own; both embeddings together give the gain and the shift of each block. The defaults are those of the
+    paper for one policy; the paper does not state the order of operations within a block. The divergence has no
+    closed form.
 
     References:
-        | Temporal Difference Flows (Farebrother et al., 2025), appendix C.3.1, https://arxiv.org/abs/2503.09817
+        - Temporal Difference Flows (Farebrother et al., 2025), appendix C.3.1, https://arxiv.org/abs/2503.09817
 
-    Arguments:
+    Args:
         event_dim: The number of dimensions of `x`.
         stages: The widths of the stages on the way down.
         blocks: The number of blocks of a stage.
-        cond_dim: The number :math:`c` of dimensions of the condition, 0 for none.
+        cond_dim: The number $c$ of dimensions of the condition, 0 for none.
         cond_hidden: The widths of the layers that embed the condition.
         time_width: The number of sinusoids of time, and the width of the two layers that embed them.
         generator: The source of randomness of the initial weights.
 
-    Example:
+    Examples:
         >>> field = UNetMLPField(event_dim=2, stages=(64, 32), cond_dim=3, cond_hidden=(32,), time_width=16)
         >>> field(0.5, torch.zeros(5, 2), torch.zeros(5, 3)).shape
         torch.Size([5, 2])
@@ -97,7 +97,7 @@ class UNetMLPField(Field):
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw new weights, uniform within the root of the number of inputs; the last layer near zero."""
+        """Draw new weights, uniform in ±1/√inputs; a tenth of that for the last layer."""
         draw_weights(self, small=[self.last], generator=generator)
 
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -106,9 +106,9 @@ class UNetMLPField(Field):
         return self._velocity(t, x, self._of_cond(cond))
 
     def at_condition(self, cond: Tensor) -> VelocityField:
-        """Return the field at conditions `(batch, cond_dim)`, encoded once: a solve is quicker, its result the same.
+        """Return the field at conditions `(batch, cond_dim)`, encoded once, with the same result.
 
-        It is that of the weights of the moment, always for these rows, and ignores the condition that it is given.
+        It holds for the current weights and for these rows, and ignores the condition that it is called with.
         """
         check_cond(cond, cond, self.cond_dim)
         of_cond = self._of_cond(cond)
@@ -119,7 +119,7 @@ class UNetMLPField(Field):
         return field
 
     def _of_cond(self, cond: Tensor | None) -> list[Tensor | None]:
-        """The part of the condition in the gains and shifts of each block, in the order of their use."""
+        """Return the part of the modulation of each block that depends on the condition, in order of use."""
         code = None if self.cond_encoder is None else self.cond_encoder(cond)
         stages = [*self.down, [self.middle], *self.up]
         return [block.modulation.of_cond(code) for stage in stages for block in cast(list[_Block], stage)]

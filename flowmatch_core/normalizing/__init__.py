@@ -1,4 +1,4 @@
-"""Normalizing flows in discrete time, through zuko: a finite number of invertible layers; one file per architecture."""
+"""Normalizing flows of finitely many invertible layers, built on zuko; one file per architecture."""
 
 from flowmatch_core.normalizing._base import Architecture
 from flowmatch_core.normalizing.flow import DiscreteTimeFlow

@@ -1,4 +1,4 @@
-"""What an architecture is."""
+"""The base class of architectures."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ __all__ = ["Architecture", "check_layers"]
 
 
 class Architecture(ABC):
-    """The settings of an invertible network. `DiscreteTimeFlow` makes it a distribution."""
+    """The settings of an invertible network; `DiscreteTimeFlow` turns it into a distribution."""
 
     @abstractmethod
     def build(self, event_dim: int, cond_dim: int) -> nn.Module:
         """Return a module that maps a condition `(batch, cond_dim)`, or None, to a transform from data to noise.
 
-        The transform is one of `torch.distributions` on real vectors, with the `call_and_ladj` of zuko. The
-        initial weights are drawn from torch's global generator, which `DiscreteTimeFlow` sets and restores.
+        The transform is one of `torch.distributions` on real vectors, with the `call_and_ladj` of zuko. The initial
+        weights are drawn from torch's global generator, which `DiscreteTimeFlow` seeds temporarily.
         """
 
 
 def check_layers(name: str, layers: int, hidden: tuple[int, ...]) -> None:
-    """Raise a `ValueError` unless there is a layer and all widths are positive."""
+    """Raise a `ValueError` unless there is at least one layer and all widths are positive."""
     if layers < 1:
         raise ValueError(f"{name} is {layers}, but should be at least 1.")
     if not hidden or min(hidden) < 1:

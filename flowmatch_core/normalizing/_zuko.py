@@ -1,4 +1,4 @@
-"""The import of zuko: late, and without what it changes elsewhere."""
+"""The late import of zuko, without its global side effect."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["zuko"]
 def zuko() -> Any:
     """Return the package zuko.
 
-    Its first import switches off the validation of arguments of every distribution of torch in the process.
-    That is put back.
+    Its first import disables argument validation for all torch distributions in the process; the setting is restored
+    here.
     """
     validate = Distribution._validate_args
     for part in ("flows", "lazy", "nn", "transforms", "utils"):

@@ -1,4 +1,4 @@
-"""A stack of invertible layers as a probability distribution."""
+"""A composition of invertible layers as a probability distribution."""
 
 from __future__ import annotations
 
@@ -20,29 +20,31 @@ __all__ = ["DiscreteTimeFlow"]
 
 @final
 class DiscreteTimeFlow(Flow):
-    r"""The distribution of :math:`x = \mu + s\, (f_K \circ \dots \circ f_1)(z)` with :math:`z \sim N(0, I)`.
+    r"""The distribution of $x = \mu + s\, (f_K \circ \dots \circ f_1)(z)$ with $z \sim N(0, I)$.
 
-    .. math:: \log p(x) = \log N(z; 0, I) - \sum_k \log \left| \det \frac{\partial f_k}{\partial z_{k-1}} \right|
-              - \sum \log |s|
+    $$
+    \log p(x) = \log N(z; 0, I) - \sum_k \log \left| \det \frac{\partial f_k}{\partial z_{k-1}} \right|
+    - \sum \log |s|
+    $$
 
-    It is sampled and scored like a `ContinuousFlow`, and trained by `-flow.log_prob(x).mean()`. The layers
-    are zuko's, or transforms that work with them.
+    It has the methods of a `ContinuousFlow`, and is trained by minimising `-flow.log_prob(x).mean()`. The layers are
+    zuko's or transforms that are compatible with them.
 
     References:
-        | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
-        | Normalizing Flows for Probabilistic Modeling and Inference (Papamakarios et al., 2021),
+        - Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
+        - Normalizing Flows for Probabilistic Modeling and Inference (Papamakarios et al., 2021),
           https://arxiv.org/abs/1912.02762
 
-    Arguments:
+    Args:
         kind: The architecture, such as `MAF()`.
         event_dim: The number of dimensions of `x`.
         cond_dim: The number of dimensions of the condition, 0 for none.
-        loc: The location :math:`\mu`, which broadcasts to `(event_dim,)`; 0 by default. Most architectures
-            want standardised data, and some are invertible near the origin only.
-        scale: The scale :math:`s`, likewise; 1 by default.
+        loc: The location $\mu$, which broadcasts to `(event_dim,)`; 0 by default. Most architectures need
+            standardised data, and some are invertible only near the origin.
+        scale: The scale $s$, likewise; 1 by default.
         generator: The source of randomness of the initial weights.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.normalizing import MAF
         >>> flow = DiscreteTimeFlow(MAF(transforms=2), event_dim=2, cond_dim=3)
         >>> flow.sample((10,), cond=torch.zeros(5, 3)).shape
@@ -76,7 +78,7 @@ class DiscreteTimeFlow(Flow):
         if not bool((self.scale > 0).all()):
             raise ValueError("scale holds values that are not positive, but should be positive.")
         zuko()
-        # zuko draws from the global generator only: lend it a seed, and put everything back
+        # zuko draws from the global generator only: seed it temporarily
         device = "cpu" if generator is None else generator.device
         seed = torch.randint(2**63 - 1, (), generator=generator, device=device)
         with torch.random.fork_rng(devices=[]):
@@ -102,7 +104,7 @@ class DiscreteTimeFlow(Flow):
     ) -> Tensor:
         """Draw samples, without gradients.
 
-        Arguments:
+        Args:
             sample_shape: The shape of the draws.
             cond: The conditions, with shape `(*batch, c)`; each gets `sample_shape` draws.
             generator: The source of randomness.
@@ -119,7 +121,7 @@ class DiscreteTimeFlow(Flow):
         cond: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw samples that carry gradients; otherwise as `sample`."""
+        """Draw samples with gradients; arguments and result are those of `sample`."""
         lead = (*sample_shape, *(() if cond is None else cond.shape[:-1]))
         shape = (math.prod(lead), self.event_dim)
         noise = torch.randn(shape, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
@@ -131,10 +133,10 @@ class DiscreteTimeFlow(Flow):
     ) -> Tensor:
         """Return the log-density in nats.
 
-        Arguments:
+        Args:
             value: The points, with shape `(*batch, event_dim)`.
             cond: The conditions, with shape `(*batch, c)` or one that broadcasts to it.
-            generator: Not used, as nothing is drawn; here for the interface of `ContinuousFlow`.
+            generator: Not used, because nothing is drawn; part of the interface of `Flow`.
 
         Returns:
             The log-densities, with shape `(*batch,)`.

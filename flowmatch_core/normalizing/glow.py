@@ -18,22 +18,22 @@ __all__ = ["Glow"]
 @final
 @dataclass(frozen=True)
 class Glow(Architecture):
-    r"""A stack of steps, each a scale and shift, a linear map :math:`L U P x` and an affine coupling.
+    r"""A stack of steps, each a scale and shift, a linear map $L U P x$ and an affine coupling.
 
-    The linear map mixes all dimensions in place of the fixed alternation of `RealNVP`; `P` is a random
-    permutation that stays, `L` and `U` start at the identity. For vectors the invertible 1x1 convolution of
-    the paper is this map. The scale and shift start at one and zero: the standardisation of the flow stands
-    for an initialisation by data.
+    The linear map mixes all dimensions, in place of the alternating halves of `RealNVP`; `P` is a fixed random
+    permutation, `L` and `U` start at the identity. For vectors the invertible 1x1 convolution of the paper is this
+    map. The scale and shift start at one and zero: the standardisation of the flow replaces the data-dependent
+    initialisation of the paper.
 
     References:
-        | Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma & Dhariwal, 2018),
+        - Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma & Dhariwal, 2018),
           https://arxiv.org/abs/1807.03039
 
-    Arguments:
+    Args:
         steps: The number of steps.
         hidden: The widths of the hidden layers of the networks of the couplings.
 
-    Example:
+    Examples:
         >>> Glow(steps=4)
         Glow(steps=4, hidden=(64, 64))
     """

@@ -16,18 +16,18 @@ __all__ = ["MADE"]
 @final
 @dataclass(frozen=True)
 class MADE(Architecture):
-    r"""A product of Gaussians, :math:`p(x) = \prod_i N(x_i; m(x_{<i}), s(x_{<i})^2)`, by one masked network.
+    r"""A product of Gaussians, $p(x) = \prod_i N(x_i; m(x_{<i}), s(x_{<i})^2)$, by one masked network.
 
     It is a single layer of `MAF`.
 
     References:
-        | MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015),
+        - MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015),
           https://arxiv.org/abs/1502.03509
 
-    Arguments:
+    Args:
         hidden: The widths of the hidden layers of the network.
 
-    Example:
+    Examples:
         >>> MADE(hidden=(512,))
         MADE(hidden=(512,))
     """

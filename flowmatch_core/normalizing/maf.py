@@ -16,19 +16,19 @@ __all__ = ["MAF"]
 @final
 @dataclass(frozen=True)
 class MAF(Architecture):
-    r"""A stack of affine autoregressive layers, :math:`z_i = \mu(x_{<i}) + e^{s(x_{<i})} x_i`, in alternating orders.
+    r"""A stack of affine autoregressive layers, $z_i = \mu(x_{<i}) + e^{s(x_{<i})} x_i$, in alternating orders.
 
-    A density takes one pass a layer, a sample as many as there are dimensions.
+    A density takes one pass per layer, a sample one pass per layer and dimension.
 
     References:
-        | Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017),
+        - Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017),
           https://arxiv.org/abs/1705.07057
 
-    Arguments:
+    Args:
         transforms: The number of layers.
         hidden: The widths of the hidden layers of their networks.
 
-    Example:
+    Examples:
         >>> MAF(transforms=5, hidden=(128, 128))
         MAF(transforms=5, hidden=(128, 128))
     """

@@ -21,22 +21,22 @@ __all__ = ["NAF"]
 @final
 @dataclass(frozen=True)
 class NAF(Architecture):
-    r"""A stack of autoregressive layers :math:`z_i = g(x_i; h(x_{<i}))` with monotonic networks `g`, like MAF-DDSF.
+    r"""A stack of autoregressive layers $z_i = g(x_i; h(x_{<i}))$ with monotonic networks `g`, like MAF-DDSF.
 
-    The weights of `g` are positive; what depends on the other dimensions enters as a signal `h`, where the
-    deep dense sigmoidal flow (DDSF) of the paper makes it the weights. A density takes one pass a layer, a
-    sample a bisection for every dimension.
+    The weights of `g` are positive. The dependence on the other dimensions enters as an input `h`, while in the deep
+    dense sigmoidal flow (DDSF) of the paper it determines the weights. A density takes one pass per layer, a sample a
+    bisection per dimension.
 
     References:
-        | Neural Autoregressive Flows (Huang et al., 2018), https://arxiv.org/abs/1804.00779
+        - Neural Autoregressive Flows (Huang et al., 2018), https://arxiv.org/abs/1804.00779
 
-    Arguments:
+    Args:
         transforms: The number of layers.
         hidden: The widths of the hidden layers of the networks of `h`.
         signal: The number of dimensions of `h`.
         monotonic: The widths of the hidden layers of `g`, even numbers.
 
-    Example:
+    Examples:
         >>> NAF(transforms=2)
         NAF(transforms=2, hidden=(64, 64), signal=16, monotonic=(64, 64))
     """
@@ -74,7 +74,7 @@ class NAF(Architecture):
 
 
 class _Monotonic(nn.Module):
-    """The networks `g`, one a dimension."""
+    """The networks `g`, one per dimension."""
 
     def __init__(self, event_dim: int, signal: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
@@ -92,9 +92,9 @@ class _Monotonic(nn.Module):
 class _MonotonicTransform(Transform):
     """An increasing function of each entry, with an inverse on the whole line.
 
-    That of zuko looks within [-10, 10] and pins to the edge what lies outside, so that its `NAF` samples
-    another law than it scores. It is also exact to 1e-6 only, and gradients of a sample count the weights
-    twice: once for themselves and once through the signal that earlier dimensions sent.
+    The inverse of zuko searches [-10, 10] and clamps values outside, so that samples and densities of its `NAF`
+    belong to different laws. It is also accurate to 1e-6 only, and in the gradient of a sample the weights count
+    twice: directly, and through the signal of earlier dimensions.
     """
 
     domain = constraints.real
@@ -117,7 +117,7 @@ class _MonotonicTransform(Transform):
             halvings = round(-math.log2(torch.finfo(y.dtype).eps)) + 4
             x: Tensor = zuko().utils.bisection(self.function, y, low, high, n=halvings)
         _, slope = self._value_and_slope(x, graph=False)
-        # one step of Newton carries the gradients of the implicit function
+        # one Newton step provides the gradients of the implicit function
         return x - (self.function(x) - y) / slope
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:

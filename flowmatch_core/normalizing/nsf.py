@@ -21,14 +21,14 @@ class NSF(Architecture):
     Outside the interval a layer is the identity, so standardise the data.
 
     References:
-        | Neural Spline Flows (Durkan et al., 2019), https://arxiv.org/abs/1906.04032
+        - Neural Spline Flows (Durkan et al., 2019), https://arxiv.org/abs/1906.04032
 
-    Arguments:
+    Args:
         transforms: The number of layers.
         hidden: The widths of the hidden layers of their networks.
         bins: The number of bins of a spline.
 
-    Example:
+    Examples:
         >>> NSF(bins=16)
         NSF(transforms=3, hidden=(64, 64), bins=16)
     """

@@ -20,21 +20,21 @@ __all__ = ["Planar"]
 @final
 @dataclass(frozen=True)
 class Planar(Architecture):
-    r"""A stack of planar maps from noise to data, :math:`f(z) = z + u \tanh(w^T z + b)`.
+    r"""A stack of planar maps from noise to data, $f(z) = z + u \tanh(w^T z + b)$.
 
-    A map moves points along `u` only, by a function of one direction `w`, so many are needed. It is
-    invertible as :math:`w^T u > -1` by construction; the inverse is the root of an increasing function of one
-    variable, :math:`s + w^T u \tanh(s + b) = w^T x`, found to the last digit by bisection.
+    A map moves points along `u` only, by a function of one direction `w`, so many are needed. It is invertible,
+    because $w^T u > -1$ by construction; the inverse is the root of an increasing function of one variable, $s + w^T
+    u \tanh(s + b) = w^T x$, found to machine precision by bisection.
 
     References:
-        | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
+        - Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
 
-    Arguments:
-        transforms: The number :math:`K` of maps.
+    Args:
+        transforms: The number $K$ of maps.
         hidden: The widths of the hidden layers of the networks that map a condition to `u`, `w` and `b`;
             without a condition these are parameters themselves.
 
-    Example:
+    Examples:
         >>> Planar(transforms=32)
         Planar(transforms=32, hidden=(64, 64))
     """
@@ -64,7 +64,7 @@ class _PlanarLayer(nn.Module):
     def forward(self, cond: Tensor | None) -> Transform:
         values = self.values if cond is None else self.network(cond)
         u, w, b = values.split([self.event_dim, self.event_dim, 1], -1)
-        # w.u > -1: the component of u along w is bent, the others stay
+        # ensures w.u > -1 by changing the component of u along w only
         along = (w * u).sum(-1, keepdim=True)
         square = w.square().sum(-1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
         u = u + (F.softplus(along) - 1 - along) * w / square
@@ -73,14 +73,14 @@ class _PlanarLayer(nn.Module):
 
 
 class PlanarTransform(Transform):
-    r"""The map :math:`x = z + u \tanh(w^T z + b)` with :math:`w^T u > -1`.
+    r"""The map $x = z + u \tanh(w^T z + b)$ with $w^T u > -1$.
 
-    Arguments:
+    Args:
         u: The direction of the shift, with shape `(*, d)`.
         w: The direction that it depends on, with the same shape.
         b: The offset, with shape `(*, 1)`.
 
-    Example:
+    Examples:
         >>> planar = PlanarTransform(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.zeros(1))
         >>> planar(torch.tensor([3.0, 0.5]))
         tensor([3.4621, 0.5000])
@@ -109,7 +109,7 @@ class PlanarTransform(Transform):
             halvings = round(-math.log2(torch.finfo(y.dtype).eps)) + 2
             s: Tensor = zuko().utils.bisection(height, target, target - width, target + width, n=halvings)
             slope = 1 + along / torch.cosh(s + self.b).square()
-        # one step of Newton: it takes the last rounding away and carries the gradients of the implicit function
+        # one Newton step removes the rounding error and provides the gradients of the implicit function
         s = s - (height(s) - target) / slope
         return y - self.u * torch.tanh(s + self.b)
 

@@ -16,18 +16,18 @@ __all__ = ["RealNVP"]
 @final
 @dataclass(frozen=True)
 class RealNVP(Architecture):
-    r"""A stack of affine couplings, :math:`z_a = x_a`, :math:`z_b = \mu(x_a) + e^{s(x_a)} x_b`, of alternating halves.
+    r"""A stack of affine couplings, $z_a = x_a$, $z_b = \mu(x_a) + e^{s(x_a)} x_b$, of alternating halves.
 
-    Density and sample take one pass a layer.
+    Density and sample take one pass per layer.
 
     References:
-        | Density Estimation Using Real NVP (Dinh et al., 2017), https://arxiv.org/abs/1605.08803
+        - Density Estimation Using Real NVP (Dinh et al., 2017), https://arxiv.org/abs/1605.08803
 
-    Arguments:
+    Args:
         transforms: The number of layers.
         hidden: The widths of the hidden layers of their networks.
 
-    Example:
+    Examples:
         >>> RealNVP(transforms=8)
         RealNVP(transforms=8, hidden=(64, 64))
     """

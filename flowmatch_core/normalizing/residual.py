@@ -23,22 +23,22 @@ LIPSWISH = 1.1
 @final
 @dataclass(frozen=True)
 class Residual(Architecture):
-    r"""A stack of residual blocks from data to noise, :math:`z = x + F(x)`, whose `F` contracts.
+    r"""A stack of residual blocks from data to noise, $z = x + F(x)$, whose `F` contracts.
 
-    With a Lipschitz constant below one a block is invertible, by the iteration :math:`x \leftarrow z - F(x)`.
-    The determinant of :math:`I + \partial F / \partial x` is exact: the Jacobian of `F` is the product of its
-    weights and slopes, which takes no derivative and no estimate by a power series.
+    With a Lipschitz constant below one a block is invertible, by the iteration $x \leftarrow z - F(x)$.
+    The determinant of $I + \partial F / \partial x$ is exact: the Jacobian of `F` is the product of its weights and
+    slopes, without automatic differentiation and without the power series of the paper.
 
     References:
-        | Invertible Residual Networks (Behrmann et al., 2019), https://arxiv.org/abs/1811.00995
-        | Residual Flows for Invertible Generative Modeling (Chen et al., 2019), https://arxiv.org/abs/1906.02735
+        - Invertible Residual Networks (Behrmann et al., 2019), https://arxiv.org/abs/1811.00995
+        - Residual Flows for Invertible Generative Modeling (Chen et al., 2019), https://arxiv.org/abs/1906.02735
 
-    Arguments:
+    Args:
         blocks: The number of blocks.
         hidden: The widths of the hidden layers of `F`.
         lipschitz: The bound of the Lipschitz constant of `F`, above 0 and below 1.
 
-    Example:
+    Examples:
         >>> Residual(blocks=4)
         Residual(blocks=4, hidden=(64, 64), lipschitz=0.9)
     """
@@ -82,11 +82,11 @@ class _ResidualBlock(nn.Module):
 class ResidualTransform(Transform):
     """The map `y = x + F(x)` with a contracting multilayer perceptron `F` of slopes below one.
 
-    Arguments:
+    Args:
         weights: The weights of the layers of `F`, each of spectral norm at most one.
         biases: Their biases, which may differ from row to row.
 
-    Example:
+    Examples:
         >>> half = ResidualTransform([torch.eye(2), 0.5 * torch.eye(2)], [torch.zeros(2), torch.zeros(2)])
         >>> x = torch.tensor([[1.0, -2.0]])
         >>> torch.allclose(half.inv(half(x)), x)

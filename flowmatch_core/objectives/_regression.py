@@ -1,4 +1,4 @@
-"""What the regressions along a path share: their times, and their residuals."""
+"""Shared by the regression losses: draws of noise and times, and residuals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flowmatch_core.paths import Quantity
 __all__ = ["Times", "check_prediction", "draw_noise", "draw_times", "residual"]
 
 Times = Time | TimeSampler
-"""The times themselves, a float, 0-d or `(batch,)`, or a sampler of them."""
+"""Times, a float, 0-d or `(batch,)`, or a sampler of times."""
 
 
 def check_prediction(prediction: Quantity) -> None:
@@ -38,9 +38,9 @@ def draw_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def draw_times(time: Times, x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return the times given, or draw one for every row of `x`, of which there has to be one."""
+    """Return the given times, or draw one for every row of `x`, which needs at least one row."""
     if len(x) == 0:
-        raise ValueError("x1 has no rows, but should have at least one: a mean over none is not a number.")
+        raise ValueError("x1 has no rows, but should have at least one.")
     if callable(time) and not isinstance(time, Tensor):
         return time_like(x, time, generator)
     return as_time(time, x)
@@ -56,7 +56,7 @@ def residual(
     data: Tensor,
     sigma: Callable[[Time], Tensor],
 ) -> Tensor:
-    r"""Return the prediction minus its target, and for the score :math:`-\sigma_t s - x_0`: finite at `t = 1`."""
+    r"""Return the prediction minus its target; for the score $-\sigma_t s - x_0$, which is finite at `t = 1`."""
     check_shape("the result of field", value, data.shape)
     if prediction == "score":
         return -expand_time(sigma(t), data) * value - noise

@@ -1,4 +1,4 @@
-"""Schrödinger bridges without simulation: regression on the velocity and the score of Brownian bridges."""
+"""Simulation-free Schrödinger bridges: regression on the velocity and the score of Brownian bridges."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["BridgeSample", "BrownianBridge", "sb_cfm_loss", "sf2m_loss"]
 
 @dataclass(frozen=True)
 class BridgeSample:
-    """A point of a bridge with its velocity and its score, all `(batch, *event)`, and its time."""
+    """A point of a bridge, its velocity and its score, all `(batch, *event)`, and its time."""
 
     x_t: Tensor
     velocity: Tensor
@@ -30,18 +30,20 @@ class BridgeSample:
 @final
 @dataclass(frozen=True)
 class BrownianBridge:
-    r"""The path of a Brownian motion of scale :math:`\sigma` between two given ends.
+    r"""The Brownian bridge of scale $\sigma$ between two given ends.
 
-    .. math:: x_t = (1 - t) x_0 + t x_1 + \sigma \sqrt{t (1 - t)}\, z, \quad z \sim N(0, I)
+    $$
+    x_t = (1 - t) x_0 + t x_1 + \sigma \sqrt{t (1 - t)}\, z, \quad z \sim N(0, I)
+    $$
 
     References:
-        | Simulation-Free Schrödinger Bridges via Score and Flow Matching (Tong et al., 2024),
+        - Simulation-Free Schrödinger Bridges via Score and Flow Matching (Tong et al., 2024),
           https://arxiv.org/abs/2307.03672
 
-    Arguments:
-        sigma: The scale :math:`\sigma`.
+    Args:
+        sigma: The scale $\sigma$.
 
-    Example:
+    Examples:
         >>> BrownianBridge(sigma=2.0).std(torch.tensor([0.0, 0.5, 1.0]))
         tensor([0., 1., 0.])
     """
@@ -53,29 +55,31 @@ class BrownianBridge:
             raise ValueError(f"sigma is {self.sigma}, but should be positive.")
 
     def std(self, t: Tensor) -> Tensor:
-        r"""Return :math:`\sigma \sqrt{t (1 - t)}`."""
+        r"""Return $\sigma \sqrt{t (1 - t)}$."""
         return self.sigma * (t * (1 - t)).sqrt()
 
     def point(self, x0: Tensor, x1: Tensor, t: Time, noise: Tensor) -> Tensor:
-        """Return the point :math:`x_t`; arguments as in `sample`."""
+        """Return the point $x_t$; arguments as in `sample`."""
         check_shape("x0", x0, x1.shape)
         check_shape("noise", noise, x1.shape)
         s = expand_time(t, x1)
         return (1 - s) * x0 + s * x1 + self.std(s) * noise
 
     def sample(self, x0: Tensor, x1: Tensor, t: Time, noise: Tensor) -> BridgeSample:
-        r"""Return the point :math:`x_t`, its velocity and its score.
+        r"""Return the point $x_t$, its velocity and its score.
 
-        .. math:: u_t = x_1 - x_0 + \frac{\sigma (1 - 2t)}{2 \sqrt{t (1 - t)}} z, \quad
-                  \nabla \log p_t(x_t \mid x_0, x_1) = -\frac{z}{\sigma \sqrt{t (1 - t)}}
+        $$
+        u_t = x_1 - x_0 + \frac{\sigma (1 - 2t)}{2 \sqrt{t (1 - t)}} z, \quad
+        \nabla \log p_t(x_t \mid x_0, x_1) = -\frac{z}{\sigma \sqrt{t (1 - t)}}
+        $$
 
-        Both are infinite at the ends, where the paths of a Brownian motion have no velocity.
+        Both are infinite at `t = 0` and `t = 1`.
 
-        Arguments:
+        Args:
             x0: The start, with shape `(batch, *event)`.
             x1: The end, with the same shape.
             t: The time, a float, 0-d or `(batch,)`.
-            noise: The noise :math:`z`, with the same shape.
+            noise: The noise $z$, with the same shape.
         """
         x_t, s = self.point(x0, x1, t, noise), expand_time(t, x1)
         std = self.std(s)
@@ -100,29 +104,31 @@ def sb_cfm_loss(
 ) -> Tensor:
     r"""Return the loss of the flow of a Schrödinger bridge, averaged over the event dimensions and the batch.
 
-    .. math:: E_{t, (x_0, x_1), z}\, \lambda_t \lVert v_\theta(t, x_t, c) - u_t \rVert^2 / d, \quad
-              \lambda_t^{-1} = 1 + \sigma^2 \frac{(1 - 2t)^2}{4 t (1 - t)}
+    $$
+    E_{t, (x_0, x_1), z}\, \lambda_t \lVert v_\theta(t, x_t, c) - u_t \rVert^2 / d, \quad
+    \lambda_t^{-1} = 1 + \sigma^2 \frac{(1 - 2t)^2}{4 t (1 - t)}
+    $$
 
-    with :math:`x_t` and :math:`u_t` of a `BrownianBridge`. Its minimiser :math:`E[u_t \mid x_t, c]` is the
-    probability flow of the bridge. The variance of :math:`u_t` is infinite at the ends, and so is the mean
-    of the plain loss: :math:`\lambda_t`, the inverse of one plus that variance, keeps all terms finite and
-    moves no minimum, as any positive weight.
+    with $x_t$ and $u_t$ of a `BrownianBridge`. Its minimiser $E[u_t \mid x_t, c]$ is the
+    probability flow of the bridge. The variance of $u_t$ and hence the unweighted loss are infinite at `t = 0` and `t
+    = 1`: the weight $\lambda_t$, the inverse of one plus that variance, keeps all terms finite. As a positive weight
+    it does not change the minimiser.
 
     References:
-        | Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport
+        - Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport
           (Tong et al., 2024), https://arxiv.org/abs/2302.00482
 
-    Arguments:
-        field: The velocity field :math:`v_\theta`.
+    Args:
+        field: The velocity field $v_\theta$.
         x1: The data, with shape `(batch, *event)`.
         x0: The sample at `t = 0`, with the same shape; standard normal by default.
         cond: The conditions, with shape `(batch, c)`.
-        sigma: The scale :math:`\sigma` of the Brownian motion.
+        sigma: The scale $\sigma$ of the Brownian motion.
         coupling: How the ends are paired; `SchrodingerBridge(sigma)` by default.
         time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
         generator: The source of randomness, drawn for `x0`, the coupling, the time and the noise in this order.
 
-    Example:
+    Examples:
         >>> x0, x1 = torch.zeros(8, 2), torch.ones(8, 2)
         >>> sb_cfm_loss(lambda t, x, cond: x1, x1, x0, time=torch.full((8,), 0.5))
         tensor(0.)
@@ -145,30 +151,32 @@ def sf2m_loss(
 ) -> Tensor:
     r"""Return the loss of the flow and of the score of a Schrödinger bridge, on the same points.
 
-    .. math:: E_{t, (x_0, x_1), z} \bigl[\lambda_t \lVert v_\theta(t, x_t, c) - u_t \rVert^2
-              + \sigma_t^2 \lVert s_\theta(t, x_t, c) - \nabla \log p_t(x_t \mid x_0, x_1) \rVert^2 \bigr] / d
+    $$
+    E_{t, (x_0, x_1), z} \bigl[\lambda_t \lVert v_\theta(t, x_t, c) - u_t \rVert^2
+    + \sigma_t^2 \lVert s_\theta(t, x_t, c) - \nabla \log p_t(x_t \mid x_0, x_1) \rVert^2 \bigr] / d
+    $$
 
-    The first term is `sb_cfm_loss`; in the second :math:`\sigma_t = \sigma \sqrt{t (1 - t)}`, so it is
-    :math:`\lVert \sigma_t s_\theta + z \rVert^2`, finite at the ends. Together the two fields give the
-    bridge as a diffusion, forward :math:`dx = (v + \frac{\sigma^2}{2} s)\,dt + \sigma\,dB` and, with a minus
-    before the score, backward in time.
+    The first term is `sb_cfm_loss`; in the second $\sigma_t = \sigma \sqrt{t (1 - t)}$, so it is $\lVert \sigma_t
+    s_\theta + z \rVert^2$, finite at `t = 0` and `t = 1`. The two fields give the bridge as a diffusion, $dx = (v +
+    \frac{\sigma^2}{2} s)\,dt + \sigma\,dB$ forward in time and, with the sign of the score reversed, backward in
+    time.
 
     References:
-        | Simulation-Free Schrödinger Bridges via Score and Flow Matching (Tong et al., 2024),
+        - Simulation-Free Schrödinger Bridges via Score and Flow Matching (Tong et al., 2024),
           https://arxiv.org/abs/2307.03672
 
-    Arguments:
-        field: The velocity field :math:`v_\theta`.
-        score: The score :math:`s_\theta`, with the call of a velocity field.
+    Args:
+        field: The velocity field $v_\theta$.
+        score: The score $s_\theta$, with the call of a velocity field.
         x1: The data, with shape `(batch, *event)`.
         x0: The sample at `t = 0`, with the same shape; standard normal by default.
         cond: The conditions, with shape `(batch, c)`.
-        sigma: The scale :math:`\sigma` of the Brownian motion.
+        sigma: The scale $\sigma$ of the Brownian motion.
         coupling: How the ends are paired; `SchrodingerBridge(sigma)` by default.
         time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
         generator: The source of randomness, drawn for `x0`, the coupling, the time and the noise in this order.
 
-    Example:
+    Examples:
         >>> x0, x1, half = torch.zeros(8, 2), torch.ones(8, 2), torch.full((8,), 0.5)
         >>> loss = sf2m_loss(lambda t, x, cond: x1, lambda t, x, cond: (0.5 - x) / 0.25, x1, x0, time=half)
         >>> bool(loss < 1e-10)
@@ -191,7 +199,7 @@ def _bridges(
     time: Times,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Errors, Errors]:
-    """Return points of bridges, their times and conditions, and the weighted errors of a velocity and of a score."""
+    """Return points of bridges, their times and conditions, and the weighted errors of velocity and score."""
     bridge = BrownianBridge(sigma)
     if x0 is None:
         x0 = draw_noise(x1, generator)
@@ -201,7 +209,7 @@ def _bridges(
     straight = x1 - x0
     s = expand_time(t, x1)
     x_t = bridge.point(x0, x1, t, z)
-    # u = straight + tilt / spread * z, each multiplied out so that no term is infinite at the ends
+    # u = straight + tilt / spread * z, each multiplied out so that no term is infinite at t = 0 and t = 1
     spread, tilt = 2 * (s * (1 - s)).sqrt(), sigma * (1 - 2 * s)
     scale = (spread.square() + tilt.square()).rsqrt()
 

@@ -1,4 +1,4 @@
-"""Conditional flow matching: regression on the velocity of a path, or on what is equivalent to it."""
+"""Conditional flow matching: regression on the velocity of a path, or on noise, data or score."""
 
 from __future__ import annotations
 
@@ -27,26 +27,28 @@ def cfm_loss(
 ) -> Tensor:
     r"""Return the conditional flow matching loss, averaged over the event dimensions and the batch.
 
-    .. math:: E_{t, (x_0, x_1)} \lVert f_\theta(t, x_t, c) - y \rVert^2 / d,
-              \quad x_t = \alpha_t x_1 + \sigma_t x_0
+    $$
+    E_{t, (x_0, x_1)} \lVert f_\theta(t, x_t, c) - y \rVert^2 / d,
+    \quad x_t = \alpha_t x_1 + \sigma_t x_0
+    $$
 
-    - `velocity`: :math:`y = \dot\alpha_t x_1 + \dot\sigma_t x_0`, flow matching.
-    - `noise`: :math:`y = x_0`, the loss of DDPM.
-    - `data`: :math:`y = x_1`, a denoiser.
-    - `score`: denoising score matching, weighted by :math:`\sigma_t^2`, which keeps it finite:
-      :math:`\sigma_t^2 \lVert f_\theta + x_0 / \sigma_t \rVert^2 = \lVert \sigma_t f_\theta + x_0 \rVert^2`.
+    - `velocity`: $y = \dot\alpha_t x_1 + \dot\sigma_t x_0$, flow matching.
+    - `noise`: $y = x_0$, the loss of DDPM.
+    - `data`: $y = x_1$, a denoiser.
+    - `score`: denoising score matching, weighted by $\sigma_t^2$, which keeps it finite:
+      $\sigma_t^2 \lVert f_\theta + x_0 / \sigma_t \rVert^2 = \lVert \sigma_t f_\theta + x_0 \rVert^2$.
 
-    Its gradient is that of the regression on :math:`E[y \mid x_t, c]`, for the velocity the marginal
-    velocity; its minimum is not zero. `VelocityOf` makes a velocity field of any of them.
+    Its gradient is that of the regression on $E[y \mid x_t, c]$, which for the velocity is the marginal velocity; its
+    minimum is not zero. `VelocityOf` turns each of these predictions into a velocity field.
 
     References:
-        | Flow Matching for Generative Modeling (Lipman et al., 2023), https://arxiv.org/abs/2210.02747
-        | Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
-        | A Connection Between Score Matching and Denoising Autoencoders (Vincent, 2011),
+        - Flow Matching for Generative Modeling (Lipman et al., 2023), https://arxiv.org/abs/2210.02747
+        - Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
+        - A Connection Between Score Matching and Denoising Autoencoders (Vincent, 2011),
           https://doi.org/10.1162/NECO_a_00142
 
-    Arguments:
-        field: The network :math:`f_\theta`.
+    Args:
+        field: The network $f_\theta$.
         path: The path.
         x1: The data, with shape `(batch, *event)`.
         x0: The noise, with the same shape; standard normal by default.
@@ -56,7 +58,7 @@ def cfm_loss(
         prediction: What the network predicts: one of velocity, noise, data and score.
         generator: The source of randomness, drawn for the noise, the coupling and the time in this order.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.paths import CondOT
         >>> x1 = torch.ones(8, 2)
         >>> cfm_loss(lambda t, x, cond: x1, CondOT(), x1, x0=torch.zeros(8, 2))

@@ -1,4 +1,4 @@
-"""Stochastic interpolants: regression along a path between two samples that carries noise of its own."""
+"""Stochastic interpolants: regression along a path between two samples with latent noise."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["interpolant_loss", "parabola"]
 
 
 def parabola(t: Tensor) -> Tensor:
-    r"""Return :math:`t (1 - t)`, an amount of latent noise with bounded derivatives.
+    r"""Return $t (1 - t)$, an amount of latent noise with bounded derivatives.
 
-    Example:
+    Examples:
         >>> parabola(torch.tensor([0.0, 0.5, 1.0]))
         tensor([0.0000, 0.2500, 0.0000])
     """
@@ -42,40 +42,42 @@ def interpolant_loss(
 ) -> Tensor:
     r"""Return the loss of a stochastic interpolant, averaged over the event dimensions and the batch.
 
-    .. math:: E_{t, (x_0, x_1), z} \lVert f_\theta(t, x_t, c) - y \rVert^2 / d,
-              \quad x_t = \alpha_t x_1 + \sigma_t x_0 + \gamma_t z, \quad z \sim N(0, I)
+    $$
+    E_{t, (x_0, x_1), z} \lVert f_\theta(t, x_t, c) - y \rVert^2 / d,
+    \quad x_t = \alpha_t x_1 + \sigma_t x_0 + \gamma_t z, \quad z \sim N(0, I)
+    $$
 
-    Both ends may be any two samples: the latent noise :math:`z`, not `x0`, gives :math:`x_t` its score.
+    `x0` and `x1` may be any two samples; the score of $x_t$ comes from the latent noise $z$ instead of `x0`.
 
-    - `velocity`: :math:`y = \dot\alpha_t x_1 + \dot\sigma_t x_0 + \dot\gamma_t z`. Its mean
-      :math:`b_t(x) = E[y \mid x_t = x]` carries the law of `x0` to that of `x1`.
-    - `noise`: :math:`y = z`, the denoiser, and :math:`\nabla \log p_t(x) = -E[z \mid x_t = x] / \gamma_t`.
-    - `score`: :math:`\gamma_t^2 \lVert f_\theta + z / \gamma_t \rVert^2 = \lVert \gamma_t f_\theta + z \rVert^2`.
-    - `data`: :math:`y = x_1`.
+    - `velocity`: $y = \dot\alpha_t x_1 + \dot\sigma_t x_0 + \dot\gamma_t z$. The flow of its mean $b_t(x) = E[y \mid
+      x_t = x]$ maps the law of `x0` to that of `x1`.
+    - `noise`: $y = z$, the denoiser, and $\nabla \log p_t(x) = -E[z \mid x_t = x] / \gamma_t$.
+    - `score`: $\gamma_t^2 \lVert f_\theta + z / \gamma_t \rVert^2 = \lVert \gamma_t f_\theta + z \rVert^2$.
+    - `data`: $y = x_1$.
 
-    The same `generator` state gives a velocity and a score the same points, in two calls. With the score,
-    :math:`dx = (b + \frac{1}{2} w^2 \nabla \log p)\,dt + w\,dB` has the same marginals for any :math:`w_t`.
+    Two calls with the same `generator` state train a velocity and a score on the same points. With the score, $dx =
+    (b + \frac{1}{2} w^2 \nabla \log p)\,dt + w\,dB$ has the same marginals for any $w_t$.
 
     References:
-        | Stochastic Interpolants: A Unifying Framework for Flows and Diffusions (Albergo et al., 2023),
+        - Stochastic Interpolants: A Unifying Framework for Flows and Diffusions (Albergo et al., 2023),
           https://arxiv.org/abs/2303.08797
 
-    Arguments:
-        field: The network :math:`f_\theta`.
-        path: The weights :math:`\alpha_t` and :math:`\sigma_t` of the two samples.
+    Args:
+        field: The network $f_\theta$.
+        path: The weights $\alpha_t$ and $\sigma_t$ of the two samples.
         x1: The sample at `t = 1`, with shape `(batch, *event)`.
         x0: The sample at `t = 0`, with the same shape; standard normal by default.
         cond: The conditions, with shape `(batch, c)`.
-        gamma: The amount :math:`\gamma_t` of latent noise, a function of a tensor of times, zero at 0 and 1.
-            Its derivative is taken by automatic differentiation; :math:`\sqrt{2 t (1 - t)}`, whose
-            derivative is infinite at the ends, needs times inside them.
+        gamma: The amount $\gamma_t$ of latent noise, a function of a tensor of times, zero at 0 and 1.
+            Its derivative is taken by automatic differentiation; $\sqrt{2 t (1 - t)}$, whose derivative is infinite
+            at 0 and 1, needs times strictly between them.
         coupling: How the two samples are paired.
         time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
         prediction: What the network predicts: one of velocity, noise, data and score.
         generator: The source of randomness, drawn for `x0`, the coupling, the time and the latent noise in
             this order.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.paths import CondOT
         >>> x0, x1 = torch.zeros(8, 2), torch.ones(8, 2)
         >>> interpolant_loss(lambda t, x, cond: x1, CondOT(), x1, x0, gamma=torch.zeros_like)

@@ -1,4 +1,4 @@
-"""Maximum likelihood: the density of the flow itself as the objective."""
+"""Maximum likelihood: the negative log-likelihood of the flow as the objective."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from flowmatch_core.solvers.adaptive import dopri5_errors, dopri5_options
 __all__ = ["GradientMethod", "nll_loss"]
 
 GradientMethod = Literal["backprop", "adjoint"]
+"""How the gradient of `nll_loss` is computed."""
 
 
 def nll_loss(
@@ -42,24 +43,25 @@ def nll_loss(
 ) -> Tensor:
     r"""Return the negative log-likelihood of the flow of a field, averaged over the batch, in nats.
 
-    .. math:: -\frac1n \sum_i \Bigl[\log N(x_0^{(i)}; 0, \sigma_0^2 I)
-              - \int_0^1 \nabla \cdot v_\theta(t, x_t^{(i)}, c)\, dt\Bigr]
+    $$
+    -\frac1n \sum_i \Bigl[\log N(x_0^{(i)}; 0, \sigma_0^2 I)
+    - \int_0^1 \nabla \cdot v_\theta(t, x_t^{(i)}, c)\, dt\Bigr]
+    $$
 
-    - `backprop` differentiates a solve of fixed steps: the gradient is that of the value, step for step, at a
-      memory that grows with the steps. Too few of them teach the field to exploit their error.
-    - `adjoint` solves by `dopri5` and finds the gradient by a second solve, backward: constant memory, but the
-      gradient is right only up to the tolerances, in double precision or loosely in single. It waits for the
-      device.
+    - `backprop` differentiates a solve with fixed steps: the gradient is exact for the computed value, and the memory
+      grows with the steps. With too few steps the field learns to exploit the error of the solver.
+    - `adjoint` solves by `dopri5` and computes the gradient by a second, backward solve: constant memory, but the
+      gradient has the error of the tolerances, and single precision limits them. It synchronises with the device.
 
-    One or few epochs of it after `cfm_loss` are a fine-tuning; from scratch it costs tens of evaluations where
-    that costs one.
+    Use it to fine-tune for a few epochs after `cfm_loss`; training from scratch costs tens of evaluations per step
+    where `cfm_loss` costs one.
 
     References:
-        | Neural Ordinary Differential Equations (Chen et al., 2018), https://arxiv.org/abs/1806.07366
-        | FFJORD: Free-form Continuous Dynamics (Grathwohl et al., 2019), https://arxiv.org/abs/1810.01367
+        - Neural Ordinary Differential Equations (Chen et al., 2018), https://arxiv.org/abs/1806.07366
+        - FFJORD: Free-form Continuous Dynamics (Grathwohl et al., 2019), https://arxiv.org/abs/1810.01367
 
-    Arguments:
-        field: The velocity field :math:`v_\theta`; for adjoint a module, whose parameters are those to learn.
+    Args:
+        field: The velocity field $v_\theta$; for adjoint a `torch.nn.Module`, whose parameters get gradients.
         x1: The data, with shape `(batch, *event)`.
         cond: The conditions, with shape `(batch, c)`.
         method: One of backprop and adjoint.
@@ -70,11 +72,11 @@ def nll_loss(
         atol: The absolute tolerance of adjoint.
         divergence: One of auto, exact and hutchinson.
         probes: The number of probes of hutchinson.
-        base_scale: The scale :math:`\sigma_0` of the noise.
-        max_steps: How many steps adjoint may try before it is a `SolverError`.
+        base_scale: The scale $\sigma_0$ of the noise.
+        max_steps: The maximum number of steps of adjoint, above which it raises a `SolverError`.
         generator: The source of randomness of the probes.
 
-    Example:
+    Examples:
         >>> nll_loss(lambda t, x, cond: x, torch.zeros(4, 2))  # 2 + log(2 pi)
         tensor(3.8379)
     """
@@ -98,8 +100,8 @@ def nll_loss(
         return -flow.log_prob(x1, cond, generator=generator).mean()
     if not isinstance(field, nn.Module):
         raise ValueError(
-            f"field is a {type(field).__name__}, but should be a torch.nn.Module for method 'adjoint', which has to "
-            "know its parameters."
+            f"field is a {type(field).__name__}, but should be a torch.nn.Module for method 'adjoint', which needs "
+            "its parameters."
         )
     noise = rademacher(x1, probes, generator) if divergence == "hutchinson" else None
     with full_precision(x1), dopri5_errors(rtol, atol, max_steps):
@@ -119,11 +121,11 @@ def _adjoint(
     atol: float,
     max_steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return the noise of the data and the integral of the divergence along its path."""
+    """Return the noise that the data are mapped to, and the integral of the divergence along the path."""
     torchdiffeq = required("torchdiffeq", "torchdiffeq")  # imports much of scipy
 
     def joint(t: Tensor, state: Tensor) -> Tensor:
-        # the trial that chooses the first step may look past the end
+        # the trial step that sets the first step size may exceed the interval
         velocity, rate = divergence(field, t.clamp(0, 1), state[:, :-1].reshape(x1.shape), cond, method, noise=noise)
         return torch.cat([flatten_event(velocity), rate[:, None]], 1)
 

@@ -1,4 +1,4 @@
-"""Flow matching on the posterior average of the velocities: the same gradient with less variance."""
+"""Flow matching on the posterior mean of the velocity: the same expected gradient with less variance."""
 
 from __future__ import annotations
 
@@ -26,31 +26,33 @@ def posterior_cfm_loss(
     prediction: Quantity = "velocity",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Return the flow matching loss whose target is averaged over all data that may have led to the point.
+    r"""Return the flow matching loss whose target is averaged over the posterior of the data given the point.
 
-    .. math:: E\, \Bigl\lVert f_\theta(t, x_t^i, c) - \sum_j w_{ij}\, u_t(x_t^i \mid x_1^j) \Bigr\rVert^2 / d,
-              \qquad w_{ij} \propto p_t(x_t^i \mid x_1^j) = N(x_t^i; \alpha_t x_1^j, \sigma_t^2 I)
+    $$
+    E\, \Bigl\lVert f_\theta(t, x_t^i, c) - \sum_j w_{ij}\, u_t(x_t^i \mid x_1^j) \Bigr\rVert^2 / d,
+    \qquad w_{ij} \propto p_t(x_t^i \mid x_1^j) = N(x_t^i; \alpha_t x_1^j, \sigma_t^2 I)
+    $$
 
-    where :math:`j` runs over the rows of `x1`, among them the :math:`x_1^i` that made the point
-    :math:`x_t^i`, and of `reference`.
+    where $j$ runs over the rows of `x1`, including the $x_1^i$ that generated the point $x_t^i$, and over those of
+    `reference`.
 
-    The target is unbiased for any number of rows, if these are independent draws of the data: given
-    :math:`x_t^i` and all rows, :math:`w_{ij}` is the probability that it was row :math:`j` that made the
-    point, so the average is the conditional mean of the target of `cfm_loss` (Rao-Blackwell), and has its
-    mean :math:`v_t(x_t^i)` and a smaller variance. The gradient is that of `cfm_loss` in expectation; the
-    loss itself is smaller, by the variance that is averaged out. (An average without the row's own
-    :math:`x_1^i` would be self-normalised importance sampling, with a bias of order one over the rows.)
+    The target is unbiased for any number of rows, if these are independent draws of the data: given $x_t^i$ and all
+    rows, $w_{ij}$ is the probability that row $j$ generated the point, so the average is the conditional mean of the
+    target of `cfm_loss` (Rao-Blackwell), and has its mean $v_t(x_t^i)$ and a smaller variance. The gradient is that
+    of `cfm_loss` in expectation; the loss itself is smaller, by the variance that is averaged out. (An average
+    without the row's own $x_1^i$ would be self-normalised importance sampling, with a bias of order one over the
+    rows.)
 
-    Most is won where many rows may have led to a point: at early times, in few dimensions. The noise has to
-    be independent of the data, so there is no coupling. Only rows of equal condition are averaged, so
-    conditions that are all different leave `cfm_loss`.
+    The variance is reduced most where many rows may have generated a point: at early times and in few dimensions. The
+    noise has to be independent of the data, so there is no coupling. Only rows of equal condition are averaged; if
+    all conditions differ, the loss is `cfm_loss`.
 
     References:
-        | Stable Target Field for Reduced Variance Score Estimation in Diffusion Models (Xu et al., 2023),
+        - Stable Target Field for Reduced Variance Score Estimation in Diffusion Models (Xu et al., 2023),
           https://arxiv.org/abs/2302.00670
 
-    Arguments:
-        field: The network :math:`f_\theta`.
+    Args:
+        field: The network $f_\theta$.
         path: The path.
         x1: The data, with shape `(batch, *event)`.
         x0: The noise, with the shape of `x1`, normal and independent of it; drawn by default.
@@ -61,9 +63,9 @@ def posterior_cfm_loss(
         prediction: What the network predicts, as in `cfm_loss`: one of velocity, noise, data and score.
         generator: The source of randomness, drawn for the noise and the time in this order.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.paths import CondOT
-        >>> x1 = torch.tensor([[-1.0], [1.0]])  # at t = 0 either may have been meant: E[x1 - x0] = -x0
+        >>> x1 = torch.tensor([[-1.0], [1.0]])  # at t = 0 both rows are equally likely: E[x1 - x0] = -x0
         >>> posterior_cfm_loss(lambda t, x, cond: -x, CondOT(), x1, time=torch.zeros(2)) < 1e-12
         tensor(True)
     """
@@ -80,7 +82,7 @@ def posterior_cfm_loss(
     shift = _posterior_mean(path, sample.t, x0, x1, rows, cond, row_cond) - x1
     value = field(sample.t, sample.x_t, cond)
     error = residual(value, prediction, sample.t, velocity=sample.velocity, noise=x0, data=x1, sigma=path.sigma)
-    # each target is affine in the data: exact where only the row's own has weight
+    # each target is affine in the data, so the shift of their mean is exact
     slope = path.coefficients(sample.t, "data", "noise" if prediction == "score" else prediction)[1]
     return (error - expand_time(slope, x1) * shift).square().mean()
 
@@ -95,14 +97,13 @@ def _posterior_mean(
     cond: Tensor | None,
     row_cond: Tensor | None,
 ) -> Tensor:
-    r"""Return :math:`\sum_j w_{ij} x_1^j` for every row of `x1`.
+    r"""Return $\sum_j w_{ij} x_1^j$ for every row of `x1`.
 
-    Measured from the row's own data, :math:`\log (w_{ij} / w_{ii}) = -k\, x_0^i \cdot (x_1^i - x_1^j) -
-    \frac{1}{2} k^2 \lVert x_1^i - x_1^j \rVert^2` with :math:`k = \alpha_t / \sigma_t`: nothing cancels
-    where :math:`\sigma_t` is small.
+    Relative to the row's own data, $\log (w_{ij} / w_{ii}) = -k\, x_0^i \cdot (x_1^i - x_1^j) - \frac{1}{2} k^2
+    \lVert x_1^i - x_1^j \rVert^2$ with $k = \alpha_t / \sigma_t$: nothing cancels where $\sigma_t$ is small.
     """
     sigma = path.sigma(t)
-    tiny = torch.finfo(sigma.dtype).tiny ** 0.5  # whose square is still above zero
+    tiny = torch.finfo(sigma.dtype).tiny ** 0.5  # its square is still above zero
     k = (path.alpha(t) / sigma.clamp_min(tiny)).expand(len(x1))[:, None]
     noise, own, others = flatten_event(x0), flatten_event(x1), flatten_event(rows)
     with torch.autocast(x1.device.type, enabled=False):

@@ -1,7 +1,7 @@
-"""Closed-form truths: Gaussian mixtures along a path, and successor measures of linear-Gaussian processes.
+"""Closed-form solutions: Gaussian mixtures along a path, and successor measures of linear-Gaussian processes.
 
-They need no training, so they can stand in for a network: as the target of a temporal-difference loss, as
-the model of a sampler or a likelihood, or as the ground truth of a metric.
+They can replace a trained network: as the target of a temporal-difference loss, as the model of a sampler or a
+likelihood, or as the ground truth of a metric.
 """
 
 from flowmatch_core.oracles.gaussian_mixture import GaussianMixture

@@ -1,4 +1,4 @@
-"""Successor measures of linear-Gaussian Markov decision processes in closed form."""
+"""Successor measures of linear-Gaussian Markov decision processes, in closed form."""
 
 from __future__ import annotations
 
@@ -22,26 +22,38 @@ __all__ = ["LinearGaussianMDP"]
 class LinearGaussianMDP:
     r"""Linear dynamics with Gaussian noise under a linear policy: successor measure and values.
 
-    .. math:: s' = A s + B a + c + w, \quad w \sim N(0, W), \quad a = K s + k
+    $$
+    s' = A s + B a + c + w, \quad w \sim N(0, W), \quad a = K s + k
+    $$
 
-    With :math:`F = A + BK` and :math:`f = Bk + c`, the n-th next state is Gaussian,
+    With $F = A + BK$ and $f = Bk + c$, the n-th next state is Gaussian,
 
-    .. math:: \mu_1 = A s + B a + c, \; \Sigma_1 = W, \qquad
-        \mu_{n+1} = F\mu_n + f, \; \Sigma_{n+1} = F\Sigma_n F^\top + W
+    $$
+    \mu_1 = A s + B a + c, \; \Sigma_1 = W, \qquad
+    \mu_{n+1} = F\mu_n + f, \; \Sigma_{n+1} = F\Sigma_n F^\top + W
+    $$
 
     and the successor measure, whose first sample is the NEXT state, is
-    :math:`m(\cdot|s,a) = \sum_{n\ge 1} (1-\gamma)\gamma^{n-1} N(\mu_n, \Sigma_n)`.
+    $m(\cdot|s,a) = \sum_{n\ge 1} (1-\gamma)\gamma^{n-1} N(\mu_n, \Sigma_n)$.
 
-    Shapes: ``A`` (d, d), ``B`` (d, p), ``c`` (d,), ``W`` (d, d), ``K`` (p, d), ``k`` (p,); states
-    ``(*rows, d)``, actions ``(*rows, p)``. An action of ``None`` means the policy's.
+    States have shape `(*rows, d)`, actions `(*rows, p)`. An action of `None` is that of the policy.
 
-    >>> I = torch.eye(2)
-    >>> mdp = LinearGaussianMDP(A=0.9 * I, B=I, c=torch.zeros(2), W=0.01 * I, K=-0.1 * I, k=torch.zeros(2))
-    >>> m = mdp.successor(torch.ones(5, 2), None, gamma=0.5)
-    >>> m.mean[0]                                            # (1 - 0.5) 0.8 / (1 - 0.5 * 0.8)
-    tensor([0.6667, 0.6667])
-    >>> m.sample(7, generator=torch.Generator().manual_seed(0)).shape
-    torch.Size([7, 5, 2])
+    Args:
+        A: The matrix of the state, with shape `(d, d)`.
+        B: The matrix of the action, with shape `(d, p)`.
+        c: The drift, with shape `(d,)`.
+        W: The covariance of the noise, with shape `(d, d)`.
+        K: The matrix of the policy, with shape `(p, d)`.
+        k: The offset of the policy, with shape `(p,)`.
+
+    Examples:
+        >>> I = torch.eye(2)
+        >>> mdp = LinearGaussianMDP(A=0.9 * I, B=I, c=torch.zeros(2), W=0.01 * I, K=-0.1 * I, k=torch.zeros(2))
+        >>> m = mdp.successor(torch.ones(5, 2), None, gamma=0.5)
+        >>> m.mean[0]                                            # (1 - 0.5) 0.8 / (1 - 0.5 * 0.8)
+        tensor([0.6667, 0.6667])
+        >>> m.sample(7, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([7, 5, 2])
     """
 
     A: Tensor
@@ -60,15 +72,15 @@ class LinearGaussianMDP:
                 raise ValueError(f"{name} had shape {found}, but with {d} states and {p} actions it should be {shape}.")
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LinearGaussianMDP:
-        """The same process with its tensors elsewhere or of another precision."""
+        """Return the process with its tensors on another device or of another dtype."""
         return replace(self, **{f.name: getattr(self, f.name).to(device, dtype) for f in fields(self)})
 
     def policy(self, state: Tensor) -> Tensor:
-        """a = K s + k."""
+        """Return the action K s + k, with shape `(*rows, p)`."""
         return linear(state, self.K, self.k)
 
     def step(self, state: Tensor, action: Tensor | None, *, generator: torch.Generator | None = None) -> Tensor:
-        """A next state for every row."""
+        """Draw a next state for every row, with shape `(*rows, d)`."""
         mean = self._next_mean(state, action)
         variances, axes = torch.linalg.eigh(self.W)
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
@@ -77,10 +89,10 @@ class LinearGaussianMDP:
     def successor(
         self, state: Tensor, action: Tensor | None, gamma: float, *, tolerance: float = 1e-6
     ) -> GaussianMixture:
-        """The successor measure of every row.
+        """Return the successor measure of every row.
 
-        The mass gamma^N <= ``tolerance`` beyond the N-th step is put on the stationary law, or on step N
-        where there is none; ``mean`` and ``second_moment`` are those of the whole series.
+        The mass gamma^N <= `tolerance` beyond the N-th step is assigned to the stationary law, or to step N if there
+        is none; `mean` and `second_moment` are exact for the whole series.
         """
         powers, offsets, mixture = self._table(gamma, tolerance)
         first = self._next_mean(state, action)
@@ -95,14 +107,15 @@ class LinearGaussianMDP:
         *,
         tolerance: float = 1e-6,
     ) -> VelocityField:
-        """The exact velocity as a field ``field(t, x, cond)``: a stand-in for a trained network.
+        """Return the exact velocity as a field `field(t, x, cond)`, in place of a trained network.
 
-        ``cond`` is ``cat([state, action])``, or the state alone for the policy's action.
+        `cond` is `cat([state, action])`, or the state alone for the action of the policy.
 
-        >>> I = torch.eye(1)
-        >>> mdp = LinearGaussianMDP(A=I, B=I, c=torch.ones(1), W=I, K=-I, k=torch.zeros(1))
-        >>> mdp.velocity_field(gamma=0.9)(0.0, torch.full((3, 1), -2.0), torch.zeros(3, 1)).mean()
-        tensor(3.0000)
+        Examples:
+            >>> I = torch.eye(1)
+            >>> mdp = LinearGaussianMDP(A=I, B=I, c=torch.ones(1), W=I, K=-I, k=torch.zeros(1))
+            >>> mdp.velocity_field(gamma=0.9)(0.0, torch.full((3, 1), -2.0), torch.zeros(3, 1)).mean()
+            tensor(3.0000)
         """
         powers, offsets, mixture = self._table(gamma, tolerance)
         (n, d), p = offsets.shape, self.B.shape[-1]
@@ -124,19 +137,19 @@ class LinearGaussianMDP:
     def value_linear(
         self, state: Tensor, action: Tensor | None, gamma: float, *, weight: Tensor, offset: float = 0.0
     ) -> Tensor:
-        """Q of the reward r(x) = weight . x + offset, ``(*rows,)``."""
+        """Return Q of the reward r(x) = weight · x + offset, with shape `(*rows,)`."""
         return (self._moments(self._next_mean(state, action), gamma)[0] @ weight + offset) / (1 - gamma)
 
     def value_quadratic(self, state: Tensor, action: Tensor | None, gamma: float, *, matrix: Tensor) -> Tensor:
-        """Q of the reward r(x) = x^T matrix x, ``(*rows,)``."""
+        """Return Q of the reward r(x) = x^T matrix x, with shape `(*rows,)`."""
         second_moment = self._moments(self._next_mean(state, action), gamma)[1]
         return torch.einsum("de,...de->...", matrix, second_moment) / (1 - gamma)
 
     def value_bump(self, state: Tensor, action: Tensor | None, gamma: float, *, goal: Tensor, spread: Tensor) -> Tensor:
-        r"""Q of the reward :math:`r(x) = \exp(-\frac12 (x-g)^\top\Lambda^{-1}(x-g))`, ``(*rows,)``.
+        r"""Return Q of the reward $r(x) = \exp(-\frac12 (x-g)^\top\Lambda^{-1}(x-g))$, `(*rows,)`.
 
-        The expected bump is a convolution: the density at the goal :math:`g` of the mixture widened by the
-        spread :math:`\Lambda`, times the bump's integral.
+        The expectation is a convolution: the density at the goal $g$ of the mixture with covariances increased by
+        $\Lambda$, times the integral of the reward.
         """
         m = self.successor(state, action, gamma)
         widened = GaussianMixture(m.weights, m.means, m.covariances + spread)
@@ -151,7 +164,7 @@ class LinearGaussianMDP:
         return self.A + self.B @ self.K, self.B @ self.k + self.c
 
     def _table(self, gamma: float, tolerance: float) -> tuple[Tensor, Tensor, GaussianMixture]:
-        """The maps mu_n = powers_n mu_1 + offsets_n and the mixture of N(0, Sigma_n), tail included."""
+        """Return the maps mu_n = powers_n mu_1 + offsets_n and the mixture of N(0, Sigma_n), including the tail."""
         F, f = self._closed_loop()
         radius = _spectral_radius(F, gamma)
         steps = max(1, math.ceil(math.log(tolerance) / math.log(gamma))) if gamma > 0 else 1
@@ -177,7 +190,7 @@ class LinearGaussianMDP:
         )
 
     def _moments(self, first: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-        """E[X] and E[X X^T] given mu_1 of every row: geometric series, summed exactly."""
+        """Return E[X] and E[X X^T] given mu_1 of every row, as exact sums of geometric series."""
         F, f = self._closed_loop()
         _spectral_radius(F, gamma)
         identity = torch.eye(len(F), dtype=F.dtype, device=F.device)
@@ -190,7 +203,7 @@ class LinearGaussianMDP:
 
 
 def _spectral_radius(F: Tensor, gamma: float) -> float:
-    """The largest modulus of F's eigenvalues; refuses a gamma without a finite second moment."""
+    """Return the spectral radius of F; raise a `ValueError` where the second moment is infinite for gamma."""
     radius = float(torch.linalg.eigvals(F).abs().max())
     bound = 1.0 if radius <= 1 else 1 / radius**2
     if not 0 <= gamma < bound:
@@ -202,7 +215,7 @@ def _spectral_radius(F: Tensor, gamma: float) -> float:
 
 
 def _discounted_lyapunov(F: Tensor, source: Tensor, gamma: float) -> Tensor:
-    """U with U - gamma F U F^T = source, ``(*rows, d, d)``."""
+    """Return the U with U - gamma F U F^T = source, with shape `(*rows, d, d)`."""
     operator = torch.eye(F.numel(), dtype=F.dtype, device=F.device) - gamma * torch.kron(F, F)
     solution: Tensor = torch.linalg.solve(operator, source.flatten(-2).unsqueeze(-1))
     return solution.view_as(source)

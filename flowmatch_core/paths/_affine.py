@@ -1,4 +1,4 @@
-"""Affine conditional paths: the interpolation, its velocity, and what a network may predict along it."""
+"""Affine conditional paths: interpolation, velocity, and conversion between predicted quantities."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Quantity = Literal["velocity", "score", "noise", "data"]
 
 @dataclass(frozen=True)
 class PathSample:
-    """A point of the path and its velocity, both `(batch, *event)`, with its time, `()` or `(batch,)`."""
+    """A point of the path and its velocity, both `(batch, *event)`, and the time, `()` or `(batch,)`."""
 
     x_t: Tensor
     velocity: Tensor
@@ -30,70 +30,74 @@ class PathSample:
 
 
 class AffinePath(ABC):
-    r"""The path :math:`x_t = \alpha_t x_1 + \sigma_t x_0` from noise `x0` to data `x1`.
+    r"""The path $x_t = \alpha_t x_1 + \sigma_t x_0$ from noise `x0` to data `x1`.
 
-    A member gives `alpha`, `sigma`, their derivatives and the inverse of their ratio. Each takes a time of
-    any shape (or a float, computed in float64) and returns a tensor of that shape. :math:`\sigma_t` should
-    be exactly zero where its formula is, and :math:`\alpha_t / \sigma_t` should increase.
+    A subclass defines `alpha`, `sigma`, their derivatives and the inverse of their ratio. Each method takes a time of
+    any shape (or a float, computed in float64) and returns a tensor of that shape. $\sigma_t$ should be exactly zero
+    where its formula is zero, and $\alpha_t / \sigma_t$ should increase.
 
     References:
-        | Flow Matching for Generative Modeling (Lipman et al., 2023), https://arxiv.org/abs/2210.02747
+        - Flow Matching for Generative Modeling (Lipman et al., 2023), https://arxiv.org/abs/2210.02747
     """
 
     @abstractmethod
     def alpha(self, t: Time) -> Tensor:
-        r"""Return :math:`\alpha_t`, the weight of the data."""
+        r"""Return $\alpha_t$, the weight of the data."""
 
     @abstractmethod
     def sigma(self, t: Time) -> Tensor:
-        r"""Return :math:`\sigma_t`, the weight of the noise."""
+        r"""Return $\sigma_t$, the weight of the noise."""
 
     @abstractmethod
     def d_alpha(self, t: Time) -> Tensor:
-        r"""Return :math:`\dot\alpha_t`."""
+        r"""Return $\dot\alpha_t$."""
 
     @abstractmethod
     def d_sigma(self, t: Time) -> Tensor:
-        r"""Return :math:`\dot\sigma_t`, which may be infinite where :math:`\sigma_t = 0`."""
+        r"""Return $\dot\sigma_t$, which may be infinite where $\sigma_t = 0$."""
 
     @abstractmethod
     def sigma_d_sigma(self, t: Time) -> Tensor:
-        r"""Return :math:`\sigma_t \dot\sigma_t`, half the derivative of the variance: finite at both ends."""
+        r"""Return $\sigma_t \dot\sigma_t$, half the derivative of the variance: finite at both ends."""
 
     @abstractmethod
     def time_of_ratio(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        r"""Return the time at which :math:`\alpha_t : \sigma_t` is the ratio of the arguments, neither negative.
+        r"""Return the time at which $\alpha_t / \sigma_t$ equals `alpha / sigma`, neither of which is negative.
 
-        A ratio that the path does not reach gives the end that is nearest to it.
+        For a ratio that the path does not reach it is the nearer end, 0 or 1.
         """
 
     def angle(self, t: Time) -> Tensor:
-        r"""Return :math:`\theta_t = \operatorname{atan2}(\alpha_t, \sigma_t)`, from 0 at pure noise to
-        :math:`\pi / 2` at pure data; :math:`\tan^2 \theta_t` is the signal-to-noise ratio.
+        r"""Return the angle $\theta_t = \operatorname{atan2}(\alpha_t, \sigma_t)$.
+
+        It is 0 for pure noise and $\pi / 2$ for pure data.
+
+        $\tan^2 \theta_t$ is the signal-to-noise ratio.
         """
         return torch.atan2(self.alpha(t), self.sigma(t))
 
     def time_of_angle(self, angle: Tensor) -> Tensor:
-        """Return the time at which the path has an angle, or the end that is nearest to it.
+        """Return the time at which the path has an angle, or the nearer end, 0 or 1.
 
-        Example:
+        Examples:
             >>> from flowmatch_core.paths import CondOT
             >>> CondOT().time_of_angle(torch.tensor([0.0, 0.7854]))
             tensor([0.0000, 0.5000])
         """
-        # a cosine just below zero is the rounding of a right angle
+        # the cosine of a right angle may round to just below zero
         return self.time_of_ratio(torch.sin(angle), torch.cos(angle).clamp_min(0))
 
     def sample(self, x0: Tensor, x1: Tensor, t: Time) -> PathSample:
-        r"""Return the point :math:`\alpha_t x_1 + \sigma_t x_0` and its velocity :math:`\dot\alpha_t x_1 +
-        \dot\sigma_t x_0`.
+        r"""Return the point $\alpha_t x_1 + \sigma_t x_0$ and its velocity.
 
-        Arguments:
+        The velocity is $\dot\alpha_t x_1 + \dot\sigma_t x_0$.
+
+        Args:
             x0: The noise, with shape `(batch, *event)`.
             x1: The data, with the same shape.
             t: The time, a float, 0-d or `(batch,)`.
 
-        Example:
+        Examples:
             >>> from flowmatch_core.paths import CondOT
             >>> CondOT().sample(torch.zeros(2, 1), torch.ones(2, 1), 0.25).x_t
             tensor([[0.2500],
@@ -108,14 +112,13 @@ class AffinePath(ABC):
         )
 
     def conditional_velocity(self, t: Time, x: Tensor, x1: Tensor) -> Tensor:
-        r"""Return :math:`u_t(x \mid x_1) = \dot\alpha_t x_1 + \dot\sigma_t (x - \alpha_t x_1) / \sigma_t`.
+        r"""Return $u_t(x \mid x_1) = \dot\alpha_t x_1 + \dot\sigma_t (x - \alpha_t x_1) / \sigma_t$.
 
-        Where :math:`\sigma_t = 0` (`t = 1` on a path that ends in the data) `x` says nothing about the
-        noise, so :math:`u_t` has no limit there. The noise is then replaced by its mean, zero: the value
-        :math:`\dot\alpha_t x_1` is the average velocity :math:`E[\dot x_t \mid x_1]`, is finite, and is the
-        limit along the centre :math:`x = \alpha_t x_1` of the path.
+        Where $\sigma_t = 0$ (`t = 1` on a path that ends in the data) `x` does not determine the noise, so $u_t$ has
+        no limit there. The noise is then replaced by its mean, zero: the value $\dot\alpha_t x_1$ is the average
+        velocity $E[\dot x_t \mid x_1]$, is finite, and is the limit along the centre $x = \alpha_t x_1$ of the path.
 
-        Arguments:
+        Args:
             t: The time, a float, 0-d or `(batch,)`.
             x: The point, with shape `(batch, *event)`.
             x1: The data, with the same shape.
@@ -123,17 +126,18 @@ class AffinePath(ABC):
         return self.convert(x1, t, x, source="data", target="velocity")
 
     def convert(self, value: Tensor, t: Time, x: Tensor, source: Quantity, target: Quantity) -> Tensor:
-        r"""Turn a prediction of one quantity at `(t, x)` into another: :math:`a_t x + b_t\,\text{value}` with
-        the `coefficients` of the pair.
+        r"""Convert a prediction of one quantity at `(t, x)` into another.
 
-        Arguments:
+        The result is $a_t x + b_t\,\text{value}$ with the `coefficients` of the pair.
+
+        Args:
             value: The prediction, with shape `(batch, *event)`.
             t: The time, a float, 0-d or `(batch,)`.
             x: The point, with the shape of `value`.
             source: What `value` is.
             target: What is wanted.
 
-        Example:
+        Examples:
             >>> from flowmatch_core.paths import CondOT
             >>> x, velocity = torch.ones(1, 1), torch.full((1, 1), 3.0)
             >>> CondOT().convert(velocity, 0.5, x, source="velocity", target="data")
@@ -141,34 +145,35 @@ class AffinePath(ABC):
         """
         check_shape("value", value, x.shape)
         a, b = (expand_time(coefficient, x) for coefficient in self.coefficients(t, source, target))
-        unknown = b.isnan()  # kept out of the product, which would spoil the gradients of other rows
+        unknown = b.isnan()  # excluded from the product: a NaN there would reach the gradients of other rows
         known_part = torch.where(unknown, 0.0, a) * x + torch.where(unknown, 0.0, b) * value
         return torch.where(unknown, math.nan, known_part)
 
     def coefficients(self, t: Time, source: Quantity, target: Quantity) -> tuple[Tensor, Tensor]:
-        r"""Return the :math:`(a_t, b_t)` with `target` :math:`= a_t x + b_t` `source`, both shaped like `t`.
+        r"""Return the $(a_t, b_t)$ with `target` $= a_t x + b_t$ `source`, both shaped like `t`.
 
-        All four quantities are affine in the pair :math:`(E[x_0 \mid x], E[x_1 \mid x])`, and `x` itself
+        All four quantities are affine in the pair $(E[x_0 \mid x], E[x_1 \mid x])$, and `x` itself
         fixes one combination:
 
-        .. math:: x = \alpha_t x_1 + \sigma_t x_0, \quad v = \dot\alpha_t x_1 + \dot\sigma_t x_0, \quad
-                  \nabla \log p_t(x) = -x_0 / \sigma_t .
+        $$
+        x = \alpha_t x_1 + \sigma_t x_0, \quad v = \dot\alpha_t x_1 + \dot\sigma_t x_0, \quad
+        \nabla \log p_t(x) = -x_0 / \sigma_t .
+        $$
 
-        The last one needs noise that is normal and independent of the data (Tweedie): a coupling that pairs
-        noise with data leaves the other three as they are, and spoils the score.
+        The last one (Tweedie's formula) holds only for noise that is normal and independent of the data: with a
+        coupling that pairs noise with data the score is wrong, while the other three still hold.
 
-        The coefficients are exact at the ends wherever the quantity sought is determined there. Where it is
-        not: a noise that :math:`\sigma_t = 0` hides is its mean, zero (see `conditional_velocity`; also the
-        noise whose coefficient :math:`\dot\sigma_t` is infinite); what cannot be known at all has the
-        coefficients `nan`: the score from noise, data or a finite velocity at :math:`\sigma_t = 0`, and the
-        data at :math:`\alpha_t = 0`, with the velocity, from noise or score.
+        At $t = 0$ and $t = 1$ the coefficients are exact wherever the target is determined there. Otherwise: where
+        $\sigma_t = 0$, or $\dot\sigma_t$ is infinite, the noise is replaced by its mean, zero (see
+        `conditional_velocity`). A target that is not determined has the coefficients `nan`: the score from noise,
+        data or a finite velocity at $\sigma_t = 0$, and data and velocity from noise or score at $\alpha_t = 0$.
 
-        Arguments:
+        Args:
             t: The time, of any shape, or a float.
             source: What is known beside `x`.
             target: What is wanted.
 
-        Example:
+        Examples:
             >>> from flowmatch_core.paths import CondOT
             >>> CondOT().coefficients(torch.tensor([0.0, 0.5]), "velocity", "data")
             (tensor([1., 1.]), tensor([1.0000, 0.5000]))
@@ -192,7 +197,7 @@ class AffinePath(ABC):
             return -precision, precision * alpha
         if target == "velocity":
             d_alpha = self.d_alpha(t)
-            # without data and without their rate, the velocity is that of the noise
+            # where alpha and its rate are both zero, the velocity is that of the noise
             rate = _divide(d_alpha, alpha, otherwise=torch.where(d_alpha == 0, 0.0, math.nan))
             if source == "score":
                 return rate, rate * sigma.square() - self.sigma_d_sigma(t)
@@ -204,14 +209,15 @@ class AffinePath(ABC):
         return zero, (-sigma if source == "score" else -_divide(one, sigma, otherwise=math.nan))
 
     def data_or_mean(self, t: Time, source: Quantity) -> tuple[Tensor, Tensor]:
-        """Return the `coefficients` of the data, zero where these cannot be known: there they have their mean, zero
-        once standardised.
+        """Return the `coefficients` of the data, zero where these are not determined.
 
-        Arguments:
+        There the data are replaced by their mean, which is zero for standardised data.
+
+        Args:
             t: The time, of any shape, or a float.
             source: What is known beside `x`.
 
-        Example:
+        Examples:
             >>> from flowmatch_core.paths import CondOT
             >>> CondOT().data_or_mean(torch.tensor([0.0, 0.5]), "noise")
             (tensor([0., 2.]), tensor([ 0., -1.]))
@@ -219,30 +225,36 @@ class AffinePath(ABC):
         of_x, of_source = (torch.where(c.isnan(), 0.0, c) for c in self.coefficients(t, source, "data"))
         return of_x, of_source
 
-    def step_coefficients(self, times: Tensor, source: Quantity, kept: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-        r"""Return the :math:`(a, b)` of the steps :math:`x_t = a x_s + b` `source` from each time :math:`s` to the
-        next, :math:`t`, that move the data and a share :math:`\kappa` of the noise along the path:
+    def step_coefficients(
+        self, times: Tensor, source: Quantity, noise_retention: Tensor | float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        r"""Return the coefficients of steps along the path from each time $s$ to the next, $t$.
 
-        .. math:: x_t = \alpha_t \hat x_1 + \sigma_t\, \kappa\, \hat x_0
+        The step is $x_t = a x_s + b$ `source`. It keeps the data and a fraction $\kappa$ of the noise:
 
-        with :math:`\hat x_0, \hat x_1` what `source` at :math:`(s, x_s)` stands for. All of the noise is a step of
-        DDIM. Pure noise says nothing of the data, whose mean is then taken to be zero (see `data_or_mean`).
+        $$
+        x_t = \alpha_t \hat x_1 + \sigma_t\, \kappa\, \hat x_0
+        $$
 
-        Arguments:
+        where $\hat x_0, \hat x_1$ are the noise and the data that follow from `source` at $(s, x_s)$. With $\kappa =
+        1$ this is a step of DDIM. Where $\alpha_s = 0$ the data are replaced by their mean, zero (see
+        `data_or_mean`).
+
+        Args:
             times: The times between the steps, with shape `(steps + 1, ...)`.
             source: What the network predicts.
-            kept: The share :math:`\kappa`, which broadcasts to `(steps, ...)`.
+            noise_retention: The fraction $\kappa$, which broadcasts to `(steps, ...)`.
 
         Returns:
-            Both, with shape `(steps, ...)`.
+            The coefficients $a$ and $b$, each with shape `(steps, ...)`.
 
-        Example:
+        Examples:
             >>> from flowmatch_core.paths import CondOT
             >>> CondOT().step_coefficients(torch.tensor([0.0, 0.5, 1.0]), "velocity")  # of Euler
             (tensor([1., 1.]), tensor([0.5000, 0.5000]))
         """
         start, end = times[:-1], times[1:]
-        alpha, sigma = self.alpha(end), self.sigma(end) * kept
+        alpha, sigma = self.alpha(end), self.sigma(end) * noise_retention
         data, noise = self.data_or_mean(start, source), self.coefficients(start, source, "noise")
         a, b = (alpha * of_data + sigma * of_noise for of_data, of_noise in zip(data, noise, strict=True))
         return a, b
@@ -252,7 +264,7 @@ class AffinePath(ABC):
         if target == "score":
             determinant = d_alpha * sigma.square() - alpha * self.sigma_d_sigma(t)
             a = -_divide(d_alpha, determinant, otherwise=math.nan)
-            # without data, x is noise whatever the velocity
+            # where alpha is zero, x is noise whatever the velocity
             return (
                 torch.where(alpha == 0, -_divide(torch.ones_like(sigma), sigma.square(), otherwise=math.nan), a),
                 torch.where(alpha == 0, 0.0, _divide(alpha, determinant, otherwise=math.nan)),
@@ -270,13 +282,14 @@ class AffinePath(ABC):
 
 
 def time_tensor(t: Time) -> Tensor:
-    """Return a tensor as it is and a float as a 0-d tensor of float64, which promotes no other."""
+    """Return a tensor unchanged, and a float as a 0-d float64 tensor, which does not promote other dtypes."""
     return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
 
 
 def stack_times(times: Sequence[Time], x: Tensor) -> Tensor:
-    """Return times that are all floats or all of one shape along a new first dimension; behind it they broadcast along
-    the batch of `x`, as after `expand_time`, and floats stay in float64.
+    """Stack times, all floats or all of one shape, along a new first dimension.
+
+    The other dimensions broadcast along the batch of `x`, as after `expand_time`. Floats stay in float64.
     """
     stacked = torch.stack([time_tensor(t) for t in times])
     return stacked.reshape(*stacked.shape, *(1,) * (x.ndim - 1)) if stacked.ndim > 1 else stacked

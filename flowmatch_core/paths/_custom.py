@@ -1,4 +1,4 @@
-"""A path of any given schedule."""
+"""A path with user-defined coefficients."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _HALVINGS = 60  # of [0, 1]: below the rounding of float64
 
 @final
 class CustomPath(AffinePath):
-    r"""A path with the :math:`\alpha_t` and :math:`\sigma_t` of two functions.
+    r"""A path whose $\alpha_t$ and $\sigma_t$ are given as functions.
 
     Their derivatives are taken by forward-mode automatic differentiation, and the inverse of their ratio,
-    which should increase, by bisection. A :math:`\dot\sigma_t` that is infinite where :math:`\sigma_t = 0`
-    needs a class of its own (see `VP`): the product `sigma_d_sigma` is `nan` there.
+    which should increase, by bisection. Where $\sigma_t = 0$ and $\dot\sigma_t$ is infinite, the product
+    `sigma_d_sigma` is `nan`: write a subclass of `AffinePath` for such a path (see `VP`).
 
-    Arguments:
+    Args:
         alpha: The weight of the data, a function of a tensor of times with a result of the same shape.
         sigma: The weight of the noise, likewise.
 
-    Example:
+    Examples:
         >>> path = CustomPath(alpha=lambda t: t**3, sigma=lambda t: (1 - t) * (1 + t))
         >>> path.d_alpha(0.5), path.d_sigma(0.5)
         (tensor(0.7500, dtype=torch.float64), tensor(-1., dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""A velocity field made from a network that predicts something else."""
+"""Velocity fields of networks that predict noise, score or data."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ __all__ = ["VelocityOf"]
 class VelocityOf(Field):
     r"""The velocity field of a network that predicts the noise, the score, the data or the velocity.
 
-    .. math:: v_t(x) = a_t x + b_t f(t, x, c), \qquad \nabla \cdot v_t = a_t d + b_t \nabla \cdot f
+    $$
+    v_t(x) = a_t x + b_t f(t, x, c), \qquad \nabla \cdot v_t = a_t d + b_t \nabla \cdot f
+    $$
 
     with the `coefficients` of the path; the divergence has a closed form if that of the network has one.
-    Where :math:`\alpha_t = 0`, noise and score tell nothing of the data. These are independent of `x` there
-    and replaced by their mean, which makes the velocity exact. Just after that time :math:`b_t` is large,
-    of the order of :math:`1 / \alpha_t`, and so is the effect of an error of the network.
+    Where $\alpha_t = 0$, noise and score do not determine the data. The data are independent of `x` there and are
+    replaced by their mean, which makes the velocity exact. Just after that time $b_t$ is of the order of $1 /
+    \alpha_t$ and amplifies errors of the network.
 
-    Arguments:
-        network: The network :math:`f(t, x, c)`, any callable like a velocity field.
+    Args:
+        network: The network $f(t, x, c)$, any callable like a velocity field.
         path: The path along which it was trained.
-        prediction: What it predicts.
+        prediction: What it predicts: one of velocity, noise, data and score.
         mean: The mean of the data, which broadcasts to the event; zero, that of standardised data, by default.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.paths import CondOT
         >>> field = VelocityOf(lambda t, x, cond: torch.full_like(x, 3.0), CondOT(), prediction="data")
         >>> field(0.5, torch.ones(1, 2))  # (3 - 1) / (1 - 0.5)

@@ -1,4 +1,4 @@
-"""A change of schedule of a trained velocity field."""
+"""Change the path of a trained velocity field."""
 
 from __future__ import annotations
 
@@ -20,29 +20,31 @@ __all__ = ["Rescheduled"]
 class Rescheduled(Field):
     r"""The velocity field along one path, from a field that was trained along another.
 
-    All affine paths pass through the same points of the unit circle, :math:`x_t / r_t = x_1 \sin\theta_t +
-    x_0 \cos\theta_t` with :math:`r_t = \sqrt{\alpha_t^2 + \sigma_t^2}` and the `angle` :math:`\theta_t`, at
-    another pace and scale. With the trained path barred and :math:`\bar t` its time of the same angle,
+    Affine paths differ only in the rate at which the `angle` $\theta_t$ changes and in the scale $r_t =
+    \sqrt{\alpha_t^2 + \sigma_t^2}$: $x_t / r_t = x_1 \sin\theta_t + x_0 \cos\theta_t$. With a bar for the trained
+    path, and $\bar t$ its time of the same angle,
 
-    .. math:: v_t(x) = \left( \frac{\dot r}{r} - \frac{\dot\theta}{\dot{\bar\theta}}
-              \frac{\dot{\bar r}}{\bar r} \right) x + \frac{\dot\theta}{\dot{\bar\theta}} \frac{r}{\bar r}
-              \, \bar v_{\bar t}\!\left( \frac{\bar r}{r} x \right) .
+    $$
+    v_t(x) = \left( \frac{\dot r}{r} - \frac{\dot\theta}{\dot{\bar\theta}}
+    \frac{\dot{\bar r}}{\bar r} \right) x + \frac{\dot\theta}{\dot{\bar\theta}} \frac{r}{\bar r}
+    \, \bar v_{\bar t}\!\left( \frac{\bar r}{r} x \right) .
+    $$
 
-    It is finite at both ends. Where one path stands still or runs infinitely fast and the other does not,
-    the trained velocity does not determine the new one; then the noise, at :math:`\sigma_t = 0`, or the data,
-    at :math:`\alpha_t = 0`, are replaced by their mean. At an angle that the trained path does not reach, its
-    nearest end is used.
+    The velocity is finite at $t = 0$ and $t = 1$. Where the rate of one angle is zero or infinite and the other is
+    not, the trained velocity does not determine the new one; then the noise, at $\sigma_t = 0$, or the data, at
+    $\alpha_t = 0$, are replaced by their mean. At an angle that the trained path does not reach, the nearer end of it
+    is used.
 
     References:
-        | Flow Matching Guide and Code (Lipman et al., 2024), section 4.8.3, https://arxiv.org/abs/2412.06264
+        - Flow Matching Guide and Code (Lipman et al., 2024), section 4.8.3, https://arxiv.org/abs/2412.06264
 
-    Arguments:
-        field: The trained velocity field :math:`\bar v`.
+    Args:
+        field: The trained velocity field $\bar v$.
         trained: The path along which it was trained.
-        path: The path wanted.
+        path: The path of the new field.
         mean: The mean of the data, which broadcasts to the event; zero, that of standardised data, by default.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.paths import CondOT, Cosine
         >>> straight = lambda t, x, cond: x * (2 * t - 1) / (t**2 + (1 - t) ** 2)  # from N(0, I) to N(0, I)
         >>> Rescheduled(straight, CondOT(), Cosine())(0.3, torch.ones(1, 1)).abs() < 1e-6
@@ -86,7 +88,7 @@ class _Change:
 
     time: Tensor  # of the trained path
     scale: Tensor  # from x to the trained path's x
-    pace: Tensor  # the ratio of the angles' rates
+    pace: Tensor  # the ratio of the rates of the angles
     a: Tensor  # of x
     of_mean: Tensor  # of the mean of the data
 
@@ -95,7 +97,7 @@ def _change(t: Tensor, trained: AffinePath, path: AffinePath) -> _Change:
     new = _Polar.of(path, t)
     time = trained.time_of_ratio(new.alpha, new.sigma)
     old = _Polar.of(trained, time)
-    # where both run infinitely fast into the data, the sigma in both rates cancels
+    # where both rates are infinite at the data, the sigma in them cancels
     pace = torch.where(new.rate.isinf() & old.rate.isinf(), new.flux / old.flux, new.rate / old.rate)
     known, at_data = pace.isfinite(), new.sigma == 0
     pace = torch.where(known, pace, 0.0)

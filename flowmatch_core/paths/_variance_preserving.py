@@ -1,4 +1,4 @@
-"""What the paths of diffusions towards unit noise share."""
+"""The common base of variance-preserving diffusion paths."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from flowmatch_core.paths._affine import AffinePath
 
 __all__ = ["VariancePreserving"]
 
-_ALL_NOISE = 1e4  # alpha = exp(-5000) is zero in any precision
+_ALL_NOISE = 1e4  # alpha = exp(-5000) underflows to zero in every dtype
 
 
 class VariancePreserving(AffinePath):
-    r"""A path with :math:`\alpha_t = e^{-B_t / 2}` and :math:`\alpha_t^2 + \sigma_t^2 = 1`.
+    r"""A path with $\alpha_t = e^{-B_t / 2}$ and $\alpha_t^2 + \sigma_t^2 = 1$.
 
-    It is the diffusion :math:`dx = -\frac{1}{2} \beta_s x\,ds + \sqrt{\beta_s}\,dB_s` of the data, seen from
-    its end :math:`s = 1` to its start: :math:`B_t = \int_0^{1 - t} \beta_s\,ds`. A member gives
-    :math:`B_t`, :math:`\beta_{1 - t}` and the inverse of :math:`B_t`.
+    It is the time reversal, $s = 1 - t$, of the diffusion $dx = -\frac{1}{2} \beta_s x\,ds + \sqrt{\beta_s}\,dB_s$
+    that starts at the data, with $B_t = \int_0^{1 - t} \beta_s\,ds$. A subclass defines $B_t$, $\beta_{1 - t}$ and
+    the inverse of $B_t$.
     """
 
     @abstractmethod
     def noise_since_data(self, t: Time) -> Tensor:
-        r"""Return :math:`B_t`, exactly zero at `t = 1`."""
+        r"""Return $B_t$, exactly zero at `t = 1`."""
 
     @abstractmethod
     def noise_rate(self, t: Time) -> Tensor:
-        r"""Return :math:`\beta_{1 - t} = -\dot B_t`."""
+        r"""Return $\beta_{1 - t} = -\dot B_t$."""
 
     @abstractmethod
     def time_of_noise(self, noise: Tensor) -> Tensor:
-        r"""Return the time with :math:`B_t` = `noise`, by a formula that goes on below `t = 0`."""
+        r"""Return the time with $B_t$ = `noise`, which may be below 0."""
 
     def alpha(self, t: Time) -> Tensor:
         return torch.exp(-self.noise_since_data(t) / 2)
 
     def sigma(self, t: Time) -> Tensor:
-        return (-torch.expm1(-self.noise_since_data(t))).sqrt()  # no digit lost near t = 1
+        return (-torch.expm1(-self.noise_since_data(t))).sqrt()  # accurate near t = 1, where alpha is close to one
 
     def d_alpha(self, t: Time) -> Tensor:
         return self.noise_rate(t) * self.alpha(t) / 2

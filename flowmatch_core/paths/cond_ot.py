@@ -17,15 +17,15 @@ __all__ = ["CondOT"]
 @final
 @dataclass(frozen=True)
 class CondOT(AffinePath):
-    r"""The straight path :math:`\alpha_t = t`, :math:`\sigma_t = 1 - (1 - \sigma_{\min}) t`.
+    r"""The straight path $\alpha_t = t$, $\sigma_t = 1 - (1 - \sigma_{\min}) t$.
 
     References:
-        | Flow Matching for Generative Modeling (Lipman et al., 2023), https://arxiv.org/abs/2210.02747
+        - Flow Matching for Generative Modeling (Lipman et al., 2023), https://arxiv.org/abs/2210.02747
 
-    Arguments:
-        sigma_min: The standard deviation :math:`\sigma_{\min}` left around the data at `t = 1`.
+    Args:
+        sigma_min: The standard deviation $\sigma_{\min}$ left around the data at `t = 1`.
 
-    Example:
+    Examples:
         >>> CondOT(sigma_min=0.1).sigma(torch.tensor([0.0, 1.0]))
         tensor([1.0000, 0.1000])
     """

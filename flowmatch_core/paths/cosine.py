@@ -1,4 +1,4 @@
-"""The curved, variance-preserving path of the quarter circle."""
+"""The cosine path, a quarter circle."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Cosine"]
 @final
 @dataclass(frozen=True)
 class Cosine(AffinePath):
-    r"""The quarter circle :math:`\alpha_t = \sin(\pi t / 2)`, :math:`\sigma_t = \cos(\pi t / 2)`.
+    r"""The quarter circle $\alpha_t = \sin(\pi t / 2)$, $\sigma_t = \cos(\pi t / 2)$.
 
     References:
-        | Stochastic Interpolants (Albergo et al., 2023), https://arxiv.org/abs/2303.08797
-        | Temporal Difference Flows (Farebrother et al., 2025), section 5.1, https://arxiv.org/abs/2503.09817
+        - Stochastic Interpolants (Albergo et al., 2023), https://arxiv.org/abs/2303.08797
+        - Temporal Difference Flows (Farebrother et al., 2025), section 5.1, https://arxiv.org/abs/2503.09817
 
-    Example:
+    Examples:
         >>> Cosine().sigma(torch.tensor([0.0, 1.0]))
         tensor([1., 0.])
     """

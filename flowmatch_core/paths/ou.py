@@ -18,24 +18,26 @@ __all__ = ["OU"]
 @final
 @dataclass(frozen=True)
 class OU(VariancePreserving):
-    r"""The Ornstein-Uhlenbeck process :math:`dx = -x\,ds + \sqrt{2}\,dB_s` of the data, run backward.
+    r"""The Ornstein-Uhlenbeck process $dx = -x\,ds + \sqrt{2}\,dB_s$ of the data, run backward.
 
-    With :math:`s = S (1 - t)`, from the horizon :math:`S` at `t = 0` to the data at `t = 1`:
+    With $s = S (1 - t)$, from the horizon $S$ at `t = 0` to the data at `t = 1`:
 
-    .. math:: \alpha_t = e^{-S (1 - t)}, \quad \sigma_t = \sqrt{1 - e^{-2 S (1 - t)}}
+    $$
+    \alpha_t = e^{-S (1 - t)}, \quad \sigma_t = \sqrt{1 - e^{-2 S (1 - t)}}
+    $$
 
-    As a flow in :math:`s` the process has the velocity :math:`-(x + \nabla \log p)`; in `t` that is
-    :math:`v_t(x) = S (x + \nabla \log p_t(x))`. It is `VP` with a constant rate of :math:`2 S`, and what is
-    said there about the ends holds here.
+    As a flow in $s$ the process has the velocity $-(x + \nabla \log p)$; in `t` that is
+    $v_t(x) = S (x + \nabla \log p_t(x))$. It is `VP` with a constant rate of $2 S$; the remarks there about $t = 0$
+    and $t = 1$ hold here.
 
     References:
-        | Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
+        - Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
           https://arxiv.org/abs/2011.13456
 
-    Arguments:
-        horizon: How long the process runs, :math:`S`; :math:`\alpha_0 = e^{-S}` of the data remain at `t = 0`.
+    Args:
+        horizon: The duration $S$ of the process; the weight of the data at `t = 0` is $\alpha_0 = e^{-S}$.
 
-    Example:
+    Examples:
         >>> OU(horizon=2.0).alpha(torch.tensor([0.0, 1.0]))
         tensor([0.1353, 1.0000])
     """

@@ -1,4 +1,4 @@
-"""The straight path at a polynomial pace."""
+"""The straight path with a polynomial time."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["Polynomial"]
 @final
 @dataclass(frozen=True)
 class Polynomial(AffinePath):
-    r"""The straight path at a polynomial pace: :math:`\alpha_t = t^n`, :math:`\sigma_t = 1 - t^n`.
+    r"""The straight path with polynomial time, $\alpha_t = t^n$, $\sigma_t = 1 - t^n$.
 
-    With :math:`n > 1` it starts at rest, so the velocity at `t = 0` is zero and tells nothing of the data.
+    With $n > 1$ the velocity at `t = 0` is zero, so it does not determine the data there.
 
     References:
-        | Flow Matching Guide and Code (Lipman et al., 2024), section 4.8, https://arxiv.org/abs/2412.06264
+        - Flow Matching Guide and Code (Lipman et al., 2024), section 4.8, https://arxiv.org/abs/2412.06264
 
-    Arguments:
+    Args:
         n: The power, at least 1.
 
-    Example:
+    Examples:
         >>> Polynomial(n=2.0).alpha(0.5)
         tensor(0.2500, dtype=torch.float64)
     """

@@ -18,22 +18,23 @@ __all__ = ["VE"]
 @final
 @dataclass(frozen=True)
 class VE(AffinePath):
-    r"""The variance-exploding path :math:`x_t = x_1 + \sigma_t x_0` with geometric :math:`\sigma_t =
-    \sigma_{\max}^{1 - t} \sigma_{\min}^t`.
+    r"""The variance-exploding path $x_t = x_1 + \sigma_t x_0$.
 
-    It starts in :math:`N(x_1, \sigma_{\max}^2 I)`, so a sampler has to draw from :math:`N(0,
-    \sigma_{\max}^2 I)` instead of standard noise, and :math:`\sigma_{\max}` should be far above the spread
-    of the data. It ends in data with noise of size :math:`\sigma_{\min}`.
+    The noise is geometric in time, $\sigma_t = \sigma_{\max}^{1 - t} \sigma_{\min}^t$.
+
+    At `t = 0` its law is $N(x_1, \sigma_{\max}^2 I)$, so a sampler has to draw from $N(0, \sigma_{\max}^2 I)$ instead
+    of standard noise (`base_scale` of `ContinuousFlow`), and $\sigma_{\max}$ should be far above the standard
+    deviation of the data. At `t = 1` noise of standard deviation $\sigma_{\min}$ remains.
 
     References:
-        | Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
+        - Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
           https://arxiv.org/abs/2011.13456
 
-    Arguments:
-        sigma_min: The standard deviation :math:`\sigma_{\min}` at `t = 1`.
-        sigma_max: The standard deviation :math:`\sigma_{\max}` at `t = 0`.
+    Args:
+        sigma_min: The standard deviation $\sigma_{\min}$ at `t = 1`.
+        sigma_max: The standard deviation $\sigma_{\max}$ at `t = 0`.
 
-    Example:
+    Examples:
         >>> VE(sigma_min=0.1, sigma_max=10.0).sigma(torch.tensor([0.0, 0.5, 1.0]))
         tensor([10.0000,  1.0000,  0.1000])
     """

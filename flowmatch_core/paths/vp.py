@@ -18,25 +18,27 @@ __all__ = ["VP"]
 @final
 @dataclass(frozen=True)
 class VP(VariancePreserving):
-    r"""The variance-preserving path :math:`\alpha_t = e^{-B_t / 2}`, :math:`\sigma_t = \sqrt{1 - \alpha_t^2}`.
+    r"""The variance-preserving path $\alpha_t = e^{-B_t / 2}$, $\sigma_t = \sqrt{1 - \alpha_t^2}$.
 
-    .. math:: B_t = \int_0^{1 - t} \beta_s\,ds = \beta_{\min} (1 - t) +
-              \frac{1}{2} (\beta_{\max} - \beta_{\min}) (1 - t)^2
+    $$
+    B_t = \int_0^{1 - t} \beta_s\,ds = \beta_{\min} (1 - t) +
+    \frac{1}{2} (\beta_{\max} - \beta_{\min}) (1 - t)^2
+    $$
 
-    It does not quite start in pure noise: :math:`\alpha_0 = 0.0066` with the default rates. Its velocity
-    :math:`\dot\sigma_t x_0` is infinite at `t = 1`, so a regression on it has heavy tails: let the network
-    predict the noise, the score or the data.
+    At `t = 0` a small weight of the data remains, $\alpha_0 = 0.0066$ with the default rates. The velocity
+    $\dot\sigma_t x_0$ is infinite at `t = 1`, so a regression on it has heavy tails: let the network predict the
+    noise, the score or the data.
 
     References:
-        | Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
-        | Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
+        - Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
+        - Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
           https://arxiv.org/abs/2011.13456
 
-    Arguments:
-        beta_min: The rate :math:`\beta_{\min}` of the noise next to the data, at `t = 1`.
-        beta_max: The rate :math:`\beta_{\max}` at `t = 0`.
+    Args:
+        beta_min: The rate $\beta_{\min}$ of the noise next to the data, at `t = 1`.
+        beta_max: The rate $\beta_{\max}$ at `t = 0`.
 
-    Example:
+    Examples:
         >>> VP().sigma(torch.tensor([0.0, 1.0]))
         tensor([1.0000, 0.0000])
     """

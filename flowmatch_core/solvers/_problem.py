@@ -1,4 +1,4 @@
-"""What every ODE solver is given: a counted field and the times of its steps."""
+"""The inputs of every ODE solver: a counted field and the times of its steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Clock", "CountedField", "SolverError", "check_finite"]
 
 
 class SolverError(FloatingPointError):
-    """An integration that met a value that is not finite or could not reach its tolerance."""
+    """An integration that produced a value that is not finite or could not reach its tolerance."""
 
 
 def check_finite(solver: str, x: Tensor) -> None:
@@ -27,7 +27,7 @@ def check_finite(solver: str, x: Tensor) -> None:
 
 
 class CountedField:
-    """The field with its condition filled in, its results checked and its evaluations counted."""
+    """A field with its condition bound, its results checked and its evaluations counted."""
 
     def __init__(self, field: VelocityField, cond: Tensor | None) -> None:
         self.field, self.cond, self.calls = field, cond, 0
@@ -41,7 +41,7 @@ class CountedField:
 
 
 class Clock:
-    """The times of a solve: a grid laid over each sample's interval, forward or backward."""
+    """The times of a solve: a grid mapped onto each sample's interval, forward or backward."""
 
     def __init__(self, grid: TimeGrid, start: Time, span: Time) -> None:
         self.start, self.span = start, span

@@ -39,7 +39,7 @@ DORMAND_PRINCE = Tableau(
     b=(35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0),
     c=(0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1),
 )
-"""The method behind `dopri5_per_sample`; its last stage is the first one of the next step."""
+"""The method of `dopri5_per_sample`; its last stage is the first stage of the next step."""
 
 ERROR = tuple(
     fifth - fourth
@@ -49,18 +49,18 @@ ERROR = tuple(
         strict=True,
     )
 )
-"""Its weights less those of the embedded method of order four: the error of a step."""
+"""The weights minus those of the embedded method of order four, which estimate the error of a step."""
 
 GIVEN_UP = ("steps vanished", "out of steps")
-"""The states of an adaptive solve that gave up on some rows."""
+"""The statuses of an adaptive solve that failed in some rows."""
 
 ADAPTIVE = ("dopri5", "dopri5_per_sample")
 
 
 def dopri5_options(max_steps: int) -> dict[str, Any]:
-    """Return the options of torchdiffeq's `dopri5`: the norm of its error, and its budget of steps."""
+    """Return the options of torchdiffeq's `dopri5`: the error norm and the maximum number of steps."""
     return {
-        # the mean square over the batch, torchdiffeq's default, would let a stiff sample hide among easy ones
+        # torchdiffeq's default, the mean square over the batch, averages away the error of a single stiff sample
         "norm": lambda error: error.abs().amax() if error.numel() else error.sum(),
         "max_num_steps": max_steps,
     }
@@ -68,7 +68,7 @@ def dopri5_options(max_steps: int) -> dict[str, Any]:
 
 @contextmanager
 def dopri5_errors(rtol: float, atol: float, max_steps: int) -> Iterator[None]:
-    """Turn torchdiffeq's only signal of a step that vanished or of too many steps into a `SolverError`."""
+    """Convert the assertion by which torchdiffeq reports an underflow or too many steps into a `SolverError`."""
     try:
         yield
     except AssertionError as error:
@@ -81,11 +81,12 @@ def dopri5_errors(rtol: float, atol: float, max_steps: int) -> Iterator[None]:
 def dopri5(
     evaluate: CountedField, x: Tensor, clock: Clock, intervals: int, rtol: float, atol: float, max_steps: int
 ) -> tuple[list[Tensor], int, int]:
+    """Return the states at the ends of the intervals, and the numbers of accepted and rejected steps."""
     torchdiffeq = required("torchdiffeq", "torchdiffeq")  # imports much of scipy
     accepted = rejected = 0
 
     def rescaled(s: Tensor, state: Tensor) -> Tensor:
-        s = s.clamp(0, 1)  # the trial that chooses the first step may look past the end
+        s = s.clamp(0, 1)  # the trial step that sets the first step size may exceed the interval
         return expand_time(clock.span, state) * evaluate(as_time(clock.start + clock.span * s, state), state)
 
     def accept(*_: object) -> None:
@@ -108,7 +109,7 @@ def dopri5(
 def dopri5_per_sample(
     evaluate: CountedField, x: Tensor, clock: Clock, intervals: int, rtol: float, atol: float, max_steps: int
 ) -> tuple[list[Tensor], str, Tensor, Tensor]:
-    """Return the states at the ends of the intervals, how it went, and the steps accepted and rejected in each row."""
+    """Return the states at the ends of the intervals, the status, and the accepted and rejected steps of each row."""
     batch, order = len(x), 5
     start, span = (as_time(t, x).expand(batch) for t in (clock.start, clock.span))
     status = "finished"
@@ -119,15 +120,15 @@ def dopri5_per_sample(
         return expand_time(span[rows], state) * evaluate(start[rows] + span[rows] * s, state, rows)
 
     def norm(change: Tensor, *states: Tensor) -> Tensor:
-        """The largest entry of each row in units of its tolerance; steps are chosen without gradients."""
+        """Return the largest entry of each row in units of its tolerance; no gradient reaches the step sizes."""
         tolerance = atol + rtol * torch.stack(states).detach().abs().amax(0)
         ratio = flatten_event(change.detach().abs() / tolerance)
         return ratio.amax(1) if ratio.shape[1] else ratio.sum(1)
 
-    # rows that have arrived or given up leave these tensors
+    # finished and failed rows are removed from these tensors
     rows = torch.arange(batch, device=x.device)
     interval, tries, s = torch.zeros_like(rows), torch.zeros_like(rows), torch.zeros_like(start)
-    index, reached = [rows], [x]  # entries of the path
+    index, reached = [rows], [x]  # the positions and values of the path's entries
     first = slope(rows, s, x)
     step = _first_step(
         norm(x, x), norm(first, x), lambda h: norm(slope(rows, h, x + expand_time(h, x) * first) - first, x)
@@ -142,7 +143,7 @@ def dopri5_per_sample(
             slopes.append(slope(rows, torch.minimum(s + c * size, goal), state))
         ratio = norm(advance(torch.zeros_like(x), expand_time(size, x), ERROR, slopes), x, state)
         fits = ratio <= 1
-        factor = (0.9 * ratio ** (-1 / order)).clamp(0.2, 10).nan_to_num(0.1)  # a step into NaN may have been too long
+        factor = (0.9 * ratio ** (-1 / order)).clamp(0.2, 10).nan_to_num(0.1)  # after a NaN retry with a shorter step
         vanished = ~(s + size > s)
 
         there = fits & last
@@ -171,8 +172,11 @@ def dopri5_per_sample(
 
 
 def _first_step(size: Tensor, speed: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return a careful first step of each row, after Hairer, Nørsett and Wanner (Solving Ordinary Differential
-    Equations I, II.4), given the norms of the state and of its slope, and of the change of slope after a step."""
+    """Return the first step size of each row.
+
+    After Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I, II.4, given the norms of the state,
+    of its slope, and of the change of slope after a step.
+    """
     trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).clamp(max=1)
     curvature = change(trial) / trial
     steepest = torch.maximum(speed, curvature)

@@ -1,14 +1,13 @@
-r"""Diffusion models as flows: DDPM's chain, its samplers, and its limit.
+r"""Diffusion models as flows: the chain of DDPM, its samplers, and its continuous limit.
 
-Diffusion counts time from the data: `s` runs from data to noise, against the flow time `t = 1 - s`. What it
-predicts and how it moves is then what a flow has, on the path `VP` (rate :math:`\beta`) or `OU` (:math:`\beta
-= 2`):
+Diffusion models count time from the data: `s = 1 - t` runs from data to noise. On the path `VP` (rate $\beta$) or
+`OU` ($\beta = 2$) they correspond to flows as follows:
 
-- noise, score, data and velocity are one prediction: `AffinePath.convert`, `VelocityOf`;
-- the probability-flow ODE :math:`dx = [-\frac12 \beta x - \frac12 \beta \nabla \log p]\, ds` is the flow, so
-  :math:`v = \frac12 \beta (x + \nabla \log p)`: `flowmatch_core.solvers.solve`;
-- the reverse SDE :math:`dx = [-\frac12 \beta x - \beta \nabla \log p]\, ds + \sqrt\beta\, d\bar B` is the
-  diffusion `Memoryless` of the flow: `flowmatch_core.sde.solve_sde`.
+- predictions of noise, score, data and velocity are equivalent: `AffinePath.convert`, `VelocityOf`;
+- the probability-flow ODE $dx = [-\frac12 \beta x - \frac12 \beta \nabla \log p]\, ds$ is the flow, so
+  $v = \frac12 \beta (x + \nabla \log p)$: `flowmatch_core.solvers.solve`;
+- the reverse SDE $dx = [-\frac12 \beta x - \beta \nabla \log p]\, ds + \sqrt\beta\, d\bar B$ is the diffusion
+  `Memoryless` of the flow: `flowmatch_core.solvers.solve_sde`.
 """
 
 from __future__ import annotations
@@ -34,24 +33,26 @@ __all__ = ["DDPM", "ddim"]
 @final
 @dataclass(frozen=True, eq=False)
 class DDPM:
-    r"""The chain of `n` steps that turns data :math:`x_0` into noise.
+    r"""The chain of `n` steps that turns data $x_0$ into noise.
 
-    .. math:: q(x_i \mid x_{i-1}) = N(\sqrt{1 - \beta_i}\, x_{i-1}, \beta_i I), \qquad
-              q(x_i \mid x_0) = N(\sqrt{\bar\alpha_i}\, x_0, (1 - \bar\alpha_i) I), \qquad
-              \bar\alpha_i = \prod_{j \le i} (1 - \beta_j)
+    $$
+    q(x_i \mid x_{i-1}) = N(\sqrt{1 - \beta_i}\, x_{i-1}, \beta_i I), \qquad
+    q(x_i \mid x_0) = N(\sqrt{\bar\alpha_i}\, x_0, (1 - \bar\alpha_i) I), \qquad
+    \bar\alpha_i = \prod_{j \le i} (1 - \beta_j)
+    $$
 
-    Its states have the law of a variance-preserving path (`VP`, `Cosine`, `OU`) at the times when data and
-    noise are in the same ratio, so a field trained along one samples with the steps of the other: see `grid`.
+    Its states have the law of a variance-preserving path (`VP`, `Cosine`, `OU`) at the times of equal signal-to-noise
+    ratio, so a field trained along the path can be sampled with the steps of the chain: see `grid`.
 
     References:
-        | Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
+        - Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
 
-    Arguments:
-        betas: The variances :math:`\beta_1 \dots \beta_n`, each within (0, 1), in float64.
+    Args:
+        betas: The variances $\beta_1 \dots \beta_n$, each within (0, 1), in float64.
 
-    Example:
+    Examples:
         >>> chain = DDPM(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
-        >>> chain.alpha[-1]  # how much of the data is left
+        >>> chain.alpha[-1]  # the weight of the data at the end
         tensor(0.0064, dtype=torch.float64)
     """
 
@@ -65,16 +66,16 @@ class DDPM:
 
     @classmethod
     def of_rate(cls, rate: Callable[[Tensor], Tensor], steps: int) -> DDPM:
-        r"""Return the chain :math:`\beta_i = \beta(i / n) / n` of a continuous rate.
+        r"""Return the chain $\beta_i = \beta(i / n) / n$ of a continuous rate.
 
-        For :math:`n \to \infty` it becomes the diffusion :math:`dx = -\frac12 \beta(s) x\, ds + \sqrt{\beta(s)}\,
-        dB`, whose path is `VP`.
+        For $n \to \infty$ it becomes the diffusion $dx = -\frac12 \beta(s) x\, ds + \sqrt{\beta(s)}\,
+        dB$, whose path is `VP`.
 
-        Arguments:
-            rate: The rate :math:`\beta(s)`, a function of times within (0, 1].
+        Args:
+            rate: The rate $\beta(s)$, a function of times within (0, 1].
             steps: The number `n` of steps.
 
-        Example:
+        Examples:
             >>> DDPM.of_rate(lambda s: 0.1 + 19.9 * s, steps=1000).betas[-1]
             tensor(0.0200, dtype=torch.float64)
         """
@@ -82,23 +83,23 @@ class DDPM:
 
     @property
     def alpha(self) -> Tensor:
-        r"""The weights of the data :math:`\sqrt{\bar\alpha_i}`, with shape `(n + 1,)`, from one at `i = 0`."""
-        return (self._log_kept() / 2).exp()
+        r"""The weights of the data $\sqrt{\bar\alpha_i}$, with shape `(n + 1,)`, from one at `i = 0`."""
+        return (self._log_retention() / 2).exp()
 
     @property
     def sigma(self) -> Tensor:
-        r"""The weights of the noise :math:`\sqrt{1 - \bar\alpha_i}`, with shape `(n + 1,)`, from zero at `i = 0`."""
-        return (-torch.expm1(self._log_kept())).sqrt()
+        r"""The weights of the noise $\sqrt{1 - \bar\alpha_i}$, with shape `(n + 1,)`, from zero at `i = 0`."""
+        return (-torch.expm1(self._log_retention())).sqrt()
 
     def step(self, x: Tensor, i: int, generator: torch.Generator | None = None) -> Tensor:
-        r"""Draw from :math:`q(x_i \mid x_{i-1})`.
+        r"""Draw from $q(x_i \mid x_{i-1})$.
 
-        Arguments:
-            x: The state :math:`x_{i-1}`, with shape `(batch, *event)`.
+        Args:
+            x: The state $x_{i-1}$, with shape `(batch, *event)`.
             i: The number of the step, 1 to n.
             generator: The source of randomness.
 
-        Example:
+        Examples:
             >>> DDPM(torch.tensor([0.1, 0.2])).step(torch.zeros(3, 2), 2).shape
             torch.Size([3, 2])
         """
@@ -108,12 +109,12 @@ class DDPM:
         return (1 - beta).sqrt() * x + beta.sqrt() * noise_like(x, generator)
 
     def grid(self, path: AffinePath) -> tuple[float, Nodes]:
-        r"""Return where ancestral sampling starts on a path, and the grid of its steps from there to 1.
+        r"""Return the start time of ancestral sampling on a path, and the grid of its steps from there to 1.
 
-        The steps end at the times when :math:`\alpha / \sigma` of the path is that of the chain. States of the
+        The steps end at the times when $\alpha / \sigma$ of the path is that of the chain. States of the
         chain with more noise than the path has at its start take no steps.
 
-        Example:
+        Examples:
             >>> from flowmatch_core.paths import Cosine
             >>> t0, grid = DDPM(torch.tensor([0.5, 0.5], dtype=torch.float64)).grid(Cosine())
             >>> [round((1 - s) * t0 + s, 4) for s in grid.nodes(2)]  # 1/4, 1/2 and all of the variance is data
@@ -124,7 +125,7 @@ class DDPM:
         shares = (times - times[0]) / (times[-1] - times[0])
         return float(times[0]), Nodes(shares)
 
-    def _log_kept(self) -> Tensor:
+    def _log_retention(self) -> Tensor:
         return torch.cat([self.betas.new_zeros(1), torch.log1p(-self.betas).cumsum(0)])
 
 
@@ -143,33 +144,35 @@ def ddim(
     save: bool = False,
     check: bool = True,
 ) -> Solution:
-    r"""Sample as a diffusion model does, for any path and any times, from its velocity field.
+    r"""Sample from a velocity field by DDIM or by the ancestral sampling of DDPM, for any path and times.
 
-    .. math:: x_t = \alpha_t \hat x_1 + \sqrt{\sigma_t^2 - \eta^2 \tilde\beta}\, \hat x_0 + \eta
-              \sqrt{\tilde\beta}\, z, \qquad \tilde\beta = \sigma_t^2 \left( 1 - \left( \frac{\alpha_s
-              \sigma_t}{\alpha_t \sigma_s} \right)^2 \right)
+    $$
+    x_t = \alpha_t \hat x_1 + \sqrt{\sigma_t^2 - \eta^2 \tilde\beta}\, \hat x_0 + \eta
+    \sqrt{\tilde\beta}\, z, \qquad \tilde\beta = \sigma_t^2 \left( 1 - \left( \frac{\alpha_s
+    \sigma_t}{\alpha_t \sigma_s} \right)^2 \right)
+    $$
 
-    for a step from `s` to `t`: DDIM, deterministic, for :math:`\eta = 0`, and the ancestral sampling of DDPM
-    for :math:`\eta = 1`, where :math:`\tilde\beta` is the variance of :math:`q(x_t \mid x_s, x_1)`.
+    for a step from `s` to `t`: DDIM, deterministic, for $\eta = 0$, and the ancestral sampling of DDPM
+    for $\eta = 1$, where $\tilde\beta$ is the variance of $q(x_t \mid x_s, x_1)$.
 
     References:
-        | Denoising Diffusion Implicit Models (Song et al., 2021), https://arxiv.org/abs/2010.02502
+        - Denoising Diffusion Implicit Models (Song et al., 2021), https://arxiv.org/abs/2010.02502
 
-    Arguments:
+    Args:
         field: The velocity field, as trained along `path`; see `VelocityOf` for one that predicts noise.
         x: The state at `t0`, with shape `(batch, *event)`.
         path: The path of the field.
-        eta: The factor :math:`\eta`, within [0, 1].
+        eta: The factor $\eta$, within [0, 1].
         t0: The start.
         t1: The end, after the start.
         cond: The condition handed to the field, with shape `(batch, c)`.
         steps: The number of steps.
-        grid: Where the steps lie; see `DDPM.grid` for those of a chain.
+        grid: Where the steps end; see `DDPM.grid` for those of a chain.
         generator: The source of randomness.
         save: Whether to keep the states at the ends of the steps.
-        check: Whether to raise a `SolverError` if the result is not finite, which waits for the device.
+        check: Whether to raise a `SolverError` if the result is not finite; the check synchronises with the device.
 
-    Example:
+    Examples:
         >>> from flowmatch_core.paths import CondOT
         >>> field = lambda t, x, cond: (3 - x) / (1 - t)  # all of the data at 3
         >>> ddim(field, torch.zeros(1, 1), path=CondOT(), eta=1.0, steps=4).x
@@ -194,9 +197,7 @@ def ddim(
 @final
 @dataclass(frozen=True)
 class _Ancestral(Diffusion):
-    r"""Noise of :math:`\eta^2` times the variance that forgets all; for short steps :math:`w` is that of
-    `Memoryless`.
-    """
+    r"""DDPM posterior variance times $\eta^2$; for short steps $w$ is that of `Memoryless`."""
 
     eta: float
 
@@ -207,6 +208,6 @@ class _Ancestral(Diffusion):
     def w(self, path: AffinePath, t: Tensor) -> Tensor:
         return Memoryless(self.eta).w(path, t)
 
-    def kept(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
-        ratio = Memoryless().kept(path, start, end)
+    def noise_retention(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
+        ratio = Memoryless().noise_retention(path, start, end)
         return (1 - self.eta**2 * (1 - ratio**2)).sqrt()

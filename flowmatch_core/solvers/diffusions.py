@@ -1,4 +1,4 @@
-"""Diffusion coefficients of `solve_sde`: how much noise is added at each time."""
+"""Diffusion coefficients of `solve_sde`."""
 
 from __future__ import annotations
 
@@ -24,28 +24,31 @@ __all__ = [
 
 
 class Diffusion(ABC):
-    r"""How much noise a diffusion adds at each time: the coefficient :math:`w_t` of `solve_sde`.
+    r"""A diffusion coefficient $w_t$ of `solve_sde`.
 
-    A member gives :math:`w_t` and, because that may be infinite where a path begins or ends, what a solver
-    needs of it: the share of its noise that a state keeps over a step.
+    A subclass defines $w_t$ and the fraction of the noise that a state retains over a step. The solver uses only the
+    latter, because $w_t$ may be infinite at `t = 0` and `t = 1`.
     """
 
     @abstractmethod
     def w(self, path: AffinePath, t: Tensor) -> Tensor:
-        r"""Return :math:`w_t`, shaped like `t`."""
+        r"""Return $w_t$, shaped like `t`."""
 
     @abstractmethod
-    def kept(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
-        r"""Return :math:`\kappa = \exp(-\frac12 \int_s^t w_u^2 / \sigma_u^2\, du)`, within [0, 1].
+    def noise_retention(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
+        r"""Return the fraction $\kappa$ of the noise that is retained from $s$ to $t$, in [0, 1].
 
-        Arguments:
-            path: The path, which gives :math:`\sigma`.
-            start: The times :math:`s`, of any shape.
-            end: The times :math:`t > s`, of the same shape.
+        It is $\kappa = \exp(-\frac12 \int_s^t w_u^2 / \sigma_u^2\, du)$.
+
+        Args:
+            path: The path, which gives $\sigma$.
+            start: The times $s$, of any shape.
+            end: The times $t > s$, of the same shape.
         """
 
 
 def check_not_negative(name: str, value: float) -> None:
+    """Raise a `ValueError` unless the value is finite and not negative."""
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} is {value}, but should be a finite number that is not negative.")
 
@@ -53,25 +56,26 @@ def check_not_negative(name: str, value: float) -> None:
 @final
 @dataclass(frozen=True)
 class Memoryless(Diffusion):
-    r"""The reverse of the diffusion that turns data into noise: :math:`w_t^2 = \eta^2\, 2 \sigma_t
-    (\dot\alpha_t \sigma_t / \alpha_t - \dot\sigma_t)`.
+    r"""The time reversal of the diffusion from data to noise.
 
-    With :math:`\eta = 1` the end is independent of the start where the path begins in pure noise, since
-    :math:`w` is infinite there; the share kept is :math:`(\alpha_s \sigma_t / \alpha_t \sigma_s)^{\eta^2}`,
-    finite everywhere. On `VP` this is the reverse SDE of DDPM, :math:`w^2 = \beta`.
+    Its coefficient is $w_t^2 = \eta^2\, 2 \sigma_t (\dot\alpha_t \sigma_t / \alpha_t - \dot\sigma_t)$.
+
+    With $\eta = 1$ and a path that starts in pure noise, $w$ is infinite at the start, so the end is independent of
+    it. The noise retention is $(\alpha_s \sigma_t / \alpha_t \sigma_s)^{\eta^2}$, finite everywhere. On `VP` this is
+    the reverse SDE of DDPM, $w^2 = \beta$.
 
     References:
-        | Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
+        - Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
           https://arxiv.org/abs/2011.13456
-        | Adjoint Matching (Domingo-Enrich et al., 2024), https://arxiv.org/abs/2409.08861
+        - Adjoint Matching (Domingo-Enrich et al., 2024), https://arxiv.org/abs/2409.08861
 
-    Arguments:
-        eta: The factor :math:`\eta`, 0 for no noise.
+    Args:
+        eta: The factor $\eta$, 0 for no noise.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flowmatch_core.paths import CondOT
-        >>> Memoryless().kept(CondOT(), torch.tensor([0.0, 0.5]), torch.tensor([0.5, 0.75]))
+        >>> Memoryless().noise_retention(CondOT(), torch.tensor([0.0, 0.5]), torch.tensor([0.5, 0.75]))
         tensor([0.0000, 0.3333])
     """
 
@@ -84,7 +88,7 @@ class Memoryless(Diffusion):
         alpha, sigma = path.alpha(t), path.sigma(t)
         return self.eta * (2 * (path.d_alpha(t) * sigma**2 / alpha - path.sigma_d_sigma(t))).sqrt()
 
-    def kept(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
+    def noise_retention(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
         ratio = path.alpha(start) * path.sigma(end) / (path.alpha(end) * path.sigma(start))
         return ratio**self.eta**2
 
@@ -92,18 +96,18 @@ class Memoryless(Diffusion):
 @final
 @dataclass(frozen=True)
 class Constant(Diffusion):
-    r"""The same noise at all times; 0 is no noise, the probability-flow ODE.
+    r"""A constant coefficient; 0 gives the probability-flow ODE.
 
-    Where a path ends in the data, :math:`\sigma_1 = 0`, noise should vanish like :math:`\sigma` or
-    :math:`w^2` like it (`Proportional`, `Memoryless`): noise that does not costs the solvers their order there.
+    On a path with $\sigma_1 = 0$ the coefficient should vanish at `t = 1`, $w \sim \sigma$ or $w^2 \sim \sigma$
+    (`Proportional`, `Memoryless`); otherwise the solvers lose their order there.
 
-    Arguments:
-        value: The coefficient :math:`w`.
+    Args:
+        value: The coefficient $w$.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flowmatch_core.paths import CondOT
-        >>> Constant(0.0).kept(CondOT(), torch.tensor(0.0), torch.tensor(1.0))
+        >>> Constant(0.0).noise_retention(CondOT(), torch.tensor(0.0), torch.tensor(1.0))
         tensor(1.)
     """
 
@@ -115,23 +119,24 @@ class Constant(Diffusion):
     def w(self, path: AffinePath, t: Tensor) -> Tensor:
         return torch.full_like(t, self.value)
 
-    def kept(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
+    def noise_retention(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
         return integrated_retention(self, path, start, end)
 
 
 @final
 @dataclass(frozen=True)
 class Proportional(Diffusion):
-    r"""Noise in proportion to that of the path, :math:`w_t = c\, \sigma_t`: the share kept over a step
-    :math:`h` is :math:`e^{-c^2 h / 2}`, the same everywhere.
+    r"""A coefficient in proportion to the noise of the path, $w_t = c\, \sigma_t$.
 
-    Arguments:
-        factor: The factor :math:`c`.
+    The noise retention over a step $h$ is $e^{-c^2 h / 2}$ at every time.
 
-    Example:
+    Args:
+        factor: The factor $c$.
+
+    Examples:
         >>> import torch
         >>> from flowmatch_core.paths import CondOT
-        >>> Proportional(2.0).kept(CondOT(), torch.tensor(0.0), torch.tensor(0.5))  # 1 / e
+        >>> Proportional(2.0).noise_retention(CondOT(), torch.tensor(0.0), torch.tensor(0.5))  # 1 / e
         tensor(0.3679)
     """
 
@@ -143,22 +148,22 @@ class Proportional(Diffusion):
     def w(self, path: AffinePath, t: Tensor) -> Tensor:
         return self.factor * path.sigma(t)
 
-    def kept(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
+    def noise_retention(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
         return torch.exp(-(self.factor**2) * (end - start) / 2)
 
 
 @final
 @dataclass(frozen=True)
 class Custom(Diffusion):
-    r"""Any noise :math:`w_t`, as a function of a tensor of times; it is never evaluated at the ends of a step.
+    r"""A coefficient $w_t$ given as a function of a tensor of times, which is never evaluated at the ends of a step.
 
-    Arguments:
+    Args:
         function: The function, whose result is shaped like its argument.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flowmatch_core.paths import CondOT
-        >>> Custom(lambda t: 2 * (1 - t)).kept(CondOT(), torch.tensor(0.0), torch.tensor(0.5))  # 1 / e
+        >>> Custom(lambda t: 2 * (1 - t)).noise_retention(CondOT(), torch.tensor(0.0), torch.tensor(0.5))  # 1 / e
         tensor(0.3679)
     """
 
@@ -167,12 +172,12 @@ class Custom(Diffusion):
     def w(self, path: AffinePath, t: Tensor) -> Tensor:
         return self.function(t)
 
-    def kept(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
+    def noise_retention(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
         return integrated_retention(self, path, start, end)
 
 
 def integrated_retention(diffusion: Diffusion, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
-    """The share of the noise that is kept, by Gauss and Legendre's rule of three nodes, none of them an end."""
+    """Return the noise retention by Gauss-Legendre quadrature with three nodes, none of them an end of the step."""
     half, middle = (end - start) / 2, (end + start) / 2
     total = torch.zeros_like(half)
     for node, weight in ((-(0.6**0.5), 5 / 9), (0.0, 8 / 9), (0.6**0.5, 5 / 9)):

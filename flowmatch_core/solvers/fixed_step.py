@@ -60,11 +60,11 @@ MOULTON: dict[int, tuple[float, ...]] = {
     3: (1 / 24, -5 / 24, 19 / 24, 9 / 24),
     5: (27 / 1440, -173 / 1440, 482 / 1440, -798 / 1440, 1427 / 1440, 475 / 1440),
 }
-"""The weights of the implicit ones, which correct with one more slope, that at the prediction."""
+"""The weights of the implicit Adams methods, which use one more slope, at the prediction."""
 
 
 class Steps:
-    """Equal steps in `s`, whose slopes are those in time with the rate of the clock beside them."""
+    """Equal steps in `s`; a slope is a pair of the rate of the clock and the velocity."""
 
     def __init__(self, evaluate: CountedField, x: Tensor, clock: Clock, steps: int) -> None:
         self.evaluate, self.clock, self.steps = evaluate, clock, steps
@@ -78,7 +78,7 @@ class Steps:
     def runge_kutta(
         self, tableau: Tableau, i: int, x: Tensor, first: tuple[float, Tensor] | None = None, stride: int = 1
     ) -> Tensor:
-        """Return the state `stride` steps after the i-th, given the slope there if it is known."""
+        """Return the state `stride` steps after the i-th, given the slope at the i-th if it is known."""
         slopes = [] if first is None else [first]
         for weights, c in list(zip(tableau.a, tableau.c, strict=True))[len(slopes) :]:
             slopes.append(self.slope(i + c * stride, self.advance(x, weights, slopes, stride)))
@@ -92,6 +92,7 @@ class Steps:
 
 
 def advance(x: Tensor, step: Time, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """Return `x` plus `step` times the weighted sum of the slopes."""
     for weight, slope in zip(weights, slopes, strict=True):
         if weight == 0:
             continue
@@ -103,12 +104,14 @@ def advance(x: Tensor, step: Time, weights: Sequence[float], slopes: Sequence[Te
 
 
 def runge_kutta(steps: Steps, x: Tensor, tableau: Tableau) -> Iterator[Tensor]:
+    """Yield the state after each step of a Runge-Kutta method."""
     for i in range(steps.steps):
         x = steps.runge_kutta(tableau, i, x)
         yield x
 
 
 def adams3(steps: Steps, x: Tensor) -> Iterator[Tensor]:
+    """Yield the state after each step of the Adams method of order three, whose order rises from one."""
     slopes = [steps.slope(0, x)]
     for i in range(steps.steps):
         x = correct(steps, i, x, slopes)
@@ -117,13 +120,14 @@ def adams3(steps: Steps, x: Tensor) -> Iterator[Tensor]:
 
 
 def adams(steps: Steps, x: Tensor) -> Iterator[Tensor]:
+    """Yield the state after each step of the Adams method of order five, started by `rk4`."""
     slopes = [steps.slope(0, x)]
     start = min(4, steps.steps)
     for i in range(0, start, 2):
         stride = min(2, start - i)
         end = steps.runge_kutta(TABLEAUS["rk4"], i, x, slopes[-1], stride)
         ends = [slopes[-1], steps.slope(i + stride, end)]
-        if stride == 2:  # the state between them lies on the cubic with these ends and slopes
+        if stride == 2:  # the middle state is interpolated by the cubic with these ends and slopes
             middle = steps.advance((x + end) / 2, (1 / 8, -1 / 8), ends, stride)
             slopes.append(steps.slope(i + 1, middle))
             yield middle
@@ -137,7 +141,7 @@ def adams(steps: Steps, x: Tensor) -> Iterator[Tensor]:
 
 
 def correct(steps: Steps, i: int, x: Tensor, slopes: list[tuple[float, Tensor]]) -> Tensor:
-    """Return the state after the i-th step, and add the slope there to those before it."""
+    """Return the state after the i-th step, and append the slope at its prediction to `slopes`."""
     known = len(slopes)
     slopes.append(steps.slope(i + 1, steps.advance(x, BASHFORTH[known], slopes)))
     return steps.advance(x, MOULTON[known], slopes)

@@ -1,4 +1,4 @@
-"""Where a fixed-step solver places its steps in time."""
+"""Time grids of fixed-step solvers."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ __all__ = ["EDM", "Nodes", "Power", "TimeGrid", "Uniform", "Warped"]
 
 
 class TimeGrid(ABC):
-    r"""An increasing map :math:`t(s)` of [0, 1] onto itself: equal steps in `s` are the steps in time.
+    r"""An increasing map $t(s)$ of [0, 1] onto itself: equal steps in `s` are the steps in time.
 
-    It is laid over the interval of a solve from its earlier to its later end, and a backward solve walks
-    the same nodes backward. Numbers in and out are Python floats: a grid has no device, and a solve that
-    uses one compiles.
+    It is mapped onto the interval of a solve from its earlier to its later end; a backward solve visits the same
+    nodes in reverse. Arguments and results are Python floats: a grid has no device, and a solve that uses one can be
+    compiled.
     """
 
     @abstractmethod
     def time(self, s: float) -> float:
-        """Return :math:`t(s)`."""
+        """Return $t(s)$."""
 
     @abstractmethod
     def rate(self, s: float) -> float:
-        """Return :math:`t'(s)`, which is not negative."""
+        """Return the derivative $t'(s)$, which is not negative."""
 
     @abstractmethod
     def backward(self) -> TimeGrid:
-        """Return the grid :math:`1 - t(1 - s)`, itself if it is the same at both ends."""
+        """Return the mirrored grid $1 - t(1 - s)$; a symmetric grid returns itself."""
 
     @final
     def nodes(self, steps: int) -> list[float]:
         """Return the `steps + 1` times between the steps.
 
-        Example:
+        Examples:
             >>> Power(2).nodes(2)
             [0.0, 0.75, 1.0]
         """
@@ -52,7 +52,7 @@ class TimeGrid(ABC):
 class Uniform(TimeGrid):
     """The grid of equal steps.
 
-    Example:
+    Examples:
         >>> Uniform().nodes(4)
         [0.0, 0.25, 0.5, 0.75, 1.0]
     """
@@ -70,16 +70,16 @@ class Uniform(TimeGrid):
 @final
 @dataclass(frozen=True)
 class Warped(TimeGrid):
-    r"""The grid :math:`t(s) = s - p \sin(2 \pi s) / (2 \pi)`, with small steps at both ends.
+    r"""The grid $t(s) = s - p \sin(2 \pi s) / (2 \pi)$, with small steps near $t=0$ and $t=1$.
 
-    A trained field changes fastest where noise begins to order itself and where data become sharp. There
-    the steps are `1 - p` times those of the uniform grid, in the middle `1 + p` times. The smoother the
-    field is in time elsewhere, the more this saves: up to two thirds of the steps of a likelihood.
+    A trained field changes fastest near $t=0$ and $t=1$. There the steps are `1 - p` times those of the uniform grid,
+    in the middle `1 + p` times. This saves up to two thirds of the steps of a likelihood, most for a field that is
+    smooth in the middle.
 
-    Arguments:
-        p: The strength :math:`p` of the warp, in [0, 1].
+    Args:
+        p: The strength $p$ of the warp, in [0, 1].
 
-    Example:
+    Examples:
         >>> [round(t, 3) for t in Warped().nodes(4)]
         [0.0, 0.139, 0.5, 0.861, 1.0]
     """
@@ -103,13 +103,13 @@ class Warped(TimeGrid):
 @final
 @dataclass(frozen=True)
 class Power(TimeGrid):
-    r"""The grid :math:`t(s) = 1 - (1 - s)^\rho`, with small steps near the data.
+    r"""The grid $t(s) = 1 - (1 - s)^\rho$, with small steps near $t=1$.
 
-    Arguments:
-        rho: The power :math:`\rho`, a whole number: at others the grid is not smooth at the end, and methods of
-            high order lose it.
+    Args:
+        rho: The power $\rho$, a whole number: otherwise the grid is not smooth at the end, where methods of high
+            order lose their order.
 
-    Example:
+    Examples:
         >>> Power(2).nodes(4)
         [0.0, 0.4375, 0.75, 0.9375, 1.0]
     """
@@ -135,22 +135,23 @@ class Power(TimeGrid):
 class EDM(TimeGrid):
     r"""The noise levels of EDM as times of the straight path.
 
-    .. math:: \kappa(s) = \bigl(\kappa_{\max}^{1/\rho} + s\,(\kappa_{\min}^{1/\rho}
-              - \kappa_{\max}^{1/\rho})\bigr)^\rho, \qquad \tau(s) = \frac{1}{1 + \kappa(s)}
+    $$
+    \kappa(s) = \bigl(\kappa_{\max}^{1/\rho} + s\,(\kappa_{\min}^{1/\rho}
+    - \kappa_{\max}^{1/\rho})\bigr)^\rho, \qquad \tau(s) = \frac{1}{1 + \kappa(s)}
+    $$
 
-    where :math:`\kappa = (1 - t) / t` is the ratio of noise to data. The first and the last :math:`\tau` are
-    stretched to 0 and 1, where the flow of a field begins and ends.
+    where $\kappa = (1 - t) / t$ is the ratio of noise to data. The range of $\tau$ is rescaled to [0, 1].
 
     References:
-        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
+        - Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
           https://arxiv.org/abs/2206.00364
 
-    Arguments:
-        rho: The power :math:`\rho`.
-        noisiest: The highest ratio :math:`\kappa_{\max}` of noise to data.
-        cleanest: The lowest ratio :math:`\kappa_{\min}`, positive.
+    Args:
+        rho: The power $\rho$.
+        noisiest: The highest ratio $\kappa_{\max}$ of noise to data.
+        cleanest: The lowest ratio $\kappa_{\min}$, positive.
 
-    Example:
+    Examples:
         >>> [round(t, 3) for t in EDM().nodes(4)]
         [0.0, 0.042, 0.276, 0.855, 1.0]
     """
@@ -186,19 +187,19 @@ class EDM(TimeGrid):
 @final
 @dataclass(frozen=True, init=False)
 class Nodes(TimeGrid):
-    r"""The grid through any increasing nodes, spaced equally in `s` and joined by monotone cubics.
+    r"""The grid through given increasing nodes, equidistant in `s` and interpolated by monotone cubics.
 
     A solve with as many steps as there are intervals ends each step on a node. The slope at an inner node is
-    the harmonic mean of those of the two intervals beside it, so that :math:`t(s)` increases and :math:`t'(s)` is
+    the harmonic mean of those of the two intervals beside it, so that $t(s)$ increases and $t'(s)$ is
     continuous.
 
     References:
-        | Monotone Piecewise Cubic Interpolation (Fritsch & Carlson, 1980), https://doi.org/10.1137/0717021
+        - Monotone Piecewise Cubic Interpolation (Fritsch & Carlson, 1980), https://doi.org/10.1137/0717021
 
-    Arguments:
+    Args:
         times: The nodes, with shape `(intervals + 1,)`, from 0 to 1.
 
-    Example:
+    Examples:
         >>> Nodes([0.0, 0.125, 0.5, 1.0]).nodes(3)
         [0.0, 0.125, 0.5, 1.0]
     """
@@ -226,7 +227,7 @@ class Nodes(TimeGrid):
         return _Mirrored(self)
 
     def _interval(self, s: float) -> tuple[float, float, float, float, float]:
-        """Return where `s` is in its interval, the node on the left, the gap and the slopes at both ends."""
+        """Return the position of `s` in its interval, the left node, the width, and the slopes at both ends."""
         intervals = len(self.times) - 1
         i = min(int(s * intervals), intervals - 1)
         return s * intervals - i, self.times[i], self._gap(i), self._slope(i), self._slope(i + 1)

@@ -1,4 +1,4 @@
-"""Integrate a velocity field."""
+"""The ODE solver: integrate a velocity field."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ SOLVERS = (*TABLEAUS, "adams3", "adams", *ADAPTIVE)
 class Solution:
     """The end of an integration, or of a simulation by `solve_sde` or `discrete.solve_ctmc`.
 
-    Arguments:
-        x: The state at the end, with shape `(batch, *event)`; NaN in rows that an unchecked `dopri5_per_sample`
-            gave up.
-        nfe: How many times the field, or the denoiser, was evaluated.
-        status: `finished`; `unchecked`, of a fixed-step solve whose values nobody looked at; or, of an unchecked
-            `dopri5_per_sample`, what stopped it in some rows.
-        accepted: How many steps an adaptive solver accepted: one number, or `(batch,)` if rows step apart.
-        rejected: How many steps it tried in vain, likewise.
+    Args:
+        x: The state at the end, with shape `(batch, *event)`; NaN in rows where an unchecked `dopri5_per_sample`
+            failed.
+        nfe: The number of evaluations of the field, or of the denoiser.
+        status: `finished`; `unchecked` for a fixed-step solve whose values were not checked; or, for an unchecked
+            `dopri5_per_sample`, the reason why it failed in some rows.
+        accepted: The number of accepted steps of an adaptive solver, one number, or `(batch,)` if each row has its
+            own.
+        rejected: The number of rejected steps, likewise.
         t: The times of `path`, with shape `(steps + 1,)` or `(steps + 1, batch)`; None unless it was saved.
         path: The states at these times, with shape `(steps + 1, batch, *event)`; None unless it was saved.
     """
@@ -62,24 +63,23 @@ def solve(
     save: bool = False,
     check: bool = True,
 ) -> Solution:
-    r"""Integrate :math:`\dot x = v(t, x, c)` from `t0` to `t1`, backward in time if `t1 < t0`.
+    r"""Integrate $\dot x = v(t, x, c)$ from `t0` to `t1`, backward in time if `t1 < t0`.
 
-    Each sample may have its own interval: time is rescaled to :math:`t = t_0 + g(s) (t_1 - t_0)`, :math:`s
-    \in [0, 1]`, where :math:`g` is the grid, so that a sample's steps are those of its own interval. The
-    field is never evaluated outside it.
+    Each sample may have its own interval: time is rescaled to $t = t_0 + g(s) (t_1 - t_0)$, $s \in [0, 1]$, where $g$
+    is the grid, and the steps of a sample divide its own interval. The field is never evaluated outside it.
 
     - `euler`, `midpoint`, `heun`, `rk4`: Runge-Kutta methods with fixed steps.
     - `adams3`, `adams`: multistep methods that predict with the last three or five slopes and correct with the
-      slope at the prediction: one evaluation a step. `adams3` has one more in all, for few steps; `adams` has
-      seven more, for a precise start. They are the cheapest for a field that is smooth in time, but the
-      first to explode where steps are too long for a stiff one.
-    - `dopri5`: adaptive steps shared by the batch. The error is the largest over all entries (not their
-      mean), so every sample meets the tolerance whatever it is solved with.
-    - `dopri5_per_sample`: adaptive steps of each sample's own; rows that have arrived cost nothing.
+      slope at the prediction: one evaluation per step. `adams3` takes one more in all and suits few steps; `adams`
+      takes seven more for an accurate start. They are the cheapest for a field that is smooth in time, but the least
+      stable for a stiff field.
+    - `dopri5`: adaptive steps shared by the batch. The error is the maximum over all entries, not their mean, so
+      every sample meets the tolerance.
+    - `dopri5_per_sample`: adaptive steps of each sample; finished rows cost nothing.
 
     Except with `dopri5`, the result of a sample does not depend on the rest of its batch.
 
-    Arguments:
+    Args:
         field: The velocity field.
         x: The state at `t0`, with shape `(batch, *event)`.
         t0: The start, a float, 0-d or `(batch,)`.
@@ -90,12 +90,12 @@ def solve(
         grid: Where these steps and intervals end.
         rtol: The relative tolerance of an adaptive method.
         atol: The absolute tolerance of an adaptive method.
-        max_steps: How many steps an adaptive method may try in an interval before it gives up.
+        max_steps: The maximum number of steps of an adaptive method in an interval.
         save: Whether to keep the path.
-        check: Whether to raise a `SolverError` if the result is not finite or `dopri5_per_sample` gave up; `dopri5`
-            raises it anyway. For a fixed-step method this waits for the device.
+        check: Whether to raise a `SolverError` if the result is not finite or `dopri5_per_sample` failed; `dopri5`
+            raises it anyway. For a fixed-step method the check synchronises with the device.
 
-    Example:
+    Examples:
         >>> solve(lambda t, x, cond: -x, torch.ones(1, 1), solver="rk4", steps=10).x
         tensor([[0.3679]])
     """
@@ -144,7 +144,7 @@ def solve(
 
 
 def check_grid(grid: TimeGrid, solver: str) -> None:
-    """Raise a `ValueError` if the solver places its own steps and a grid other than the uniform one is given."""
+    """Raise a `ValueError` if a grid other than `Uniform()` is given to an adaptive solver."""
     if solver in ADAPTIVE and grid != Uniform():
         raise ValueError(f"grid is {grid}, but should be Uniform() for solver {solver!r}, which places its own steps.")
 

@@ -21,23 +21,26 @@ def path_error(
     solver: str = "midpoint",
     reference_steps: int = 64,
 ) -> Tensor:
-    r"""The error of a bootstrap's points: :math:`\sqrt{E\|x_K - x_{64}\|^2 / E\|x_{64} - E x_{64}\|^2}`, a scalar.
+    r"""Return the relative error of the points of a bootstrap, a scalar.
 
-    The bias of ``steps`` = K. TD²-CFM solves to the times of the regression (give these as ``t``), TD-CFM and
-    TD-CFM(C) to 1, where the error is several times larger. Above 0.05 take more steps.
+    It is $\sqrt{E\|x_K - x_{64}\|^2 / E\|x_{64} - E x_{64}\|^2}$ for a solve of $K$ steps.
 
-    Arguments:
+    It measures the bias of $K$ = `steps`. TD²-CFM solves to the times of the regression (pass these as `t`), TD-CFM
+    and TD-CFM(C) to 1, where the error is several times larger. Increase `steps` if it is above 0.05.
+
+    Args:
         field: The trained target.
-        x0: Draws of N(0, I), ``(batch, d)``.
-        cond: Their conditions, ``(batch, c)``.
-        t: Where the solves end, a float or ``(batch,)``.
+        x0: Draws of N(0, I), `(batch, d)`.
+        cond: Their conditions, `(batch, c)`.
+        t: Where the solves end, a float or `(batch,)`.
         steps: The number of steps of the short solve.
         solver: The solver of both.
         reference_steps: The number of steps of the long one.
 
-    >>> x0 = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
-    >>> path_error(lambda t, x, cond: x, x0, steps=2) > path_error(lambda t, x, cond: x, x0, steps=5)
-    tensor(True)
+    Examples:
+        >>> x0 = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+        >>> path_error(lambda t, x, cond: x, x0, steps=2) > path_error(lambda t, x, cond: x, x0, steps=5)
+        tensor(True)
     """
     with torch.no_grad():
         short, long = (

@@ -12,7 +12,7 @@ __all__ = ["check_gamma", "geometric"]
 
 
 def check_gamma(gamma: float) -> None:
-    """Raise a `ValueError` unless the discount is one of an infinite horizon, in [0, 1)."""
+    """Raise a `ValueError` unless the discount is in [0, 1)."""
     if not 0 <= gamma < 1:
         raise ValueError(f"gamma was {gamma}, but should be in [0, 1).")
 
@@ -24,14 +24,17 @@ def geometric(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    r"""Draw T ~ Geometric(1 - gamma) on 1, 2, ...: how many steps ahead X = S_T lies.
+    r"""Draw T ~ Geometric(1 - gamma) on 1, 2, ..., the number of steps to X = S_T.
 
-    .. math:: P(T = n) = (1-\gamma)\,\gamma^{n-1}
+    $$
+    P(T = n) = (1-\gamma)\,\gamma^{n-1}
+    $$
 
-    >>> geometric(0.0, (3,))
-    tensor([1, 1, 1])
-    >>> bool((geometric(0.5, (1000,), generator=torch.Generator().manual_seed(0)).double().mean() - 2).abs() < 0.2)
-    True
+    Examples:
+        >>> geometric(0.0, (3,))
+        tensor([1, 1, 1])
+        >>> bool((geometric(0.5, (1000,), generator=torch.Generator().manual_seed(0)).double().mean() - 2).abs() < 0.2)
+        True
     """
     check_gamma(gamma)
     if gamma == 0:

@@ -1,4 +1,4 @@
-"""A generative model of where a policy goes: samples, likelihoods and values of its successor measure."""
+"""Generative models of the successor measure of a policy: samples, likelihoods and values."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ __all__ = ["GeometricHorizonModel", "HorizonModel"]
 
 
 class HorizonModel(nn.Module, ABC):
-    r"""A model of :math:`X = S_T`, :math:`T \sim \mathrm{Geometric}(1-\gamma)` on 1, 2, 3, ..., given (s, a).
+    r"""A model of $X = S_T$, $T \sim \mathrm{Geometric}(1-\gamma)$ on 1, 2, 3, ..., given (s, a).
 
-    The first sample is the NEXT state. All arguments and results are in raw units. With ``loc`` and ``scale``
-    the network works on standardised states: x and the state in its condition are ``(. - loc) / scale``, as
-    ``Transitions.standardise`` makes them for training. Actions stay as they are; ``None`` means the policy's,
-    for a network conditioned on the state alone.
+    The first sample is the NEXT state. All arguments and results are in raw units. With `loc` and `scale` the network
+    works on standardised states: x and the state in its condition are `(. - loc) / scale`, as in
+    `Transitions.standardise`. Actions are not changed; an action of `None` is that of the policy, for a network
+    conditioned on the state alone. A model is a `torch.nn.Module`: `to`, `parameters` and `state_dict` include the
+    network, the location and the scale.
     """
 
     has_density: ClassVar[bool]
-    """Whether the model has a ``log_prob``."""
+    """Whether the model has a `log_prob`."""
 
     def __init__(self, gamma: float, loc: Tensor | None, scale: Tensor | None) -> None:
         super().__init__()
@@ -45,11 +46,11 @@ class HorizonModel(nn.Module, ABC):
     def sample(
         self, state: Tensor, action: Tensor | None, n: int, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """``n`` independent future states for every row, ``(n, batch, d)``."""
+        """Draw `n` independent future states for every row, with shape `(n, batch, d)`."""
 
     @abstractmethod
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
-        """log m(x | s, a) in nats, in raw units, ``(batch,)``; a `TypeError` for a model without ``has_density``."""
+        """Return log m(x | s, a) in nats, in raw units, with shape `(batch,)`; a `TypeError` if not `has_density`."""
 
     def value(
         self,
@@ -60,7 +61,18 @@ class HorizonModel(nn.Module, ABC):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Q(s, a) = E[r(X)] / (1 - gamma) over ``n`` samples, ``(batch,)``; ``reward``: (..., d) -> (...)."""
+        """Estimate Q(s, a) = E[r(X)] / (1 - gamma) from `n` samples.
+
+        Args:
+            reward: The reward, which maps states `(..., d)` to `(...)`.
+            state: The states, with shape `(batch, d)`.
+            action: The actions, with shape `(batch, p)`, or None.
+            n: The number of samples per row.
+            generator: The source of randomness.
+
+        Returns:
+            The values, with shape `(batch,)`.
+        """
         return reward(self.sample(state, action, n, generator=generator)).mean(0) / (1 - self.gamma)
 
     def _condition(self, state: Tensor, action: Tensor | None) -> Tensor:
@@ -74,20 +86,33 @@ class HorizonModel(nn.Module, ABC):
 class GeometricHorizonModel(HorizonModel):
     r"""The horizon model of a velocity field: a `ContinuousFlow` for every (s, a).
 
-    The field is one trained by a flow-matching loss, or `VelocityOf(network, path, "noise")` around the network
-    of a diffusion loss. The likelihood carries the change of variables of ``loc`` and ``scale``.
+    The field is one trained by a flow-matching loss, or `VelocityOf(network, path, "noise")` of the network of a
+    diffusion loss. The likelihood includes the change of variables of `loc` and `scale`.
 
-    Reference: Janner et al., Gamma-Models, NeurIPS 2020.
+    Args:
+        field: The velocity field, conditioned on `cat([state, action])` or on the state alone.
+        event_shape: The shape of a state, `(d,)`.
+        gamma: The discount, in [0, 1).
+        solver: One of `flowmatch_core.solvers.SOLVERS`.
+        steps: The number of steps of a fixed-step solver.
+        grid: Where these steps end.
+        loc: The location of the states, with shape `(d,)`.
+        scale: The scale of the states, with shape `(d,)`.
 
-    >>> from flowmatch_core.oracles import LinearGaussianMDP
-    >>> I = torch.eye(1)
-    >>> mdp = LinearGaussianMDP(A=I, B=I, c=torch.ones(1), W=I, K=-I, k=torch.zeros(1))     # s' ~ N(1, 1)
-    >>> model = GeometricHorizonModel(mdp.velocity_field(gamma=0.75), event_shape=(1,), gamma=0.75)
-    >>> s, g = torch.zeros(5, 1), torch.Generator().manual_seed(0)
-    >>> model.sample(s, None, 7, generator=g).shape, model.log_prob(s, s, None).shape
-    (torch.Size([7, 5, 1]), torch.Size([5]))
-    >>> model.value(lambda x: torch.ones(x.shape[:-1]), s, None, 7, generator=g)            # 1 / (1 - gamma)
-    tensor([4., 4., 4., 4., 4.])
+    References:
+        - Gamma-Models: Generative Temporal Difference Learning for Infinite-Horizon Prediction (Janner et al., 2020),
+          https://arxiv.org/abs/2010.14496
+
+    Examples:
+        >>> from flowmatch_core.oracles import LinearGaussianMDP
+        >>> I = torch.eye(1)
+        >>> mdp = LinearGaussianMDP(A=I, B=I, c=torch.ones(1), W=I, K=-I, k=torch.zeros(1))     # s' ~ N(1, 1)
+        >>> model = GeometricHorizonModel(mdp.velocity_field(gamma=0.75), event_shape=(1,), gamma=0.75)
+        >>> s, g = torch.zeros(5, 1), torch.Generator().manual_seed(0)
+        >>> model.sample(s, None, 7, generator=g).shape, model.log_prob(s, s, None).shape
+        (torch.Size([7, 5, 1]), torch.Size([5]))
+        >>> model.value(lambda x: torch.ones(x.shape[:-1]), s, None, 7, generator=g)            # 1 / (1 - gamma)
+        tensor([4., 4., 4., 4., 4.])
     """
 
     has_density = True
@@ -129,22 +154,22 @@ class GeometricHorizonModel(HorizonModel):
         generator: torch.Generator | None = None,
         check: bool = True,
     ) -> Tensor:
-        """``n`` independent future states for every row, ``(n, batch, d)``.
+        """Draw `n` independent future states for every row, with shape `(n, batch, d)`.
 
-        Without ``check`` some may not be finite; otherwise a path that leaves the finite numbers is a `SolverError`.
+        With `check` a path with values that are not finite raises a `SolverError`.
         """
         return self.flow.sample((n,), cond=self._condition(state, action), generator=generator, check=check)
 
     def particles(
         self, state: Tensor, action: Tensor | None, n: int, steps: int, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """``n`` samples of every row on their way: where they are at t = 0, 1/steps, ..., 1, by the midpoint rule.
+        """Draw `n` samples of every row with their states at t = 0, 1/steps, ..., 1, by the midpoint rule.
 
-        In raw units, ``(steps + 1, n, batch, d)``. A path that leaves the finite numbers is not an error here.
+        In raw units, with shape `(steps + 1, n, batch, d)`; see `ContinuousFlow.trajectory`. Values are not checked.
         """
         cond = self._condition(state, action)
         return self.flow.trajectory((n,), cond, generator, solver="midpoint", steps=steps, grid=Uniform(), check=False)
 
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
-        """log m(x | s, a) in nats, in raw units, ``(batch,)``."""
+        """Return log m(x | s, a) in nats, in raw units, with shape `(batch,)`."""
         return self.flow.log_prob(x, cond=self._condition(state, action))

@@ -15,16 +15,17 @@ __all__ = ["LatentHorizonModel"]
 
 @final
 class LatentHorizonModel(HorizonModel):
-    """The horizon model of a network that turns noise into a state; it has samples and values, no density.
+    """The horizon model of a network that maps noise to a state; it has samples and values, but no density.
 
-    >>> from flowmatch_core.successor import HorizonVAE
-    >>> model = LatentHorizonModel(HorizonVAE(event_dim=2, cond_dim=3), gamma=0.9)
-    >>> s, a, g = torch.zeros(5, 2), torch.zeros(5, 1), torch.Generator().manual_seed(0)
-    >>> model.sample(s, a, 7, generator=g).shape
-    torch.Size([7, 5, 2])
-    >>> model.log_prob(s, s, a)
-    Traceback (most recent call last):
-    TypeError: a model with HorizonVAE has no log_prob: it turns noise into states, and knows no density of them.
+    Examples:
+        >>> from flowmatch_core.successor import HorizonVAE
+        >>> model = LatentHorizonModel(HorizonVAE(event_dim=2, cond_dim=3), gamma=0.9)
+        >>> s, a, g = torch.zeros(5, 2), torch.zeros(5, 1), torch.Generator().manual_seed(0)
+        >>> model.sample(s, a, 7, generator=g).shape
+        torch.Size([7, 5, 2])
+        >>> model.log_prob(s, s, a)
+        Traceback (most recent call last):
+        TypeError: a model with HorizonVAE has no log_prob: it maps noise to states without a density.
     """
 
     has_density = False
@@ -45,7 +46,7 @@ class LatentHorizonModel(HorizonModel):
     def sample(
         self, state: Tensor, action: Tensor | None, n: int, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """``n`` independent future states for every row, ``(n, batch, d)``."""
+        """Draw `n` independent future states for every row, with shape `(n, batch, d)`."""
         cond = self._condition(state, action)
         noise = torch.randn(
             n, len(cond), self.network.event_dim, generator=generator, dtype=cond.dtype, device=cond.device
@@ -57,6 +58,4 @@ class LatentHorizonModel(HorizonModel):
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
         """Raise a `TypeError`: there is no density."""
         name = type(self.network).__name__
-        raise TypeError(
-            f"a model with {name} has no log_prob: it turns noise into states, and knows no density of them."
-        )
+        raise TypeError(f"a model with {name} has no log_prob: it maps noise to states without a density.")

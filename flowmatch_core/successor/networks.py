@@ -17,9 +17,9 @@ __all__ = ["ConditionalMLP", "LatentNetwork"]
 
 
 class LatentNetwork(nn.Module, ABC):
-    """A network that turns noise and a condition into a state.
+    """A network that maps noise and a condition to a state.
 
-    Arguments:
+    Args:
         event_dim: The number of dimensions of a state, and of the noise.
     """
 
@@ -29,13 +29,15 @@ class LatentNetwork(nn.Module, ABC):
 
     @abstractmethod
     def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
-        """The state that the noise stands for, both ``(batch, event_dim)``, at conditions ``(batch, c)``."""
+        """Map noise `(batch, event_dim)` and conditions `(batch, c)` to states `(batch, event_dim)`."""
 
 
 @final
 class ConditionalMLP(nn.Module):
-    r"""A residual perceptron :math:`h \mathrel{+}= W_2\,\phi(W_1\,\phi(g \circ h + b))` whose gains and shifts are
-    linear in an embedding of the condition (FiLM); its weights are still to be drawn (see `draw_weights`).
+    r"""A residual perceptron modulated by the condition (FiLM).
+
+    A block is $h \mathrel{+}= W_2\,\phi(W_1\,\phi(g \circ h + b))$ with gains and shifts linear in an embedding of
+    the condition. Its weights are uninitialised (see `draw_weights`).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-r"""TD²-CFM with particles that persist from step to step: one evaluation of the target for each point."""
+r"""TD²-CFM with particles that persist across training steps: one evaluation of the target per point."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ __all__ = ["Particles", "logit_normal_quantile"]
 
 
 def logit_normal_quantile(u: Tensor) -> Tensor:
-    """The quantiles of `logit_normal`: t = sigmoid(xi), Phi(xi) = u.
+    """Return the quantiles of `logit_normal`: t = sigmoid(xi), Phi(xi) = u.
 
-    >>> logit_normal_quantile(torch.tensor([0.0, 0.5, 1.0]))
-    tensor([0.0000, 0.5000, 1.0000])
+    Examples:
+        >>> logit_normal_quantile(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([0.0000, 0.5000, 1.0000])
     """
     times: Tensor = torch.special.ndtri(u).sigmoid()
     return times
@@ -29,22 +30,22 @@ def logit_normal_quantile(u: Tensor) -> Tensor:
 
 @final
 class Particles(nn.Module):
-    r"""The state of a TD²-CFM whose bootstrap points are on their way through the target's flow.
+    r"""The persistent bootstrap points of TD²-CFM, which move along the target's flow.
 
-    A slot holds a transition and a point :math:`(x, t)` of the flow at its (S', A'). Every call of `td2_cfm_loss`
+    A slot holds a transition and a point $(x, t)$ of the flow at its (S', A'). Every call of `td2_cfm_loss`
     evaluates the target there once: the velocity is what the field regresses on at that point, and moves the
     point to its next time (Euler's method for the first step, then Adams and Bashforth's of order two with
-    variable steps). After ``steps`` points the slot takes a new transition from the batch. The slots start one
-    after another, so at any call their times are spread as those of the direct term are.
+    variable steps). After `steps` points the slot takes a new transition from the batch. The slots start at different
+    calls, so that their times have the same distribution as those of the direct term.
 
-    This costs a target evaluation for every point and one more for every ``steps`` (at t=0, where the field is not
-    trained: an atom in the times of one term only would be a bias), instead of 2 K + 1 for K midpoint steps. The
-    points lag: a path has been made by the last ``steps`` targets, an error that vanishes with the learning rate.
-    Take it where the target's evaluations dominate, with big networks.
+    This costs one target evaluation per point, and one more per path (at t=0, where the field is not trained, because
+    an atom in the times of one term only would be a bias), instead of 2 K + 1 for K midpoint steps. A path depends on
+    the last `steps` targets, an error that vanishes with the learning rate. Use it for large networks, where the
+    evaluations of the target dominate.
 
     The state is the module's `state_dict`; `to` sets its dtype and device.
 
-    Arguments:
+    Args:
         slots: The number of slots, that of the rows of a batch.
         event_dim: The number of dimensions of a state.
         cond_dim: The number of dimensions of a condition.
@@ -52,12 +53,13 @@ class Particles(nn.Module):
         quantile: The quantiles of the law of the times, for example `logit_normal_quantile`; uniform by default.
         path: The path of the direct term, from N(0, I).
 
-    >>> s, g = torch.zeros(64, 2), torch.Generator().manual_seed(0)
-    >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
-    >>> particles, field = Particles(slots=64, event_dim=2, cond_dim=2), lambda t, x, cond: -x
-    >>> losses = [particles.td2_cfm_loss(field, field, batch, gamma=0.9, generator=g) for _ in range(5)]
-    >>> losses[-1].bootstrap                                                  # field and target agree
-    tensor(0.)
+    Examples:
+        >>> s, g = torch.zeros(64, 2), torch.Generator().manual_seed(0)
+        >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
+        >>> particles, field = Particles(slots=64, event_dim=2, cond_dim=2), lambda t, x, cond: -x
+        >>> losses = [particles.td2_cfm_loss(field, field, batch, gamma=0.9, generator=g) for _ in range(5)]
+        >>> losses[-1].bootstrap                                                  # field and target agree
+        tensor(0.)
     """
 
     x: Tensor
@@ -108,11 +110,11 @@ class Particles(nn.Module):
         gamma: float,
         generator: torch.Generator | None = None,
     ) -> Loss:
-        """The TD²-CFM loss of ``field``, bootstrapped from ``target`` at the particles, which then move on.
+        """Return the TD²-CFM loss of `field`, bootstrapped from `target` at the particles, and move the particles.
 
-        Arguments:
+        Args:
             field: The velocity field that learns.
-            target: The one that lags behind.
+            target: The target, an average of earlier fields.
             batch: The transitions of the direct term, as many as slots; slots that have finished take theirs.
             gamma: The discount.
             generator: The source of randomness.
@@ -138,7 +140,7 @@ class Particles(nn.Module):
         return Loss.of(direct_term, bootstrap_term, weight)
 
     def _refill(self, batch: Transitions, generator: torch.Generator | None) -> None:
-        """Give a transition and pure noise to the slots that are not on a path."""
+        """Assign a transition and pure noise to the slots that are not on a path."""
         new = self.phase <= 0
         terminal = torch.zeros_like(new) if batch.terminal is None else batch.terminal
         self.terminal = torch.where(new, terminal, self.terminal)
@@ -148,14 +150,14 @@ class Particles(nn.Module):
         self.t = torch.where(new, 0.0, self.t)
 
     def _velocity(self, target: VelocityField) -> Tensor:
-        """The target's velocity at the particles; where S' is terminal, that towards S', where the process stays."""
+        """Return the target's velocity at the particles; where S' is terminal, the conditional velocity towards S'."""
         velocity = target(self.t, self.x, self.next_cond)
         check_shape("the result of field", velocity, self.x.shape)
         stay = self.path.conditional_velocity(self.t, self.x, self.next_cond[:, : self.x.shape[1]])
         return torch.where(self.terminal[:, None], stay, velocity)
 
     def _move(self, velocity: Tensor, generator: torch.Generator | None) -> None:
-        """Move the points to their next times; those at the end of their path become free."""
+        """Move the points to their next times, and free the slots at the end of their path."""
         u = 1 - time_like(self.x, torch.rand, generator)
         start, moving = self.phase == 0, self.phase >= 0
         share = torch.where(start, u, self.quantile_now * self.steps + 1) / self.steps

@@ -1,4 +1,4 @@
-"""The data of a temporal-difference loss: steps of a process, and the policy's action where it arrived."""
+"""The data of a temporal-difference loss: transitions, with the policy's action in the next state."""
 
 from __future__ import annotations
 
@@ -15,19 +15,28 @@ __all__ = ["Transitions", "condition", "n_step"]
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
-    r"""A batch of :math:`(s, a, s', a')` with :math:`a' = \pi(s')`; actions of ``None`` mean the policy's.
+    r"""A batch of transitions $(s, a, s', a')$ with $a' = \pi(s')$.
 
-    Shapes: states ``(batch, d)``, actions ``(batch, p)``. The conditions are what a field is given:
-    ``cat([state, action])``, or the state alone.
+    The condition of a field is `cat([state, action])`, or the state alone where the action is None, that is the
+    policy's.
 
-    ``terminal``, ``(batch,)`` and boolean, says where s' ends an episode for good: the process stays there. A
-    time limit is no terminal. With ``steps`` = n the next state is the n-th one and ``direct_state`` a state
-    on the way there: see `n_step`, which makes such batches.
+    In a terminal state the process stays; the end of an episode by a time limit is not terminal. `n_step` makes
+    batches with several steps.
 
-    >>> batch = Transitions(state=torch.zeros(5, 2), action=torch.ones(5, 1),
-    ...                     next_state=torch.ones(5, 2), next_action=torch.zeros(5, 1))
-    >>> batch.condition[0], batch.next_condition[0]
-    (tensor([0., 0., 1.]), tensor([1., 1., 0.]))
+    Args:
+        state: The states, with shape `(batch, d)`.
+        action: The actions, with shape `(batch, p)`, or None.
+        next_state: The next states, with shape `(batch, d)`; with `steps` = n the n-th ones.
+        next_action: The actions of the policy there, with shape `(batch, p)`, or None.
+        terminal: Whether the next state is terminal, boolean, with shape `(batch,)`; None for nowhere.
+        direct_state: With several steps, the state that the direct term regresses on, with shape `(batch, d)`.
+        steps: The number of steps between the states.
+
+    Examples:
+        >>> batch = Transitions(state=torch.zeros(5, 2), action=torch.ones(5, 1),
+        ...                     next_state=torch.ones(5, 2), next_action=torch.zeros(5, 1))
+        >>> batch.condition[0], batch.next_condition[0]
+        (tensor([0., 0., 1.]), tensor([1., 1., 0.]))
     """
 
     state: Tensor
@@ -62,20 +71,20 @@ class Transitions:
 
     @property
     def next_condition(self) -> Tensor:
-        """What the bootstrap is conditioned on: the state and action one step (or ``steps``) later."""
+        """What the bootstrap is conditioned on: the state and action one step (or `steps`) later."""
         return condition(self.next_state, self.next_action)
 
     @property
     def visited(self) -> Tensor:
-        """The state that the direct term regresses on: the next one, or the one drawn among the next ``steps``."""
+        """The state that the direct term regresses on: the next one, or the one drawn among the next `steps`."""
         return self.next_state if self.direct_state is None else self.direct_state
 
     def where_terminal(self, value: Tensor, otherwise: Tensor) -> Tensor:
-        """Rows of ``value`` where s' is terminal, of ``otherwise`` elsewhere, both ``(batch, d)``."""
+        """Return the rows of `value` where s' is terminal, and of `otherwise` elsewhere, both `(batch, d)`."""
         return otherwise if self.terminal is None else torch.where(self.terminal[:, None], value, otherwise)
 
     def standardise(self, loc: Tensor, scale: Tensor) -> Transitions:
-        """The same batch with ``(state - loc) / scale`` in place of all states; actions stay as they are."""
+        """Return the batch with `(state - loc) / scale` in place of all states; actions are not changed."""
         direct = None if self.direct_state is None else (self.direct_state - loc) / scale
         return replace(
             self, state=(self.state - loc) / scale, next_state=(self.next_state - loc) / scale, direct_state=direct
@@ -90,27 +99,32 @@ def n_step(
     terminal: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Transitions:
-    r"""Make a batch of n-step transitions of windows :math:`S_0, A_0, \dots, S_n, A_n` of the policy's episodes.
+    r"""Make n-step transitions from windows $S_0, A_0, \dots, S_n, A_n$ of the policy's episodes.
 
-    .. math:: m = (1-\gamma) \sum_{k=1}^n \gamma^{k-1} P^k + \gamma^n P^n m
+    $$
+    m = (1-\gamma) \sum_{k=1}^n \gamma^{k-1} P^k + \gamma^n P^n m
+    $$
 
-    The direct term regresses on :math:`S_K`, :math:`P(K = k) \propto \gamma^{k-1}`, with the weight :math:`1 -
-    \gamma^n`, and the bootstrap starts from :math:`S_n`. Exact only for data of the policy itself: only the
-    first action may be another. Where a window meets a terminal state it stays there.
+    The direct term regresses on $S_K$, $P(K = k) \propto \gamma^{k-1}$, with the weight $1 - \gamma^n$, and the
+    bootstrap starts from $S_n$. It is exact only for on-policy data, except for the first action, which may be any.
+    After a terminal state a window stays in it.
 
-    Reference: Wiltzer et al., A Distributional Analogue to the Successor Representation, ICML 2024.
+    References:
+        - A Distributional Analogue to the Successor Representation (Wiltzer et al., 2024),
+          https://arxiv.org/abs/2402.08530
 
-    Arguments:
-        states: The windows, ``(batch, n + 1, d)``.
-        actions: Their actions, ``(batch, n + 1, p)``; None for a field that is conditioned on states alone.
+    Args:
+        states: The windows, `(batch, n + 1, d)`.
+        actions: Their actions, `(batch, n + 1, p)`; None for a field that is conditioned on states alone.
         gamma: The discount of one step.
-        terminal: Whether :math:`S_1, \dots, S_n` are terminal, ``(batch, n)``.
+        terminal: Whether $S_1, \dots, S_n$ are terminal, `(batch, n)`.
         generator: The source of randomness of K.
 
-    >>> windows = torch.arange(8.0).reshape(2, 4, 1)                          # two windows of three steps
-    >>> batch = n_step(windows, None, 0.9, generator=torch.Generator().manual_seed(0))
-    >>> batch.steps, batch.state.flatten(), batch.next_state.flatten()
-    (3, tensor([0., 4.]), tensor([3., 7.]))
+    Examples:
+        >>> windows = torch.arange(8.0).reshape(2, 4, 1)                          # two windows of three steps
+        >>> batch = n_step(windows, None, 0.9, generator=torch.Generator().manual_seed(0))
+        >>> batch.steps, batch.state.flatten(), batch.next_state.flatten()
+        (3, tensor([0., 4.]), tensor([3., 7.]))
     """
     check_gamma(gamma)
     if states.ndim != 3 or states.shape[1] < 2:
@@ -143,7 +157,7 @@ def n_step(
 
 
 def condition(state: Tensor, action: Tensor | None) -> Tensor:
-    """``cat([state, action])``, or the state alone where the action is None."""
+    """Return `cat([state, action])`, or the state alone where the action is None."""
     return state if action is None else torch.cat([state, action], -1)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowmatch_core.couplings import Independent
 from flowmatch_core.discrete import (
@@ -40,8 +39,7 @@ from flowmatch_core.paths import VP, CondOT, Cosine
 from flowmatch_core.solvers import EDM, SOLVERS, Nodes, Power, TimeGrid, Uniform, Warped, solve
 from tests.support.random import randn
 from tests.support.truths import PATHS
-
-WAITS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "unique_dim", "repeat_interleave"}
+from tests.support.waiting import NeverWaits
 
 
 def rand(n: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -89,22 +87,6 @@ DRAWING: dict[str, Loss] = {
     "masked-tokens": tokens(cross_entropy_loss, MaskSource(4)),
     "uniform-tokens": tokens(generalised_kl_loss, UniformSource(4)),
 }
-
-
-class NeverWaits(TorchDispatchMode):
-    """Refuses every operation whose result decides what the host does next."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        name = func.overloadpacket.__name__
-        masks = (
-            isinstance(args[1], Sequence) and any(i is not None and i.dtype == torch.bool for i in args[1])
-            if name in ("index", "index_put", "index_put_")
-            else False
-        )
-        assert name not in WAITS and not masks, f"{name} waits for the device"
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -175,11 +175,11 @@ def test_what_is_kept_is_the_integral_of_the_noise(path: AffinePath, diffusion: 
     r"""d log kappa / dt = -w^2 / (2 sigma^2), and kappa is multiplicative."""
     s, m, t = (torch.tensor([v], dtype=torch.float64) for v in (0.3, 0.4, 0.5))
     t.requires_grad_()
-    kept = diffusion.kept(path, s, t)
+    kept = diffusion.noise_retention(path, s, t)
     (slope,) = torch.autograd.grad(kept.log().sum(), t, materialize_grads=True, allow_unused=True)
     expected = -(diffusion.w(path, t).detach() ** 2) / (2 * path.sigma(t).detach() ** 2)
     torch.testing.assert_close(slope, expected, rtol=1e-2, atol=1e-12)
-    product = diffusion.kept(path, s, m) * diffusion.kept(path, m, t)
+    product = diffusion.noise_retention(path, s, m) * diffusion.noise_retention(path, m, t)
     torch.testing.assert_close(kept, product, rtol=1e-3, atol=1e-12)
 
 
@@ -196,7 +196,7 @@ def test_what_is_kept_is_the_integral_of_the_noise(path: AffinePath, diffusion: 
 def test_noise_on_the_straight_path(diffusion: Diffusion, w: float, integral: float) -> None:
     s, t = (torch.tensor(v, dtype=torch.float64) for v in (0.4, 0.6))
     assert float(diffusion.w(CondOT(), s)) == pytest.approx(w)
-    assert float(diffusion.kept(CondOT(), s, t)) == pytest.approx(math.exp(-integral / 2), rel=1e-4)
+    assert float(diffusion.noise_retention(CondOT(), s, t)) == pytest.approx(math.exp(-integral / 2), rel=1e-4)
 
 
 @EVERY_PATH

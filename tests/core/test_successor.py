@@ -36,7 +36,7 @@ from flowmatch_core.successor import (
     vae_loss,
 )
 from tests.support.checks import BOUND, z_scores
-from tests.support.processes import TD_LOSSES, Probe, line, transitions
+from tests.support.processes import TD_LOSSES, Probe, scalar_process, transitions
 from tests.support.random import generator, randn, tensor
 
 ALL_LOSSES = [*TD_LOSSES, td_dd_loss, td2_dd_loss]
@@ -82,7 +82,7 @@ def halves(n: int, **options: object) -> Tensor:
 
 @pytest.mark.parametrize(("path", "time"), SETTINGS)
 def test_oracle_is_stationary_for_mc_cfm(path: AffinePath, time: Callable[..., Tensor]) -> None:
-    mdp, gamma = line(), 0.8
+    mdp, gamma = scalar_process(), 0.8
     batch = transitions(mdp, 10_000)
     future = mdp.successor(batch.state, batch.action, gamma).sample(1, generator=generator(5))[0]
     probe = Probe(mdp.velocity_field(gamma, path), len(future))
@@ -94,7 +94,7 @@ def test_oracle_is_stationary_for_mc_cfm(path: AffinePath, time: Callable[..., T
 @pytest.mark.parametrize("td_loss", [td_cfm_loss, td2_cfm_loss], ids=names([td_cfm_loss, td2_cfm_loss]))
 def test_oracle_is_stationary(td_loss: SuccessorLoss, path: AffinePath, time: Callable[..., Tensor]) -> None:
     """E[(v* - target) phi] = 0 when the target is v*, td-flows 4.6 item 4; TD-CFM(C) has another velocity."""
-    mdp, gamma = line(), 0.8
+    mdp, gamma = scalar_process(), 0.8
     batch, oracle = transitions(mdp, 10_000), mdp.velocity_field(gamma, path)
     probe = Probe(oracle, 10_000)
     loss = td_loss(probe, oracle, batch, gamma=gamma, path=path, time=time, generator=generator())
@@ -107,7 +107,7 @@ def test_oracle_is_stationary(td_loss: SuccessorLoss, path: AffinePath, time: Ca
 @pytest.mark.parametrize("td_loss", TD_LOSSES, ids=names(TD_LOSSES))
 def test_points_at_the_end_of_time_follow_the_successor_measure(td_loss: SuccessorLoss) -> None:
     """(1-g) delta_{S'} + g X_1 has the law m: for TD-CFM(C), the one thing that it shares with the others."""
-    mdp, gamma, n = line(), 0.8, 20_000
+    mdp, gamma, n = scalar_process(), 0.8, 20_000
     batch, state, action = from_one_start(mdp, n)
     field = Recorder(mdp.velocity_field(gamma))
     td_loss(field, field.field, batch, gamma=gamma, time=ones, steps=20, generator=generator())
@@ -125,7 +125,7 @@ def test_points_at_the_end_of_time_follow_the_successor_measure(td_loss: Success
 )  # fmt: skip
 def test_points_midway_tell_the_coupled_method_apart(td_loss: SuccessorLoss, variance: float) -> None:
     """Next states N(mu, 1) whatever the state: at t = 1/2 the path has variance 1/2, the coupled one 1."""
-    mdp = line(F=0.0, noise=1.0)
+    mdp = scalar_process(F=0.0, noise=1.0)
     batch, _, _ = from_one_start(mdp, 20_000)
     field = Recorder(mdp.velocity_field(0.8))
     td_loss(field, field.field, batch, gamma=0.8, time=halves, steps=20, generator=generator())
@@ -135,7 +135,7 @@ def test_points_midway_tell_the_coupled_method_apart(td_loss: SuccessorLoss, var
 
 def test_td2_asks_the_target_for_the_velocity_where_its_own_flow_arrives() -> None:
     """From noise x0 the field dx/dt = b(s', a') arrives at x0 + t b, each row at its own t."""
-    batch = transitions(line(), 50)
+    batch = transitions(scalar_process(), 50)
 
     def drift(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
         assert cond is not None
@@ -158,12 +158,12 @@ def test_td2_asks_the_target_for_the_velocity_where_its_own_flow_arrives() -> No
 @pytest.mark.parametrize("solver", ["midpoint", "dopri5_per_sample"])
 def test_target_encodes_its_condition_once_and_to_the_same_end(td_loss: SuccessorLoss, solver: str) -> None:
     """A solver that asks for some rows only needs the condition every time."""
-    batch = transitions(line(), 8)
+    batch = transitions(scalar_process(), 8)
     network = UNetMLPField(1, (8, 8), 1, 2, (8,), 8, generator=generator(5)).double()
     encoded: list[None] = []
     assert network.cond_encoder is not None
     network.cond_encoder.register_forward_hook(lambda *_: encoded.append(None))
-    field = line().velocity_field(0.9)
+    field = scalar_process().velocity_field(0.9)
 
     def loss(target: VelocityField) -> Tensor:
         encoded.clear()
@@ -177,8 +177,8 @@ def test_target_encodes_its_condition_once_and_to_the_same_end(td_loss: Successo
 @pytest.mark.parametrize("td_loss", ALL_LOSSES, ids=names(ALL_LOSSES))
 def test_field_is_trained_here_and_the_target_asked_there(td_loss: SuccessorLoss) -> None:
     """The field sees (S, A) only; the target sees (S', pi(S')) only."""
-    batch = transitions(line(), 8)
-    field, target = Recorder(line().velocity_field(0.9)), Recorder(line().velocity_field(0.9))
+    batch = transitions(scalar_process(), 8)
+    field, target = Recorder(scalar_process().velocity_field(0.9)), Recorder(scalar_process().velocity_field(0.9))
     td_loss(field, target, batch, gamma=0.9, steps=2, generator=generator())
     assert batch.action is not None
     assert batch.next_action is not None
@@ -205,7 +205,7 @@ def test_target_is_not_differentiated(td_loss: SuccessorLoss) -> None:
             assert cond is not None
             return (torch.cat([x, cond], -1) @ self.weight)[:, None]
 
-    batch, net, copy = transitions(line(), 64), Linear(), Linear()
+    batch, net, copy = transitions(scalar_process(), 64), Linear(), Linear()
     gradients = [
         torch.autograd.grad(td_loss(net, target, batch, gamma=0.9, generator=generator()).total, net.weight)[0]
         for target in (net, copy)
@@ -219,7 +219,7 @@ def test_target_is_not_differentiated(td_loss: SuccessorLoss) -> None:
 @pytest.mark.parametrize("td_loss", ALL_LOSSES, ids=names(ALL_LOSSES))
 @pytest.mark.parametrize("path", CURVES, ids=str)
 def test_total_weighs_the_terms_and_fusing_changes_nothing(td_loss: SuccessorLoss, path: AffinePath) -> None:
-    batch, oracle = transitions(line(), 64), line().velocity_field(0.9, path)
+    batch, oracle = transitions(scalar_process(), 64), scalar_process().velocity_field(0.9, path)
     off = Recorder(lambda t, x, cond=None, /: oracle(t, x, cond) + 0.3 * x)
     fused, apart = (
         td_loss(off, oracle, batch, gamma=0.75, path=path, fused=fused, generator=generator())
@@ -233,7 +233,7 @@ def test_total_weighs_the_terms_and_fusing_changes_nothing(td_loss: SuccessorLos
 
 @pytest.mark.parametrize("td_loss", TD_LOSSES, ids=names(TD_LOSSES))
 def test_without_discount_it_is_flow_matching_on_the_next_state(td_loss: SuccessorLoss) -> None:
-    batch, oracle = transitions(line(), 64), line().velocity_field(0.9)
+    batch, oracle = transitions(scalar_process(), 64), scalar_process().velocity_field(0.9)
     loss = td_loss(oracle, oracle, batch, gamma=0.0, generator=generator())
     plain = mc_cfm_loss(oracle, batch, batch.next_state, generator=generator())
     assert torch.equal(loss.total, plain.total)
@@ -363,7 +363,7 @@ def test_no_step_of_the_others_waits_for_the_device() -> None:
 @pytest.mark.parametrize("td_loss", [td2_cfm_loss, td2_dd_loss], ids=names([td2_cfm_loss, td2_dd_loss]))
 def test_step_compiles_as_one_graph(td_loss: SuccessorLoss) -> None:
     net = Plain(4, 1).double()
-    batch = transitions(line(), 8)
+    batch = transitions(scalar_process(), 8)
     assert batch.action is not None
     assert batch.next_action is not None
 
@@ -383,7 +383,7 @@ def test_step_compiles_as_one_graph(td_loss: SuccessorLoss) -> None:
 @pytest.mark.parametrize("path", [VE(), OU(horizon=1.0), VP(), OU(), Polynomial(2), CondOT(0.1)], ids=str)
 def test_only_a_path_from_standard_noise_is_taken(td_loss: SuccessorLoss | None, path: AffinePath) -> None:
     """The horizon model starts in N(0, I), so a path that does not would train a field for other points."""
-    batch, oracle = transitions(line(), 4), line().velocity_field(0.9)
+    batch, oracle = transitions(scalar_process(), 4), scalar_process().velocity_field(0.9)
 
     def call() -> Loss:
         if td_loss is None:
@@ -398,7 +398,7 @@ def test_only_a_path_from_standard_noise_is_taken(td_loss: SuccessorLoss | None,
 
 
 def bad_gamma(gamma: float) -> Callable[[], object]:
-    batch, oracle = transitions(line(), 4), line().velocity_field(0.9)
+    batch, oracle = transitions(scalar_process(), 4), scalar_process().velocity_field(0.9)
     return lambda: td2_cfm_loss(oracle, oracle, batch, gamma=gamma)
 
 
@@ -407,7 +407,7 @@ def bad_gamma(gamma: float) -> Callable[[], object]:
     [
         (bad_gamma(1.0), r"gamma was 1.0, but should be in \[0, 1\)"),
         (
-            lambda: mc_cfm_loss(lambda t, x, cond, /: x.mT, transitions(line(), 4), randn(4, 1, seed=0)),
+            lambda: mc_cfm_loss(lambda t, x, cond, /: x.mT, transitions(scalar_process(), 4), randn(4, 1, seed=0)),
             r"the result of field has shape \(1, 4\), but should be of shape \(4, 1\)",
         ),
         (bad_gamma(-0.1), r"gamma was -0.1, but should be in \[0, 1\)"),
@@ -421,12 +421,18 @@ def bad_gamma(gamma: float) -> Callable[[], object]:
         ),
         (
             lambda: td2_cfm_loss(
-                line().velocity_field(0.9), line().velocity_field(0.9), transitions(line(), 4), gamma=0.9, solver="DDIM"
+                scalar_process().velocity_field(0.9),
+                scalar_process().velocity_field(0.9),
+                transitions(scalar_process(), 4),
+                gamma=0.9,
+                solver="DDIM",
             ),
             "solver is 'DDIM', but should be one of euler",
         ),
         (
-            lambda: mc_cfm_loss(line().velocity_field(0.9), transitions(line(), 4), randn(4, 2, seed=0)),
+            lambda: mc_cfm_loss(
+                scalar_process().velocity_field(0.9), transitions(scalar_process(), 4), randn(4, 2, seed=0)
+            ),
             r"future had shape \(4, 2\), but should have state's shape \(4, 1\)",
         ),
     ],

@@ -26,7 +26,7 @@ from flowmatch_core.successor import (
 )
 from flowmatch_core.successor.losses.bootstrap import Target
 from tests.support.checks import BOUND, z_scores
-from tests.support.processes import Probe, line, transitions
+from tests.support.processes import Probe, scalar_process, transitions
 from tests.support.random import generator, randn, tensor
 
 LOSSES = [td_dd_loss, td2_dd_loss]
@@ -59,7 +59,10 @@ def test_defaults_are_those_of_the_paper() -> None:
 @pytest.mark.parametrize(("path", "solver", "steps"), [(VP(), "ddim", 100), (Cosine(), "rk4", 10)], ids=str)
 def test_noise_of_the_oracle_is_stationary(td_loss: SuccessorLoss, path: AffinePath, solver: str, steps: int) -> None:
     """E[(eps* - target) phi] = 0 with the exact noise as target: Lemma 2 and the fixed point of both methods."""
-    batch, network = transitions(line(), 4_000), noise_of(line().velocity_field(GAMMA, path, tolerance=1e-3), path)
+    batch, network = (
+        transitions(scalar_process(), 4_000),
+        noise_of(scalar_process().velocity_field(GAMMA, path, tolerance=1e-3), path),
+    )
     probe = Probe(network, 4_000)
     loss = td_loss(probe, network, batch, gamma=GAMMA, path=path, solver=solver, steps=steps, generator=generator())
     assert z_scores(probe.gradients(loss.total), 0.0).abs().max() < BOUND
@@ -67,7 +70,10 @@ def test_noise_of_the_oracle_is_stationary(td_loss: SuccessorLoss, path: AffineP
 
 def test_another_discount_is_not_stationary() -> None:
     """The power of the test above."""
-    batch, network = transitions(line(), 4_000), noise_of(line().velocity_field(0.6, Cosine()), Cosine())
+    batch, network = (
+        transitions(scalar_process(), 4_000),
+        noise_of(scalar_process().velocity_field(0.6, Cosine()), Cosine()),
+    )
     probe = Probe(network, 4_000)
     loss = td2_dd_loss(probe, network, batch, gamma=GAMMA, path=Cosine(), solver="rk4", steps=10, generator=generator())
     assert z_scores(probe.gradients(loss.total), 0.0).abs().max() > 2 * BOUND
@@ -97,8 +103,8 @@ def test_noise_of_a_mixture_is_the_density_weighted_mean_of_the_parts(path: Affi
 @pytest.mark.parametrize("path", [VP(), CondOT(), Cosine()], ids=str)
 def test_ddim_to_each_rows_own_time_is_ddim_to_that_time(path: AffinePath) -> None:
     """Against the sampler of `diffusion`, one time after another, and also for a network of velocities."""
-    velocity = line().velocity_field(GAMMA, path)
-    batch, t, x0 = transitions(line(), 5), tensor(0.0, 0.2, 0.5, 0.9, 1.0), randn(5, 1, seed=7)
+    velocity = scalar_process().velocity_field(GAMMA, path)
+    batch, t, x0 = transitions(scalar_process(), 5), tensor(0.0, 0.2, 0.5, 0.9, 1.0), randn(5, 1, seed=7)
 
     def flow(network: VelocityField, prediction: str, t: Time) -> Tensor:
         target = Target(network, batch, path, prediction, 8, "ddim", None)  # type: ignore[arg-type]
@@ -117,8 +123,12 @@ def test_ddim_to_each_rows_own_time_is_ddim_to_that_time(path: AffinePath) -> No
 @pytest.mark.parametrize("path", [VP(), Cosine(), CondOT()], ids=str)
 def test_ddim_nears_the_flow_as_its_steps_shrink(path: AffinePath) -> None:
     """Also from pure noise, where the first step knows no data: the error falls with every doubling."""
-    velocity = line().velocity_field(GAMMA, path)
-    batch, t, x0 = transitions(line(), 20), torch.linspace(0.1, 0.9, 20, dtype=torch.float64), randn(20, 1, seed=7)
+    velocity = scalar_process().velocity_field(GAMMA, path)
+    batch, t, x0 = (
+        transitions(scalar_process(), 20),
+        torch.linspace(0.1, 0.9, 20, dtype=torch.float64),
+        randn(20, 1, seed=7),
+    )
     exact = solve(velocity, x0, t1=t, cond=batch.next_condition, solver="rk4", steps=400).x
     errors = []
     for steps in (10, 20, 40, 80):
@@ -144,7 +154,7 @@ def test_a_bootstrap_encodes_the_condition_once_whatever_its_steps(td_loss: Succ
     network = UNetMLPField(1, (8, 8), cond_dim=2, cond_hidden=(8,), generator=generator()).double()
     assert network.cond_encoder is not None
     network.cond_encoder.register_forward_hook(lambda module, given, code: encoded.append(given[0]))
-    batch, field = transitions(line(), 5), NoisePrediction(network, VP())
+    batch, field = transitions(scalar_process(), 5), NoisePrediction(network, VP())
     loss = td_loss(field, field, batch, gamma=GAMMA, path=VP(), steps=7, generator=generator(2))
     target, both = encoded
     assert torch.equal(target, batch.next_condition) and torch.equal(both, torch.cat([batch.condition] * 2))
@@ -158,7 +168,7 @@ def test_ddim_reads_the_path_as_often_for_many_steps_as_for_few() -> None:
     """Read at each step, it costs as much as a network."""
     read = []
     path = CustomPath(lambda t: read.append(t) or t, lambda t: 1 - t)  # type: ignore[func-returns-value]
-    batch = transitions(line(), 5)
+    batch = transitions(scalar_process(), 5)
     network = NoisePrediction(lambda t, x, cond: 0 * x, path)
     for steps in (3, 30):
         read.append(None)
@@ -168,7 +178,7 @@ def test_ddim_reads_the_path_as_often_for_many_steps_as_for_few() -> None:
 
 
 def test_ddim_stays_in_the_dtype_of_the_states_whatever_that_of_the_times() -> None:
-    batch = transitions(line(), 5)
+    batch = transitions(scalar_process(), 5)
     states = Transitions(batch.state.float(), None, batch.next_state.float(), None)
     network = NoisePrediction(lambda t, x, cond: 0 * x, VP())
     for t in (1.0, tensor(0.1).expand(5)):
@@ -178,13 +188,13 @@ def test_ddim_stays_in_the_dtype_of_the_states_whatever_that_of_the_times() -> N
 
 def test_ddim_takes_a_step_at_least() -> None:
     with pytest.raises(ValueError, match="steps is 0, but should be at least 1"):
-        td2_dd_loss(lambda t, x, c: x, lambda t, x, c: x, transitions(line(), 4), gamma=GAMMA, steps=0)
+        td2_dd_loss(lambda t, x, c: x, lambda t, x, c: x, transitions(scalar_process(), 4), gamma=GAMMA, steps=0)
 
 
 @pytest.mark.parametrize("td_loss", LOSSES, ids=lambda loss: loss.__name__)
 def test_points_follow_the_path_of_the_successor_measure(td_loss: SuccessorLoss) -> None:
     """Next states N(mu, 1) whatever the state: on a path with alpha^2 + sigma^2 = 1 the variance stays 1."""
-    mdp, seen = line(F=0.0, noise=1.0), []
+    mdp, seen = scalar_process(F=0.0, noise=1.0), []
     batch, network = transitions(mdp, 4_000), noise_of(mdp.velocity_field(GAMMA, VP()), VP())
 
     def field(t: Time, x: Tensor, cond: Tensor | None = None, /) -> Tensor:
@@ -202,8 +212,8 @@ def test_errors_of_the_noise_are_those_of_the_velocity_in_other_units(
     noisy: SuccessorLoss, fast: SuccessorLoss
 ) -> None:
     """v = a x + b eps, so at one time the velocity's loss is b^2 times the noise's, term by term."""
-    path, t, batch = VP(), 0.4, transitions(line(), 64)
-    velocity = line().velocity_field(GAMMA, path)
+    path, t, batch = VP(), 0.4, transitions(scalar_process(), 64)
+    velocity = scalar_process().velocity_field(GAMMA, path)
 
     def off(t: Time, x: Tensor, cond: Tensor | None = None, /) -> Tensor:
         return velocity(t, x, cond) + 0.3 * x
@@ -219,7 +229,7 @@ def test_errors_of_the_noise_are_those_of_the_velocity_in_other_units(
 @pytest.mark.parametrize("path", [VP(), Cosine()], ids=str)
 def test_likelihood_through_the_probability_flow_is_the_density(path: AffinePath) -> None:
     """For VP up to the 0.0066 of the data that are left in its noise."""
-    mdp, n = line(), 20
+    mdp, n = scalar_process(), 20
     state, action = randn(n, 1, seed=1), randn(n, 1, seed=2)
     m = mdp.successor(state, action, GAMMA)
     x = m.sample(1, generator=generator())[0]

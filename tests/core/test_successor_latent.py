@@ -25,7 +25,7 @@ from flowmatch_core.successor import (
     vae_loss,
 )
 from tests.support.checks import BOUND, z_scores
-from tests.support.processes import line, transitions
+from tests.support.processes import scalar_process, transitions
 from tests.support.random import generator, randn, tensor
 
 GAMMA = 0.8
@@ -63,7 +63,7 @@ class Matched(nn.Module):
 
 def game(off: float = 0.0, *weights: float) -> HorizonGAN:
     gan = HorizonGAN(1, 2, width=4, blocks=1)
-    gan.sampler, gan.critic = Matched(line(), off), Critic(*(weights or (0.0,) * 4))  # type: ignore[assignment]
+    gan.sampler, gan.critic = Matched(scalar_process(), off), Critic(*(weights or (0.0,) * 4))  # type: ignore[assignment]
     return gan
 
 
@@ -86,7 +86,7 @@ def in_slices(batch: Transitions, rows: int, function: Callable[[Transitions], T
 @both
 def test_terms_are_those_of_the_next_state_and_of_the_targets_state(network: Any, loss: Callable[..., Loss]) -> None:
     """A target that always says 5: the bootstrap term is the direct term of transitions to 5, at the same noise."""
-    net, batch = network(1, 2, width=8, blocks=1, generator=generator()).double(), transitions(line(), 64)
+    net, batch = network(1, 2, width=8, blocks=1, generator=generator()).double(), transitions(scalar_process(), 64)
 
     class Five(LatentNetwork):
         def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def test_terms_are_those_of_the_next_state_and_of_the_targets_state(network: Any
 @both
 def test_target_learns_nothing_and_every_parameter_of_the_field_does(network: Any, loss: Callable[..., Loss]) -> None:
     field, target = (network(1, 2, width=8, blocks=1, generator=generator(i)).double() for i in (0, 1))
-    loss(field, target, transitions(line(), 64), gamma=GAMMA, generator=generator()).total.backward()
+    loss(field, target, transitions(scalar_process(), 64), gamma=GAMMA, generator=generator()).total.backward()
     idle = {name for name, p in field.named_parameters() if p.grad is None or p.grad.abs().max() == 0}
     assert idle <= {"critic.last.bias"}  # only differences of the critic count
     assert all(p.grad is None for p in target.parameters())
@@ -130,7 +130,7 @@ def test_n_step_batches_are_weighed_by_the_discount_of_all_steps(network: Any, l
 
 def test_a_matched_sampler_leaves_a_blind_critic_nothing_to_learn() -> None:
     """The Bellman equation of the first two moments is stationary in the game; a shifted sampler is found out."""
-    batch, slopes = transitions(line(), 20_000), {}
+    batch, slopes = transitions(scalar_process(), 20_000), {}
     for off in (0.0, 0.5):
         gan, g = game(off), generator()
 
@@ -145,7 +145,7 @@ def test_a_matched_sampler_leaves_a_blind_critic_nothing_to_learn() -> None:
 
 def test_gradient_is_that_of_the_game() -> None:
     """The critic's parameters see its loss and the penalties alone, the sampler's parameters their own loss alone."""
-    gan, batch, penalty = game(0.4, 0.3, -0.2, 0.1, 0.2), transitions(line(), 64), 0.7
+    gan, batch, penalty = game(0.4, 0.3, -0.2, 0.1, 0.2), transitions(scalar_process(), 64), 0.7
     loss = gan_loss(gan, game(), batch, gamma=GAMMA, penalty=penalty, generator=generator())
     mine = torch.autograd.grad(loss.total, [gan.critic.weights, gan.sampler.off])  # type: ignore[list-item]
     g = generator()
@@ -170,7 +170,7 @@ def test_gradient_is_that_of_the_game() -> None:
 
 def test_the_penalty_goes_along_a_line_while_it_trains() -> None:
     """A pair is the number between its two at the share that is done, to the last bit; a number stays what it is."""
-    gan, batch = game(0.4, 0.3, -0.2, 0.1, 0.2), transitions(line(), 64)
+    gan, batch = game(0.4, 0.3, -0.2, 0.1, 0.2), transitions(scalar_process(), 64)
 
     def total(**options: Any) -> Tensor:
         return gan_loss(gan, game(), batch, gamma=GAMMA, generator=generator(), **options).total
@@ -206,7 +206,7 @@ def test_loss_of_the_best_linear_autoencoder_is_the_evidence(scale: float, optim
     vae = HorizonVAE(1, 2, width=4, blocks=1)
     vae.encoder = Linear(weight / tau**2, -weight * mu / tau**2, 0.5 * math.log(beta / 2 / tau**2))  # type: ignore[assignment]
     vae.decoder = Linear(scale * weight, mu)  # type: ignore[assignment]
-    batch = transitions(line(F=0.0), 20_000)
+    batch = transitions(scalar_process(F=0.0), 20_000)
     batch = Transitions(batch.state, batch.action, mu + tau * randn(20_000, 1, seed=5), batch.next_action)
     g = generator()
     losses = in_slices(batch, 500, lambda part: vae_loss(vae, vae, part, gamma=0.0, beta=beta, generator=g).total)
@@ -219,7 +219,7 @@ def test_loss_of_the_best_linear_autoencoder_is_the_evidence(scale: float, optim
 
 def test_model_has_the_moments_and_values_of_its_sampler_in_raw_units() -> None:
     """A sampler of standardised states that matches the measure: mean, linear and quadratic values."""
-    mdp, loc, scale, n = line(), tensor(2.0), tensor(3.0), 4_000
+    mdp, loc, scale, n = scalar_process(), tensor(2.0), tensor(3.0), 4_000
 
     class Exact(LatentNetwork):
         def generate(self, noise: Tensor, cond: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from flowmatch_core.successor import Particles, Transitions, logit_normal, path_
 from flowmatch_core.successor.particles import logit_normal_quantile
 from tests.support.checks import BOUND, z_scores
 from tests.support.fields import zero
-from tests.support.processes import Probe, line, transitions
+from tests.support.processes import Probe, scalar_process, transitions
 from tests.support.random import generator, randn, tensor
 
 GAMMA = 0.8
@@ -37,7 +37,7 @@ class Recorder:
 
 def test_oracle_is_stationary_at_the_particles() -> None:
     """With the exact field as target, and once all slots are under way: E[(v* - target) phi] = 0."""
-    mdp, slots = line(), 3_000
+    mdp, slots = scalar_process(), 3_000
     oracle, g = mdp.velocity_field(GAMMA, tolerance=1e-3), generator()
     particles = Particles(slots, 1, 2, steps=12).double()
     for call in range(27):
@@ -53,7 +53,11 @@ def test_times_of_the_particles_have_the_law_of_the_direct_term(quantile: Callab
     """At one call, over the slots under way; at t=0, where no field is trained, there is none of them."""
     slots, steps, g = 6_000, 5, generator()
     options = {} if quantile is None else {"quantile": quantile}
-    particles, batch, field = Particles(slots, 1, 2, steps, **options).double(), transitions(line(), slots), Recorder()
+    particles, batch, field = (
+        Particles(slots, 1, 2, steps, **options).double(),
+        transitions(scalar_process(), slots),
+        Recorder(),
+    )
     for _ in range(2 * steps + 3):
         live = particles.phase >= 1
         particles.td2_cfm_loss(field, zero, batch, gamma=GAMMA, generator=g)  # type: ignore[arg-type]
@@ -109,7 +113,7 @@ def test_the_target_is_asked_once_a_call_at_the_particles_own_next_state() -> No
 
     slots, steps, g = 7, 2, generator()
     particles, field = Particles(slots, 1, 2, steps).double(), Recorder()
-    batches = [transitions(line(), slots, seed=10 * i) for i in range(10)]
+    batches = [transitions(scalar_process(), slots, seed=10 * i) for i in range(10)]
     for batch in batches:
         before, phase = particles.next_cond.clone(), particles.phase.clone()
         particles.td2_cfm_loss(field, target, batch, gamma=GAMMA, generator=g)  # type: ignore[arg-type]
@@ -126,7 +130,7 @@ def test_the_target_is_asked_once_a_call_at_the_particles_own_next_state() -> No
 def test_only_slots_under_way_count() -> None:
     """Before any slot has moved, the bootstrap term is nil; later it is the mean over those that have."""
     slots, g = 8, generator()
-    particles, batch = Particles(slots, 1, 2, steps=3).double(), transitions(line(), 8)
+    particles, batch = Particles(slots, 1, 2, steps=3).double(), transitions(scalar_process(), 8)
 
     def two(t: Time, x: Tensor, cond: Tensor | None = None, /) -> Tensor:
         return torch.full_like(x, 2.0)
@@ -154,9 +158,9 @@ def test_particles_of_terminal_states_go_to_them(path: CondOT | Cosine) -> None:
 
 def test_a_restored_state_goes_on_alike() -> None:
     slots, g = 8, generator()
-    first, batch = Particles(slots, 1, 2, steps=3), transitions(line(), slots)
+    first, batch = Particles(slots, 1, 2, steps=3), transitions(scalar_process(), slots)
     batch = Transitions(*(part.float() for part in (batch.state, batch.action, batch.next_state, batch.next_action)))  # type: ignore[union-attr]
-    oracle = line().to("cpu", torch.float32).velocity_field(GAMMA)
+    oracle = scalar_process().to("cpu", torch.float32).velocity_field(GAMMA)
     for _ in range(5):
         first.td2_cfm_loss(zero, oracle, batch, gamma=GAMMA, generator=g)
     second, state = Particles(slots, 1, 2, steps=3), g.get_state()
@@ -191,7 +195,7 @@ def test_path_error_is_that_of_a_known_flow() -> None:
 
 def test_path_error_is_smaller_to_the_times_of_the_regression() -> None:
     """To t ~ U[0, 1] it is several times smaller than to 1, and vanishes with the steps: td-speed 4."""
-    oracle, cond = line().velocity_field(0.95), torch.cat([randn(200, 1, seed=1), randn(200, 1, seed=2)], 1)
+    oracle, cond = scalar_process().velocity_field(0.95), torch.cat([randn(200, 1, seed=1), randn(200, 1, seed=2)], 1)
     x0, t = randn(200, 1, seed=3), torch.rand(200, generator=generator(), dtype=torch.float64)
     errors = [float(path_error(oracle, x0, cond, t, steps=steps)) for steps in (2, 5, 64)]
     assert errors[0] > errors[1] > errors[2] == 0
@@ -205,11 +209,13 @@ def test_path_error_is_smaller_to_the_times_of_the_regression() -> None:
         (lambda: Particles(2, 1, 1, steps=0), "steps was 0, but should be at least 1"),
         (lambda: Particles(2, 1, 1, path=VE()), "path was VE"),
         (
-            lambda: Particles(3, 1, 2).td2_cfm_loss(zero, zero, transitions(line(), 4), gamma=0.9),
+            lambda: Particles(3, 1, 2).td2_cfm_loss(zero, zero, transitions(scalar_process(), 4), gamma=0.9),
             r"batch.condition has shape \(4, 2\), but should be of shape \(3, 2\)",
         ),
         (
-            lambda: Particles(4, 1, 2).td2_cfm_loss(zero, lambda t, x, c: x[:2], transitions(line(), 4), gamma=0.9),
+            lambda: Particles(4, 1, 2).td2_cfm_loss(
+                zero, lambda t, x, c: x[:2], transitions(scalar_process(), 4), gamma=0.9
+            ),
             r"the result of field has shape \(2, 1\), but should be of shape \(4, 1\)",
         ),
     ],
@@ -220,7 +226,7 @@ def test_mistakes_are_named(call: Callable[[], object], message: str) -> None:
 
 
 def test_particles_of_a_discount_of_several_steps_are_weighed_by_it() -> None:
-    batch = transitions(line(), 4)
+    batch = transitions(scalar_process(), 4)
     batch = Transitions(
         batch.state, batch.action, batch.next_state, batch.next_action, direct_state=tensor([9.0]).expand(4, 1), steps=3
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowmatch_core.oracles import LinearGaussianMDP
 from flowmatch_core.successor import SuccessorLoss, Transitions, n_step, td2_cfm_loss, td_cfm_loss
 from tests.support.checks import BOUND, z_scores
-from tests.support.processes import Chain, Probe, line, random_chain
+from tests.support.processes import Chain, Probe, random_chain, scalar_process
 from tests.support.random import generator, randn, tensor
 
 GAMMA = 0.8
@@ -64,7 +64,7 @@ def test_both_terms_together_have_the_law_of_the_measure(n: int) -> None:
 
 @pytest.mark.parametrize("td_loss", [td_cfm_loss, td2_cfm_loss], ids=lambda loss: loss.__name__)
 def test_oracle_is_stationary_for_n_step_returns(td_loss: SuccessorLoss) -> None:
-    mdp, rows = line(), 6_000
+    mdp, rows = scalar_process(), 6_000
     batch = n_step(*windows(mdp, rows, 3), GAMMA, generator=generator(8))
     oracle = mdp.velocity_field(GAMMA, tolerance=1e-4)
     probe = Probe(oracle, rows)
@@ -73,14 +73,14 @@ def test_oracle_is_stationary_for_n_step_returns(td_loss: SuccessorLoss) -> None
 
 
 def test_loss_weighs_its_terms_by_the_discount_of_all_steps() -> None:
-    mdp = line()
+    mdp = scalar_process()
     batch, oracle = n_step(*windows(mdp, 64, 3), GAMMA, generator=generator()), mdp.velocity_field(GAMMA)
     loss = td2_cfm_loss(lambda t, x, cond: -x, oracle, batch, gamma=GAMMA, generator=generator())
     torch.testing.assert_close(loss.total, (1 - GAMMA**3) * loss.direct + GAMMA**3 * loss.bootstrap)
 
 
 def test_one_step_is_the_plain_transition() -> None:
-    states, actions = windows(line(), 64, 1)
+    states, actions = windows(scalar_process(), 64, 1)
     batch = n_step(states, actions, GAMMA, generator=generator())
     assert batch.direct_state is None
     assert batch.terminal is None
@@ -112,7 +112,7 @@ def test_a_window_stays_where_it_meets_a_terminal_state() -> None:
 
 
 def test_standardising_moves_all_states() -> None:
-    states, actions = windows(line(), 8, 3)
+    states, actions = windows(scalar_process(), 8, 3)
     batch = n_step(states, actions, GAMMA, generator=generator())
     moved = batch.standardise(tensor(2.0), tensor(3.0))
     for name in ("state", "next_state", "visited"):

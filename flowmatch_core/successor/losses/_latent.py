@@ -1,9 +1,13 @@
-r"""Horizon models that turn noise into a state at once, without a path: what the GAN and the VAE share.
+r"""Shared by the losses of latent-variable horizon models (GAN and VAE).
 
-Their losses have the two terms of the others, with the loss of one state :math:`x` in place of a regression:
+They have the direct and the bootstrap term of the other losses, with the loss $\ell$ of one state in place of a
+regression:
 
-.. math:: \ell(\theta) = (1-\gamma)\,E\,\ell(S'|S,A;\theta) + \gamma\,E\,\ell(\widehat X|S,A;\theta), \quad
-    \widehat X = G(Z|S',A';\bar\theta), \quad Z \sim N(0, I)
+$$
+\ell(\theta) = (1-\gamma)\,E\,\ell(S'|S,A;\theta) + \gamma\,E\,\ell(\widehat X|S,A;\theta), \quad
+\widehat X = G(Z|S',A';\bar\theta), \quad Z \sim N(0, I)
+$$
+
 """
 
 from __future__ import annotations
@@ -20,9 +24,9 @@ __all__ = ["two_states", "weigh"]
 
 
 def two_states(target: LatentNetwork, batch: Transitions, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """The states of both terms, next states above those of the target, and their conditions (S, A), ``(2 batch, .)``.
+    """Return the states of both terms, the next states before those of the target, and (S, A), each `(2 batch, .)`.
 
-    Where S' is terminal the process stays, and the bootstrap's state is S' itself.
+    Where S' is terminal the state of the bootstrap is S' itself.
     """
     with torch.no_grad():
         later = target.generate(noise_like(batch.next_state, generator), batch.next_condition)
@@ -31,7 +35,7 @@ def two_states(target: LatentNetwork, batch: Transitions, generator: torch.Gener
 
 
 def weigh(rows: Tensor, gamma: float, batch: Transitions) -> Loss:
-    """The loss of the rows of `two_states`, ``(2 batch,)``."""
+    """Return the loss, given the losses of the rows of `two_states`, with shape `(2 batch,)`."""
     weight = discount(gamma, batch)
     direct, bootstrap = (term.mean() for term in rows.chunk(2))
     return Loss.of(direct, bootstrap, weight)

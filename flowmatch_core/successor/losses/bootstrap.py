@@ -1,16 +1,19 @@
-r"""The two-term regression that every successor loss is an instance of.
+r"""The regression with two terms that all successor losses share.
 
-.. math:: \ell(\theta) = (1-\gamma)\,E\,\|f_t(\overrightarrow X_t|S,A;\theta) - u_t\|^2
-    + \gamma\,E\,\|f_t(\widehat X_t|S,A;\theta) - \hat u_t\|^2
+$$
+\ell(\theta) = (1-\gamma)\,E\,\|f_t(\overrightarrow X_t|S,A;\theta) - u_t\|^2
++ \gamma\,E\,\|f_t(\widehat X_t|S,A;\theta) - \hat u_t\|^2
+$$
 
-The direct term regresses on the next state. The bootstrap term regresses, still at (S, A), on a point and a
-value that the method makes from the target network at (S', A'). Both terms see every transition, at the
-same t and with independent noises. The network predicts a velocity (flow matching) or the noise (diffusion).
+The direct term regresses on the next state. The bootstrap term regresses, at the same (S, A), on a point and a value
+that the method computes from the target network at (S', A'). Both terms use every transition, at the same t and with
+independent noises. The network predicts a velocity (flow matching) or the noise (diffusion).
 
-Where S' is terminal the process stays: its successor measure is the point S', and that row's bootstrap term
-regresses on S' itself. Leaving the term out instead would lose the mass gamma.
+Where S' is terminal the process stays: its successor measure is the point S', and the bootstrap term of that row
+regresses on S' itself. Omitting the term would lose the mass gamma.
 
-Reference: Farebrother et al., Temporal Difference Flows, ICML 2025, Algorithm 1 and Table 4.
+References:
+    - Temporal Difference Flows (Farebrother et al., 2025), algorithm 1 and table 4, https://arxiv.org/abs/2503.09817
 """
 
 from __future__ import annotations
@@ -48,11 +51,11 @@ Prediction = Literal["velocity", "noise"]
 """What the network of a method predicts."""
 
 _PURE = 0.01
-"""How far from 0 and 1 the weights of data and noise may be at t=0; VP and OU leave 0.007 of the data."""
+"""The tolerance of the weights of data and noise, 0 and 1, at t=0; VP and OU have 0.007 of the data there."""
 
 
 class Loss(NamedTuple):
-    """The scalars of ``total = (1 - gamma) * direct + gamma * bootstrap``."""
+    """A loss and its terms, scalars with `total = (1 - gamma) * direct + gamma * bootstrap`."""
 
     total: Tensor
     direct: Tensor
@@ -60,7 +63,7 @@ class Loss(NamedTuple):
 
     @classmethod
     def of(cls, direct: Tensor, bootstrap: Tensor, weight: float) -> Loss:
-        """The loss of both terms and the weight of the second, the `discount` of the batch."""
+        """Return the loss of two terms, given the weight of the second, the `discount` of the batch."""
         return cls((1 - weight) * direct + weight * bootstrap, direct, bootstrap)
 
 
@@ -71,22 +74,23 @@ def logit_normal(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """t = sigmoid(xi), xi ~ N(0, 1): more times around one half than near noise and data, ``(n,)``.
+    """Draw times t = sigmoid(xi), xi ~ N(0, 1), which concentrate around one half, with shape `(n,)`.
 
-    >>> logit_normal(1000, generator=torch.Generator().manual_seed(0)).std() < 0.25    # uniform: 0.29
-    tensor(True)
+    Examples:
+        >>> logit_normal(1000, generator=torch.Generator().manual_seed(0)).std() < 0.25    # uniform: 0.29
+        tensor(True)
     """
     return torch.randn(n, generator=generator, dtype=dtype, device=device).sigmoid()
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """The squared Euclidean norm of the error (a sum over dimensions, unlike `cfm_loss`), averaged over the batch."""
+    """Return the squared norm of the error, summed over dimensions (unlike `cfm_loss`) and averaged over the batch."""
     check_shape("the result of field", prediction, target.shape)
     return (prediction - target).square().flatten(1).sum(1).mean()
 
 
 def check_path(path: AffinePath) -> None:
-    """Raise a `ValueError` unless the path starts in N(0, I), where the bootstrap and the horizon model start."""
+    """Raise a `ValueError` unless the path starts in N(0, I), the source of the bootstrap and the horizon model."""
     alpha, sigma = float(path.alpha(0.0)), float(path.sigma(0.0))
     if abs(alpha) > _PURE or abs(sigma - 1) > _PURE:
         raise ValueError(
@@ -96,25 +100,26 @@ def check_path(path: AffinePath) -> None:
 
 
 def discount(gamma: float, batch: Transitions) -> float:
-    """The weight of the bootstrap term: gamma to the number of steps between the batch's states.
+    """Return the weight of the bootstrap term, gamma to the power of the steps of the batch.
 
-    >>> s = torch.zeros(1, 2)
-    >>> discount(0.5, Transitions(state=s, action=None, next_state=s, next_action=None, direct_state=s, steps=3))
-    0.125
+    Examples:
+        >>> s = torch.zeros(1, 2)
+        >>> discount(0.5, Transitions(state=s, action=None, next_state=s, next_action=None, direct_state=s, steps=3))
+        0.125
     """
     check_gamma(gamma)
     return float(gamma**batch.steps)
 
 
 def interpolate(path: AffinePath, prediction: Prediction, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The path's point between noise and data, and what the network should say there."""
+    """Return the path's point between noise and data, and the value to regress on there."""
     sample = path.sample(x0, x1, t)
     return sample.x_t, sample.velocity if prediction == "velocity" else x0
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The target network at (S', A'), with all that a method may ask of it; never differentiated."""
+    """The target network at (S', A') as a method uses it; no gradient reaches it."""
 
     field: VelocityField
     batch: Transitions
@@ -125,15 +130,15 @@ class Target:
     generator: torch.Generator | None
 
     def noise(self) -> Tensor:
-        """A fresh X_0 ~ N(0, I) for every row."""
+        """Draw a new X_0 ~ N(0, I) for every row."""
         return noise_like(self.batch.next_state, self.generator)
 
     def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The path's point between noise and data, and what the network should say there."""
+        """Return the path's point between noise and data, and the value to regress on there."""
         return interpolate(self.path, self.prediction, x0, x1, t)
 
     def flow(self, x0: Tensor, t: Time) -> Tensor:
-        """psi_t(x0 | S', A'): the target's ODE from 0 to each row's own t, in ``steps`` equal steps."""
+        """Return psi_t(x0 | S', A'), the target's ODE solved from 0 to the t of each row in `steps` equal steps."""
         if self.solver == "ddim":
             return self._ddim(x0, t)
         field = self.field
@@ -143,17 +148,17 @@ class Target:
         return solve(field, x0, t1=t, cond=cond, solver=self.solver, steps=self.steps, check=False).x
 
     def predict(self, t: Tensor, x: Tensor) -> Tensor:
-        """v_t(x | S', A'), or the noise, whichever the network predicts."""
+        """Return the prediction of the network, v_t(x | S', A') or the noise."""
         return self.field(t, x, self.batch.next_condition)
 
     def _ddim(self, x: Tensor, t: Time) -> Tensor:
-        """DDIM to each row's own t: a step keeps the noise and the data that the network sees in x.
+        """Solve by DDIM to the t of each row: a step keeps the noise and the data that the network predicts at x.
 
-        Pure noise says nothing of the data, so a step from alpha = 0 takes their mean to be zero, which
-        misses alpha E[X] after that step: nothing for VP, whose alpha is never zero.
+        Where alpha = 0 the data are replaced by zero, which neglects alpha E[X] after the step; this does not occur
+        on VP, whose alpha is never zero.
         """
         nodes = [t * share for share in Uniform().nodes(self.steps)]
-        # what depends on the times alone is computed for all steps at once: step by step it costs as much as a network
+        # coefficients of the times are computed for all steps at once: one by one they cost as much as a network
         coefficients = self.path.step_coefficients(stack_times(nodes, x), self.prediction)
         of_x, of_value = (c.to(x.dtype) for c in coefficients)
         fields = at_times(self.field, nodes[:-1], x)
@@ -164,9 +169,9 @@ class Target:
 
 
 class SuccessorLoss(Protocol):
-    """A temporal-difference loss: the regression of ``field`` on a batch, bootstrapped from ``target``.
+    """A temporal-difference loss: the regression of `field` on a batch, bootstrapped from `target`.
 
-    Its ``prediction`` says what ``field`` and ``target`` predict.
+    Its attribute `prediction` is what `field` and `target` predict.
     """
 
     __name__: str
@@ -189,15 +194,15 @@ class SuccessorLoss(Protocol):
 
 
 Bootstrap = Callable[[Target, Tensor], tuple[Tensor, Tensor]]
-"""What a method is: from the target and the times, a point for every row and what the field should say there."""
+"""A method: it maps the target and the times to a point for every row and the value to regress on there."""
 
 
 def two_term(
     *, prediction: Prediction = "velocity", path: AffinePath = CondOT(), steps: int = 10, solver: str = "midpoint"
 ) -> Callable[[Bootstrap], SuccessorLoss]:
-    """Make a loss of a method's bootstrap, with these defaults.
+    """Return a decorator that turns the bootstrap of a method into a loss with these defaults.
 
-    The path should start in N(0, I). The target is solved by one of `solvers.SOLVERS` or by `ddim`. ``fused``
+    The path should start in N(0, I). The target is solved by one of `solvers.SOLVERS` or by `ddim`. `fused`
     evaluates the field once, on both terms' points stacked, instead of twice; the result is the same.
     """
     defaults = path, steps, solver
@@ -223,7 +228,7 @@ def two_term(
             noise = noise_like(batch.next_state, generator)
             direct, direct_value = interpolate(path, prediction, noise, batch.visited, t)
             with torch.no_grad():
-                if solver != "dopri5_per_sample":  # which asks for some rows only
+                if solver != "dopri5_per_sample":  # which evaluates some rows only
                     target = at_condition(target, batch.next_condition)
                 point, value = bootstrap(Target(target, batch, path, prediction, steps, solver, generator), t)
                 if batch.terminal is not None:

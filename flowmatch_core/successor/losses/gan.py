@@ -1,15 +1,18 @@
 r"""GAN: a relativistic adversarial horizon model with zero-centred gradient penalties (R3GAN).
 
-.. math:: \ell_D(x) = \zeta(D(\tilde X) - D(x)) + \tfrac\lambda2 \|\nabla D(x)\|^2 +
-    \tfrac\lambda2 \|\nabla D(\tilde X)\|^2, \qquad
-    \ell_G(x) = \zeta(D(x) - D(\tilde X)), \qquad \tilde X = G(Z|S,A), \quad \zeta(a) = \log(1 + e^a)
+$$
+\ell_D(x) = \zeta(D(\tilde X) - D(x)) + \tfrac\lambda2 \|\nabla D(x)\|^2 +
+\tfrac\lambda2 \|\nabla D(\tilde X)\|^2, \qquad
+\ell_G(x) = \zeta(D(x) - D(\tilde X)), \qquad \tilde X = G(Z|S,A), \quad \zeta(a) = \log(1 + e^a)
+$$
 
-for the states x of both terms (see `latent`). The loss is their sum with each player's parameters held fixed
-in the other's part, so its gradient is that of the game and one optimiser trains both. The weight λ may fall
-along a line while they train.
+for the states $x$ of both terms. The loss is the sum of both, each with the parameters of the other network held
+fixed, so its gradient is that of the game and one optimiser trains both networks. The weight $\lambda$ may decrease
+linearly during training.
 
-| References: Farebrother et al., Temporal Difference Flows, ICML 2025, appendix C.3.3
-| Huang et al., The GAN is dead; long live the GAN!, NeurIPS 2024
+References:
+    - Temporal Difference Flows (Farebrother et al., 2025), appendix C.3.3, https://arxiv.org/abs/2503.09817
+    - The GAN is dead; long live the GAN! A Modern GAN Baseline (Huang et al., 2024), https://arxiv.org/abs/2501.05441
 """
 
 from __future__ import annotations
@@ -32,17 +35,18 @@ __all__ = ["HorizonGAN", "gan_loss"]
 
 @final
 class HorizonGAN(LatentNetwork):
-    """A sampler and its critic, residual perceptrons modulated by the condition, with leaky rectifiers.
+    """A generator and a critic, residual perceptrons modulated by the condition, with leaky ReLU.
 
-    Arguments:
+    Args:
         event_dim: The number of dimensions of a state, and of the noise.
         cond_dim: The number of dimensions of a condition.
         width: The width of all hidden layers.
         blocks: The number of residual blocks of each.
         generator: The source of randomness of the initial weights.
 
-    >>> HorizonGAN(event_dim=2, cond_dim=3).generate(torch.zeros(5, 2), torch.zeros(5, 3)).shape
-    torch.Size([5, 2])
+    Examples:
+        >>> HorizonGAN(event_dim=2, cond_dim=3).generate(torch.zeros(5, 2), torch.zeros(5, 3)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class HorizonGAN(LatentNetwork):
         draw_weights(self, generator=generator)
 
     def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
-        """The sampler's state, ``(batch, event_dim)``."""
+        """Return the states of the generator, with shape `(batch, event_dim)`."""
         state: Tensor = self.sampler(noise, cond)
         return state
 
@@ -74,24 +78,25 @@ def gan_loss(
     progress: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Loss:
-    r"""The adversarial loss of ``field``, bootstrapped from the sampler of ``target``.
+    r"""Return the adversarial loss of `field`, bootstrapped from the generator of `target`.
 
-    Arguments:
-        field: The sampler and critic that learn.
-        target: Those that lag behind.
+    Args:
+        field: The generator and critic to train.
+        target: The target network, an average of earlier ones.
         batch: The transitions.
         gamma: The discount.
-        penalty: The weight :math:`\lambda` of the gradients, or its values at the start and at the end of training,
-            with a line between them.
-        progress: The share of training that is done, in [0, 1].
+        penalty: The weight $\lambda$ of the gradient penalties, or its values at the start and at the end of
+            training, interpolated linearly.
+        progress: The fraction of training that is done, in [0, 1].
         generator: The source of randomness.
 
-    >>> s, g = torch.zeros(64, 2), torch.Generator().manual_seed(0)
-    >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
-    >>> gan = HorizonGAN(event_dim=2, cond_dim=2, generator=g)
-    >>> loss = gan_loss(gan, gan, batch, gamma=0.9, generator=g)
-    >>> bool(loss.total.isclose(0.1 * loss.direct + 0.9 * loss.bootstrap))
-    True
+    Examples:
+        >>> s, g = torch.zeros(64, 2), torch.Generator().manual_seed(0)
+        >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
+        >>> gan = HorizonGAN(event_dim=2, cond_dim=2, generator=g)
+        >>> loss = gan_loss(gan, gan, batch, gamma=0.9, generator=g)
+        >>> bool(loss.total.isclose(0.1 * loss.direct + 0.9 * loss.bootstrap))
+        True
     """
     weight = _penalty_at(penalty, progress)
     real, cond = two_states(target, batch, generator)
@@ -101,7 +106,7 @@ def gan_loss(
     slopes = torch.autograd.grad(of_real.sum() + of_fake.sum(), (real, fake), create_graph=True)
     steepness = slopes[0].square().sum(1) + slopes[1].square().sum(1)
     critic = F.softplus(of_fake - of_real) + weight / 2 * steepness
-    # the sampler's opponent is the critic as it is: its parameters learn nothing from this part
+    # the parameters of the critic get no gradient from the loss of the generator
     frozen = {name: parameter.detach() for name, parameter in field.critic.named_parameters()}
     of_made: Tensor = torch.func.functional_call(field.critic, frozen, (made, cond))[:, 0]
     return weigh(critic + F.softplus(of_real.detach() - of_made), gamma, batch)

@@ -1,9 +1,12 @@
-r"""MC-CFM: regress on samples of the successor measure, taken from on-policy futures, without a bootstrap.
+r"""MC-CFM: regress on samples of the successor measure from on-policy futures, without a bootstrap.
 
-.. math:: X_1 = S_T, \; T \sim \mathrm{Geometric}(1-\gamma) \text{ on } 1, 2, \dots, \quad
-    \ell(\theta) = E\,\|v_t(X_t|S,A;\theta) - (\dot\alpha_t X_1 + \dot\sigma_t X_0)\|^2
+$$
+X_1 = S_T, \; T \sim \mathrm{Geometric}(1-\gamma) \text{ on } 1, 2, \dots, \quad
+\ell(\theta) = E\,\|v_t(X_t|S,A;\theta) - (\dot\alpha_t X_1 + \dot\sigma_t X_0)\|^2
+$$
 
-Reference: Farebrother et al., Temporal Difference Flows, ICML 2025, equation 6.
+References:
+    - Temporal Difference Flows (Farebrother et al., 2025), equation 6, https://arxiv.org/abs/2503.09817
 """
 
 from __future__ import annotations
@@ -29,15 +32,16 @@ def mc_cfm_loss(
     time: TimeSampler = torch.rand,
     generator: torch.Generator | None = None,
 ) -> Loss:
-    """The MC-CFM loss of ``field``; ``future`` holds a state S_T of the policy for every row, ``(batch, d)``.
+    """Return the MC-CFM loss of `field`; `future` holds a state S_T of the policy for every row, `(batch, d)`.
 
-    Only the batch's state and action are read. The bootstrap term is 0, so ``total`` equals ``direct``.
+    Only state and action of the batch are used. The bootstrap term is 0, so `total` equals `direct`.
 
-    >>> s = torch.zeros(64, 2)
-    >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
-    >>> loss = mc_cfm_loss(lambda t, x, cond: -x, batch, future=s, generator=torch.Generator().manual_seed(0))
-    >>> bool(loss.total == loss.direct), float(loss.bootstrap)
-    (True, 0.0)
+    Examples:
+        >>> s = torch.zeros(64, 2)
+        >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
+        >>> loss = mc_cfm_loss(lambda t, x, cond: -x, batch, future=s, generator=torch.Generator().manual_seed(0))
+        >>> bool(loss.total == loss.direct), float(loss.bootstrap)
+        (True, 0.0)
     """
     if future.shape != batch.state.shape:
         raise ValueError(

@@ -1,22 +1,26 @@
-r"""TD-CFM: bootstrap from a sample of the target's model, re-noised with fresh noise.
+r"""TD-CFM: bootstrap from a sample of the target's model, combined with new noise.
 
-.. math:: X_1 = \psi_1(X_0|S',A';\bar\theta), \quad
-    \widehat X_t = \alpha_t X_1 + \sigma_t X_0', \quad \hat u_t = \dot\alpha_t X_1 + \dot\sigma_t X_0', \quad
-    X_0, X_0' \sim N(0, I) \text{ independent}
+$$
+X_1 = \psi_1(X_0|S',A';\bar\theta), \quad
+\widehat X_t = \alpha_t X_1 + \sigma_t X_0', \quad \hat u_t = \dot\alpha_t X_1 + \dot\sigma_t X_0', \quad
+X_0, X_0' \sim N(0, I) \text{ independent}
+$$
 
-Reference: Farebrother et al., Temporal Difference Flows, ICML 2025, equation 7.
+References:
+    - Temporal Difference Flows (Farebrother et al., 2025), equation 7, https://arxiv.org/abs/2503.09817
 
->>> import torch
->>> from flowmatch_core.oracles import LinearGaussianMDP
->>> from flowmatch_core.successor import Transitions
->>> I, g = torch.eye(1), torch.Generator().manual_seed(0)
->>> mdp = LinearGaussianMDP(A=I, B=I, c=torch.ones(1), W=I, K=-I, k=torch.zeros(1))
->>> s = torch.zeros(64, 1)
->>> batch = Transitions(state=s, action=None, next_state=mdp.step(s, None, generator=g), next_action=None)
->>> oracle = mdp.velocity_field(gamma=0.9)
->>> loss = td_cfm_loss(oracle, oracle, batch, gamma=0.9, generator=g)
->>> bool(loss.total.isclose(0.1 * loss.direct + 0.9 * loss.bootstrap))
-True
+Examples:
+    >>> import torch
+    >>> from flowmatch_core.oracles import LinearGaussianMDP
+    >>> from flowmatch_core.successor import Transitions
+    >>> I, g = torch.eye(1), torch.Generator().manual_seed(0)
+    >>> mdp = LinearGaussianMDP(A=I, B=I, c=torch.ones(1), W=I, K=-I, k=torch.zeros(1))
+    >>> s = torch.zeros(64, 1)
+    >>> batch = Transitions(state=s, action=None, next_state=mdp.step(s, None, generator=g), next_action=None)
+    >>> oracle = mdp.velocity_field(gamma=0.9)
+    >>> loss = td_cfm_loss(oracle, oracle, batch, gamma=0.9, generator=g)
+    >>> bool(loss.total.isclose(0.1 * loss.direct + 0.9 * loss.bootstrap))
+    True
 """
 
 from __future__ import annotations
@@ -30,6 +34,6 @@ __all__ = ["td_cfm_loss"]
 
 @two_term()
 def td_cfm_loss(target: Target, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The TD-CFM loss of ``field``, bootstrapped from ``target``."""
+    """Return the TD-CFM loss of `field`, bootstrapped from `target`."""
     x1 = target.flow(target.noise(), 1.0)
     return target.interpolate(target.noise(), x1, t)

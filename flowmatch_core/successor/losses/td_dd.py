@@ -1,25 +1,30 @@
-r"""TD-DD: denoising diffusion, bootstrapped from a sample of the target's model, re-noised with fresh noise.
+r"""TD-DD: denoising diffusion, bootstrapped from a sample of the target's model, combined with new noise.
 
-.. math:: X_1 = \psi_1(X_0|S',A';\bar\theta) \text{ by DDIM}, \quad
-    \widehat X_t = \alpha_t X_1 + \sigma_t X_0', \quad \hat\epsilon = X_0', \quad
-    X_0, X_0' \sim N(0, I) \text{ independent}
+$$
+X_1 = \psi_1(X_0|S',A';\bar\theta) \text{ by DDIM}, \quad
+\widehat X_t = \alpha_t X_1 + \sigma_t X_0', \quad \hat\epsilon = X_0', \quad
+X_0, X_0' \sim N(0, I) \text{ independent}
+$$
 
-It is `td_cfm_loss` with a network that predicts the noise; `VelocityOf(network, path, "noise")` is its
-velocity field, whose ODE samples and whose change of variables gives likelihoods. Make the network with
-`NoisePrediction`: a plain one has 150 times its error in the data that it stands for where VP starts.
+It is `td_cfm_loss` with a network that predicts the noise; `VelocityOf(network, path, "noise")` is its velocity
+field, for samples and likelihoods. Use a `NoisePrediction` network: the data that follow from a plain noise
+prediction have 150 times its error at the start of VP.
 
-Reference: Farebrother et al., Temporal Difference Flows, ICML 2025, section 3.1 and appendix C.3.2.
+References:
+    - Temporal Difference Flows (Farebrother et al., 2025), section 3.1 and appendix C.3.2,
+      https://arxiv.org/abs/2503.09817
 
->>> import torch
->>> from flowmatch_core.paths import VP, VelocityOf
->>> from flowmatch_core.successor import GeometricHorizonModel, Transitions
->>> s, g = torch.randn(64, 1, generator=torch.Generator().manual_seed(1)), torch.Generator().manual_seed(0)
->>> batch = Transitions(state=s, action=None, next_state=s.sin(), next_action=None)
->>> network = lambda t, x, cond: x                                            # all noise, no data
->>> loss = td_dd_loss(network, network, batch, gamma=0.9, generator=g)
->>> bool(loss.total.isclose(0.1 * loss.direct + 0.9 * loss.bootstrap))
-True
->>> model = GeometricHorizonModel(VelocityOf(network, VP(), "noise"), event_shape=(1,), gamma=0.9)
+Examples:
+    >>> import torch
+    >>> from flowmatch_core.paths import VP, VelocityOf
+    >>> from flowmatch_core.successor import GeometricHorizonModel, Transitions
+    >>> s, g = torch.randn(64, 1, generator=torch.Generator().manual_seed(1)), torch.Generator().manual_seed(0)
+    >>> batch = Transitions(state=s, action=None, next_state=s.sin(), next_action=None)
+    >>> network = lambda t, x, cond: x                                            # of data that are zero
+    >>> loss = td_dd_loss(network, network, batch, gamma=0.9, generator=g)
+    >>> bool(loss.total.isclose(0.1 * loss.direct + 0.9 * loss.bootstrap))
+    True
+    >>> model = GeometricHorizonModel(VelocityOf(network, VP(), "noise"), event_shape=(1,), gamma=0.9)
 """
 
 from __future__ import annotations
@@ -34,6 +39,6 @@ __all__ = ["td_dd_loss"]
 
 @two_term(prediction="noise", path=VP(), steps=20, solver="ddim")
 def td_dd_loss(target: Target, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The TD-DD loss of ``field``, a network that predicts the noise, bootstrapped from ``target``."""
+    """Return the TD-DD loss of `field`, a network that predicts the noise, bootstrapped from `target`."""
     x1 = target.flow(target.noise(), 1.0)
     return target.interpolate(target.noise(), x1, t)

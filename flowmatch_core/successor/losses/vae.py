@@ -1,14 +1,18 @@
 r"""β-VAE: a variational autoencoder as horizon model.
 
-.. math:: \ell(x) = E_{Z \sim q(\cdot|x,S,A)} \|x - G(Z|S,A)\|^2 +
-    \beta\,\mathrm{KL}\big(q(\cdot|x,S,A)\,\|\,N(0, I)\big)
+$$
+\ell(x) = E_{Z \sim q(\cdot|x,S,A)} \|x - G(Z|S,A)\|^2 +
+\beta\,\mathrm{KL}\big(q(\cdot|x,S,A)\,\|\,N(0, I)\big)
+$$
 
-for the states x of both terms (see `latent`). Divided by β this is the negative evidence bound of the decoder
-:math:`N(G(Z), \frac\beta2 I)`; samples are its means :math:`G(Z)`, so they lack the variance β/2, and every
-bootstrap loses it again: of a measure whose spread is not far above that, nothing but the mean is left.
+for the states $x$ of both terms. Divided by $\beta$ this is the negative evidence lower bound of the decoder $N(G(Z),
+\frac\beta2 I)$. Samples are its means $G(Z)$, so they lack the variance $\beta/2$, and every bootstrap step loses it
+again: a measure whose variance is not far above $\beta/2$ collapses to its mean.
 
-| References: Farebrother et al., Temporal Difference Flows, ICML 2025, appendix C.3.4
-| Higgins et al., beta-VAE, ICLR 2017
+References:
+    - Temporal Difference Flows (Farebrother et al., 2025), appendix C.3.4, https://arxiv.org/abs/2503.09817
+    - beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework (Higgins et al., 2017),
+      https://openreview.net/forum?id=Sy2fzU9gl
 """
 
 from __future__ import annotations
@@ -33,16 +37,17 @@ __all__ = ["HorizonVAE", "vae_loss"]
 class HorizonVAE(LatentNetwork):
     """An encoder and a decoder, residual perceptrons modulated by the condition, with mish.
 
-    Arguments:
+    Args:
         event_dim: The number of dimensions of a state, and of its code.
         cond_dim: The number of dimensions of a condition.
         width: The width of all hidden layers.
         blocks: The number of residual blocks of each.
         generator: The source of randomness of the initial weights.
 
-    >>> mean, log_scale = HorizonVAE(event_dim=2, cond_dim=3).encode(torch.zeros(5, 2), torch.zeros(5, 3))
-    >>> mean.shape, log_scale.shape
-    (torch.Size([5, 2]), torch.Size([5, 2]))
+    Examples:
+        >>> mean, log_scale = HorizonVAE(event_dim=2, cond_dim=3).encode(torch.zeros(5, 2), torch.zeros(5, 3))
+        >>> mean.shape, log_scale.shape
+        (torch.Size([5, 2]), torch.Size([5, 2]))
     """
 
     def __init__(
@@ -59,12 +64,12 @@ class HorizonVAE(LatentNetwork):
         draw_weights(self, small=[self.encoder.last], generator=generator)
 
     def encode(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean and the logarithm of the standard deviation of q(z | x, cond), both ``(batch, event_dim)``."""
+        """Return mean and log standard deviation of q(z | x, cond), both `(batch, event_dim)`."""
         mean, log_scale = self.encoder(x, cond).chunk(2, -1)
         return mean, log_scale
 
     def generate(self, noise: Tensor, cond: Tensor) -> Tensor:
-        """The decoder's mean, ``(batch, event_dim)``."""
+        """Return the mean of the decoder, with shape `(batch, event_dim)`."""
         state: Tensor = self.decoder(noise, cond)
         return state
 
@@ -78,22 +83,23 @@ def vae_loss(
     beta: float = 0.5,
     generator: torch.Generator | None = None,
 ) -> Loss:
-    r"""The β-VAE loss of ``field``, bootstrapped from the decoder of ``target``.
+    r"""Return the β-VAE loss of `field`, bootstrapped from the decoder of `target`.
 
-    Arguments:
-        field: The encoder and decoder that learn.
-        target: Those that lag behind.
+    Args:
+        field: The network to train.
+        target: The target network, an average of earlier ones.
         batch: The transitions.
         gamma: The discount.
-        beta: The weight :math:`\beta` of the divergence from the prior.
+        beta: The weight $\beta$ of the divergence from the prior.
         generator: The source of randomness.
 
-    >>> s, g = torch.zeros(64, 2), torch.Generator().manual_seed(0)
-    >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
-    >>> vae = HorizonVAE(event_dim=2, cond_dim=2, generator=g)
-    >>> loss = vae_loss(vae, vae, batch, gamma=0.9, generator=g)
-    >>> bool(loss.total.isclose(0.1 * loss.direct + 0.9 * loss.bootstrap))
-    True
+    Examples:
+        >>> s, g = torch.zeros(64, 2), torch.Generator().manual_seed(0)
+        >>> batch = Transitions(state=s, action=None, next_state=s, next_action=None)
+        >>> vae = HorizonVAE(event_dim=2, cond_dim=2, generator=g)
+        >>> loss = vae_loss(vae, vae, batch, gamma=0.9, generator=g)
+        >>> bool(loss.total.isclose(0.1 * loss.direct + 0.9 * loss.bootstrap))
+        True
     """
     if not 0 < beta < float("inf"):
         raise ValueError(f"beta was {beta}, but should be a finite positive number.")

@@ -33,8 +33,7 @@ from flowmatch_core.paths import VP, AffinePath, CondOT, Cosine, Quantity, Resch
 from flowmatch_core.solvers import SOLVERS, SolverError, solve
 from tests.support.random import generator, randn, tensor
 from tests.support.truths import PATHS, mixture, on_every_path
-
-from ..test_scale import NeverWaits
+from tests.support.waiting import NeverWaits
 
 FILES = sorted(Path(flowmatch_core.__path__[0]).rglob("*.py"))
 
