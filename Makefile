@@ -1,4 +1,4 @@
-# `make` alone lists the targets. PROFILE is default or a file of pipelines/profiles/.
+# `make` alone lists the targets. PROFILE is default or a file of pipelines/config/profiles/.
 PROFILE ?= default
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
@@ -8,17 +8,22 @@ export PATH := $(BIN):$(PATH)
 RUN := $(BIN)/python -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow td-tables td-claims status ui publish test test-slow bench lint readme clean
+.PHONY: help setup repro flow td-tables td-claims status ui publish test test-slow lint docs docs-serve examples readme bench gpu-check clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed  ## create .venv from requirements.lock (VENV=… for another place)
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python >= 3.11 is needed, found " + sys.version.split()[0] + "; name another one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[pipeline,gymnasium,test,lint]'
+	touch $@
+
+# The site's packages come when they are first needed.
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[docs]'
 	touch $@
 
 repro: setup  ## run what has changed, to the report (PROFILE=smoke|default|paper)
@@ -42,27 +47,39 @@ ui: setup  ## MLflow on the runs so far, at http://127.0.0.1:5000
 publish: setup  ## copy the runs of bare `dvc repro` to MLflow
 	@$(RUN) publish
 
-test: setup  ## the tests
+test: setup  ## the tests, on all cores
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: setup  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
 
+lint: setup  ## ruff (rules and format) and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: $(VENV)/.docs-installed  ## build the documentation into site/; a warning is an error
+	@$(BIN)/python -m mkdocs build --strict --quiet && echo "site/index.html"
+
+docs-serve: $(VENV)/.docs-installed  ## show the documentation at http://127.0.0.1:8000
+	@$(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8000
+
+examples: setup  ## run the scripts in examples/, each under a minute
+	@set -e; for script in examples/[a-z]*.py; do echo "$$script"; $(BIN)/python $$script; done
+
+readme: setup  ## write the tables of runs into README.md and docs/
+	@$(BIN)/python -m pipelines.reporting.readme
+
 bench: $(BENCH_VENV)/.installed  ## speed beside flow_matching, zuko and torchcfm (ARGS=--quick for two minutes)
 	@$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
 
-# the peers stay apart from the project; torchcfm asks for packages that do not install beside a current torch
+# Peers are installed apart from the project: torchcfm asks for packages that do not install beside a current torch.
 $(BENCH_VENV)/.installed: benchmarks/requirements.txt benchmarks/requirements-no-deps.txt requirements.lock
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/pip install --quiet --constraint requirements.lock --requirement benchmarks/requirements.txt
 	$(BENCH_VENV)/bin/pip install --quiet --no-deps --requirement benchmarks/requirements-no-deps.txt
 	touch $@
 
-lint: setup  ## ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-
-readme: setup  ## write the tables of runs into README.md and docs/
-	@$(BIN)/python -m pipelines.readme
+gpu-check: setup  ## test and time the library on a CUDA card, under 8 minutes
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 clean:  ## remove what a run leaves behind, except DVC's cache and MLflow's store
-	rm -rf .checkpoints .workspaces .flowmatch .prefect .venv-bench
+	rm -rf .checkpoints .workspaces .flowmatch .prefect .venv-bench build dist site
