@@ -47,7 +47,7 @@ ui: setup  ## MLflow on the runs so far, at http://127.0.0.1:5000
 publish: setup  ## copy the runs of bare `dvc repro` to MLflow
 	@$(RUN) publish
 
-test: setup  ## the tests, on all cores
+test: $(VENV)/.docs-installed  ## the tests, on all cores
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: setup  ## the tests that take minutes
