@@ -25,7 +25,7 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = ".") -> str:
 
 
 def first_line(error: Exception) -> str:
-    r"""Return the first line of an error message, or the error's type if the message is empty.
+    """Return the first line of an error message, or the error's type if the message is empty.
 
     >>> first_line(ValueError("no\\nway")), first_line(KeyError())
     ('no', 'KeyError')

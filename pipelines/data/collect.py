@@ -248,7 +248,7 @@ def collect(
             gamma^length.
         starts: Number of evaluation episodes.
         seed: Seed of all tables.
-        workers: threads; None is one a core.
+        workers: Number of threads; None is one per core.
 
     >>> spiral = plugins.load("pipelines.environments", "linear_gaussian")
     >>> tables = collect(
