@@ -267,7 +267,7 @@ def _read(path: Path) -> Record:
         record = Record(**json.loads(path.read_text()))  # it may have finished since it was read
         if record.status == "RUNNING":
             record.status, record.ended = "KILLED", path.stat().st_mtime
-            record.message = "its process is gone without a word (killed, or the machine stopped)."
+            record.message = "its process ended without a status (killed, or the machine stopped)."
     return record
 
 

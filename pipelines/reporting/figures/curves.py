@@ -103,8 +103,8 @@ def _whisker(axis: Axes, y: float, method: str, score: Score, edge: float) -> Ar
 def horizons(cells: Mapping[float, Cells]) -> Figure:
     """MSE(V) and EMD over its floor against the effective horizon 1 / (1 - gamma), one line a method with two points.
 
-    Arguments:
-        cells: the metrics at each gamma.
+    Args:
+        cells: The metrics at each gamma.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     handles = {}

@@ -50,8 +50,8 @@ def panels(
     """Panels with room for a title above each, or only above the first row; laid out by hand, since matplotlib takes
     seconds for many.
 
-    Arguments:
-        size, aspect: the width of a panel in inches, and its height in widths.
+    Args:
+        size, aspect: The width of a panel in inches, and its height in widths.
     """
     title, gap = 0.24, 0.06
     between, tall = title if titles else gap, size * aspect
