@@ -25,9 +25,9 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = ".") -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error message, or the error's type if the message is empty.
+    r"""Return the first line of an error message, or the error's type if the message is empty.
 
-    >>> first_line(ValueError("no\\nway")), first_line(KeyError())
+    >>> first_line(ValueError("no\nway")), first_line(KeyError())
     ('no', 'KeyError')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0]
