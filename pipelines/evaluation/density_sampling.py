@@ -43,10 +43,10 @@ def sample(stage: Stage, dataset: str) -> None:
 def _trajectory(flow: ContinuousFlow, columns: list[str], generator: torch.Generator) -> pd.DataFrame:
     """Return the states of particles at `TIMES`."""
     noise = torch.randn(PARTICLES, len(columns), generator=generator, device=generator.device)
-    states = solve(flow.field, noise, solver="midpoint", steps=STEPS, save=True).path
-    assert states is not None and flow.loc is not None and flow.scale is not None  # set for every saved model
+    way = solve(flow.field, noise, solver="midpoint", steps=STEPS, save=True).path
+    assert way is not None and flow.loc is not None and flow.scale is not None  # as models are saved
     tables = [
-        pd.DataFrame((flow.loc + flow.scale * states[round(t * STEPS)]).cpu().numpy(), columns=columns).assign(time=t)
+        pd.DataFrame((flow.loc + flow.scale * way[round(t * STEPS)]).cpu().numpy(), columns=columns).assign(time=t)
         for t in TIMES
     ]
     return pd.concat(tables, ignore_index=True)

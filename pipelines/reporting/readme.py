@@ -1,6 +1,6 @@
-"""Write the tables and figures of runs into documents, so that no number between the markers is typed by hand.
+"""Write tables and pictures of runs into documents, so that no number between their markers is typed by hand.
 
-README.md contains the results of the default run; each other document contains those of a profile, if it was run.
+README.md has those of the default run, the files of docs/ those of the profiles of their names, where they were run.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ BEGIN, END = "<!-- results: written by `make readme` -->", "<!-- /results -->"
 
 
 def block(tables: Path) -> str:
-    """Return the Markdown between the markers."""
+    """The Markdown between the markers."""
     return "\n".join(filter(None, ((tables / f"{name}.md").read_text() for name in ORDER)))
 
 
 def with_results(document: str, results: str, name: str = "README.md") -> str:
-    r"""Return the document with its results replaced.
+    """The text with its results replaced.
 
-    >>> print(with_results(f"a\n{BEGIN}\nold\n{END}\nb", "new"))
+    >>> print(with_results(f"a\\n{BEGIN}\\nold\\n{END}\\nb", "new"))
     a
     <!-- results: written by `make readme` -->
     new
@@ -45,12 +45,11 @@ def with_results(document: str, results: str, name: str = "README.md") -> str:
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise UserError(f"{name} lacks the lines {BEGIN!r} and {END!r}; put them around the results.")
+        raise UserError(f"{name} lacks the lines {BEGIN!r} and {END!r}; put them where the results belong.")
     return f"{before}{BEGIN}\n{results}\n{END}{after}"
 
 
 def main() -> int:
-    """Update the documents and figures; return the exit status."""
     try:
         for document, tables in TABLES.items():
             if document.name == "README.md" or tables.exists():
