@@ -1,0 +1,1 @@
+"""Helpers without domain knowledge, which every other room may import."""

@@ -1,4 +1,4 @@
-"""The device and the number of threads of a process."""
+"""Select the device and the number of threads of a process."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def resolve(name: str) -> torch.device:
-    """Return the device of that name in `params.yaml`; `auto` is CUDA if there is any.
+    """Return the device that `params.yaml` names; `auto` is CUDA where it is available.
 
     Raises:
-        UserError: The name is that of a CUDA device that is not there.
+        UserError: The named CUDA device does not exist.
     """
     import torch
 
@@ -30,7 +30,10 @@ def resolve(name: str) -> torch.device:
 
 
 def use(name: str, threads: int) -> torch.device:
-    """Set torch's number of threads and return the device; the last bits of a sum depend on both."""
+    """Set the number of torch threads and return the device.
+
+    Floating-point sums depend on both, so a stage sets them before it computes.
+    """
     import torch
 
     torch.set_num_threads(threads)

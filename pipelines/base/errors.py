@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can make and mend, and what its sentences are made of."""
+"""The exception for errors that a user can fix, and helpers that build its messages."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """A sentence that names the culprit, what was found, what is expected and the remedy.
+    """An error that a user can fix.
 
-    Commands print it without a traceback and exit with status 1.
+    The message is one sentence that names the argument or key, what was found, what was expected and the fix. Commands
+    print it without a traceback and exit with status 1.
     """
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = ".") -> str:
-    """The end of a sentence about an unknown name: the known one that is like it, or something else.
+    """Return the end of a sentence about an unknown name: the closest known name, or `otherwise`.
 
     >>> did_you_mean("mons", ["moons", "digits"]), did_you_mean("x", ["moons", "digits"])
     ("; did you mean 'moons'?", '.')
@@ -24,9 +25,9 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = ".") -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without its details; its kind if it says nothing.
+    r"""Return the first line of an error message, or the error's type if the message is empty.
 
-    >>> first_line(ValueError("no\\nway")), first_line(KeyError())
+    >>> first_line(ValueError("no\nway")), first_line(KeyError())
     ('no', 'KeyError')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0]

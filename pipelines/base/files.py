@@ -1,7 +1,7 @@
-"""Reading and writing of tables, models and JSON, whole or not at all.
+"""Read and write tables, models and JSON atomically.
 
-Formats are parquet, safetensors and JSON, none of which can execute code when read. A writer makes a file under a
-temporary name in the same folder and renames it, so that a file of the right name is always complete.
+The formats are parquet, safetensors and JSON, none of which can execute code when read. A writer creates a temporary
+file in the same folder and renames it, so a file with the final name is always complete.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _REMAKE = "`make repro` (or `dvc checkout` if it was made before)."
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; what was made there takes its place when the block ends without an error."""
+    """Yield a temporary path beside `path`, and move it to `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        if temporary.is_dir():  # a rename does not replace a folder that holds something
+        if temporary.is_dir():  # a rename does not replace a folder that is not empty
             _remove(path)
         os.replace(temporary, path)
     finally:
@@ -49,10 +49,10 @@ def _remove(path: Path) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file.
+    """Return the content of a file.
 
     Raises:
-        UserError: the file is missing.
+        UserError: The file is missing.
     """
     try:
         return path.read_bytes()
@@ -61,10 +61,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """The content of a file in pieces, so that it may be larger than memory.
+    """Yield the content of a file in blocks, so that the file may be larger than memory.
 
     Raises:
-        UserError: the file is missing.
+        UserError: The file is missing.
     """
     try:
         with path.open("rb") as file:
@@ -84,7 +84,7 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: The file is missing or is not JSON.
     """
     try:
         return json.loads(path.read_text())
@@ -101,13 +101,15 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_table(path: Path, columns: Sequence[str] = (), *, finite: bool = True) -> pd.DataFrame:
-    """Read a parquet table that has at least the given columns and no missing or infinite number.
+    """Read a parquet table and check its columns and values.
 
-    Arguments:
-        finite: false lets such numbers pass, as samples of a diverged model may hold some.
+    Args:
+        path: File to read.
+        columns: Columns that the table must have.
+        finite: Whether to refuse missing and infinite numbers. Samples of a diverged model may contain them.
 
     Raises:
-        UserError: the file is missing or corrupt, lacks a column, or holds a NaN.
+        UserError: The file is missing or corrupt, lacks a column, or contains a number that is not finite.
     """
     import pandas as pd
 
@@ -125,10 +127,10 @@ def read_table(path: Path, columns: Sequence[str] = (), *, finite: bool = True) 
 
 
 def open_table(path: Path, columns: Sequence[str]) -> ParquetFile:
-    """Open a parquet table that has at least the given columns, to be read in parts.
+    """Open a parquet table for reading in parts, and check its columns.
 
     Raises:
-        UserError: the file is missing or corrupt, or lacks a column.
+        UserError: The file is missing or corrupt, or lacks a column.
     """
     from pyarrow import parquet
 
@@ -143,10 +145,10 @@ def open_table(path: Path, columns: Sequence[str]) -> ParquetFile:
 
 
 def read_group(path: Path, file: ParquetFile, group: int, columns: Sequence[str]) -> Table:
-    """Some columns of one row group of an open table.
+    """Return some columns of one row group of an open table.
 
     Raises:
-        UserError: the file is corrupt.
+        UserError: The file is corrupt.
     """
     try:
         return file.read_row_group(group, columns=list(columns), use_threads=False)
@@ -155,10 +157,16 @@ def read_group(path: Path, file: ParquetFile, group: int, columns: Sequence[str]
 
 
 def check_finite(path: Path, columns: Sequence[str], rows: np.ndarray, first: int = 0) -> None:
-    """Refuse rows of a table, from the `first` on, that hold a NaN or an infinity.
+    """Raise an error if rows of a table contain NaN or infinity.
+
+    Args:
+        path: File that the rows come from.
+        columns: Names of the columns of `rows`.
+        rows: Values, shape (n, columns).
+        first: Number of the first row in the file.
 
     Raises:
-        UserError: it names the first such value.
+        UserError: A value is not finite; the message names the first one.
     """
     import numpy as np
 
@@ -167,7 +175,7 @@ def check_finite(path: Path, columns: Sequence[str], rows: np.ndarray, first: in
         row, column = (int(i) for i in np.argwhere(bad)[0])
         raise UserError(
             f"{path} holds {float(rows[row, column])} in column {columns[column]!r}, row {first + row} "
-            f"({int(bad.sum())} such values); expected finite numbers, so mend the source and make it again: {_REMAKE}"
+            f"({int(bad.sum())} such values); expected finite numbers, so fix the source and make it again: {_REMAKE}"
         )
 
 
@@ -190,10 +198,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote.
+    """Read a file that `write_tensors` wrote.
 
     Raises:
-        UserError: the file is missing or corrupt.
+        UserError: The file is missing or corrupt.
     """
     from safetensors import safe_open
 

@@ -1,6 +1,6 @@
-"""Every path below `data/`: the one place that spells the names of files and folders.
+"""All paths below `data/`; no other module spells the name of a file or folder there.
 
-Paths are relative to the folder that a stage runs in, the project or a profile's workspace.
+Paths are relative to the working directory of a stage: the project or a profile's workspace.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from pathlib import Path
 
 DATA = Path("data")
 RAW = DATA / "raw"
-"""Inputs of the user, which no stage writes."""
+"""User inputs, which no stage writes."""
 PREPARED, TRANSITIONS, MODELS, LOGS = (DATA / name for name in ("prepared", "transitions", "models", "logs"))
 SAMPLES, EVALUATIONS, EXPERIMENTS = (DATA / name for name in ("samples", "evaluations", "experiments"))
 METRICS, TABLES, REPORT = (DATA / name for name in ("metrics", "tables", "report"))
 GATHERED = (EXPERIMENTS, EVALUATIONS, LOGS, METRICS, PREPARED, SAMPLES, TRANSITIONS)
-"""Folders that the stages of the whole project depend on; DVC wants them there even if nothing is in them."""
+"""Folders that whole-project stages depend on; DVC requires them to exist, even if they are empty."""
 
 PARTS = ("train", "val", "test")
 """The parts of a data set."""
@@ -36,7 +36,7 @@ def collected(environment: str) -> Path:
 
 
 def provenance(folder: Path) -> Path:
-    """Return the description of a prepared data set or of a collected environment."""
+    """Return the file that describes the source of a prepared data set or a collected environment."""
     return folder / "provenance.json"
 
 
@@ -56,17 +56,17 @@ def evaluation(folder: Path) -> Path:
 
 
 def counterfactual(folder: Path) -> Path:
-    """Return the episodes from start states whose state or action was exchanged."""
+    """Return the episodes from start states with a replaced state or action."""
     return folder / "counterfactual.parquet"
 
 
 def models(data: str, method: str) -> Path:
-    """Return the folder of the networks of a method, by data set or environment."""
+    """Return the folder of a method's networks for a data set or environment."""
     return MODELS / data / method
 
 
 def network(folder: Path, seed: int) -> Path:
-    """Return the network of a seed in the folder of a method."""
+    """Return the network of one seed in a method's folder."""
     return folder / f"seed{seed}.safetensors"
 
 
@@ -76,17 +76,17 @@ def networks(folder: Path) -> dict[int, Path]:
 
 
 def skipped(folder: Path) -> Path:
-    """Return the file that stands in the place of networks that were not trained; it holds the reason."""
+    """Return the file that replaces the networks of a method that is not trained; it contains the reason."""
     return folder / "skipped.json"
 
 
 def closed_form(folder: Path) -> Path:
-    """Return the file that stands in the place of networks where the model is the closed form."""
+    """Return the file that replaces the networks where the model has a closed form."""
     return folder / "oracle.json"
 
 
 def curve(data: str, method: str) -> Path:
-    """Return the loss curve of a method, mean over seeds and each seed."""
+    """Return the loss curve of a method: the mean over seeds and the values of each seed."""
     return LOGS / data / f"{method}.csv"
 
 
@@ -96,7 +96,7 @@ def final_losses(data: str, method: str) -> Path:
 
 
 def samples(data: str) -> Path:
-    """Return the folder of samples of all methods of a data set or an environment."""
+    """Return the folder of the samples of all methods for a data set or environment."""
     return SAMPLES / data
 
 
@@ -106,7 +106,7 @@ def sampled(folder: Path, method: str) -> Path:
 
 
 def trajectory(folder: Path, method: str) -> Path:
-    """Return the states of a few particles of a method along flow time."""
+    """Return the states of a few particles along flow time, for one method."""
     return folder / f"{method}.path.parquet"
 
 
@@ -116,22 +116,22 @@ def field(folder: Path, method: str) -> Path:
 
 
 def value_map(folder: Path) -> Path:
-    """Return the values on a grid of positions, true and by each method."""
+    """Return the true and the estimated values on a grid of positions."""
     return folder / "value_map.parquet"
 
 
 def evaluations(data: str) -> Path:
-    """Return the folder of what an evaluation measured."""
+    """Return the folder of the results of an evaluation."""
     return EVALUATIONS / data
 
 
 def cells(folder: Path) -> Path:
-    """Return the measurements of an evaluation, one row a method and seed (and start state)."""
+    """Return the measurements of an evaluation: one row per method and seed (and start state)."""
     return folder / "cells.parquet"
 
 
 def truth(folder: Path) -> Path:
-    """Return the true samples that an evaluation compared with."""
+    """Return the true samples that an evaluation compares with."""
     return folder / "truth.parquet"
 
 
@@ -156,7 +156,7 @@ def results(folder: Path) -> Path:
 
 
 def figure(folder: Path) -> Path:
-    """Return the picture of an experiment."""
+    """Return the figure of an experiment."""
     return folder / "figure.png"
 
 
@@ -176,5 +176,5 @@ def page(folder: Path) -> Path:
 
 
 def figures(folder: Path) -> Path:
-    """Return the folder of the pictures of a report."""
+    """Return the folder of the figures of a report."""
     return folder / "figures"

@@ -1,4 +1,4 @@
-"""Names of columns in tables and of numbers in metrics."""
+"""Names of table columns and metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SEED = "_seed"
 
 
 def columns(part: str, names: Iterable[str]) -> list[str]:
-    """The columns of a vector in a table, by the names of its components.
+    """Return the columns of a vector in a table, from the names of its components.
 
     >>> columns("state", ["x", "y"])
     ['state_x', 'state_y']
@@ -18,7 +18,7 @@ def columns(part: str, names: Iterable[str]) -> list[str]:
 
 
 def seed_key(name: str, seed: int) -> str:
-    """Where a cell of metrics holds a number of one seed, beside its mean over seeds.
+    """Return the key of one seed's value of a metric; the key without the seed holds the mean over seeds.
 
     >>> seed_key("emd", 3)
     'emd_seed3'
@@ -27,7 +27,7 @@ def seed_key(name: str, seed: int) -> str:
 
 
 def by_seed(cell: Mapping[str, Any], name: str) -> dict[int, float]:
-    """The numbers of a metric, of each seed that has one.
+    """Return the values of a metric by seed, without missing values.
 
     >>> by_seed({"emd": 0.2, "emd_seed3": 0.1, "emd_seed5": 0.3, "emd_low": 0.0, "nll_seed3": None}, "emd")
     {3: 0.1, 5: 0.3}

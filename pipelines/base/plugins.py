@@ -1,7 +1,7 @@
-"""Members of an open family: one file each, found by its name.
+"""Plugins: one file each, loaded by name.
 
-A family is a package (`pipelines.datasets`, `flowmatch_core.paths`, ...) and a member is a module in it, so a name in
-`params.yaml` resolves to a file that can be opened, and adding a member means adding a file.
+A family is a package (`pipelines.datasets`, `pipelines.environments`, `pipelines.experiments`) and each of its modules
+is a plugin. A name in `params.yaml` resolves to a file, and adding a plugin means adding a file.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pipelines.base.errors import UserError, did_you_mean
 
 
 class Settings(BaseModel):
-    """Typed, immutable settings; an unknown key is an error."""
+    """Typed, immutable settings that reject unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def names(family: str) -> list[str]:
-    """The names of the members of a package, sorted, without importing any of them.
+    """Return the sorted names of the plugins in a family, without importing them.
 
     >>> "moons" in names("pipelines.datasets")
     True
@@ -35,17 +35,17 @@ def names(family: str) -> list[str]:
 
 
 def source(family: str, name: str) -> str:
-    """The text of a member's file."""
+    """Return the source text of a plugin."""
     spec = find_spec(family)
     assert spec is not None, family
     return Path(*spec.submodule_search_locations or (), f"{name}.py").read_text()
 
 
 def check(family: str, name: str) -> None:
-    """Refuse a name that is not in the family.
+    """Raise an error if a family has no plugin of a name.
 
     Raises:
-        UserError: the sentence lists the members there are and the nearest one.
+        UserError: The name is unknown; the message lists the known names and the closest one.
     """
     known = names(family)
     if name not in known:
@@ -54,10 +54,10 @@ def check(family: str, name: str) -> None:
 
 
 def load(family: str, name: str) -> ModuleType:
-    """The module of one member.
+    """Import a plugin and return its module.
 
     Raises:
-        UserError: when the family has no such member.
+        UserError: The family has no such plugin.
     """
     check(family, name)
     return importlib.import_module(f"{family}.{name}")

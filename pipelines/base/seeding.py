@@ -6,7 +6,7 @@ import hashlib
 
 
 def derived_seed(base: int, *key: object) -> int:
-    """Return a seed that depends on the base seed and the key, and on nothing else.
+    """Return a seed that depends only on the base seed and the key.
 
     >>> derived_seed(0, "prepare", "moons") == derived_seed(0, "prepare", "moons") != derived_seed(0, "prepare", "ring")
     True

@@ -1,0 +1,1 @@
+"""The schema of `params.yaml`, the catalog of `flowmatch_core` and the profiles."""

@@ -1,7 +1,7 @@
-"""What `params.yaml` may name in `flowmatch_core`, with the options of each; reading it imports no torch.
+"""The parts of `flowmatch_core` that `params.yaml` can select, with their options; importing it does not import torch.
 
-A new path, coupling, network, objective or successor loss is a file in `flowmatch_core` and a row here. A test compares
-every row with the code that it describes.
+A new path, coupling, network, objective or successor loss is a file in `flowmatch_core` and an entry here. A test
+compares every entry with the code that it describes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Prediction = Literal["velocity", "noise", "data", "score", "state"]
 
 
 def _number_or_line(value: Any) -> Any:
-    """A list of two numbers stands for the ends of a line over training."""
+    """Accept a number, or a list of two numbers: the values of a linear schedule at its start and its end."""
     if isinstance(value, (int, float)):
         return value
     if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(x, (int, float)) for x in value):
@@ -34,17 +34,17 @@ def _number_or_line(value: Any) -> Any:
 
 
 Line = Annotated[Any, BeforeValidator(_number_or_line)]
-"""A number, or the two ends of a line over training."""
+"""A number, or the start and end values of a linear schedule over training."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A class or function of `flowmatch_core` that `params.yaml` may name.
+    """A class or function of `flowmatch_core` that `params.yaml` can select.
 
     Attributes:
-        module: The module that defines it.
-        attribute: Its name there.
-        options: The types of the options that `params.yaml` may give it, by name.
+        module: Module that defines it.
+        attribute: Name in that module.
+        options: Types of the options that `params.yaml` can set, by name.
     """
 
     module: str
@@ -53,20 +53,20 @@ class Spec:
 
     @property
     def file(self) -> str:
-        """The path of its source file."""
+        """Path of the source file, relative to the project."""
         return f"{self.module.replace('.', '/')}.py"
 
     def load(self) -> Any:
-        """Import it; only now torch is loaded."""
+        """Import and return the class or function; this imports torch."""
         return getattr(import_module(self.module), self.attribute)
 
 
 @dataclass(frozen=True)
 class NetworkSpec(Spec):
-    """A network.
+    """A network class.
 
     Attributes:
-        defaults: The defaults of its options.
+        defaults: Default values of the options.
     """
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class ObjectiveSpec(Spec):
     """An objective of density models.
 
     Attributes:
-        coupling: Whether it takes a coupling of noise and data.
+        coupling: Whether it accepts a coupling of noise and data.
     """
 
     coupling: bool = True
@@ -88,13 +88,13 @@ class LossSpec(Spec):
     """A loss of successor models.
 
     Attributes:
-        needs: What it learns from: transitions and a target network (`target`), or on-policy futures (`futures`).
-        path: Whether it has a probability path and a law of flow times.
-        prediction: What its network predicts; `state` for a network that maps noise to a state at once.
-        ode: Whether it solves the target's ODE, so that it takes steps and a solver.
-        particles: Whether it can keep its bootstrap points from step to step.
-        progress: Whether its value depends on the share of training that is done.
-        network: The network that it brings, in place of that of `fit`.
+        needs: Training data: transitions and a target network (`target`), or on-policy future states (`futures`).
+        path: Whether it uses a probability path and a distribution of flow times.
+        prediction: Output of the network; `state` for a network that maps noise to a state in one step.
+        ode: Whether it solves the target network's ODE, so that it accepts a solver and a number of steps.
+        particles: Whether it supports persistent bootstrap points.
+        progress: Whether it depends on the completed share of training.
+        network: Network class that the loss defines itself, instead of that of `fit`.
     """
 
     needs: Literal["target", "futures"] = "target"
@@ -107,7 +107,7 @@ class LossSpec(Spec):
 
     @property
     def all_options(self) -> Mapping[str, Any]:
-        """The options of the loss and of the network that it brings."""
+        """Options of the loss and of its own network."""
         return {**self.options, **(self.network.options if self.network else {})}
 
 
@@ -205,16 +205,21 @@ SUCCESSOR_LOSSES: Mapping[str, LossSpec] = {
 """Losses of successor models."""
 
 ORACLE = "oracle"
-"""The successor "loss" that trains nothing: the closed form, where the environment has one."""
+"""Name in place of a successor loss that selects the closed form, which is not trained."""
 
 S = TypeVar("S", bound=Spec)
 
 
 def find(table: Mapping[str, S], name: str, *others: str) -> S:
-    """Return the row of a name.
+    """Return the entry of a name.
+
+    Args:
+        table: Entries by name.
+        name: Name to look up.
+        others: Other valid names, for the message.
 
     Raises:
-        ValueError: There is none; the sentence lists the names and the nearest one.
+        ValueError: The name is unknown; the message lists the valid names and the closest one.
     """
     if name not in table:
         known = sorted([*table, *others])

@@ -1,4 +1,4 @@
-"""Validation errors as one sentence."""
+"""Format validation errors as one sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from pipelines.base.errors import did_you_mean
 
 
 def sentence(error: ValidationError, model: type[BaseModel], path: Path, prefix: tuple[str, ...]) -> str:
-    """One mistake as a sentence, and how many others; a misspelt key comes before the one that it leaves missing."""
+    """Return the first validation error as a sentence, with the number of further errors.
+
+    An unknown key is reported before a missing one, because a misspelt key causes both.
+
+    Args:
+        error: Error that pydantic raised.
+        model: Schema that was validated.
+        path: File that was read.
+        prefix: Keys from the root of the file to the validated part.
+    """
     mistakes = error.errors()
     first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
     key = ".".join(str(part) for part in (*prefix, *first["loc"]))
@@ -39,7 +48,7 @@ def sentence(error: ValidationError, model: type[BaseModel], path: Path, prefix:
 
 
 def _keys_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that may stand where an unknown one was found."""
+    """Return the keys that are valid at the location of an unknown key."""
     here: Any = model
     for part in loc[:-1]:
         fields = getattr(here, "model_fields", None)

@@ -1,7 +1,7 @@
-"""The typed schema of `params.yaml` and its only reader.
+"""The schema of `params.yaml`, which is read only here.
 
-Every number that a user may change is declared here with its range. A mistake is reported before anything runs, in one
-sentence that names the key, what was found and what is expected.
+Every value that a user may change is declared here with its range. An invalid value is reported before anything runs,
+in one sentence that names the key, what was found and what was expected.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _row_of(table: Mapping[str, Spec], *others: str) -> AfterValidator:
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_different)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]  # becomes a folder and part of a stage's name
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]  # used as a folder and in the names of stages
 
 
 def _device(name: str) -> str:
@@ -66,7 +66,7 @@ Device = Annotated[str, AfterValidator(_device)]
 
 
 class Choice(BaseModel):
-    """A row of the catalog and options for it; a bare name takes the defaults."""
+    """An entry of the catalog with options; a name alone selects the defaults."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Any]  # checked by `settings`
@@ -79,19 +79,19 @@ class Choice(BaseModel):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The options that are given."""
+        """Options that are set, unconverted."""
         return dict(self.__pydantic_extra__)
 
     def values(self) -> dict[str, Any]:
-        """The options that are given, converted to their types."""
+        """Return the options that are set, converted to their types."""
         return self.settings().model_validate(self.arguments).model_dump(exclude_unset=True)
 
     def options(self) -> Mapping[str, Any]:
-        """The types of the options that may be given."""
+        """Return the types of the available options by name."""
         raise NotImplementedError
 
     def settings(self) -> type[BaseModel]:
-        """The schema of the options."""
+        """Return the schema of the options."""
         fields: dict[str, Any] = {name: (kind, None) for name, kind in self.options().items()}
         return create_model(self.name, __base__=Settings, **fields)
 
@@ -105,16 +105,17 @@ def _network(name: str) -> str:
 
 
 class NetworkChoice(Choice):
-    """A network of vectors, a class in `flowmatch_core/networks/`."""
+    """A network for vectors, a class in `flowmatch_core/networks/`."""
 
     name: Annotated[str, AfterValidator(_network)]
 
     @property
     def spec(self) -> NetworkSpec:
-        """Its row of the catalog."""
+        """Entry of the catalog."""
         return catalog.NETWORKS[self.name]
 
     def options(self) -> Mapping[str, Any]:
+        """Return the types of the network's options by name."""
         return self.spec.options
 
     def __str__(self) -> str:
@@ -123,17 +124,17 @@ class NetworkChoice(Choice):
 
 
 class Fit(Settings):
-    """A network and how it is trained."""
+    """A network and its training."""
 
     network: NetworkChoice
     steps: int = Field(ge=1, description="gradient steps")
-    batch: int = Field(ge=2, description="regression rows a step")
+    batch: int = Field(ge=2, description="rows per gradient step")
     lr: float = Field(gt=0, description="peak learning rate; linear warm-up, cosine to zero")
     warmup: int = Field(ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(ge=0, description="AdamW's decoupled decay")
     adam_betas: tuple[Share, Share] = Field(description="AdamW's decay of the mean gradient and of the mean square")
     adam_beta2_end: Share | None = Field(
-        default=None, description="what the decay of the mean square comes to at the end, on a line; null: constant"
+        default=None, description="final decay of the mean square, reached linearly; null: constant"
     )
     adam_eps: float = Field(gt=0, description="AdamW's epsilon")
     ema_step: float = Field(gt=0, le=1, description="weight of the newest weights in the averaged network, per step")
@@ -141,21 +142,21 @@ class Fit(Settings):
 
 
 class SuccessorFit(Fit):
-    """The same for a successor model, with how its targets are made; what a loss does not know is not used."""
+    """A network, its training and its bootstrap targets; settings that a loss does not use are ignored."""
 
     ode_solver: Literal[FixedSolver, "ddim"] = Field(description="solver of the bootstrap; ddim for noise predictions")
-    ode_steps: int = Field(ge=1, description="solver steps of one bootstrap target")
-    time: Literal["uniform", "logit_normal"] = Field(description="law of the flow times of the regression")
+    ode_steps: int = Field(ge=1, description="solver steps per bootstrap target")
+    time: Literal["uniform", "logit_normal"] = Field(description="distribution of flow times in the loss")
     returns: int = Field(
         ge=1,
-        description="steps between a state and its bootstrap. Above 1 the data are the rollouts instead of the "
-        "transitions, since n-step returns are exact under the policy alone",
+        description="steps between a state and its bootstrap. Above 1 training uses the rollouts instead of the "
+        "transitions, because n-step returns are exact only on policy",
     )
     particles: bool = Field(
-        description="TD²-CFM with points that persist from step to step, one target evaluation each; for large "
-        "networks. A path has ode_steps points"
+        description="TD²-CFM with bootstrap points that persist between gradient steps, one target evaluation each; "
+        "for large networks. A path has ode_steps points"
     )
-    rows_in_memory: int = Field(ge=2, description="transitions in memory at a time; a longer table streams from disk")
+    rows_in_memory: int = Field(ge=2, description="transitions in memory; a longer table is streamed from disk")
 
 
 class PathChoice(Choice):
@@ -165,10 +166,11 @@ class PathChoice(Choice):
 
     @property
     def spec(self) -> Spec:
-        """Its row of the catalog."""
+        """Entry of the catalog."""
         return catalog.PATHS[self.name]
 
     def options(self) -> Mapping[str, Any]:
+        """Return the types of the path's options by name."""
         return self.spec.options
 
 
@@ -179,10 +181,11 @@ class CouplingChoice(Choice):
 
     @property
     def spec(self) -> Spec:
-        """Its row of the catalog."""
+        """Entry of the catalog."""
         return catalog.COUPLINGS[self.name]
 
     def options(self) -> Mapping[str, Any]:
+        """Return the types of the coupling's options by name."""
         return self.spec.options
 
 
@@ -193,53 +196,55 @@ class LossChoice(Choice):
 
     @property
     def spec(self) -> ObjectiveSpec:
-        """Its row of the catalog."""
+        """Entry of the catalog."""
         return catalog.OBJECTIVES[self.name]
 
     def options(self) -> Mapping[str, Any]:
+        """Return the types of the objective's options by name."""
         return self.spec.options
 
 
 class DensityMethod(Settings):
-    """A way to train a density model: path, coupling and loss, each a file of that name in `flowmatch_core`."""
+    """A method for training density models: path, coupling and loss, each a file of that name in `flowmatch_core`."""
 
     path: PathChoice
     coupling: CouplingChoice
     loss: LossChoice
     prediction: Literal["velocity", "noise", "data", "score"] = Field(
-        default="velocity", description="what the network predicts and is regressed on"
+        default="velocity", description="output of the network"
     )
 
 
 class SuccessorLossChoice(Choice):
-    """A successor loss, a function in `flowmatch_core/successor/losses/`; `oracle` is the closed form, if there is one.
+    """A successor loss, a function in `flowmatch_core/successor/losses/`, or `oracle` for the closed form.
 
-    A loss that brings its own network (gan, vae) takes the options of the network too.
+    A loss that defines its own network (gan, vae) also accepts the options of that network.
     """
 
     name: Annotated[str, _row_of(catalog.SUCCESSOR_LOSSES, ORACLE)]
 
     @property
     def spec(self) -> LossSpec:
-        """Its row of the catalog; the closed form has none."""
+        """Entry of the catalog; the closed form has none."""
         return catalog.SUCCESSOR_LOSSES[self.name]
 
     def options(self) -> Mapping[str, Any]:
+        """Return the types of the loss's options by name, with those of its own network; the closed form has none."""
         return {} if self.name == ORACLE else self.spec.all_options
 
 
 class SuccessorMethod(Settings):
-    """A way to obtain a successor model."""
+    """A method for obtaining a successor model."""
 
     loss: SuccessorLossChoice
     path: PathChoice = Field(
         default=PathChoice.model_validate("cond_ot"), description="the path; gan and vae have none"
     )
-    fit: dict[str, Any] = Field(default={}, description="what differs from the common `fit` for this method")
+    fit: dict[str, Any] = Field(default={}, description="changes to the common `fit` for this method")
 
 
 class Entry(BaseModel):
-    """An entry whose `kind` names a plugin of a family; the plugin's `Settings` check the keys not declared here."""
+    """An entry whose `kind` names a plugin; the plugin's `Settings` validate the keys that are not declared here."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     family: ClassVar[str]
@@ -247,31 +252,37 @@ class Entry(BaseModel):
 
     @property
     def own(self) -> dict[str, Any]:
-        """The keys that the plugin's own `Settings` declare."""
+        """Keys that the plugin's own `Settings` declare."""
         return self.__pydantic_extra__ or {}
 
     def settings(self) -> Any:
-        """The plugin's settings, validated by its file."""
+        """Return the validated settings of the plugin."""
         return plugins.load(self.family, self.kind).Settings.model_validate(self.own)
 
 
 class Trained(Entry):
-    """A data set or an environment: models are trained on it."""
+    """A data set or an environment, on which models are trained."""
 
-    fit: dict[str, Any] = Field(default={}, description="what differs from the common `fit` for this entry")
+    fit: dict[str, Any] = Field(default={}, description="changes to the common `fit` for this entry")
 
 
 class Experiment(Entry):
+    """An experiment, a plugin of `pipelines/experiments/`."""
+
     family: ClassVar[str] = "pipelines.experiments"
     kind: Annotated[str, _plugin_of("pipelines.experiments")]
 
 
 class Dataset(Trained):
+    """A data set, a plugin of `pipelines/datasets/`."""
+
     family: ClassVar[str] = "pipelines.datasets"
     kind: Annotated[str, _plugin_of("pipelines.datasets")]
 
 
 class Environment(Trained):
+    """An environment, a plugin of `pipelines/environments/`."""
+
     family: ClassVar[str] = "pipelines.environments"
     kind: Annotated[str, _plugin_of("pipelines.environments")]
     gamma: float = Field(ge=0, lt=1, description="discount, per transition")
@@ -279,53 +290,63 @@ class Environment(Trained):
     rollouts: int = Field(ge=2, description="on-policy episodes for Monte-Carlo training")
     length: int = Field(
         ge=2,
-        description="transitions of a rollout; beyond its end lies gamma^length of an evaluated horizon's mass, and at "
-        "most gamma^(length/2) of a trained one's, which starts in the first half; the last state gets it",
+        description="transitions per rollout. The truncated mass of a horizon, gamma^length in evaluation and at most "
+        "gamma^(length/2) in training, which starts in the first half, is assigned to the last state",
     )
     starts: int = Field(ge=2, description="start states of the evaluation")
     reward: str = Field(description="the reward of the environment whose value is compared")
     methods: tuple[Name, ...] | None = Field(
         default=None,
         min_length=1,
-        description="the methods of `successor.methods` to be run here, all by default; a change runs this "
-        "environment's stages again, as one of any key here",
+        description="methods of `successor.methods` to run here, all by default; a change reruns this environment's "
+        "stages, as a change of any key here does",
     )
 
     def runs(self, method: str) -> bool:
-        """Whether a method is run here."""
+        """Return whether a method is trained and evaluated in this environment."""
         return self.methods is None or method in self.methods
 
 
 class DensitySample(Settings):
-    samples: int = Field(ge=2, description="samples a model")
+    """Settings for sampling density models."""
+
+    samples: int = Field(ge=2, description="samples per model")
     solver: Solver
     steps: int = Field(ge=1)
 
 
 class DensityEvaluation(Settings):
-    rows: int = Field(ge=2, description="test rows and samples in the distances (EMD is cubic in it)")
-    likelihood_rows: int = Field(ge=2, description="test rows whose likelihood is computed, at most")
+    """Settings for evaluating density models."""
+
+    rows: int = Field(ge=2, description="test rows and samples in the distances (the cost of EMD is cubic in it)")
+    likelihood_rows: int = Field(ge=2, description="maximum number of test rows whose likelihood is computed")
     projections: int = Field(ge=1, description="directions of the sliced Wasserstein distance")
     solver: FixedSolver
     steps: int = Field(ge=2, description="solver steps of the likelihood; its error is found with half as many")
 
 
 class SuccessorSample(Settings):
-    samples: int = Field(ge=2, description="samples a start state")
+    """Settings for sampling successor models."""
+
+    samples: int = Field(ge=2, description="samples per start state")
     solver: Solver
     steps: int = Field(ge=1)
 
 
 class SuccessorEvaluation(Settings):
-    likelihood_rows: int = Field(ge=2, description="true samples a start state whose likelihood is computed")
+    """Settings for evaluating successor models."""
+
+    likelihood_rows: int = Field(ge=2, description="true samples per start state whose likelihood is computed")
     solver: FixedSolver
     steps: int = Field(ge=2, description="solver steps of the likelihood; its error is found with half as many")
     solver_steps: dict[Name, tuple[Annotated[int, Field(ge=1)], ...]] = Field(
-        description="by environment, numbers of sampling steps at which EMD and value error are reported besides"
+        description="additional numbers of sampling steps at which EMD and value error are reported, by environment"
     )
 
 
 class Density(Settings):
+    """The section `density`: methods, seeds, training, sampling and evaluation."""
+
     methods: dict[Name, DensityMethod] = Field(min_length=1)
     seeds: Seeds
     fit: Fit
@@ -333,10 +354,13 @@ class Density(Settings):
     evaluate: DensityEvaluation
 
     def fit_for(self, dataset: Dataset) -> Fit:
+        """Return the training settings for a data set."""
         return Fit.model_validate(merge(self.fit.model_dump(), dataset.fit))
 
 
 class Successor(Settings):
+    """The section `successor`: methods, seeds, training, sampling and evaluation."""
+
     methods: dict[Name, SuccessorMethod] = Field(min_length=1)
     seeds: Seeds
     fit: SuccessorFit
@@ -344,16 +368,17 @@ class Successor(Settings):
     evaluate: SuccessorEvaluation
 
     def fit_for(self, environment: Environment, method: SuccessorMethod) -> SuccessorFit:
+        """Return the training settings for a method in an environment; the method's changes take precedence."""
         return SuccessorFit.model_validate(merge(merge(self.fit.model_dump(), environment.fit), method.fit))
 
 
 class Params(Settings):
-    """All of `params.yaml`."""
+    """The contents of `params.yaml`."""
 
-    profile: str = Field(description="name under which runs are filed; a profile's file sets it")
-    seed: int = Field(ge=0, description="base seed; every stage derives its own from it")
+    profile: str = Field(description="name of the profile, shown with its runs; a profile's file sets it")
+    seed: int = Field(ge=0, description="base seed, from which every stage derives its own")
     device: Device
-    threads: int = Field(ge=1, description="CPU threads of a process that computes")
+    threads: int = Field(ge=1, description="CPU threads per process")
     mirror: Path | None = Field(description="folder with local copies of real data sets")
     datasets: dict[Name, Dataset]
     density: Density
@@ -386,10 +411,10 @@ class Params(Settings):
 
 
 def load(path: Path | str = "params.yaml") -> Params:
-    """Read and check a parameter file.
+    """Read and validate a parameter file.
 
     Raises:
-        UserError: the file is missing, is not YAML, repeats a key, or a value is out of place.
+        UserError: The file is missing, is not YAML, repeats a key, or contains an invalid value.
     """
     path = Path(path)
     params = _validate(Params, read_yaml(path), path)
@@ -410,7 +435,7 @@ def load(path: Path | str = "params.yaml") -> Params:
         _check_choice(method.loss, path, ("successor", "methods", name, "loss"))
         _check_fit(successor.fit, [method.fit], path, ("successor", "methods", name, "fit"))
         for environment, entry in params.environments.items():
-            if entry.fit and method.fit and entry.runs(name):  # each may be right, and both together wrong
+            if entry.fit and method.fit and entry.runs(name):  # each may be valid alone and the combination invalid
                 both = f"environments.{environment}.fit with successor.methods.{name}.fit"
                 _check_fit(successor.fit, [entry.fit, method.fit], path, (both,))
     for name, experiment in params.experiments.items():
@@ -430,7 +455,7 @@ def _check_choice(choice: Choice, path: Path, prefix: tuple[str, ...]) -> None:
 
 def _validate(model: type[M], raw: Any, path: Path, prefix: tuple[str, ...] = ()) -> M:
     try:
-        # As JSON, so that strict types still let a list become a tuple and a string a path.
+        # From JSON, strict types still accept a list for a tuple and a string for a path.
         return model.model_validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
         raise UserError(sentence(error, model, path, prefix)) from None

@@ -1,4 +1,4 @@
-"""YAML files: strict reading and merging."""
+"""Read and merge YAML files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pipelines.base.errors import UserError
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters with changes: mappings merge, lists and values are replaced, a mapping set to null goes.
+    """Return parameters with changes: mappings merge, other values are replaced, and null removes a mapping.
 
-    A choice of another name is replaced as a whole, since the arguments of the old one are not the new one's.
+    A mapping with another `name` is replaced as a whole, because its options belong to the old name.
 
     >>> merge({"fit": {"lr": 1, "hidden": [8, 8]}, "sets": {"a": {}, "b": {}}}, {"fit": {"hidden": [2]}})
     {'fit': {'lr': 1, 'hidden': [2]}, 'sets': {'a': {}, 'b': {}}}
@@ -37,13 +37,13 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """A loader that refuses a repeated key, of which plain YAML silently keeps the last."""
+    """A loader that rejects repeated keys, of which plain YAML silently keeps the last."""
 
 
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: dict[Any, int] = {}
     for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`, whose keys may be stated anew
+        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`, whose keys may be overridden
             continue
         key = loader.construct_object(key_node)
         line = key_node.start_mark.line + 1
@@ -56,14 +56,18 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _UniqueKeys.add_constructor("tag:yaml.org,2002:map", _mapping)
-# YAML 1.1 reads 1e-3 as a string; everyone who writes it means a number.
+# YAML 1.1 reads 1e-3 as a string, which users write as a number.
 _UniqueKeys.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, refusing repeated keys."""
+    """Return the mapping in a YAML file.
+
+    Raises:
+        UserError: The file cannot be read, is not YAML, repeats a key, or does not contain a mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -78,7 +82,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         where = getattr(error, "problem_mark", None)
         line = f" on line {where.line + 1}" if where else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path} is not valid YAML{line} ({problem}); mend that line.") from None
+        raise UserError(f"{path} is not valid YAML{line} ({problem}); fix that line.") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds {type(raw).__name__}; expected a mapping of keys to values.")
     return raw

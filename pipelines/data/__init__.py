@@ -1,0 +1,1 @@
+"""Prepared data sets, collected transitions, and the batches that training draws from them."""

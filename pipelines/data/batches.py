@@ -1,4 +1,4 @@
-"""Batches of an environment's tables, as successor losses take them: states standardised, actions as they are."""
+"""Batches of an environment's tables for successor losses: states are standardised, actions are not."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Draw = Callable[[torch.Generator], Transitions]
 
 
 class Batches:
-    """What can be drawn from the tables of one environment.
+    """Batches from the tables of one environment.
 
-    Arguments:
-        folder: that of the environment in `data/transitions`.
-        device: where batches are wanted.
+    Args:
+        folder: Folder of the environment in `data/transitions`.
+        device: Device of the batches.
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
@@ -33,21 +33,26 @@ class Batches:
         self.loc, self.scale = (torch.tensor(provenance[name], device=device) for name in ("loc", "scale"))
 
     def transitions(self, n: int, rows_in_memory: int) -> tuple[Draw, Callable[[int], None]]:
-        """Rows off the policy, `n` a batch, and what seeks a batch; a table longer than memory streams from disk."""
+        """Return a function that draws off-policy transitions, and a function that seeks a step.
+
+        Args:
+            n: Rows per batch.
+            rows_in_memory: A longer table is streamed from disk.
+        """
         path = layout.transitions(self.folder)
         columns = [*metric_keys.columns("state", self.states), *metric_keys.columns("next_state", self.states)]
         columns += [*metric_keys.columns("action", self.actions), *metric_keys.columns("next_action", self.actions)]
         columns += ["terminal"] if streaming.any_true(path, "terminal") else []
         loc, scale = self.loc, self.scale
-        as_they_are = len(columns) - 2 * len(self.states)
+        unscaled = len(columns) - 2 * len(self.states)
         read = streaming.read(
             path,
             columns,
             batch=n,
             limit=rows_in_memory,
             seed=torch.initial_seed(),
-            loc=torch.cat([loc, loc, loc.new_zeros(as_they_are)]),
-            scale=torch.cat([scale, scale, scale.new_ones(as_they_are)]),
+            loc=torch.cat([loc, loc, loc.new_zeros(unscaled)]),
+            scale=torch.cat([scale, scale, scale.new_ones(unscaled)]),
         )
         sizes = [len(self.states)] * 2 + [len(self.actions)] * 2
 
@@ -60,7 +65,11 @@ class Batches:
         return draw, read.seek
 
     def futures(self, n: int, gamma: float) -> Callable[[torch.Generator], tuple[Transitions, Tensor]]:
-        """States of an episode's first half, each with the state T ~ Geometric(1 - gamma) steps later (or the last)."""
+        """Return a function that draws states and on-policy future states.
+
+        A state is one of an episode's first half; its future is the state T ~ Geometric(1 - gamma) steps later, or the
+        last state of the episode.
+        """
         state, action, _ = self._rollouts
         last = state.shape[1] - 1
 
@@ -74,10 +83,10 @@ class Batches:
         return draw
 
     def returns(self, n: int, gamma: float, steps: int) -> Draw:
-        """`steps`-step transitions of the policy's episodes.
+        """Return a function that draws `steps`-step transitions of the policy's episodes.
 
         Raises:
-            UserError: the episodes are shorter.
+            UserError: The episodes are shorter than `steps`.
         """
         state, action, terminal = self._rollouts
         length = state.shape[1] - 1
@@ -108,7 +117,7 @@ class Batches:
         return (tensor(states) - self.loc) / self.scale, tensor(actions), tensor(["terminal"])[..., 0] > 0.5
 
     def _places(self, n: int, before: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Episodes, and steps below `before` of them."""
+        """Draw n episode numbers, and for each a step below `before`."""
         episodes, device = len(self._rollouts[0]), self.loc.device
         episode = torch.randint(episodes, (n,), generator=generator, device=device)
         return episode, torch.randint(before, (n,), generator=generator, device=device)

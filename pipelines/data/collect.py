@@ -2,9 +2,9 @@
 
 Columns: `episode`, `step`, `behaviour`, then numbers named by prefix and component (`state_x`, `action_ux`,
 `next_state_x`, `next_action_ux`, `reward_loop`), and `terminal`. Every table is drawn in pieces of fixed size, each
-with a seed of its own, so that rows depend on the seed and not on the number of workers. Workers are threads: physics
-and NumPy release the global interpreter lock, and processes would take longer to start than to work. Pieces of
-transitions are written as they are drawn, so only a few are in memory.
+with its own seed, so that rows depend on the seed and not on the number of workers. Workers are threads: physics and
+NumPy release the global interpreter lock, and processes would take longer to start than to work. Pieces of transitions
+are written as soon as they are drawn, so that only a few are in memory.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from pipelines.data.moments import Moments
 from pipelines.environments import Array, Beginning, Environment, Simulator
 from pipelines.runs.context import Stage
 
-TRANSITIONS, EPISODES = 10_000, 250  # rows, respectively episodes, of a piece
-GROUP = 100_000  # rows of a row group of a file
-AHEAD = 2  # pieces a worker that may wait to be used
-COUNTERFACTUALS = 8  # start states at which a state or an action is exchanged: a mean over few is steady enough
+TRANSITIONS, EPISODES = 10_000, 250  # rows or episodes per piece
+GROUP = 100_000  # rows per row group of a file
+AHEAD = 2  # pieces per worker that may wait to be used
+COUNTERFACTUALS = 8  # start states with a replaced state or action; a mean over few has little enough noise
 
 
 def write(stage: Stage, environment: str) -> None:
@@ -40,8 +40,8 @@ def write(stage: Stage, environment: str) -> None:
     collector = Collector(entry.kind, entry.settings(), stage.seed("collect", environment))
     built = collector.environment
     with stage.output(layout.collected(environment)) as folder:
-        # Models standardise with these and report in the units of the environment; samples far outside of the range
-        # from `low` to `high` count as diverged.
+        # Models standardise with `loc` and `scale`, and report in the units of the environment; samples far outside the
+        # range from `low` to `high` count as diverged.
         moments = write_frames(
             layout.transitions(folder),
             collector.transitions(entry.transitions, entry.length),
@@ -80,13 +80,13 @@ class Collection:
     """The tables of one environment, ordered by episode and step.
 
     Attributes:
-        transitions: rows off the policy, with the policy's action in the next state. Where the environment covers
-            its states each row is an episode of its own (`behaviour` "coverage"). `terminal` says whether the next
-            state ends an episode for good; a time limit does not.
-        rollouts: episodes under the policy, half from coverage states ("coverage"), half from the start
-            distribution ("start"), or all from there: rows S_0, ..., S_length with the policy's action. A terminal
-            state is absorbing: `terminal` rows repeat it until the end.
-        evaluation: the same from the start distribution only, with every reward of the row's state.
+        transitions: Off-policy rows, with the policy's action in the next state. Rows that cover the state space are
+            one episode each (`behaviour` "coverage"). `terminal` is true if the next state is terminal; a time limit
+            does not make it so.
+        rollouts: Episodes under the policy: rows S_0, ..., S_length with the policy's action. Half start from coverage
+            states ("coverage") if the environment has them, the others from the start distribution ("start"). A
+            terminal state is absorbing: `terminal` rows repeat it until the end.
+        evaluation: As `rollouts`, but from the start distribution only, with every reward of the row's state.
     """
 
     transitions: pd.DataFrame
@@ -96,18 +96,20 @@ class Collection:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a worker draws at a time: rows or episodes of these numbers."""
+    """A unit of work: the numbers of the rows or episodes to draw, and their seed."""
 
     numbers: range
     seed: np.random.SeedSequence
 
 
 class Collector:
-    """Draws the tables of one environment; each table has a seed of its own.
+    """The collector of one environment's tables; each table has its own seed.
 
-    Arguments:
-        seed: what all rows depend on.
-        workers: threads; None is one a core.
+    Args:
+        kind: Name of the environment's plugin.
+        settings: Settings of the plugin.
+        seed: Seed of all tables.
+        workers: Number of threads; None is one per core.
     """
 
     def __init__(self, kind: str, settings: plugins.Settings, seed: int, workers: int | None = None) -> None:
@@ -117,11 +119,14 @@ class Collector:
         self.workers = workers or os.cpu_count() or 1
 
     def transitions(self, count: int, length: int) -> Iterator[pd.DataFrame]:
-        """The table of transitions, piece by piece.
+        """Yield the table of transitions in pieces.
 
-        Arguments:
-            count: rows.
-            length: steps of an episode, where rows come from episodes.
+        Args:
+            count: Number of rows.
+            length: Steps per episode, for rows that come from episodes.
+
+        Raises:
+            UserError: The environment has fewer rows.
         """
         available = self.environment.available()
         if available is not None and count > available:
@@ -132,7 +137,7 @@ class Collector:
         return self._draw(partial(_transitions, self.environment, length), _pieces(count, TRANSITIONS, self.seeds[0]))
 
     def rollouts(self, count: int, length: int) -> pd.DataFrame:
-        """`count` episodes of `length` steps under the policy, shared among the environment's beginnings."""
+        """Return `count` episodes of `length` steps under the policy, divided among the environment's beginnings."""
         beginnings = self.environment.beginnings
         covered = count - count // 2 if len(beginnings) > 1 else 0
         parts = [
@@ -142,24 +147,26 @@ class Collector:
         return pd.concat(parts, ignore_index=True)
 
     def evaluation(self, count: int, length: int) -> pd.DataFrame:
-        """`count` episodes of `length` steps from the start distribution, with every reward."""
+        """Return `count` episodes of `length` steps from the start distribution, with every reward."""
         pieces = _pieces(count, EPISODES, self.seeds[3])
         table = pd.concat(list(self._episodes("start", pieces, length)), ignore_index=True)
         states = table[metric_keys.columns("state", self.environment.state_names)].to_numpy()
         return table.assign(**{f"reward_{name}": value for name, value in self.environment.rewards(states).items()})
 
     def counterfactuals(self, evaluation: pd.DataFrame, length: int) -> pd.DataFrame | None:
-        """What would follow from the first start states if only the state, or only the action, were another one.
+        """Return rollouts from the first start states with another state or another action.
 
-        Arguments:
-            evaluation: the table of that name, whose first episodes these are.
+        Args:
+            evaluation: Table of evaluation episodes; its first episodes are used.
+            length: Steps per rollout.
 
         Returns:
-            Rollouts of `length` steps under the policy after the exchange, with the columns of rollouts and
-            `exchanged`: "state" (the start state is that of the next episode) or "action" (a random one). None where
-            the environment cannot be set to any state.
+            Rollouts under the policy after the replacement, with the columns of rollouts and `exchanged`: "state" (the
+                start
+            state is that of the next episode) or "action" (a random one). None if the environment cannot be set to any
+                state.
         """
-        simulator = getattr(self.environment, "simulator", self.environment)  # that of recorded episodes
+        simulator = getattr(self.environment, "simulator", self.environment)  # recorded episodes have a simulator
         if not isinstance(simulator, Simulator):
             return None
         rng = np.random.default_rng(self.seeds[4])
@@ -193,7 +200,7 @@ class Collector:
         return self._draw(partial(_rollout, self.environment, beginning, length), pieces)
 
     def _draw(self, work: Callable[[Piece], pd.DataFrame], pieces: Iterable[Piece]) -> Iterator[pd.DataFrame]:
-        """The frames of the pieces in order, drawn by threads that are never far ahead."""
+        """Yield the frames of the pieces in order, drawn by threads at most `AHEAD` pieces per worker in advance."""
         remaining, waiting = iter(pieces), deque[Future[pd.DataFrame]]()
         with ThreadPoolExecutor(self.workers) as pool:
             try:
@@ -213,7 +220,7 @@ class Collector:
                 episode = frame["episode"].to_numpy()[bad.argmax()]
                 raise UserError(
                     f"the environment {self.kind!r} gave NaN or infinity in column {name!r} in {int(bad.sum())} of "
-                    f"{len(frame)} rows, first in episode {episode}, expected finite numbers; mend it or change its "
+                    f"{len(frame)} rows, first in episode {episode}, expected finite numbers; fix it or change its "
                     "settings."
                 )
         return frame
@@ -232,13 +239,16 @@ def collect(
 ) -> Collection:
     """Draw the tables of an environment into memory.
 
-    Arguments:
-        transitions: rows of the table of transitions.
-        rollouts: on-policy episodes.
-        length: transitions of an episode; a geometric horizon from its first state reaches beyond its end
-            with probability gamma^length.
-        starts: evaluation episodes.
-        workers: threads; None is one a core.
+    Args:
+        kind: Name of the environment's plugin.
+        settings: Settings of the plugin.
+        transitions: Number of transitions.
+        rollouts: Number of on-policy episodes.
+        length: Transitions per episode; a geometric horizon from its first state exceeds it with probability
+            gamma^length.
+        starts: Number of evaluation episodes.
+        seed: Seed of all tables.
+        workers: Number of threads; None is one per core.
 
     >>> spiral = plugins.load("pipelines.environments", "linear_gaussian")
     >>> tables = collect(
@@ -256,14 +266,20 @@ def collect(
 
 
 def write_frames(path: Path, frames: Iterable[pd.DataFrame], columns: Sequence[str]) -> dict[str, list[float]]:
-    """Write frames as one parquet table, a row group at a time.
+    """Write frames as one parquet table, one row group at a time.
+
+    Args:
+        path: File to write.
+        frames: Frames with the same columns.
+        columns: Columns whose moments are computed.
 
     Returns:
-        Of each of some columns `loc` and `scale`, mean and standard deviation, with which models standardise, and the
-        range from `low` to `high`.
+        Mean `loc` and standard deviation `scale` of the columns, with which models standardise, and their range from
+            `low`
+        to `high`.
 
     Raises:
-        UserError: one of these columns is constant.
+        UserError: One of these columns is constant.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -281,7 +297,7 @@ def write_frames(path: Path, frames: Iterable[pd.DataFrame], columns: Sequence[s
 
 
 def _groups(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """The same rows in frames of at least `GROUP`."""
+    """Yield the same rows in frames of at least `GROUP` rows."""
     waiting, rows = list[pd.DataFrame](), 0
     for frame in frames:
         waiting.append(frame)

@@ -1,4 +1,4 @@
-"""Mean, deviation and range of columns, with which models standardise."""
+"""Mean, standard deviation and range of columns, with which models standardise."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def moments(table: pd.DataFrame, source: str) -> dict[str, list[float]]:
-    """Mean and standard deviation of each column, with which models standardise.
+    """Return the mean and standard deviation of each column, with which models standardise.
 
     Raises:
-        UserError: a column is constant, so that nothing can be divided by its deviation.
+        UserError: A column is constant, so that it cannot be standardised.
     """
     values = table.to_numpy(dtype=float)
     check_varying(source, list(map(str, table)), values.min(0), values.max(0))
@@ -26,10 +26,18 @@ def moments(table: pd.DataFrame, source: str) -> dict[str, list[float]]:
 
 
 def check_varying(source: str, columns: Sequence[str], low: np.ndarray, high: np.ndarray) -> None:
-    """Refuse columns whose smallest and largest values are the same; a deviation would be rounding, and not zero.
+    """Raise an error if the minimum and maximum of a column are equal.
+
+    The standard deviation of a constant column may be a rounding error instead of zero, so it is not checked.
+
+    Args:
+        source: Name of the table, for the message.
+        columns: Names of the columns.
+        low: Minimum of each column.
+        high: Maximum of each column.
 
     Raises:
-        UserError: it names the first such column.
+        UserError: A column is constant; the message names the first one.
     """
     for name, least, largest in zip(columns, low, high, strict=True):
         if not largest > least:
@@ -39,7 +47,7 @@ def check_varying(source: str, columns: Sequence[str], low: np.ndarray, high: np
 
 
 class Moments:
-    """Mean, standard deviation and range of columns whose rows come in parts (Chan, Golub and LeVeque 1983).
+    """Running mean, standard deviation and range of columns (Chan, Golub and LeVeque 1983).
 
     >>> moments = Moments(["x"])
     >>> moments.add(np.array([[1.0], [2.0]])), moments.add(np.array([[6.0]]))
@@ -55,7 +63,7 @@ class Moments:
         self.low, self.high = np.full(len(self.columns), np.inf), np.full(len(self.columns), -np.inf)
 
     def add(self, rows: NDArray[np.float64]) -> None:
-        """Take rows (n, columns) into account."""
+        """Include rows (n, columns)."""
         n, mean = len(rows), rows.mean(0)
         total, change = self.count + n, mean - self.mean
         self.squares = self.squares + n * rows.var(0) + change**2 * (self.count * n / total)
@@ -63,10 +71,10 @@ class Moments:
         self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
 
     def result(self) -> dict[str, list[float]]:
-        """`loc`, `scale`, `low` and `high`.
+        """Return `loc`, `scale`, `low` and `high`.
 
         Raises:
-            UserError: a column is constant, so that nothing can be divided by its deviation.
+            UserError: A column is constant, so that it cannot be standardised.
         """
         check_varying("the transitions", self.columns, self.low, self.high)
         scale = np.sqrt(self.squares / self.count)

@@ -1,4 +1,4 @@
-"""Write the parts of a data set and the description of where they come from."""
+"""Write the parts of a data set and its provenance."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write(stage: Stage, dataset: str) -> None:
                 "discrete_bins": data.discrete_bins,
                 "columns": data.columns,
                 "rows": rows,
-                # Models standardise with these and report in the units of the data.
+                # Models standardise with these moments and report in the units of the data.
                 **moments(pd.DataFrame(data.train, columns=data.columns), dataset),
             },
         )

@@ -1,6 +1,6 @@
-"""Rows of a parquet table for training: in memory where they fit, streamed through a shuffle buffer where they do not.
+"""Rows of a parquet table for training, in memory if they fit, otherwise streamed through a shuffle buffer.
 
-Either way a batch costs the same however long the table is.
+The cost of a batch does not depend on the length of the table.
 """
 
 from __future__ import annotations
@@ -23,43 +23,46 @@ if TYPE_CHECKING:
 
 
 class Rows(ABC):
-    """Batches of the rows of some columns, standardised, `(batch, columns)` in single precision."""
+    """A source of batches of some columns, standardised, `(batch, columns)` in single precision."""
 
     @abstractmethod
     def draw(self, generator: torch.Generator) -> Tensor:
-        """The next batch."""
+        """Return the next batch."""
 
-    def seek(self, step: int) -> None:  # noqa: B027 - most sources have no place
-        """Go to the place where the batch of a step is the next one."""
+    def seek(self, step: int) -> None:  # noqa: B027 - sources without an order have nothing to do
+        """Move to the position at which the batch of `step` is the next one."""
 
 
 @final
 class Memory(Rows):
-    """Rows drawn with replacement by the generator of the training."""
+    """Rows in memory, drawn with replacement by the generator of the training."""
 
     def __init__(self, rows: Tensor, batch: int) -> None:
         self.rows, self.batch = rows, batch
 
     def draw(self, generator: torch.Generator) -> Tensor:
+        """Return rows drawn with replacement."""
         return self.rows[torch.randint(len(self.rows), (self.batch,), generator=generator, device=self.rows.device)]
 
 
 @final
 class Stream(Rows):
-    """Rows of a file, each once an epoch, in an order that a seed decides.
+    """Rows of a file, each once per epoch, in an order that depends on a seed.
 
-    An epoch visits the row groups in random order. As many as fill half of the buffer are read together and their rows
-    shuffled, in the background, while batches are cut from those that were read before. So rows that stand together in
-    the file, as those of an episode do, meet rows of all parts of it. A step's batch depends on seed and step alone: to
-    resume costs the reading of one block.
+    An epoch visits the row groups in random order. Row groups that fill half of the buffer form a block, whose rows are
+    read and shuffled in the background while batches are taken from the previous block. Neighbouring rows of the file,
+    such as those of an episode, are therefore mixed with rows of other parts. The batch of a step depends only on the
+    seed and the step, so resuming costs the reading of one block.
 
-    Arguments:
-        file: the table.
-        columns: those to read.
-        batch: rows a draw.
-        buffer: rows in memory, of at least two row groups whatever is asked for.
-        seed: what the order depends on.
-        loc, scale: `(columns,)`, on the device where the rows are wanted.
+    Args:
+        path: File of the table, for messages.
+        file: The open table.
+        columns: Columns to read.
+        batch: Rows per batch.
+        buffer: Rows in memory; at least two row groups are held, even if they are larger.
+        seed: Seed of the order.
+        loc: Subtracted from the rows, `(columns,)`, on the device of the batches.
+        scale: Divides the rows, `(columns,)`, on the same device.
     """
 
     def __init__(
@@ -81,10 +84,12 @@ class Stream(Rows):
         self.seek(0)
 
     def seek(self, step: int) -> None:
+        """Move to the position at which the batch of `step` is the next one."""
         self._blocks = ahead(self._from(step * self.batch))
         self._rest = self.loc.new_empty(0, len(self.columns))
 
     def draw(self, generator: torch.Generator) -> Tensor:
+        """Return the next rows in the order of the seed; the generator is not used."""
         parts = [self._rest[: self.batch]]
         while (missing := self.batch - sum(map(len, parts))) > 0:
             self._rest = next(self._blocks)
@@ -93,7 +98,7 @@ class Stream(Rows):
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _from(self, row: int) -> Iterator[Tensor]:
-        """All rows from one on, block by block, without end."""
+        """Yield the rows from a row number on, block by block, without end."""
         epoch, skip = divmod(row, sum(self.sizes))
         while True:
             for number, groups in enumerate(self._epoch(epoch)):
@@ -105,7 +110,7 @@ class Stream(Rows):
             epoch += 1
 
     def _epoch(self, epoch: int) -> Iterator[list[int]]:
-        """The row groups of an epoch's blocks."""
+        """Yield the row groups of each block of an epoch."""
         block = list[int]()
         for group in torch.randperm(len(self.sizes), generator=self._generator(epoch)).tolist():
             if block and sum(self.sizes[i] for i in block) + self.sizes[group] > self.buffer // 2:
@@ -120,7 +125,7 @@ class Stream(Rows):
     def _read(self, groups: list[int]) -> Tensor:
         values = np.empty((sum(self.sizes[group] for group in groups), len(self.columns)), np.float32)
         end = 0
-        for group in groups:  # one at a time, so that what pyarrow needs does not grow with the buffer
+        for group in groups:  # one at a time, so that pyarrow's memory does not grow with the buffer
             start, end = end, end + self.sizes[group]
             table = files.read_group(self.path, self.file, group, self.columns)
             for i, name in enumerate(self.columns):
@@ -139,16 +144,19 @@ def read(
     loc: Tensor,
     scale: Tensor,
 ) -> Rows:
-    """The rows of a table: in memory where there are at most `limit`, otherwise streamed with so many in memory.
+    """Return the rows of a table: in memory if there are at most `limit`, otherwise streamed.
 
-    Arguments:
-        columns: numbers and truth values, which become 0 and 1.
-        batch: rows a draw.
-        seed: what the order of a stream depends on.
-        loc, scale: `(columns,)`, on the device where the rows are wanted; a row is `(row - loc) / scale`.
+    Args:
+        path: File to read.
+        columns: Numeric or Boolean columns; Booleans become 0 and 1.
+        batch: Rows per batch.
+        limit: Maximum number of rows in memory.
+        seed: Seed of the order of a stream.
+        loc: `(columns,)`, on the device of the batches; a row is `(row - loc) / scale`.
+        scale: `(columns,)`, on the same device.
 
     Raises:
-        UserError: the file is missing or damaged, lacks a column, or holds a number that is not finite.
+        UserError: The file is missing or damaged, lacks a column, or contains a number that is not finite.
     """
     file = files.open_table(path, columns)
     if file.metadata.num_rows > limit:
@@ -159,7 +167,7 @@ def read(
 
 
 def any_true(path: Path, column: str) -> bool:
-    """Whether a table has a column of truth values that is true somewhere, or may be, by the file's own statistics."""
+    """Return whether a Boolean column exists and may contain true, by the statistics in the file."""
     metadata: Any = files.open_table(path, []).metadata
     names = [metadata.schema.column(i).name for i in range(metadata.num_columns)]
     if column not in names:

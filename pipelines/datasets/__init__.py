@@ -1,9 +1,9 @@
-"""Data sets: one file each, found by its name (`pipelines.plugins.load("pipelines.datasets", name)`).
+"""Data sets: one plugin file each, loaded by name (`plugins.load("pipelines.datasets", name)`).
 
-A member holds `Settings` and `build(settings, *, rng, mirror) -> Dataset`; one that reads files also holds
-`check(mirror)`, which says before anything runs what is missing. A member whose density is known
-also holds `log_prob(settings, x) -> (n,)`, the exact log density in nats of rows as `build` returns them, so
-that evaluation can put the entropy `-E[log p(X)]`, the best NLL any model can reach, beside the NLL.
+A plugin defines `Settings` and `build(settings, *, rng, mirror) -> Dataset`. A plugin that reads files also defines
+`check(mirror)`, which reports missing files before anything runs. A plugin with a known density also defines
+`log_prob(settings, x) -> (n,)`, the exact log-density in nats of rows as `build` returns them. Evaluation reports its
+entropy `-E[log p(X)]`, the best NLL that any model can reach, next to the NLL of the models.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ Fidelity = Literal["exact generator", "official", "official-test/partial-train",
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows of a data set, split for training, choosing and scoring, and where they come from.
+    """The rows of a data set, split into training, validation and test parts, with their provenance.
 
     Attributes:
-        train, val, test: float64 arrays (rows, dims), finite.
-        columns: the name of each column.
-        source, licence: where the rows come from and under which terms.
-        fidelity: how close the rows are to those of the papers.
-        weight: importance weights of the train rows (mean 1), or None for equal ones.
-        notes: what a reader of the results should know.
-        discrete_bins: levels per dimension when the rows are dequantised integers scaled to [0, 1): one level
+        train: Training rows, float64, shape (rows, dims), finite.
+        val: Validation rows, as `train`.
+        test: Test rows, as `train`.
+        columns: Name of each column.
+        source: Origin of the rows.
+        licence: Licence of the rows.
+        fidelity: How close the rows are to those of the papers.
+        weight: Importance weights of the train rows (mean 1), or None for equal weights.
+        notes: Remarks on the rows, shown with the results.
+        discrete_bins: Levels per dimension if the rows are dequantised integers scaled to [0, 1): one level
             is 1/bins wide, so bits per dimension = NLL / (dims ln 2) + log2(bins). None for continuous rows.
     """
 
@@ -84,7 +87,14 @@ class GeneratedSettings(plugins.Settings):
 
 
 def generated(settings: GeneratedSettings, draw: Callable[[int], Array], name: str, notes: str) -> Dataset:
-    """A two-dimensional data set of independent draws."""
+    """Return a two-dimensional data set of independent draws.
+
+    Args:
+        settings: Sizes of the parts.
+        draw: Function that returns n rows, shape (n, 2).
+        name: Name of the plugin.
+        notes: Remarks on the rows.
+    """
     total = settings.train + settings.val + settings.test
     train, val, test = np.split(draw(total), [settings.train, settings.train + settings.val])
     return Dataset(
@@ -103,23 +113,23 @@ def build(kind: str, settings: plugins.Settings, *, rng: np.random.Generator, mi
     """Return the data set of a kind, the name of a file in this folder.
 
     Raises:
-        UserError: There is no such file, or its source is missing or damaged.
+        UserError: There is no such file, or the source of the data is missing or damaged.
     """
     built: Dataset = plugins.load(__name__, kind).build(settings, rng=rng, mirror=mirror)
     return built
 
 
 def log_prob(kind: str, settings: plugins.Settings, x: Array) -> Array | None:
-    """Return the exact log-density of rows `(n, columns)` in nats, `(n,)`; None if it is not known."""
+    """Return the exact log-density of rows `(n, columns)` in nats, `(n,)`, or None if it is unknown."""
     exact = getattr(plugins.load(__name__, kind), "log_prob", None)
     return None if exact is None else exact(settings, x)
 
 
 def check(kind: str, mirror: Path | None) -> None:
-    """Check that the source of a data set is there.
+    """Check that the source of a data set exists.
 
     Raises:
-        UserError: It is not.
+        UserError: The source is missing.
     """
     source = getattr(plugins.load(__name__, kind), "check", None)
     if source is not None:

@@ -1,4 +1,4 @@
-"""A checkerboard: uniform on every other square, so its density is known."""
+"""A checkerboard: uniform on every other square, with a known density."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Settings(GeneratedSettings):
 
 
 def build(settings: Settings, *, rng: np.random.Generator, mirror: Path | None) -> Dataset:
-    """Draws uniformly from the squares whose column and row are both even or both odd.
+    """Draw uniformly from the squares whose column and row are both even or both odd.
 
     Four squares a side on [-4, 4]^2 is the checkerboard of FFJORD and of the flow matching papers.
 
@@ -36,7 +36,7 @@ def build(settings: Settings, *, rng: np.random.Generator, mirror: Path | None) 
 
 
 def log_prob(settings: Settings, x: Array) -> Array:
-    """The exact log density, shape (n,): minus the log of the covered area on its squares, -inf elsewhere.
+    """Return the exact log-density, shape (n,): minus the log of the covered area on its squares, -inf elsewhere.
 
     >>> log_prob(Settings(), np.array([[1.0, 1.0], [1.0, -1.0]])).round(3)
     array([-3.466,   -inf])

@@ -11,24 +11,24 @@ from pipelines.base import plugins
 from pipelines.datasets import Array, Dataset
 
 LEVELS = 17  # a pixel counts the dark ones among 16 finer pixels: 0..16
-SPLIT_SEED = 0  # the table is ordered by writer, so the split shuffles it, always in the same way
+SPLIT_SEED = 0  # the table is ordered by writer, so the split shuffles it, with a fixed seed
 
 
 class Settings(plugins.Settings):
-    """Sizes of the held-out parts; the other rows of 1,797 are for training."""
+    """Sizes of the validation and test parts; the remaining rows of 1,797 are for training."""
 
     val: int = Field(180, ge=1, le=800, description="validation rows")
     test: int = Field(360, ge=1, le=800, description="test rows")
 
 
 def build(settings: Settings, *, rng: np.random.Generator, mirror: Path | None) -> Dataset:
-    r"""Uniform dequantisation of integer pixels $k \in \{0..16\}$ to $[0, 1)$.
+    r"""Dequantise integer pixels $k \in \{0..16\}$ uniformly to $[0, 1)$.
 
     $$ x = (k + u) / 17, \quad u \sim U[0, 1), \qquad
        \text{bits/dim} = \frac{-\log p(x)}{64 \ln 2} + \log_2 17 $$
 
-    which bounds the bits of the discrete image from above (Theis et al. 2016, arXiv 1511.01844).
-    Which rows are held out never changes; `rng` draws the noise $u$ only.
+    which is an upper bound on the bits of the discrete image (Theis et al. 2016, arXiv 1511.01844).
+    The split is fixed; `rng` only draws the noise $u$.
 
     >>> data = build(Settings(), rng=np.random.default_rng(0), mirror=None)
     >>> data.train.shape, data.val.shape, data.test.shape

@@ -15,18 +15,18 @@ class Settings(GeneratedSettings):
     """Sizes, radius and noise of the eight Gaussians."""
 
     radius: float = Field(5.0, gt=0, le=100, description="distance of the centres from the origin")
-    # torchcfm gives the sampler sqrt(.1) as the variance, so this is the spread that its figures show.
+    # torchcfm passes sqrt(.1) as the variance, so this is the standard deviation of the points in its figures.
     noise: float = Field(0.1**0.25, gt=0, le=10, description="standard deviation of each Gaussian")
 
 
 def centres(settings: Settings) -> Array:
-    """The eight centres, shape (8, 2)."""
+    """Return the eight centres, shape (8, 2)."""
     angle = np.arange(8) * np.pi / 4
     return settings.radius * np.stack([np.cos(angle), np.sin(angle)], -1)
 
 
 def build(settings: Settings, *, rng: np.random.Generator, mirror: Path | None) -> Dataset:
-    r"""Draws $X = \mu_K + \sigma N(0, I)$ with $K$ uniform on the eight centres.
+    r"""Draw $X = \mu_K + \sigma N(0, I)$ with $K$ uniform on the eight centres.
 
     >>> build(Settings(train=5, val=1, test=1), rng=np.random.default_rng(0), mirror=None).train.shape
     (5, 2)
@@ -39,10 +39,10 @@ def build(settings: Settings, *, rng: np.random.Generator, mirror: Path | None) 
 
 
 def log_prob(settings: Settings, x: Array) -> Array:
-    r"""The exact log density $\log \tfrac18 \sum_k N(x; \mu_k, \sigma^2 I)$, shape (n,).
+    r"""Return the exact log-density $\log \tfrac18 \sum_k N(x; \mu_k, \sigma^2 I)$, shape (n,).
 
     >>> x = centres(Settings())
-    >>> bool(np.ptp(log_prob(Settings(), x)) < 1e-12)  # the centres are alike
+    >>> bool(np.ptp(log_prob(Settings(), x)) < 1e-12)  # equal by symmetry
     True
     """
     squared = ((x[:, None, :] - centres(settings)) ** 2).sum(-1) / settings.noise**2

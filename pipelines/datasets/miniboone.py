@@ -24,7 +24,7 @@ REMEDY = "set `mirror` to a folder with this project's copy of MINIBOONE, or lea
 
 
 class Settings(plugins.Settings):
-    """How strongly the importance weights of the train rows count."""
+    """The effect of the importance weights of the train rows."""
 
     weight_exponent: float = Field(
         0.4,
@@ -36,16 +36,20 @@ class Settings(plugins.Settings):
 
 
 def check(mirror: Path | None) -> None:
-    """Whether the files are there, without reading them."""
+    """Check that the files exist, without reading them.
+
+    Raises:
+        UserError: There is no mirror, or a file is missing.
+    """
     for name in ("miniboone_train_partial.npz", "miniboone_val.npy", "miniboone_test.npy"):
         find(mirror, name)
 
 
 def find(mirror: Path | None, name: str) -> Path:
-    """The path of a file below the mirror.
+    """Return the path of a file below the mirror.
 
     Raises:
-        UserError: when there is no mirror or no such file.
+        UserError: There is no mirror, or the file is missing.
     """
     if mirror is None:
         raise UserError(f"the data set miniboone reads maf/{name} below a mirror, found no mirror; {REMEDY}.")
@@ -56,10 +60,17 @@ def find(mirror: Path | None, name: str) -> Path:
 
 
 def read(mirror: Path | None, name: str, sha: str, shape: tuple[int, ...], key: str = "") -> Array:
-    """An array of a `.npy` or `.npz` file below the mirror, checked against its hash and shape.
+    """Return an array of a `.npy` or `.npz` file below the mirror, verified by its hash and shape.
+
+    Args:
+        mirror: Folder with the files.
+        name: Name of the file.
+        sha: Expected SHA-256 of the array as little-endian float32 in C order.
+        shape: Expected shape.
+        key: Name of the array in a `.npz` file.
 
     Raises:
-        UserError: when there is no mirror, or the file is missing, unreadable or not the one expected.
+        UserError: There is no mirror, or the file is missing, unreadable or not the expected one.
     """
     path = find(mirror, name)
     try:
@@ -80,11 +91,11 @@ def read(mirror: Path | None, name: str, sha: str, shape: tuple[int, ...], key: 
 
 
 def build(settings: Settings, *, rng: np.random.Generator, mirror: Path | None) -> Dataset:
-    r"""Reads the rows that Papamakarios et al. 2017 (arXiv 1705.07057) standardised, in their order.
+    r"""Read the rows that Papamakarios et al. 2017 (arXiv 1705.07057) standardised, in their order.
 
-    The mirror lacks 13,616 train rows, all of one stratum; the 739 rows at hand of that stratum carry the
-    weight $w = 19.4$, the others $w = 1$. Rows are to be drawn with probability $\propto w^\alpha$.
-    Validation and test rows are complete: scores on them compare with the literature.
+    The mirror lacks 13,616 train rows, all of one stratum. The 739 available rows of that stratum have weight $w =
+    19.4$, the others $w = 1$; train rows are drawn with probability $\propto w^\alpha$. Validation and test rows are
+    complete, so scores on them are comparable with the literature.
     """
     partial = "miniboone_train_partial.npz"
     train = read(mirror, partial, TRAIN_SHA, (15940, 43), "x")

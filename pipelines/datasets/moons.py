@@ -18,12 +18,12 @@ class Settings(GeneratedSettings):
 
 
 def build(settings: Settings, *, rng: np.random.Generator, mirror: Path | None) -> Dataset:
-    r"""Draws the moons of scikit-learn's `make_moons`, with independent angles and moons.
+    r"""Draw the moons of scikit-learn's `make_moons`, with independent angles and moons.
 
     $$ X = s\,(c + N(0, \sigma^2 I)) - (s/2, 0), \quad \theta \sim U(0, \pi), \quad
        c = (\cos\theta, \sin\theta) \text{ or } (1 - \cos\theta, \tfrac12 - \sin\theta) $$
 
-    With scale 2 and noise .05 this is the set of torchcfm's runner, which puts the angles on a grid.
+    With scale 2 and noise .05 this is the data set of torchcfm's runner, except that torchcfm uses a grid of angles.
 
     >>> build(Settings(train=5, val=1, test=1), rng=np.random.default_rng(0), mirror=None).train.shape
     (5, 2)

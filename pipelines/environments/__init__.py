@@ -1,7 +1,7 @@
-"""Environments: one file each, found by its name (`plugins.load("pipelines.environments", name)`).
+"""Environments: one plugin file each, loaded by name (`plugins.load("pipelines.environments", name)`).
 
-A member holds `Settings` and `build(settings) -> Environment`; `pipelines.collection` draws tables from one. What
-can be set to any state is a `Simulator`, which needs to say little more than how a step goes.
+A plugin defines `Settings` and `build(settings) -> Environment`; `pipelines.data.collect` draws tables from it. An
+environment that can be set to any state is a `Simulator`, for which a plugin defines little more than one step.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ class Steps:
     """Rows of one step each.
 
     Attributes:
-        state, action, next_state: (n, states), (n, actions), (n, states).
-        terminal: (n,), whether the next state ends the episode for good. A time limit is no terminal.
-        episode, step: (n,), the number of the row's episode and of the row in it; the numbers of a table's episodes
-            are different, and not always consecutive.
-        behaviour: (n,), how the row came about.
+        state: States, shape (n, states).
+        action: Actions, shape (n, actions).
+        next_state: Next states, shape (n, states).
+        terminal: Whether the next state is terminal, shape (n,). A time limit does not make a state terminal.
+        episode: Number of the row's episode, shape (n,); unique within a table, but not always consecutive.
+        step: Number of the row within its episode, shape (n,).
+        behaviour: How the row was generated, shape (n,).
     """
 
     state: Array
@@ -48,7 +50,7 @@ class Steps:
 
     @classmethod
     def join(cls, *parts: Steps) -> Steps:
-        """The rows of all parts."""
+        """Return the rows of all parts."""
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def __getitem__(self, rows: slice) -> Steps:
@@ -57,12 +59,12 @@ class Steps:
 
 @dataclass(frozen=True)
 class Episodes:
-    """Episodes of one length under the policy. A terminal state is absorbing: it repeats until the end.
+    """Episodes of equal length under the policy. A terminal state is absorbing: it repeats until the end.
 
     Attributes:
-        states: (n, length + 1, states), from S_0 on.
-        actions: (n, length + 1, actions), the policy's in each.
-        terminal: (n, length + 1), whether the state is terminal.
+        states: States from S_0 on, shape (n, length + 1, states).
+        actions: Actions of the policy in each state, shape (n, length + 1, actions).
+        terminal: Whether the state is terminal, shape (n, length + 1).
     """
 
     states: Array
@@ -71,17 +73,19 @@ class Episodes:
 
 
 class Environment(ABC):
-    """A reward-free decision process with one fixed deterministic policy; every method works on rows.
+    """A reward-free decision process with one fixed deterministic policy; every method works on batches of rows.
 
-    Methods are called from several threads at once, so they keep no state; cores are used well where
-    the work is done in NumPy or another library that lets go of Python's lock.
+    Methods are called concurrently from several threads, so they must not keep state. Threads run in parallel where
+    the work is done by NumPy or another library that releases the global interpreter lock.
 
     Attributes:
-        state_names, action_names: the names of the columns of a state and of an action.
-        bounds: the rectangle (x0, y0, x1, y1) that a picture of the first two state columns shows.
-        walls: rectangles (x0, y0, x1, y1) that a picture draws.
-        source, fidelity: where the definition comes from and how close it is.
-        beginnings: where episodes under the policy can begin.
+        state_names: Names of the state columns.
+        action_names: Names of the action columns.
+        bounds: Rectangle (x0, y0, x1, y1) of the first two state columns that figures show.
+        walls: Rectangles (x0, y0, x1, y1) that figures draw.
+        source: Origin of the definition.
+        fidelity: How close the environment is to its origin.
+        beginnings: Available distributions of the first state of an episode.
     """
 
     state_names: tuple[str, ...]
@@ -94,50 +98,51 @@ class Environment(ABC):
 
     @abstractmethod
     def policy(self, state: Array) -> Array:
-        """The action of the policy in each state, (n, states) -> (n, actions)."""
+        """Return the policy's action in each state, (n, states) -> (n, actions)."""
 
     @abstractmethod
     def starts(self, rng: np.random.Generator, n: int) -> Array:
-        """States of the start distribution, for evaluation."""
+        """Draw n states from the start distribution, for evaluation."""
 
     @abstractmethod
     def transitions(self, rows: range, length: int, rng: np.random.Generator) -> Steps:
-        """The rows of these numbers of a table to learn from.
+        """Return rows of the table of offline transitions.
 
-        Arguments:
-            rows: where in the table they stand.
-            length: steps of an episode, where rows come from episodes that do not end by themselves.
+        Args:
+            rows: Numbers of the rows in the table.
+            length: Steps per episode, for rows of episodes that do not end by themselves.
+            rng: Source of randomness.
         """
 
     @abstractmethod
     def episodes(self, beginning: Beginning, n: int, length: int, rng: np.random.Generator) -> Episodes:
-        """Episodes under the policy, from one of the `beginnings`."""
+        """Draw n episodes under the policy, from one of the `beginnings`."""
 
     def available(self) -> int | None:
-        """How many rows `transitions` has; None is as many as one asks for."""
+        """Return the number of rows that `transitions` has, or None if it is unlimited."""
         return None
 
     @abstractmethod
     def rewards(self, state: Array) -> dict[str, Array]:
-        """Each reward function of the state alone, by name, shape (n,)."""
+        """Return every reward function of the state by name, each of shape (n,)."""
 
     def oracle(self) -> LinearGaussianMDP | None:
-        """The closed-form truth, where there is one."""
+        """Return the closed-form process, or None if there is none."""
         return None
 
     def exact_values(self, state: Array, action: Array, gamma: float) -> dict[str, Array]:
-        r"""The exact $Q = \sum_{k \ge 0} \gamma^k E[r(S_{k+1})]$ of the rewards for which it is known."""
+        r"""Return the exact $Q = \sum_{k \ge 0} \gamma^k E[r(S_{k+1})]$ of every reward for which it is known."""
         return {}
 
 
 class SimulatorSettings(plugins.Settings):
-    """How a simulator's transitions are drawn."""
+    """The behaviour that generates a simulator's transitions."""
 
     behaviour: Literal["uniform", "random", "policy", "mixed"] = Field(
         "uniform",
         description="uniform: states and actions that cover the space; random: episodes from the start distribution "
         "under random actions; policy: episodes under the policy; mixed: half uniform, half states that the policy "
-        "visits, near which all bootstrapping happens, under actions between its own and random ones",
+        "visits, where bootstrapping happens, with actions between the policy's and random ones",
     )
 
 
@@ -148,18 +153,18 @@ class Simulator(Environment):
 
     @abstractmethod
     def step(self, state: Array, action: Array, rng: np.random.Generator) -> Array:
-        """The next state of each row, independent of the other rows."""
+        """Return the next state of each row, independently of the other rows."""
 
     @abstractmethod
     def actions(self, rng: np.random.Generator, n: int) -> Array:
-        """Random actions that cover what can be done."""
+        """Draw n random actions that cover the action space."""
 
     @abstractmethod
     def coverage(self, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
-        """States and `actions` that cover the space, for learning off the policy."""
+        """Draw n states and `actions` that cover the space, for off-policy learning."""
 
     def transitions(self, rows: range, length: int, rng: np.random.Generator) -> Steps:
-        """Rows as the settings' `behaviour` says."""
+        """Return rows that the `behaviour` of the settings generates."""
         match self.settings.behaviour:
             case "uniform":
                 return self._covering(rows, rng)
@@ -172,7 +177,7 @@ class Simulator(Environment):
                 return self._following(rows, length, behaviour, rng)
 
     def episodes(self, beginning: Beginning, n: int, length: int, rng: np.random.Generator) -> Episodes:
-        """Rollouts from states that cover the space, or from the start distribution."""
+        """Draw rollouts from states that cover the space, or from the start distribution."""
         return self.follow(self.policy, beginning, n, length, rng)
 
     def follow(
@@ -183,23 +188,28 @@ class Simulator(Environment):
         length: int,
         rng: np.random.Generator,
     ) -> Episodes:
-        """Episodes under any policy."""
+        """Draw episodes under any policy."""
         state = self.starts(rng, n) if beginning == "start" else self.coverage(rng, n)[0]
         states, actions = self._roll(state, length, policy, rng)
         actions = np.concatenate([actions, policy(states[:, -1])[:, None]], 1)
         return Episodes(states, actions, np.zeros(states.shape[:2], dtype=bool))
 
     def grid(self, size: int) -> Array:
-        """States at rest in the middles of size x size cells that cover the bounds: the first two components are the
-        position, the others are zero."""
+        """Return states at rest at the centres of size x size cells that cover the bounds.
+
+        The first two components are the position; the others are zero.
+        """
         x0, y0, x1, y1 = self.bounds
         middle = (np.arange(size) + 0.5) / size
         position = np.stack(np.meshgrid(x0 + (x1 - x0) * middle, y0 + (y1 - y0) * middle), -1).reshape(-1, 2)
         return np.concatenate([position, np.zeros((len(position), len(self.state_names) - 2))], -1)
 
     def values(self, state: Array, reward: str, gamma: float, length: int, rng: np.random.Generator) -> Array:
-        r"""The policy's $\sum_{k \ge 0} \gamma^k r(S_{k+1})$ from each state: in closed form where there is one,
-        else of one rollout of that length, which is the value where nothing is random."""
+        r"""Return the policy's $\sum_{k \ge 0} \gamma^k r(S_{k+1})$ from each state.
+
+        It is exact where there is a closed form, otherwise the sum along one rollout of `length` steps, which is the
+        value if the dynamics are deterministic.
+        """
         exact = self.exact_values(state, self.policy(state), gamma).get(reward)
         if exact is not None:
             return exact
@@ -224,9 +234,12 @@ class Simulator(Environment):
     def _following(
         self, rows: range, length: int, behaviour: Literal["random", "policy", "visited"], rng: np.random.Generator
     ) -> Steps:
-        """Rows of episodes: under random actions from the start distribution; or under the policy, half from states
-        that cover the space and half from the start distribution. In `visited` states other actions are tried, from
-        the policy's own to random ones."""
+        """Return rows of episodes with a behaviour.
+
+        `random`: random actions from the start distribution. `policy`: the policy, half of the episodes from states
+        that cover the space, half from the start distribution. `visited`: the states of `policy`, with actions
+        interpolated between the policy's and random ones.
+        """
         count = -(-len(rows) // length)
         state = self.starts(rng, count)
         if behaviour != "random":
@@ -254,7 +267,7 @@ class Simulator(Environment):
     def _roll(
         self, state: Array, length: int, act: Callable[[Array], Array], rng: np.random.Generator
     ) -> tuple[Array, Array]:
-        """States (n, length + 1, states) from `state` on, and the actions (n, length, actions) that led on."""
+        """Return states (n, length + 1, states) from `state` on, and the actions (n, length, actions) between them."""
         states, actions = [state], []
         for _ in range(length):
             actions.append(act(states[-1]))
@@ -266,7 +279,7 @@ def build(kind: str, settings: plugins.Settings) -> Environment:
     """Return the environment of a kind, the name of a file in this folder.
 
     Raises:
-        UserError: There is no such file, or the environment cannot be made.
+        UserError: There is no such file, or the environment cannot be created.
     """
     built: Environment = plugins.load(__name__, kind).build(settings)
     return built

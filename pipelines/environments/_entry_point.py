@@ -1,4 +1,4 @@
-"""Functions of a user, named in `params.yaml` as "package.module:function"."""
+"""User functions, named in `params.yaml` as "package.module:function"."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ EntryPoint = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za
 
 
 def load(name: EntryPoint, shape: tuple[int, ...]) -> Callable[[Array], Array]:
-    """The function of that name, from rows (n, ...) to rows (n, *shape), its answers checked and as float64.
+    """Import a user function and wrap it to check its results.
 
     >>> load("numpy:negative", (2,))(np.ones((1, 2)))
     array([[-1., -1.]])
 
+    Args:
+        name: Module and function, "package.module:function".
+        shape: Shape of one result.
+
+    Returns:
+        The function, from rows (n, ...) to float64 rows (n, *shape).
+
     Raises:
-        UserError: there is no such module or function, or, when it is called, an answer has another shape.
+        UserError: The module or function does not exist, or, when called, the function returns another shape.
     """
     module, _, attribute = name.partition(":")
     try:

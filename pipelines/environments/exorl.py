@@ -1,8 +1,8 @@
-"""Episodes of ExORL (arXiv 2201.13425) from a folder, for users who have them; nothing is downloaded.
+"""Episodes of ExORL (arXiv 2201.13425) from a local folder; nothing is downloaded.
 
-A file `*.npz` is one episode with the arrays `observation`, `action` and `discount` (T + 1 rows each; others are not
-read). Row t holds the action that *led to* observation t, so a transition is (observation[t - 1], action[t],
-observation[t]), and the first action means nothing. `discount` is 0 where observation t is terminal; it is 1 at the
+A file `*.npz` is one episode with the arrays `observation`, `action` and `discount` (T + 1 rows each; others are
+ignored). Row t contains the action that *led to* observation t, so a transition is (observation[t - 1], action[t],
+observation[t]), and the first action has no meaning. `discount` is 0 where observation t is terminal; it is 1 at the
 end of an episode that a time limit cut off.
 """
 
@@ -26,17 +26,17 @@ from pipelines.environments._entry_point import EntryPoint, load
 
 
 class Settings(plugins.Settings):
-    """Where the episodes are, and the simulator in which the policy is rolled out."""
+    """The location of the episodes, and the simulator for rollouts of the policy."""
 
     directory: Path = Field(description="folder with the episodes, one .npz each, at any depth; an absolute path")
     simulator: dict[str, Any] = Field(
         description="the environment with the episodes' dynamics, as an entry of its own: `kind` and its settings "
-        "(for point_mass_maze {kind: maze, task: loop, action_repeat: 1}); its rollouts are the truth of an evaluation"
+        "(for point_mass_maze {kind: maze, task: loop, action_repeat: 1}); its rollouts are the evaluation truth"
     )
     policy: EntryPoint | None = Field(
         None,
-        description="package.module:function from observations (n, d) to actions (n, a), in place of the simulator's "
-        "own policy, where that is a `Simulator`",
+        description="package.module:function from observations (n, d) to actions (n, a), which replaces the policy of "
+        "the simulator; only for a `Simulator`",
     )
 
     @field_validator("simulator")
@@ -59,7 +59,7 @@ class Settings(plugins.Settings):
 class Exorl(Environment):
     """Recorded transitions; states, policy, rollouts and rewards are those of the simulator.
 
-    The episodes stand in one fixed random order, so that a table shorter than all of them is a fair part of them.
+    The episodes are read in one fixed random order, so that a shorter table is a random sample of them.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -87,19 +87,19 @@ class Exorl(Environment):
             self._policy = load(settings.policy, (len(self.action_names),))
 
     def policy(self, state: Array) -> Array:
-        """The user's actions, or the simulator's."""
+        """Return the actions of the user's policy, or of the simulator's."""
         return self._policy(state)
 
     def starts(self, rng: np.random.Generator, n: int) -> Array:
-        """Those of the simulator."""
+        """Draw start states of the simulator."""
         return self.simulator.starts(rng, n)
 
     def available(self) -> int:
-        """The transitions of all episodes."""
+        """Return the number of transitions in all episodes."""
         return int(self._ends[-1])
 
     def transitions(self, rows: range, length: int, rng: np.random.Generator) -> Steps:
-        """The recorded rows of these numbers, whatever the generator."""
+        """Return the recorded rows of these numbers; the generator is not used."""
         parts, begin = [], rows.start
         while begin < rows.stop:
             place = int(np.searchsorted(self._ends, begin, side="right"))
@@ -110,13 +110,13 @@ class Exorl(Environment):
         return Steps.join(*parts)
 
     def episodes(self, beginning: Beginning, n: int, length: int, rng: np.random.Generator) -> Episodes:
-        """Rollouts in the simulator."""
+        """Draw rollouts in the simulator."""
         if isinstance(self.simulator, Simulator):
             return self.simulator.follow(self._policy, beginning, n, length, rng)
         return self.simulator.episodes(beginning, n, length, rng)
 
     def rewards(self, state: Array) -> dict[str, Array]:
-        """Those of the simulator, not the recorded ones."""
+        """Return the rewards of the simulator, not the recorded ones."""
         return self.simulator.rewards(state)
 
     @cached_property
@@ -125,12 +125,12 @@ class Exorl(Environment):
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
-        """The number of the row after each episode's last, in the fixed order."""
+        """Number of the row after the last one of each episode, in the fixed order."""
         lengths = np.array([len(_arrays(file, ("discount",))[0]) - 1 for file in self.files])
         return lengths[self._order].cumsum()
 
     def _read(self, number: int) -> Steps:
-        """All transitions of an episode."""
+        """Return all transitions of an episode."""
         file = self.files[number]
         observation, action, discount = _arrays(file, ("observation", "action", "discount"))
         rows = len(discount)
@@ -156,10 +156,10 @@ class Exorl(Environment):
 
 
 def build(settings: Settings) -> Exorl:
-    """The episodes of a folder.
+    """Return the environment of a folder of episodes.
 
     Raises:
-        UserError: the folder holds no episodes, or the simulator cannot be built.
+        UserError: The folder contains no episodes, or the simulator cannot be built.
     """
     return Exorl(settings)
 
@@ -169,7 +169,7 @@ def _without_kind(simulator: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arrays(file: Path, names: Sequence[str]) -> list[Array]:
-    """Arrays of an episode, each (rows, width)."""
+    """Return arrays of an episode, each of shape (rows, width)."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
             arrays = [np.asarray(archive[name], dtype=np.float64) for name in names]

@@ -1,8 +1,8 @@
-"""Any gymnasium environment whose observations and actions are vectors of real numbers, by its id.
+"""Any Gymnasium environment with real vectors as observations and actions, by its id.
 
-An observation is taken for the state. The environment cannot be set to a state, so rows to learn from come from
-episodes: under random actions, under the policy, or near it. An episode that the environment terminates ends in a
-terminal state; one that a time limit cuts off does not.
+The observation is used as the state. Because the environment cannot be set to a state, transitions come from episodes:
+with random actions, under the policy, or with both. An episode that the environment terminates ends in a terminal
+state; one that a time limit cuts off does not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Label = Literal["random", "policy", "visited"]
 
 
 class Settings(plugins.Settings):
-    """Which environment, under which policy, and what its transitions are drawn from."""
+    """The environment, its policy, and the behaviour that generates transitions."""
 
     id: str = Field(min_length=1, description='as `gymnasium.make` takes it: "Pendulum-v1", "package.module:Mine-v0"')
     policy: EntryPoint = Field(
@@ -49,7 +49,7 @@ class Settings(plugins.Settings):
 
 @final
 class Gymnasium(Environment):
-    """An environment of gymnasium and a policy for it. Every component of the observation is a reward, too."""
+    """A Gymnasium environment and a policy for it; every component of the observation is also a reward."""
 
     beginnings = ("start",)
 
@@ -76,19 +76,19 @@ class Gymnasium(Environment):
         self.fidelity = "gymnasium's own; one rollout a start is the truth, exact where the dynamics are deterministic"
         self._policy = load(settings.policy, (len(self.action_names),))
         self._rewards = {name: load(entry, ()) for name, entry in settings.rewards.items()}
-        self.policy(self.starts(np.random.default_rng(0), 1))  # a mistake in it should show before anything runs
+        self.policy(self.starts(np.random.default_rng(0), 1))  # report an error in the policy before anything runs
 
     def policy(self, state: Array) -> Array:
-        """The actions of the user's function."""
+        """Return the actions of the user's function."""
         return self._policy(state)
 
     def starts(self, rng: np.random.Generator, n: int) -> Array:
-        """The observations that episodes begin with."""
+        """Draw initial observations of episodes."""
         with closing(self._make()) as made:
             return np.stack([_vector(made.reset(seed=_seed(rng))[0]) for _ in range(n)])
 
     def transitions(self, rows: range, length: int, rng: np.random.Generator) -> Steps:
-        """Rows of as many episodes as it takes; the environment's own time limit ends them, not `length`."""
+        """Return rows of as many episodes as needed; the environment's own time limit ends them, not `length`."""
         steps, episode = list[tuple[Any, ...]](), rows.start
         with closing(self._make()) as made:
             while len(steps) < len(rows):
@@ -101,7 +101,7 @@ class Gymnasium(Environment):
         return Steps(*(np.array(column) for column in zip(*steps, strict=True)))
 
     def episodes(self, beginning: Beginning, n: int, length: int, rng: np.random.Generator) -> Episodes:
-        """Episodes without a time limit, from where the environment lets them begin."""
+        """Draw episodes without a time limit, from the environment's own start distribution."""
         states = np.empty((n, length + 1, len(self.state_names)))
         actions = np.empty((n, length + 1, len(self.action_names)))
         terminal = np.zeros((n, length + 1), dtype=bool)
@@ -121,7 +121,7 @@ class Gymnasium(Environment):
         return Episodes(states, actions, terminal)
 
     def rewards(self, state: Array) -> dict[str, Array]:
-        """The user's rewards, and every component of the observation under its name."""
+        """Return the user's rewards, and every component of the observation under its name."""
         components = {name: state[:, i] for i, name in enumerate(self.state_names)}
         return components | {name: reward(state) for name, reward in self._rewards.items()}
 
@@ -133,7 +133,7 @@ class Gymnasium(Environment):
     def _episode(
         self, made: gymnasium.Env[Any, Any], label: Label, rng: np.random.Generator
     ) -> Iterator[tuple[Array, Array, Array, bool]]:
-        """Steps (state, action, next state, terminated) until the environment ends the episode."""
+        """Yield steps (state, action, next state, terminated) until the environment ends the episode."""
         odds = {"random": 1.0, "visited": 0.5, "policy": 0.0}[label]  # of a random action
         state, ended, cut = _vector(made.reset(seed=_seed(rng))[0]), False, False
         while not (ended or cut):
@@ -158,10 +158,10 @@ class Gymnasium(Environment):
 
 
 def build(settings: Settings) -> Gymnasium:
-    """The environment of that id.
+    """Return the environment of an id.
 
     Raises:
-        UserError: gymnasium is not installed, knows no such id, or its spaces are not vectors of real numbers.
+        UserError: Gymnasium is not installed, the id is unknown, or its spaces are not vectors of real numbers.
     """
     return Gymnasium(settings)
 
@@ -177,7 +177,7 @@ def _library() -> ModuleType:
 
 
 def _vector(observation: Any) -> Array:
-    return np.array(observation, dtype=np.float64)  # a copy: some environments write into the array they gave
+    return np.array(observation, dtype=np.float64)  # a copy, because some environments reuse the returned array
 
 
 def _seed(rng: np.random.Generator) -> int:

@@ -1,4 +1,4 @@
-"""The linear-Gaussian spiral: a decision process whose successor measure and values are known exactly."""
+"""The linear-Gaussian spiral, a decision process with closed-form successor measure and values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Settings(SimulatorSettings):
-    """The spiral's dynamics, and where its reward lies."""
+    """The dynamics of the spiral and the location of its reward."""
 
     contraction: float = Field(0.99, ge=0, lt=1, description="factor of the radius per step, the spectral radius of F")
     angle: float = Field(0.15, ge=-np.pi, le=np.pi, description="turn per step, radians")
@@ -27,11 +27,11 @@ class Settings(SimulatorSettings):
 
 @final
 class Spiral(Simulator):
-    r"""An action moves the state, the dynamics pull it in; the policy moves it round the origin.
+    r"""The spiral: actions displace the state, the dynamics contract it, and the policy rotates it about the origin.
 
     $$ s' = \rho (s + a) + w, \quad w \sim N(0, \sigma^2 I), \qquad \pi(s) = (R_\theta - I) s $$
 
-    In the letters of `LinearGaussianMDP`: $A = B = \rho I$, $c = 0$, $W = \sigma^2 I$, $K = R_\theta - I$ and
+    In the notation of `LinearGaussianMDP`: $A = B = \rho I$, $c = 0$, $W = \sigma^2 I$, $K = R_\theta - I$ and
     $k = 0$, so that $F = A + BK = \rho R_\theta$.
     """
 
@@ -48,38 +48,38 @@ class Spiral(Simulator):
 
     @cached_property
     def gain(self) -> Array:
-        """The policy's matrix K, (2, 2)."""
+        """Gain matrix K of the policy, (2, 2)."""
         cos, sin = np.cos(self.settings.angle), np.sin(self.settings.angle)
         return np.array([[cos - 1, -sin], [sin, cos - 1]])
 
     def policy(self, state: Array) -> Array:
-        """The displacement that turns the state by the angle."""
+        """Return the displacement that rotates the state by the angle."""
         return state @ self.gain.T
 
     def step(self, state: Array, action: Array, rng: np.random.Generator) -> Array:
-        """One noisy step."""
+        """Return the state after one noisy step."""
         noise = self.settings.noise * rng.standard_normal(state.shape)
         return self.settings.contraction * (state + action) + noise
 
     def actions(self, rng: np.random.Generator, n: int) -> Array:
-        """Actions from N(0, action_scale^2 I)."""
+        """Draw actions from N(0, action_scale^2 I)."""
         return self.settings.action_scale * rng.standard_normal((n, 2))
 
     def coverage(self, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
-        """States from N(0, I), independent of the actions."""
+        """Draw states from N(0, I), and actions independent of them."""
         return rng.standard_normal((n, 2)), self.actions(rng, n)
 
     def starts(self, rng: np.random.Generator, n: int) -> Array:
-        """States from N(0, I)."""
+        """Draw states from N(0, I)."""
         return rng.standard_normal((n, 2))
 
     def rewards(self, state: Array) -> dict[str, Array]:
-        """`bump`: 1 at the goal, falling off as a Gaussian."""
+        """Return the reward `bump`: a Gaussian of height 1 at the goal."""
         squared = ((state - np.array(self.settings.goal)) ** 2).sum(-1) / self.settings.width**2
         return {"bump": np.exp(-squared / 2)}
 
     def oracle(self) -> LinearGaussianMDP:
-        """The same process in closed form, float64."""
+        """Return the same process in closed form, float64."""
         import torch
 
         from flowmatch_core.oracles import LinearGaussianMDP
@@ -91,7 +91,7 @@ class Spiral(Simulator):
         )
 
     def exact_values(self, state: Array, action: Array, gamma: float) -> dict[str, Array]:
-        """The value of the bump, a sum of Gaussian integrals."""
+        """Return the value of the bump, a sum of Gaussian integrals."""
         import torch
 
         goal = torch.tensor(self.settings.goal, dtype=torch.float64)
@@ -103,7 +103,7 @@ class Spiral(Simulator):
 
 
 def build(settings: Settings) -> Spiral:
-    """The spiral of some settings.
+    """Return the spiral for the given settings.
 
     >>> spiral = build(Settings(contraction=0.5, angle=np.pi / 2, noise=1e-9))
     >>> state = np.array([[1.0, 0.0]])

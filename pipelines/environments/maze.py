@@ -1,7 +1,8 @@
 """The point-mass maze of Temporal Difference Flows (arXiv 2503.09817) on MuJoCo, with scripted policies.
 
-A ball slides in a square arena of 0.6 m whose plus-shaped wall leaves four rooms, joined by passages along
-the border. State (x, y, vx, vy) in m and m/s, action (ux, uy) in [-1, 1]: a motor's force along each axis.
+A ball slides in a square arena of 0.6 m, in which a plus-shaped wall separates four rooms that are connected by
+passages along the border. State (x, y, vx, vy) in m and m/s; action (ux, uy) in [-1, 1], the motor force along each
+axis.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ARM, THICKNESS = 0.18, 0.02  # half lengths of the two boxes that form the plus
 MASS, DAMPING, GEAR, TIMESTEP = 0.3, 1.0, 0.1, 0.02
 TERMINAL_SPEED = GEAR / DAMPING
 
-# The ball's height is that of the boxes' middle, so all contacts are horizontal; there is no floor to rub on.
+# The ball is at half the height of the boxes, so all contacts are horizontal; there is no floor, so no friction.
 MJCF = f"""
 <mujoco model="point mass maze">
   <option timestep="{TIMESTEP}" integrator="Euler"/>
@@ -53,15 +54,15 @@ ROOMS = {
     "bottom_left": (-1, -1),
 }  # clockwise
 GOALS = {f"reach_{name}": 0.15 * np.array(signs, dtype=float) for name, signs in ROOMS.items()}
-LONG = "reach_bottom_left_long"  # the goal next to the start, by the way round all other rooms
+LONG = "reach_bottom_left_long"  # the goal in the room next to the start, reached through all other rooms
 GOAL_RADIUS, GOAL_MARGIN = 0.015, 6 * 0.015
 DIAMOND = 0.24  # the loop runs along |x| + |y| = DIAMOND, and crosses a passage at this coordinate
-BAND = 0.2  # square and fast_slow run where exactly one coordinate is larger
+BAND = 0.2  # square and fast_slow reward motion where exactly one coordinate is larger
 SLOW, FAST = 0.045, 0.095  # m/s along x and along y in fast_slow
 
 
 class Settings(SimulatorSettings):
-    """Which policy moves the ball, and how long an action lasts."""
+    """The policy and the duration of an action."""
 
     task: Literal[
         "loop",
@@ -77,7 +78,7 @@ class Settings(SimulatorSettings):
 
 
 def clearance(position: Array) -> Array:
-    """Distance in m of points to the wall, 0 inside; where it is at least the radius, the ball is free.
+    """Return the distance in m of points to the wall, 0 inside; the ball is free if it is at least the radius.
 
     >>> clearance(np.array([[0.1, 0.05], [0.0, 0.0]]))
     array([0.03, 0.  ])
@@ -89,12 +90,12 @@ def clearance(position: Array) -> Array:
 
 
 def room_signs(position: Array) -> Array:
-    """The sign of each coordinate, (n, 2); zero belongs to the room that it has in the paper's rewards."""
+    """Return the sign of each coordinate, (n, 2); zero is assigned as in the paper's rewards."""
     return np.stack([np.where(position[:, 0] > 0, 1.0, -1.0), np.where(position[:, 1] >= 0, 1.0, -1.0)], -1)
 
 
 def linear_tolerance(x: Array, lower: float, upper: float, margin: float) -> Array:
-    """1 between the bounds, falling linearly to 0 at the margin beyond them.
+    """Return 1 between the bounds, falling linearly to 0 at the margin beyond them.
 
     >>> linear_tolerance(np.array([0.0, 1.5, 3.0]), -1.0, 1.0, 1.0)
     array([1. , 0.5, 0. ])
@@ -104,7 +105,7 @@ def linear_tolerance(x: Array, lower: float, upper: float, margin: float) -> Arr
 
 
 def loop_reward(state: Array) -> Array:
-    """The mean of three terms: each velocity clockwise at .06 to .1 m/s, and within .02 m of the diamond."""
+    """Return the mean of three terms: each velocity clockwise at .06 to .1 m/s, and at most .02 m from the diamond."""
     position, velocity = state[:, :2], state[:, 2:]
     signs = room_signs(position)
     along = velocity * clockwise(signs)
@@ -114,14 +115,14 @@ def loop_reward(state: Array) -> Array:
 
 
 def reach_reward(state: Array, goal: Array) -> Array:
-    """1 within .015 m of the goal, then a Gaussian that is .1 at .09 m beyond; without the control factor."""
+    """Return 1 within .015 m of the goal, then a Gaussian that is .1 at .09 m beyond; without the control factor."""
     beyond = np.maximum(np.hypot(*(state[:, :2] - goal).T) - GOAL_RADIUS, 0)
     value: Array = 0.1 ** ((beyond / GOAL_MARGIN) ** 2)
     return value
 
 
 def sides(position: Array, inner: float, outer: float = np.inf) -> NDArray[np.bool_]:
-    """Whether points lie in the band between two distances at the top, right, bottom, left alone, (4, n)."""
+    """Return whether points are in the band on exactly one side: top, right, bottom, left, (4, n)."""
     x, y = position.T
     outward = np.stack([y, x, -y, -x])
     bands = (outward > inner) & (outward < outer)
@@ -130,7 +131,7 @@ def sides(position: Array, inner: float, outer: float = np.inf) -> NDArray[np.bo
 
 
 def square_reward(state: Array) -> Array:
-    """In the outer band, how much of .1 m/s the ball goes clockwise; 0 in the corners."""
+    """Return the clockwise speed in the outer band in units of .1 m/s, at most 1; 0 in the corners."""
     top, right, bottom, left = sides(state[:, :2], BAND)
     vx, vy = state[:, 2:].T
     value: Array = np.clip(10 * (top * vx - right * vy - bottom * vx + left * vy), 0, 1)
@@ -138,7 +139,7 @@ def square_reward(state: Array) -> Array:
 
 
 def fast_slow_reward(state: Array) -> Array:
-    """In the outer band, counter-clockwise: .04 to .05 m/s along x, .09 to .1 along y; 0 in the corners."""
+    """Return the reward of counter-clockwise motion in the outer band: .04 to .05 m/s along x, .09 to .1 along y."""
     top, right, bottom, left = sides(state[:, :2], BAND, 0.28)
     vx, vy = state[:, 2:].T
     slow = linear_tolerance((bottom.astype(float) - top) * vx, 0.04, 0.05, 0.01) * (top | bottom)
@@ -147,7 +148,7 @@ def fast_slow_reward(state: Array) -> Array:
 
 
 def long_way_reward(state: Array) -> Array:
-    """That of reaching the goal where it is at least .01; else 5 v for the clockwise speed v, 100 v where v < 0."""
+    """Return the reach reward where it is at least .01, otherwise 5 v for the clockwise speed v, or 100 v if v < 0."""
     near = reach_reward(state, GOALS["reach_bottom_left"])
     top, right, bottom, left = sides(state[:, :2], 0.15)
     vx, vy = np.clip(state[:, 2:], -TERMINAL_SPEED, TERMINAL_SPEED).T
@@ -157,33 +158,33 @@ def long_way_reward(state: Array) -> Array:
 
 
 def clockwise(signs: Array) -> Array:
-    """Signs of the velocity that goes round clockwise: top left (+, +), top right (+, -), ..."""
+    """Return the signs of a clockwise velocity: top left (+, +), top right (+, -), ..."""
     return np.stack([signs[:, 1], -signs[:, 0]], -1)
 
 
 def drive(wanted: Array, velocity: Array) -> Array:
-    """The action that takes the ball to a wanted velocity: what holds it, plus a correction."""
+    """Return the action that brings the ball to a velocity: the force that sustains it, plus a correction."""
     wanted = np.clip(wanted, -TERMINAL_SPEED, TERMINAL_SPEED)
     action: Array = np.clip(wanted / TERMINAL_SPEED + 10 * (wanted - velocity), -1, 1)
     return action
 
 
 def loop_velocity(position: Array, velocity: Array) -> Array:
-    """Clockwise along the diamond, turning 0.2 s ahead of its corners, with a pull towards it."""
+    """Return a clockwise velocity along the diamond, with corners anticipated by 0.2 s and a correction towards it."""
     outside = (np.abs(position).sum(-1, keepdims=True) - DIAMOND) / np.sqrt(2)
     along = clockwise(room_signs(position + 0.2 * velocity))
-    pull = np.clip(3 * outside, -0.05, 0.05)  # a gentle approach: an abrupt one is what models blur first
+    pull = np.clip(3 * outside, -0.05, 0.05)  # a slow approach, because models blur abrupt changes first
     wanted: Array = 0.07 * along - pull * room_signs(position)
     return wanted
 
 
 def band_velocity(position: Array, velocity: Array, along_x: float, along_y: float) -> Array:
-    """Round the square |x|, |y| <= .24, clockwise at positive speeds along x and y; first straight out to it."""
+    """Return a velocity around the square |x|, |y| <= .24, clockwise at positive speeds; inside, straight out to it."""
     ahead = position + 0.2 * velocity
-    on_x = np.abs(ahead[:, 1]) >= np.abs(ahead[:, 0])  # top and bottom, where the way is along x
+    on_x = np.abs(ahead[:, 1]) >= np.abs(ahead[:, 0])  # top and bottom, where the ball moves along x
     size = np.abs(position)
     out = np.where(on_x, size[:, 1], size[:, 0])
-    # Inside of the wall's tips there is no way along.
+    # Closer to the centre than the tips of the wall, the wall blocks motion along the square.
     moving = np.clip((out - ARM - RADIUS) / 0.03, 0, 1)
     pull = np.clip(3 * (DIAMOND - out), -0.05, 0.05)
     signs = room_signs(ahead)
@@ -193,16 +194,16 @@ def band_velocity(position: Array, velocity: Array, along_x: float, along_y: flo
 
 
 def reach_target(position: Array, goal: Array, long_way: bool = False) -> Array:
-    """The point to head for, (n, 2): the goal in its own room, else the next passage round the wall.
+    """Return the point to head for, (n, 2): the goal in its own room, otherwise the next passage around the wall.
 
-    The way is the shorter one, clockwise from the opposite room, or clockwise from everywhere. A ball that has not
-    cleared the tip of an arm moves along the arm before it crosses.
+    The route is the shorter one, clockwise from the opposite room, or with `long_way` always clockwise. A ball that has
+    not passed the tip of an arm moves along the arm before it crosses.
     """
     signs = room_signs(position)
     order = np.array(list(ROOMS.values()))
     room = (signs[:, None, :] == order).all(-1).argmax(-1)
     rooms_ahead = (int((np.sign(goal) == order).all(-1).argmax()) - room) % 4
-    # Rooms alternate between leaving clockwise along x and along y; counter-clockwise it is the other axis.
+    # Clockwise, rooms are left alternately along x and along y; counter-clockwise along the other axis.
     cross_x = (room % 2 == 0) == (long_way | (rooms_ahead < 3))
     size = np.abs(position)
     cleared = np.where(cross_x, size[:, 1], size[:, 0]) > ARM + 2.5 * RADIUS
@@ -210,7 +211,7 @@ def reach_target(position: Array, goal: Array, long_way: bool = False) -> Array:
     along = np.full(len(position), DIAMOND)
     passage = np.where(cross_x[:, None], np.stack([crossing, along], -1), np.stack([along, crossing], -1))
 
-    # In the goal's room, a ball still between tip and border leaves the passage straight before it turns.
+    # In the goal's room, a ball between tip and border leaves the passage in a straight line before it turns.
     in_passage = (size < 0.05) & (size[:, ::-1] > ARM - RADIUS)
     leaving = np.where(in_passage, 0.1, DIAMOND)
     home = np.where(in_passage.any(-1, keepdims=True), signs * leaving, goal)
@@ -230,7 +231,7 @@ class Maze(Simulator):
     settings: Settings
 
     def __init__(self, settings: Settings) -> None:
-        # Nothing is rendered, so MuJoCo need not look for a display.
+        # Nothing is rendered, so MuJoCo does not need a display.
         os.environ.setdefault("MUJOCO_GL", "disabled")
         import mujoco
 
@@ -238,7 +239,7 @@ class Maze(Simulator):
         self.model = mujoco.MjModel.from_xml_string(MJCF)
 
     def policy(self, state: Array) -> Array:
-        """The scripted action: round the diamond or the square, or to the goal of the task."""
+        """Return the scripted action: around the diamond or the square, or to the goal of the task."""
         position, velocity = state[:, :2], state[:, 2:]
         match self.settings.task:
             case "loop":
@@ -254,10 +255,10 @@ class Maze(Simulator):
         return drive(wanted, velocity)
 
     def step(self, state: Array, action: Array, rng: np.random.Generator) -> Array:
-        """`action_repeat` physics steps under a constant action, each row for itself."""
+        """Return the state after `action_repeat` physics steps under a constant action, for each row independently."""
         from mujoco import MjData, rollout
 
-        if not len(state):  # at which MuJoCo crashes
+        if not len(state):  # MuJoCo crashes on zero rows
             return state.copy()
         initial = np.concatenate([np.zeros((len(state), 1)), state], -1)  # MuJoCo's state begins with the time
         control = np.broadcast_to(action[:, None], (len(action), self.settings.action_repeat, 2))
@@ -266,11 +267,11 @@ class Maze(Simulator):
         return following
 
     def actions(self, rng: np.random.Generator, n: int) -> Array:
-        """Uniform in [-1, 1]^2."""
+        """Draw uniformly from [-1, 1]^2."""
         return rng.uniform(-1, 1, (n, 2))
 
     def coverage(self, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
-        """Uniform: positions over free space, velocities in [-.1, .1]^2, actions in [-1, 1]^2."""
+        """Draw uniformly: positions in free space, velocities in [-.1, .1]^2, actions in [-1, 1]^2."""
         free = np.empty((0, 2))
         while len(free) < n:
             drawn = rng.uniform(-LIMIT, LIMIT, (2 * n, 2))
@@ -279,25 +280,25 @@ class Maze(Simulator):
         return np.concatenate([free[:n], velocity], -1), self.actions(rng, n)
 
     def starts(self, rng: np.random.Generator, n: int) -> Array:
-        """At rest in the outer corner of the top left room."""
+        """Draw positions at rest in the outer corner of the top left room."""
         x, y = rng.uniform(-LIMIT, -0.15, n), rng.uniform(0.15, LIMIT, n)
         return np.stack([x, y, np.zeros(n), np.zeros(n)], -1)
 
     def grid(self, size: int) -> Array:
-        """Of all states at rest, those where the ball has room."""
+        """Return the states at rest of a grid at which the ball does not touch the wall."""
         state = super().grid(size)
         free: Array = state[(clearance(state[:, :2]) >= RADIUS) & (np.abs(state[:, :2]) <= LIMIT).all(-1)]
         return free
 
     def rewards(self, state: Array) -> dict[str, Array]:
-        """The rewards of all tasks, whichever policy moves the ball."""
+        """Return the rewards of all tasks, whichever policy moves the ball."""
         reach = {name: reach_reward(state, goal) for name, goal in GOALS.items()}
         loops = {"square": square_reward(state), "fast_slow": fast_slow_reward(state)}
         return {"loop": loop_reward(state), **reach, **loops, LONG: long_way_reward(state)}
 
 
 def build(settings: Settings) -> Maze:
-    """The maze of some settings.
+    """Return the maze for the given settings.
 
     >>> maze = build(Settings(task="reach_top_right"))
     >>> state = maze.starts(np.random.default_rng(0), 3)

@@ -1,0 +1,1 @@
+"""Sample models and score the samples against the truth."""

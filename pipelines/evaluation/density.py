@@ -1,4 +1,4 @@
-"""Score every density model of a data set on its test rows, each distance beside its sampling floor."""
+"""Score every density model of a data set on its test rows, with the sampling floor of each distance."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from pipelines.runs.context import Stage
 
 @dataclass(frozen=True)
 class TestRows:
-    """What models of a data set are compared with.
+    """The true rows that the models of a data set are compared with.
 
     Attributes:
-        provenance: The description of the data set.
-        test, other: Rows of the test and of the validation part, `(n, columns)`, in the units of the data.
+        provenance: Description of the data set.
+        test: Test rows, `(n, columns)`, in the units of the data.
+        other: Validation rows, in the same form, for the floor.
     """
 
     provenance: dict[str, Any]
@@ -43,7 +44,7 @@ class TestRows:
 
 
 def evaluate(stage: Stage, dataset: str) -> None:
-    """Score the models of a data set: likelihood with its solver error, distances beside their floors."""
+    """Score the models of a data set: likelihood with its solver error, and distances with their floors."""
     params, settings = stage.params.density, stage.params.density.evaluate
     chosen = device.use(stage.params.device, stage.params.threads)
     rows = TestRows.read(dataset, chosen)
@@ -90,7 +91,7 @@ def _likelihood(file: Any, scored: Tensor, solver: str, steps: int, chosen: torc
 
 
 def _summary(cells: pd.DataFrame, provenance: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Return means over seeds by method, with standard deviations where there are several seeds."""
+    """Return means over seeds by method, and standard deviations if there are several seeds."""
     bins, dims = provenance["discrete_bins"], len(provenance["columns"])
     summary: dict[str, dict[str, float | None]] = {}
     for method, group in cells.groupby("method", sort=False):
@@ -104,7 +105,7 @@ def _summary(cells: pd.DataFrame, provenance: dict[str, Any]) -> dict[str, dict[
 
 
 def _exact_nll(stage: Stage, dataset: str, kind: str, scored: Tensor) -> dict[str, float | None]:
-    """Return the negative log-likelihood of the exact density, where the data set has one."""
+    """Return the negative log-likelihood of the exact density, or nothing if the data set has none."""
     settings = stage.params.datasets[dataset].settings()
     exact = datasets.log_prob(kind, settings, scored.cpu().numpy().astype(np.float64))
     return {} if exact is None else {"nll": float(-exact.mean())}

@@ -1,4 +1,4 @@
-"""Sample density models, with the states of a few particles along flow time and planar velocity fields."""
+"""Sample density models, and save the states of particles along flow time and planar velocity fields."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GRID = 21
 
 
 def sample(stage: Stage, dataset: str) -> None:
-    """Sample the models of a data set; all methods are given the same noise."""
+    """Sample the models of a data set; all methods receive the same noise."""
     params, settings = stage.params.density, stage.params.density.sample
     chosen = device.use(stage.params.device, stage.params.threads)
     columns = files.read_json(layout.provenance(layout.prepared(dataset)))["columns"]
@@ -30,17 +30,17 @@ def sample(stage: Stage, dataset: str) -> None:
                 with torch.no_grad():
                     x = flow.sample((settings.samples,), generator=generator)
                     if seed == params.seeds[0]:
-                        way = _trajectory(flow, columns, generator)
-                        files.write_table(layout.trajectory(folder, method), way)
+                        states = _trajectory(flow, columns, generator)
+                        files.write_table(layout.trajectory(folder, method), states)
                         if len(columns) == 2:
                             files.write_table(layout.field(folder, method), _velocities(flow))
                 tables.append(pd.DataFrame(x.cpu().numpy(), columns=columns).assign(seed=seed))
             files.write_table(layout.sampled(folder, method), pd.concat(tables, ignore_index=True))
-            stage.log(f"{method}: {settings.samples} samples a seed by {settings.solver}, {settings.steps} steps")
+            stage.log(f"{method}: {settings.samples} samples per seed, {settings.solver}, {settings.steps} steps")
 
 
 def _trajectory(flow: ContinuousFlow, columns: list[str], generator: torch.Generator) -> pd.DataFrame:
-    """Return where particles are at `TIMES`."""
+    """Return the states of particles at `TIMES`."""
     noise = torch.randn(PARTICLES, len(columns), generator=generator, device=generator.device)
     states = flow.trajectory(x0=noise, solver="midpoint", steps=STEPS)
     tables = [pd.DataFrame(states[round(t * STEPS)].cpu().numpy(), columns=columns).assign(time=t) for t in TIMES]
@@ -48,7 +48,7 @@ def _trajectory(flow: ContinuousFlow, columns: list[str], generator: torch.Gener
 
 
 def _velocities(flow: ContinuousFlow) -> pd.DataFrame:
-    """Return velocities on a grid of three standard deviations, in standardised units."""
+    """Return the velocities on a grid of three standard deviations, in standardised units."""
     assert flow.loc is not None
     axis = torch.linspace(-3.0, 3.0, GRID, device=flow.loc.device)
     grid = torch.cartesian_prod(axis, axis)

@@ -1,4 +1,4 @@
-"""The models of an evaluation: trained, or in closed form where the environment has one."""
+"""Load the models of an evaluation: trained ones, or closed forms of environments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.models.untrained import Untrained, untrained
 def load(
     params: Params, environment: str, method: str, seed: int, device: torch.device, solver: str, steps: int
 ) -> HorizonModel | Untrained:
-    """Return the model of one seed, trained or in closed form, or why there is none."""
+    """Return the model of one seed, trained or in closed form, or the reason why there is none."""
     entry, choice = params.environments[environment], params.successor.methods[method]
     nothing = untrained(environment, method, entry, choice)
     if nothing is None:
@@ -29,16 +29,19 @@ def load(
         return nothing
     built = environments.build(entry.kind, entry.settings())
     oracle = built.oracle()
-    assert oracle is not None, environment  # as its provenance says
+    assert oracle is not None, environment  # stated in its provenance
     field = oracle.to(device, torch.float32).velocity_field(entry.gamma, build.path(choice.path))
     return GeometricHorizonModel(field, (len(built.state_names),), entry.gamma, solver, steps)
 
 
 def sample(model: HorizonModel, state: Tensor, action: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Return samples `(n, batch, d)`; those of a diverged model may not be finite, which is a result, not an error."""
+    """Return samples `(n, batch, d)`.
+
+    Samples of a diverged model may be infinite or NaN, which is a result and not an error.
+    """
     draw = partial(model.sample, check=False) if isinstance(model, GeometricHorizonModel) else model.sample
     try:
         with torch.no_grad():
             return draw(state, action, n, generator=generator)
-    except SolverError:  # of an adaptive solver that gave up
+    except SolverError:  # an adaptive solver failed
         return state.new_full((n, *state.shape), torch.nan)

@@ -1,4 +1,4 @@
-"""What is measured of successor models: numbers at each start state, their means, and intervals over seeds."""
+"""Scores of successor models: values at each start state, their means, and intervals over seeds."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from pipelines.evaluation.truth import DIVERGED, Starts, rewards
 
 @dataclass(frozen=True)
 class SampleScore:
-    """Compares samples (n, starts, d) with the truth at each start.
+    """A comparison of samples (n, starts, d) with the truth at each start state.
 
     Attributes:
-        truth: true samples, (n, starts, d).
-        environment, reward: whose reward of that name is valued.
-        value: the true value at each start, (starts,).
+        truth: True samples, (n, starts, d).
+        environment: Environment of the samples.
+        reward: Name of the reward whose value is compared.
+        value: True value at each start state, (starts,).
+        gamma: Discount per transition.
     """
 
     truth: Tensor
@@ -38,7 +40,7 @@ class SampleScore:
     gamma: float
 
     def __call__(self, x: Tensor) -> dict[str, Array]:
-        """EMD and value at each start; NaN where a sample is not finite."""
+        """Return EMD and value at each start state; NaN where a sample is not finite."""
         emd = [_emd(x[:, i], self.truth[:, i]) for i in range(x.shape[1])]
         value = rewards(self.environment, self.reward, x).mean(0) / (1 - self.gamma)
         error = (value - self.value) ** 2
@@ -51,15 +53,18 @@ def sensitivity(
     start: Starts,
     exchanged: Mapping[str, Starts],
 ) -> dict[str, float]:
-    """How far a model follows the truth when only the state, or only the action, is exchanged.
+    """Return how closely a model follows the truth when only the state, or only the action, is replaced.
 
-    The slope of the model's shift of the mean against the true one, through 0, over all starts: 0 is a model that
-    ignores what was exchanged, 1 the truth. Of a distance between samples little but their noise would be seen, as an
-    action moves the future by less than finite samples are apart.
+    It is the slope, through 0, of the model's shift of the mean against the true shift, over all start states: 0 for a
+    model that ignores the replacement, 1 for the truth. A distance between samples would mostly measure sampling noise,
+    because an action moves the future by less than the distance between finite samples.
 
-    Arguments:
-        mean, true_mean: (starts, d) at any starts; that of a model always from the same noise, which then cancels.
-        exchanged: the first starts again, with something exchanged. What does not move the truth is left out.
+    Args:
+        mean: Mean of the model's samples at any start states, (starts, d); always from the same noise, which cancels.
+        true_mean: True mean at any start states, (starts, d).
+        start: Start states.
+        exchanged: The first start states, with a replaced state or action. A replacement without effect on the true
+            mean is omitted.
     """
     slopes = {}
     if exchanged:
@@ -73,13 +78,13 @@ def sensitivity(
 
 
 def likelihood(fine: HorizonModel, coarse: HorizonModel, x: Tensor, start: Starts) -> dict[str, Array]:
-    """NLL per dimension of true samples (n, starts, d), and what doubling the solver's step changes in it."""
+    """Return the NLL per dimension of true samples (n, starts, d), and its change when the solver's step is doubled."""
     n, count, dims = x.shape
     state, action = start.state.repeat(n, 1), start.action.repeat(n, 1)
     try:
         with torch.no_grad():
             values = [m.log_prob(x.flatten(0, 1), state, action).double().reshape(n, count) for m in (fine, coarse)]
-    except SolverError:  # of a diverged model
+    except SolverError:  # the model has diverged
         return {"nll": np.full(count, np.nan)}
     error = (values[0] - values[1]).square().mean(0).sqrt()
     return {
@@ -89,7 +94,7 @@ def likelihood(fine: HorizonModel, coarse: HorizonModel, x: Tensor, start: Start
 
 
 def means(values: Mapping[str, Array]) -> dict[str, float]:
-    """The numbers of one seed: means over start states, and the EMD of the worst one."""
+    """Return the scores of one seed: means over start states, and the EMD of the worst one."""
     numbers = {
         "emd": values["emd"].mean(),
         "emd_worst": values["emd"].max(),
@@ -101,9 +106,9 @@ def means(values: Mapping[str, Array]) -> dict[str, float]:
 
 
 def over_seeds(seeds: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
-    """The numbers of a method from those of its seeds: means with 95 % t intervals, and each seed's own.
+    """Return the scores of a method: means over seeds with 95 % t intervals, and the value of each seed.
 
-    `outside` is the largest share of any seed. The method has `diverged` if that is too large, or if it has no EMD.
+    `outside` is the maximum over seeds. The method has `diverged` if it exceeds `DIVERGED`, or if there is no EMD.
     """
     result: dict[str, Any] = {"seeds": len(seeds)}
     for name in dict.fromkeys(name for numbers in seeds.values() for name in numbers):
@@ -118,7 +123,7 @@ def over_seeds(seeds: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
 
 
 def table(method: str, seed: int, values: Mapping[str, Array]) -> pd.DataFrame:
-    """One row a start state."""
+    """Return the scores with one row per start state."""
     rows = pd.DataFrame(values)
     return rows.assign(method=method, seed=seed, start=range(len(rows)))
 

@@ -1,7 +1,7 @@
-"""Score every successor model of an environment at the same start states, each number beside its sampling floor.
+"""Score every successor model of an environment at the same start states, with the sampling floor of each score.
 
-Every number of a seed is a mean over start states; reported is its mean over seeds with a 95 % t interval. The spread
-over start states stays in the table of cells.
+The score of a seed is a mean over start states; the reported score is the mean over seeds with a 95 % t interval. The
+spread over start states is in the table of cells.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipelines.evaluation.truth import Starts
 from pipelines.models.untrained import Untrained
 from pipelines.runs.context import Stage
 
-SENSITIVITY_SAMPLES = 256  # per start state; few, as both sides of a difference share their noise
+SENSITIVITY_SAMPLES = 256  # per start state; few are enough, because both sides of a difference share their noise
 
 
 def evaluate(stage: Stage, environment: str) -> None:
@@ -42,14 +42,14 @@ def evaluate(stage: Stage, environment: str) -> None:
             densities[method] = model.has_density
             numbers = evaluator.model(model, method, seed)
             here = scores.over_seeds({seed: numbers})
-            far = f", diverged: {here['outside']:.1%} of the samples far outside of the data" * here["diverged"]
+            far = f", diverged: {here['outside']:.1%} of the samples are far outside the data" * here["diverged"]
             stage.log(f"{method} seed {seed}: EMD {numbers['emd']:.4f} (floor {floor['emd']:.4f}){far}")
     with stage.output(layout.evaluations(environment)) as folder:
         files.write_table(layout.cells(folder), pd.concat(evaluator.cells, ignore_index=True))
         files.write_table(layout.truth(folder), truth.table(evaluator.truth, evaluator.start.names))
     summary = {method: scores.over_seeds(seeds) for method, seeds in evaluator.numbers.items()}
     for method, cell in summary.items():
-        # two samples of a point measure are no distance apart
+        # the floor of a point measure is zero
         cell["emd_over_floor"] = cell["emd"] / floor["emd"] if floor["emd"] else math.nan
         stage.metrics({f"{method}.{name}": float(value) for name, value in cell.items() if math.isfinite(value)})
         cell |= {"has_density": densities[method]} if method in densities else {}
@@ -58,11 +58,11 @@ def evaluate(stage: Stage, environment: str) -> None:
 
 
 class SuccessorEvaluator:
-    """Scores the samples of one environment.
+    """The evaluation of one environment's models.
 
     Attributes:
-        numbers: The numbers of each method and seed.
-        cells: The same at each start state.
+        numbers: Scores by method and seed.
+        cells: Scores at each start state, one table per method and seed.
     """
 
     def __init__(self, stage: Stage, environment: str) -> None:
@@ -89,7 +89,7 @@ class SuccessorEvaluator:
         self.cells: list[pd.DataFrame] = []
 
     def true(self, at: Starts, n: int, *key: object) -> Tensor:
-        """True samples, (n, starts, d)."""
+        """Return true samples, (n, starts, d)."""
         return truth.truth(at, self.mdp, self.entry.gamma, n, self.stage.generator(*key, device=self.device))
 
     def load(self, method: str, seed: int, solver: str, steps: int) -> HorizonModel | Untrained:
@@ -97,11 +97,11 @@ class SuccessorEvaluator:
         return models.load(self.stage.params, self.environment, method, seed, self.device, solver, steps)
 
     def draw(self, model: HorizonModel, at: Starts, n: int, *key: object) -> Tensor:
-        """Samples of a model, (n, starts, d)."""
+        """Return samples of a model, (n, starts, d)."""
         return models.sample(model, at.state, at.action, n, self.stage.generator(*key, device=self.device))
 
     def floor(self, seed: int) -> None:
-        """True samples in the place of a model's, fresh ones for each seed, so that the floor has an interval too."""
+        """Score true samples in place of a model's, new ones for each seed, so that the floor has an interval."""
         x = self.true(self.start, self.samples, "floor", self.environment, seed)
         more = {}
         if self.mdp is not None:
@@ -111,13 +111,16 @@ class SuccessorEvaluator:
         self._keep("floor", seed, x, more)
 
     def model(self, model: HorizonModel, method: str, seed: int) -> dict[str, float]:
-        """The numbers of a model: of its samples, its likelihood, its sensitivity, and with other solver steps."""
+        """Score a model and return its scores.
+
+        They are those of its samples, its likelihood, its sensitivity, and its samples with other solver steps.
+        """
         path = layout.sampled(layout.samples(self.environment), method)
-        table = files.read_table(path, [*self.start.names, "seed"], finite=False)  # of a diverged model some are not
+        table = files.read_table(path, [*self.start.names, "seed"], finite=False)  # a diverged model may give NaN
         rows = table.loc[table["seed"] == seed, self.start.names].to_numpy()
         x = self.start.state.new_tensor(rows).reshape(self.samples, *self.start.state.shape)
         numbers = self._keep(method, seed, x, self._likelihood(method, seed) if model.has_density else {})
-        if not x.isfinite().all():  # nor would other samples be; an adaptive solver might not even end
+        if not x.isfinite().all():  # other samples would diverge too, and an adaptive solver might not terminate
             return numbers
 
         def mean(at: Starts) -> Tensor:
@@ -128,14 +131,14 @@ class SuccessorEvaluator:
         if isinstance(model, GeometricHorizonModel) and self.successor.methods[method].loss.name != ORACLE:
             for steps in self.successor.evaluate.solver_steps.get(self.environment, ()):
                 other = self._loaded(method, seed, self.successor.sample.solver, steps)
-                # The same noise as that of the samples above.
+                # The key gives the same noise as that of the samples above.
                 values = self.score(self.draw(other, self.start, self.samples, "sample", self.environment, seed))
                 found = scores.means(values)
                 numbers |= {f"emd_steps{steps}": found["emd"], f"mse_v_steps{steps}": found["mse_v"]}
         return numbers
 
     def true_mean(self, at: Starts) -> Tensor:
-        """The mean of the truth, (starts, d)."""
+        """Return the mean of the true successor measure, (starts, d)."""
         return truth.true_mean(at, self.mdp, self.entry.gamma)
 
     def _likelihood(self, method: str, seed: int) -> dict[str, Array]:
@@ -146,7 +149,7 @@ class SuccessorEvaluator:
         return scores.likelihood(fine, coarse, self.truth[: settings.likelihood_rows], self.start)
 
     def _loaded(self, method: str, seed: int, solver: str, steps: int) -> HorizonModel:
-        """A model that is there with other solver steps."""
+        """Return an existing model with other solver steps."""
         model = self.load(method, seed, solver, steps)
         assert not isinstance(model, Untrained), model.reason
         return model

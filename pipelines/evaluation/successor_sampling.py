@@ -1,4 +1,4 @@
-"""Sample successor models, with the states of a few particles along flow time and the values of positions."""
+"""Sample successor models, and save the states of particles along flow time and maps of values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GRID, GRID_SAMPLES = 20, 64
 
 
 def sample(stage: Stage, environment: str) -> None:
-    """Sample the models of an environment from its start states; all methods are given the same noise."""
+    """Sample the models of an environment from its start states; all methods receive the same noise."""
     methods, settings = stage.params.successor.methods, stage.params.successor.sample
     entry, seeds = stage.params.environments[environment], stage.params.successor.seeds
     chosen = device.use(stage.params.device, stage.params.threads)
@@ -49,23 +49,23 @@ def sample(stage: Stage, environment: str) -> None:
                 if seed == seeds[0]:
                     generator = stage.generator("pictures", environment, device=chosen)
                     if isinstance(model, GeometricHorizonModel):
-                        way = _trajectory(model, start, generator)
-                        files.write_table(layout.trajectory(folder, method), way)
-                    if value_map is not None and choice.loss.name != ORACLE:  # the closed form is slow, and the truth
+                        states = _trajectory(model, start, generator)
+                        files.write_table(layout.trajectory(folder, method), states)
+                    if value_map is not None and choice.loss.name != ORACLE:  # slow, and equal to the truth
                         value_map.add(method, model, generator)
             else:
                 files.write_table(layout.sampled(folder, method), pd.concat(tables, ignore_index=True))
-                stage.log(f"{method}: {settings.samples} samples a start by {settings.solver}, {settings.steps} steps")
+                stage.log(f"{method}: {settings.samples} samples per start, {settings.solver}, {settings.steps} steps")
         if value_map is not None:
             files.write_table(layout.value_map(folder), value_map.table())
 
 
 def _trajectory(model: GeometricHorizonModel, start: Starts, generator: torch.Generator) -> pd.DataFrame:
-    """Return where particles of the first start state are at `TIMES`, without rows that are not finite."""
+    """Return the states of particles of the first start state at `TIMES`, without rows that are not finite."""
     with torch.no_grad():
-        way = model.particles(start.state[:1], start.action[:1], PARTICLES, STEPS, generator=generator)
+        states = model.particles(start.state[:1], start.action[:1], PARTICLES, STEPS, generator=generator)
     tables = [
-        pd.DataFrame(way[round(t * STEPS), :, 0].cpu().numpy(), columns=start.names).assign(time=t, start=0)
+        pd.DataFrame(states[round(t * STEPS), :, 0].cpu().numpy(), columns=start.names).assign(time=t, start=0)
         for t in TIMES
     ]
     table = pd.concat(tables, ignore_index=True)
@@ -73,7 +73,7 @@ def _trajectory(model: GeometricHorizonModel, start: Starts, generator: torch.Ge
 
 
 class ValueMap:
-    """V(s, pi(s)) of states at rest on a grid of positions, true and by models."""
+    """The values V(s, pi(s)) of states at rest on a grid of positions, true and by models."""
 
     def __init__(self, environment: Simulator, entry: Environment, rng: np.random.Generator) -> None:
         self.environment, self.reward, self.gamma = environment, entry.reward, entry.gamma
@@ -99,7 +99,7 @@ class ValueMap:
             self.values[method] = value
 
     def table(self) -> pd.DataFrame:
-        """Return one row a position and method, `truth` among them."""
+        """Return one row per position and method, including `truth`."""
         x, y = self.state[:, 0], self.state[:, 1]
         tables = [pd.DataFrame({"x": x, "y": y, "method": m, "value": v}) for m, v in self.values.items()]
         return pd.concat(tables, ignore_index=True)

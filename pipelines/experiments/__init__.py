@@ -1,7 +1,7 @@
-"""Measured experiments: one file each, found by its name (`plugins.load("pipelines.experiments", name)`).
+"""Experiments: one plugin file each, loaded by name (`plugins.load("pipelines.experiments", name)`).
 
-A member holds `Settings`, `run(settings, *, generator) -> Outcome`, which computes on the generator's device, and
-`figure(table) -> Figure`, the picture of the outcome's table. It needs no data set and no trained model.
+A plugin defines `Settings`, `run(settings, *, generator) -> Outcome`, which computes on the generator's device, and
+`figure(table) -> Figure`, which draws the outcome's table. It needs no data set and no trained model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence, the number that decides it, and the range where that number should lie."""
+    """A statement, the measured number that decides it, and the expected range of that number.
+
+    Attributes:
+        name: Key in the metrics.
+        sentence: The statement.
+        measured: The number with its interval.
+        at_least: Lower end of the expected range; None if there is none.
+        at_most: Upper end of the expected range; None if there is none.
+    """
 
     name: str
     sentence: str
@@ -30,7 +38,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """Where the interval lies (see `Interval.verdict`).
+        """Verdict from the position of the interval (see `Interval.verdict`).
 
         >>> from flowmatch_core.intervals import Interval
         >>> Finding("x", "x is positive", Interval(1.0, 0.5, 1.5, 3), at_least=0.0).verdict
@@ -41,7 +49,7 @@ class Finding:
         return self.measured.verdict(self.at_least, self.at_most)
 
     def cell(self) -> dict[str, Any]:
-        """The finding as it is stored."""
+        """Return the finding as it is stored in the metrics."""
         return {
             "sentence": self.sentence,
             "value": self.measured.mean,
@@ -55,7 +63,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an experiment found: every number as rows, the findings, and what a reader must know of the setting."""
+    """The result of an experiment.
+
+    Attributes:
+        title: Heading on the report page.
+        table: Every measured number, as rows.
+        findings: The findings.
+        notes: The setting of the experiment.
+        caption: Caption of the figure.
+    """
 
     title: str
     table: pd.DataFrame
@@ -65,7 +81,7 @@ class Outcome:
 
 
 def write(stage: Stage, experiment: str) -> None:
-    """Run an experiment and write its table, its picture and its findings."""
+    """Run an experiment and write its table, figure and findings."""
     entry = stage.params.experiments[experiment]
     plugin = plugins.load(__name__, entry.kind)
     chosen = device.use(stage.params.device, stage.params.threads)

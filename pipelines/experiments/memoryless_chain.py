@@ -1,4 +1,7 @@
-"""A chain that at every step follows a random one of the paths through its point becomes the flow as steps shrink."""
+"""Measure the convergence of a memoryless chain to the flow as its steps shrink.
+
+At every step the chain follows a random one of the conditional paths through its point.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +34,15 @@ class Settings(plugins.Settings):
 
 
 def run(settings: Settings, *, generator: torch.Generator) -> Outcome:
-    r"""Measures the variance of where chains end that start at one point.
+    r"""Measure the variance of the end points of chains from one start point.
 
-    At $x_t$ the chain draws a pair $(x_0, x_1)$ whose path goes through $x_t$, from the posterior in closed form, and
+    At $x_t$ the chain draws a pair $(x_0, x_1)$ whose path passes through $x_t$, from the posterior in closed form, and
     moves by its velocity: $x_{t+dt} = x_t + v\,dt$. With $\operatorname{var}_t$ the variance of $v$ and $\psi'$ the
-    sensitivity of the flow from $t$ to the end, its variance should be
+    sensitivity of the flow from $t$ to the end, the variance of the end point should be
 
     $$ dt \int_0^1 (\psi')^2 \operatorname{var}_t\,dt + o(dt). $$
 
-    A diffusion with the same marginals adds $e \sqrt{dt}$ instead of $e\,dt$, and its variance stays.
+    A diffusion with the same marginals adds $e \sqrt{dt}$ instead of $e\,dt$, so its variance does not vanish.
     """
     import numpy as np
     import pandas as pd
@@ -104,14 +107,14 @@ def run(settings: Settings, *, generator: torch.Generator) -> Outcome:
             "velocity's variance along the exact flow, each weighted with the square of its effect on the end."
         ),
         caption=(
-            "Variance of the end of chains from one point. With a random drift e dt it vanishes like dt, as the law of "
-            "large numbers has it, and what is left is the flow; with a diffusion's e √dt it stays."
+            "Variance of the end points of chains from one start point. With a random drift e dt it is proportional to "
+            "dt, so the chain converges to the flow; with the e √dt of a diffusion it is constant."
         ),
     )
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """Variance against the step, with the prediction."""
+    """Draw the variance against the step, with the prediction."""
     from matplotlib import pyplot as plt
 
     from pipelines.reporting.figures import style
@@ -143,7 +146,10 @@ def _mixture(device: torch.device) -> GaussianMixture:
 
 
 def _posterior(data: GaussianMixture, t: float, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the data given a point of the straight path: weights, means (rows, components) and variances (components,)."""
+    """Return the posterior of the data given a point of the straight path.
+
+    It consists of weights and means (rows, components), and variances (components,).
+    """
     prior, means = data.covariances.flatten(), data.means.flatten()
     total = t**2 * prior + (1 - t) ** 2
     offset = x - t * means
@@ -166,7 +172,7 @@ def _chain(data: GaussianMixture, x: Tensor, steps: int, generator: torch.Genera
 
 
 def _prediction(data: GaussianMixture, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the flow goes from each start, and the variance per dt of the chains around it."""
+    """Return the end of the flow from each start point, and the variance per dt of the chains around it."""
     import torch
 
     from flowmatch_core.divergence import divergence
@@ -177,7 +183,7 @@ def _prediction(data: GaussianMixture, start: Tensor) -> tuple[Tensor, Tensor]:
     assert solution.path is not None
     variances, divergences = [], []
     for i, x in enumerate(solution.path):
-        t = min(i, FINE - 0.5) / FINE  # of the last one the limit, from just before
+        t = min(i, FINE - 0.5) / FINE  # at t = 1 the limit, approximated half a step earlier
         weights, means, spread = _posterior(data, t, x)
         mean = (weights * means).sum(1, keepdim=True)
         variances.append((weights * (spread + (means - mean).square())).sum(1) / (1 - t) ** 2)

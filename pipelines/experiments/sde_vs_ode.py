@@ -1,4 +1,4 @@
-"""Does noise correct errors? Samples of the SDE and of the ODE of one field, at equal numbers of evaluations."""
+"""Compare samples of the SDE and the ODE of one field at equal numbers of field evaluations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODES, RADIUS, SPREAD = 8, 1.5, 0.2
 
 
 class Settings(plugins.Settings):
-    """Sizes of the comparison and of the errors."""
+    """Sizes of the comparison and of the errors of the field."""
 
     evaluations: tuple[int, ...] = Field(
         default=(4, 8, 16, 32), min_length=2, description="evaluations of the field a sample, even, increasing"
@@ -42,10 +42,10 @@ class Settings(plugins.Settings):
 
 
 def run(settings: Settings, *, generator: torch.Generator) -> Outcome:
-    r"""Compares the flow $\dot x = v$ with its memoryless diffusion on eight Gaussians, where $v$ is known.
+    r"""Compare the flow $\dot x = v$ with its memoryless diffusion on eight Gaussians, for which $v$ is known.
 
-    The diffusion is $dx = [v + \tfrac12 w^2 \nabla \log p_t]\,dt + w\,dB$ with the score that $v$ stands for, so an
-    error of $v$ is an error of both. Sampling noise is shared: a repetition has one start and one set of true samples.
+    The diffusion is $dx = [v + \tfrac12 w^2 \nabla \log p_t]\,dt + w\,dB$ with the score that corresponds to $v$, so an
+    error of $v$ affects both. All samplers of a repetition share the start and the true samples.
     """
     import pandas as pd
     import torch
@@ -86,14 +86,14 @@ def run(settings: Settings, *, generator: torch.Generator) -> Outcome:
             f"layers of 64 after {settings.training_steps} steps. A Heun step costs two evaluations."
         ),
         caption=(
-            "Distance to the data against the evaluations of the field. Without error the ODE needs fewer. Noise "
-            "repairs errors made early, as it forgets them, and amplifies errors made late, when the score is steep."
+            "Distance to the data by field evaluations per sample. For the exact field the ODE needs fewer. Noise "
+            "reduces the effect of early errors and amplifies late errors, when the gradient of the score is large."
         ),
     )
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """Distance against evaluations, one panel a field."""
+    """Draw the distance against evaluations, one panel per field."""
     from matplotlib import pyplot as plt
 
     from pipelines.reporting.figures import style
@@ -130,7 +130,7 @@ def _findings(table: pd.DataFrame, settings: Settings) -> tuple[Finding, ...]:
     floor = table[table["sampler"] == "floor"].set_index("repeat")["distance"]
 
     def best(field: str, equation: str, nfe: int) -> pd.Series[float]:
-        """The distances of the better of the equation's two methods, by repetition."""
+        """Return the distances of the better of the equation's two methods, by repetition."""
         at = table[(table["field"] == field) & table["sampler"].str.startswith(equation) & (table["nfe"] == nfe)]
         methods = at.pivot(index="repeat", columns="sampler", values="distance")
         distances: pd.Series[float] = methods[methods.mean().idxmin()]

@@ -1,0 +1,1 @@
+"""Build models from `params.yaml`, and save and load trained ones."""

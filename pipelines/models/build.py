@@ -1,4 +1,4 @@
-"""Build paths, couplings and networks of `flowmatch_core`, as `params.yaml` names them."""
+"""Build the paths, couplings and networks of `flowmatch_core` that `params.yaml` selects."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 def path(choice: PathChoice) -> AffinePath:
-    """Return the probability path that a method names.
+    """Return the probability path that a method selects.
 
     Raises:
-        UserError: Its class refuses a value.
+        UserError: The class rejects a value.
     """
     built: AffinePath = _build(choice.spec, choice)
     return built
 
 
 def coupling(choice: CouplingChoice) -> Coupling:
-    """Return the coupling that a method names.
+    """Return the coupling that a method selects.
 
     Raises:
-        UserError: Its class refuses a value.
+        UserError: The class rejects a value.
     """
     built: Coupling = _build(choice.spec, choice)
     return built
@@ -48,12 +48,12 @@ def _build(spec: Spec, choice: Choice) -> Any:
 
 
 def network_config(choice: NetworkChoice, event_dim: int, cond_dim: int) -> dict[str, Any]:
-    """Describe a network by its name and all arguments of its class, defaults too, as stored beside its weights."""
+    """Return the description of a network: its name, its sizes and all options, including defaults."""
     return describe(choice.name, choice.spec, choice.values(), event_dim, cond_dim)
 
 
 def describe(name: str, spec: NetworkSpec, options: Mapping[str, Any], event_dim: int, cond_dim: int) -> dict[str, Any]:
-    """Describe a network by its name, the options of its class, and its sizes."""
+    """Return the description of a network from its name, the options of its class and its sizes."""
     return {"name": name, "event_dim": event_dim, **spec.defaults, **options, "cond_dim": cond_dim}
 
 
@@ -61,7 +61,7 @@ def network(config: Mapping[str, Any]) -> nn.Module:
     """Return the network that `network_config` describes, with new weights from torch's global generator.
 
     Raises:
-        UserError: There is no such network, or its class refuses a value.
+        UserError: There is no such network, or its class rejects a value.
     """
     try:
         spec = catalog.find(catalog.NETWORKS, config["name"])
@@ -71,10 +71,10 @@ def network(config: Mapping[str, Any]) -> nn.Module:
 
 
 def make(spec: NetworkSpec, config: Mapping[str, Any]) -> nn.Module:
-    """Return the network of a row of the catalog, as `describe` describes it.
+    """Return the network of an entry of the catalog, from a description that `describe` returns.
 
     Raises:
-        UserError: Its class refuses a value.
+        UserError: The class rejects a value.
     """
     name, arguments = config["name"], {key: value for key, value in config.items() if key != "name"}
     try:

@@ -1,4 +1,4 @@
-"""Density models: their objective, and a trained one as a flow."""
+"""Density models: the training objective, and a trained model as a flow."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def objective(method: DensityMethod) -> Callable[..., Tensor]:
-    """Return the objective of a method, `(network, path, rows, generator=...)`, with its options filled in.
+    """Return the objective of a method, `(network, path, rows, generator=...)`, with its options bound.
 
     Raises:
-        UserError: It takes no coupling, but one is chosen.
+        UserError: The objective accepts no coupling, but one is selected.
     """
     spec = method.loss.spec
     options: dict[str, Any] = {"prediction": method.prediction, **method.loss.values()}
@@ -43,7 +43,7 @@ def load(file: Path, device: torch.device, solver: str, steps: int) -> Continuou
         UserError: The file is missing or damaged, or another version of this code wrote it.
     """
     model = saved.load(file, device, lambda meta, path: build.network(meta["network"]))
-    source = float(model.path.sigma(0.0))  # the noise of a path need not be standard
+    source = float(model.path.sigma(0.0))  # the noise of a path is not always standard
     return ContinuousFlow(
         model.field, model.event_shape, solver, steps, base_scale=source, loc=model.loc, scale=model.scale
     )

@@ -1,8 +1,8 @@
-"""Trained models by their name in MLflow's registry.
+"""Load trained models by their name in MLflow's registry.
 
 >>> load("maze_loop.td2_cfm")
 Traceback (most recent call last):
-pipelines.errors.UserError: the model 'maze_loop.td2_cfm' is neither models:/<name>/<version>, such as \
+pipelines.base.errors.UserError: the model 'maze_loop.td2_cfm' is neither models:/<name>/<version>, such as \
 models:/maze_loop.td2_cfm/latest, nor models:/<name>@<alias> nor runs:/<id of a training run>.
 """
 
@@ -20,21 +20,22 @@ if TYPE_CHECKING:
 def load(
     uri: str, *, seed: int | None = None, device: str = "cpu", solver: str = "rk4", steps: int = 20
 ) -> HorizonModel | ContinuousFlow:
-    """Load a model that a run trained, ready for use, in the units of its data; no file of it can execute code.
+    """Load a trained model from MLflow, in the units of its data; reading its file cannot execute code.
 
-    A model of an environment has `sample(state, action, n)`, `log_prob(x, state, action)`, unless it is a gan or a vae,
-    and `value(reward, state, action, n)`; one of a data set has `sample(shape)` and `log_prob(x)`.
+    A model of an environment has `sample(state, action, n)`, `value(reward, state, action, n)` and, unless it is a GAN
+    or a VAE, `log_prob(x, state, action)`; a model of a data set has `sample(shape)` and `log_prob(x)`.
 
-    Arguments:
+    Args:
         uri: `models:/<environment or data set>.<method>/<version>`, where the version is a number or `latest`, the one
-            trained last; `models:/<name>@<alias>`; or `runs:/<id>` of the run of a training stage. Names of models of
-            another profile than the default begin with it: `models:/smoke.spiral.td2_cfm/latest`.
-        seed: which of the networks; the first one by default.
-        device: as in params.yaml: auto, cpu, cuda or cuda:N.
-        solver, steps: how its ODE is solved.
+            trained last; `models:/<name>@<alias>`; or `runs:/<id>` of the run of a training stage. The name of a model
+            of another profile than the default begins with the profile: `models:/smoke.spiral.td2_cfm/latest`.
+        seed: Seed of the network; the first one by default.
+        device: As in params.yaml: auto, cpu, cuda or cuda:N.
+        solver: ODE solver; ignored by a model without an ODE.
+        steps: Number of solver steps.
 
     Raises:
-        UserError: there is no such model, seed or device, or its file is damaged.
+        UserError: There is no such model, seed or device, or its file is damaged.
     """
     from pipelines.base import layout
     from pipelines.base.device import resolve

@@ -1,4 +1,4 @@
-"""Trained models as files: weights in safetensors, and the description that rebuilds the model."""
+"""Files of trained models: weights in safetensors, and the description that rebuilds the model."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from pipelines.models import build
 
 @dataclass(frozen=True)
 class Saved:
-    """The contents of a file.
+    """A saved model.
 
     Attributes:
-        network: The trained network on its device, without gradients.
-        path: The path that it was trained on.
-        loc, scale: The standardisation, `(columns,)`.
-        meta: Its description.
+        network: Trained network on its device, without gradients.
+        path: Probability path of its training.
+        loc: Mean of the standardisation, `(columns,)`.
+        scale: Standard deviation of the standardisation, `(columns,)`.
+        meta: Description that rebuilds the model.
     """
 
     network: nn.Module
@@ -37,12 +38,12 @@ class Saved:
 
     @property
     def event_shape(self) -> tuple[int]:
-        """The shape of one row."""
+        """Shape of one row."""
         return (self.meta["network"]["event_dim"],)
 
     @property
     def field(self) -> VelocityField:
-        """The velocity field, whatever the network predicts."""
+        """Velocity field, whatever the network predicts."""
         prediction = self.meta["prediction"]
         return self.network if prediction == "velocity" else VelocityOf(self.network, self.path, prediction)
 
@@ -56,8 +57,10 @@ def save(file: Path, network: nn.Module, loc: Tensor, scale: Tensor, meta: Mappi
 def load(file: Path, device: torch.device, network: Callable[[Mapping[str, Any], AffinePath], nn.Module]) -> Saved:
     """Read a trained network.
 
-    Arguments:
-        network: Makes the network from the description and the path.
+    Args:
+        file: File to read.
+        device: Device of the network and the standardisation.
+        network: Function that creates the network from the description and the path.
 
     Raises:
         UserError: The file is missing or damaged, or another version of this code wrote it.

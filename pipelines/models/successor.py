@@ -1,4 +1,4 @@
-"""Successor models: their loss, path and network, and a trained one as a horizon model."""
+"""Successor models: loss, path and network, and a trained model as a horizon model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def path(choice: PathChoice) -> AffinePath:
-    """Return the path of a successor model, which starts in standard noise.
+    """Return the probability path of a successor model, whose source must be standard noise.
 
     Raises:
-        UserError: It starts elsewhere.
+        UserError: The path has another source.
     """
     built = build.path(choice)
     try:
@@ -37,10 +37,10 @@ def path(choice: PathChoice) -> AffinePath:
 
 
 def loss(choice: SuccessorLossChoice, fit: SuccessorFit) -> Callable[..., Loss]:
-    """Return the successor loss of a method with its options filled in.
+    """Return the successor loss of a method with its options bound.
 
     Raises:
-        UserError: The fit asks for what the loss cannot do.
+        UserError: The loss does not support a setting of the fit.
     """
     spec, name = choice.spec, choice.name
     if fit.particles and not spec.particles:
@@ -58,7 +58,7 @@ def loss(choice: SuccessorLossChoice, fit: SuccessorFit) -> Callable[..., Loss]:
 
 
 def network_config(choice: SuccessorLossChoice, fit: Fit, event_dim: int, cond_dim: int) -> dict[str, Any]:
-    """Describe the network of a successor method: that of its `fit`, or the one that its loss brings."""
+    """Return the description of a successor method's network: that of its `fit`, or the loss's own."""
     own = choice.spec.network
     if own is None:
         return build.network_config(fit.network, event_dim, cond_dim)
@@ -69,10 +69,12 @@ def network_config(choice: SuccessorLossChoice, fit: Fit, event_dim: int, cond_d
 def network(config: Mapping[str, Any], prediction: str, path: AffinePath) -> nn.Module:
     """Return the network that `network_config` describes, with new weights.
 
-    One that predicts noise is wrapped in `NoisePrediction`, without which bootstrapping makes it diverge.
+    A network that predicts noise is wrapped in `NoisePrediction`, without which bootstrapping diverges.
 
-    Arguments:
-        prediction: What it predicts; `state` is that of the network that a loss brings.
+    Args:
+        config: Description of the network.
+        prediction: Output of the network; `state` selects the network class that the loss defines.
+        path: Probability path.
     """
     if prediction == "state":
         own = catalog.SUCCESSOR_LOSSES[config["name"]].network
@@ -83,7 +85,7 @@ def network(config: Mapping[str, Any], prediction: str, path: AffinePath) -> nn.
 
 
 def load(file: Path, device: torch.device, solver: str, steps: int) -> HorizonModel:
-    """Return a trained successor model in the units of the environment; one without an ODE uses no solver.
+    """Return a trained successor model in the units of the environment; a model without an ODE ignores the solver.
 
     Raises:
         UserError: The file is missing or damaged, or another version of this code wrote it.

@@ -1,4 +1,4 @@
-"""Methods that have no networks in an environment, and why."""
+"""Methods without trained networks in an environment, and the reasons."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pipelines.runs.context import Stage
 
 @dataclass(frozen=True)
 class Untrained:
-    """A method that has no networks in an environment.
+    """A method without trained networks in an environment.
 
     Attributes:
         reason: Why there are none.
-        file: What holds the reason, in the place of the networks.
-        model: Whether there is a model nevertheless, the closed form.
+        file: File with the reason, which replaces the networks.
+        model: Whether there is nevertheless a model, the closed form.
     """
 
     reason: str
@@ -26,7 +26,7 @@ class Untrained:
     model: bool = False
 
     def write(self, stage: Stage, environment: str, method: str) -> None:
-        """Write the reason in the place of the networks, and empty logs."""
+        """Write the reason in place of the networks, and empty logs."""
         with stage.output(self.file.parent) as folder:
             files.write_json(folder / self.file.name, {"reason": self.reason})
         for path, content in (
@@ -39,7 +39,7 @@ class Untrained:
 
 
 def untrained(environment: str, method: str, entry: Environment, choice: SuccessorMethod) -> Untrained | None:
-    """Return why a method trains no networks in an environment; None if it trains some."""
+    """Return why a method trains no networks in an environment, or None if it trains them."""
     folder = layout.models(environment, method)
     if not entry.runs(method):
         return Untrained(f"{environment} does not list it", layout.skipped(folder))

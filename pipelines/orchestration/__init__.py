@@ -1,1 +1,1 @@
-"""Running what dvc.yaml defines and telling what became of it; a stage is reached only as a process."""
+"""Run the stages of dvc.yaml and report their results; each stage runs in its own process."""

@@ -1,4 +1,4 @@
-"""Run the pipeline and look at it: `python -m pipelines.orchestration repro --profile smoke`."""
+"""Run and inspect the pipeline: `python -m pipelines.orchestration repro --profile smoke`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pipelines.runs import graph, records
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out a command; its exit status."""
+    """Run a command and return its exit status."""
     options = _parser().parse_args(arguments)
-    os.environ.setdefault("FLOWMATCH_HOME", str(Path.cwd() / ".flowmatch"))  # a workspace's runs are the project's
+    os.environ.setdefault("FLOWMATCH_HOME", str(Path.cwd() / ".flowmatch"))  # workspaces record in the project
     try:
         return int(globals()[f"_{options.command}"](options))
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
     except runner.Stopped as stopped:
-        print(f"stopped by {stopped}; what is finished stays finished, {_continue(options)}.", file=sys.stderr)
+        print(f"stopped by {stopped}; completed stages are kept, {_continue(options)}.", file=sys.stderr)
         return stopped.status
 
 
@@ -46,22 +46,22 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     for name, text in (
-        ("repro", "bring stages up to date by dvc repro"),
-        ("flow", "the same as a Prefect flow, in parallel"),
+        ("repro", "run changed stages by dvc repro"),
+        ("flow", "run changed stages in parallel as a Prefect flow"),
     ):
         command = add(name, text)
-        command.add_argument("targets", nargs="*", help="stages, with what they need (default: all)")
-        command.add_argument("--force", action="store_true", help="run stages that have not changed too")
+        command.add_argument("targets", nargs="*", help="stages, run with their dependencies (default: all)")
+        command.add_argument("--force", action="store_true", help="also run stages that have not changed")
         if name == "flow":
             command.add_argument(
-                "--workers", type=_positive, help="stages at once (default: as many as cores, at most 4)"
+                "--workers", type=_positive, help="maximum number of parallel stages (default: cores, at most 4)"
             )
-    add("status", "which stages have changed")
-    add("validate", "check params.yaml with the profile, and run nothing")
-    add("publish", "copy what ran without an orchestrator to MLflow")
-    add("ui", "show the runs in MLflow on this machine").add_argument("--port", type=int, default=5000)
+    add("status", "list the stages and whether they have changed")
+    add("validate", "check params.yaml with the profile, without running a stage")
+    add("publish", "publish records of runs without an orchestrator to MLflow")
+    add("ui", "serve the MLflow pages of all runs on this machine").add_argument("--port", type=int, default=5000)
     add("serve", "retrain on a schedule").add_argument(
-        "--cron", default="0 3 * * *", help="when (default: %(default)s)"
+        "--cron", default="0 3 * * *", help="schedule as a cron expression (default: %(default)s)"
     )
     return parser
 
@@ -74,7 +74,7 @@ def _positive(word: str) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> Path:
-    """The profile's folder, with parameters that are in order."""
+    """Prepare the profile's folder and return it, after validating its parameters."""
     root = Path.cwd()
     for name in ("dvc.yaml", "params.yaml"):
         if not (root / name).exists():
@@ -103,7 +103,7 @@ def _repro(options: argparse.Namespace) -> int:
     with live.live(here, invocation) as outcome:
         status = runner.run_foreground(command, here, runner.environment(invocation))
         outcome.status = "FAILED" if status else "FINISHED"
-    return _said(status, here, invocation, options)
+    return _report_outcome(status, here, invocation, options)
 
 
 def _flow(options: argparse.Namespace) -> int:
@@ -120,7 +120,7 @@ def _flow(options: argparse.Namespace) -> int:
         workers=options.workers,
         device=parameters.load(here / "params.yaml").device,
     )
-    return _said(status, here, invocation, options)
+    return _report_outcome(status, here, invocation, options)
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -146,7 +146,7 @@ def _validate(options: argparse.Namespace) -> int:
     from pipelines.orchestration import preflight
 
     preflight.check(parameters.load(_prepare(options) / "params.yaml"))
-    print(f"params.yaml is in order for profile {options.profile}.")
+    print(f"params.yaml is valid for profile {options.profile}.")
     return 0
 
 
@@ -162,7 +162,7 @@ def _ui(options: argparse.Namespace) -> int:
     _publish(options)
     from pipelines.runs import tracking
 
-    print(f"MLflow: http://127.0.0.1:{options.port} (Ctrl-C ends it)", flush=True)
+    print(f"MLflow: http://127.0.0.1:{options.port} (stop with Ctrl-C)", flush=True)
     runner.raise_on_signals()
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking.uri(records.home())]
     command += ["--host", "127.0.0.1", "--port", str(options.port), "--workers", "1"]
@@ -185,15 +185,15 @@ def _has_work(here: Path, options: argparse.Namespace) -> bool:
     return False
 
 
-def _said(status: int, here: Path, invocation: str, options: argparse.Namespace) -> int:
-    """The last lines of a run: where the report is, or what failed and how to go on."""
+def _report_outcome(status: int, here: Path, invocation: str, options: argparse.Namespace) -> int:
+    """Print the path of the report, or the failed stages and the command to continue; return the status."""
     if status == 0:
         _point_to_report(here)
         return 0
     failed = [record for record in records.read(records.home() / "runs" / invocation) if record.status != "FINISHED"]
     names = ", ".join(record.stage for record in failed) or "a stage"
     print(
-        f"{names} failed; what is finished stays finished, mend the cause and {_continue(options)}.",
+        f"{names} failed; completed stages are kept, so fix the cause and {_continue(options)}.",
         file=sys.stderr,
     )
     return status

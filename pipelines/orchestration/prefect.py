@@ -1,8 +1,8 @@
-"""DVC's graph as a Prefect flow: Prefect schedules, retries, shows; DVC decides what runs and keeps results.
+"""Run DVC's graph as a Prefect flow: Prefect schedules and retries stages, DVC decides which run and caches results.
 
-Meant to be a process of its own (`python -m pipelines.orchestration.flow run '{"root": "."}'`) with the
-variables of `runner.environment`: Prefect reads its settings when it is imported, and its server should not
-hear the Ctrl-C that the flow has to report to it.
+It runs in its own process (`python -m pipelines.orchestration.prefect run '{"root": "."}'`) with the variables of
+`runner.environment`, because Prefect reads its settings when it is imported, and because its server must not receive
+the Ctrl-C before the flow has reported it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _STATES = {"ran": "Completed", "restored": "RestoredFromRunCache", "unchanged": 
 
 
 class Slots:
-    """How many stages may run at once: in all, and of those that carry a tag such as `gpu`."""
+    """Limits on the number of stages that run at once: in total, and for each tag such as `gpu`."""
 
     def __init__(self, total: int, tagged: Mapping[str, int]) -> None:
         self._total = threading.Semaphore(total)
@@ -45,23 +45,23 @@ class Slots:
 
     @asynccontextmanager
     async def taken(self, tags: Sequence[str]) -> AsyncIterator[None]:
-        """Hold a slot; the scarce ones first, so that whoever waits for them takes none from the others."""
+        """Hold slots; acquire tagged slots before the general one, to avoid holding it while waiting."""
         async with AsyncExitStack() as stack:
             for slot in (*(self._tagged[tag] for tag in sorted(tags) if tag in self._tagged), self._total):
-                while not slot.acquire(blocking=False):  # each task has a thread and a loop of its own
+                while not slot.acquire(blocking=False):  # each task has its own thread and event loop
                     await asyncio.sleep(0.2)
                 stack.callback(slot.release)
             yield
 
 
 class Tally:
-    """How many of the stages are up to date."""
+    """A counter of the stages that are up to date."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done, self._lock = total, 0, threading.Lock()
 
     def add(self) -> None:
-        """Count one more."""
+        """Count one more stage."""
         with self._lock:
             self._done += 1
 
@@ -70,7 +70,7 @@ class Tally:
 
 
 def should_retry(task: object, run: object, state: object) -> bool:
-    """Whether a failure can be the stage's own; one that we stopped is not tried again."""
+    """Return whether to retry a failed stage; a stage that was stopped is not retried."""
     return not runner.STOPPING.is_set()
 
 
@@ -85,7 +85,7 @@ async def dvc_stage(
     tally: Tally,
     env: dict[str, str],
 ) -> State[StageResult]:
-    """Bring one stage up to date, without a process where neither it nor anything before it has changed."""
+    """Bring one stage up to date, without a process if neither it nor a stage before it has changed."""
     result = StageResult(node.name, "unchanged", 0.0)
     if changed or force or any(before.how != "unchanged" for before in upstream):
         timeout = node.hints.get("timeout_seconds")
@@ -102,7 +102,7 @@ async def dvc_stage(
 def pipeline(
     root: Path, targets: Sequence[str], force: bool, slots: Slots, env: dict[str, str]
 ) -> State[list[dict[str, Any]]]:
-    """Every stage as a task that waits for those it depends on; ends with a table of what became of them."""
+    """Run every stage as a task that waits for its dependencies, and create a table of the results."""
     changed = graph.dirty(root)
     futures: dict[str, PrefectFuture[Any]] = {}
     nodes = graph.load(root, targets)
@@ -122,7 +122,7 @@ def pipeline(
     except BaseException:
         runner.stop_all()
         raise
-    create_table_artifact(key="stages", table=rows, description="What became of each stage")
+    create_table_artifact(key="stages", table=rows, description="Result of each stage")
     bad = [row["stage"] for row in rows if row["seconds"] is None]
     if bad:
         return Failed(message=f"{', '.join(bad)} not up to date", data=rows)
@@ -149,11 +149,14 @@ def run(
     workers: int | None = None,
     device: str = "auto",
 ) -> bool:
-    """Run the flow on a prepared workspace, tracked; whether every stage is up to date.
+    """Run the flow on a prepared workspace with tracking; return whether every stage is up to date.
 
-    Arguments:
-        workers: how many stages may run at once; by default as many as cores, at most 4.
-        device: that of params.yaml; a GPU is used by one stage at a time, a CPU shared.
+    Args:
+        root: Folder of the workspace.
+        targets: Stages to run with their dependencies; all by default.
+        force: Whether to run stages that have not changed.
+        workers: Maximum number of parallel stages; by default the number of cores, at most 4.
+        device: Device of params.yaml; one stage at a time uses a GPU, several share a CPU.
     """
     invocation = records.invocation()
     tagged = {"gpu": 1} if resolve(device).type == "cuda" else {}
@@ -169,18 +172,18 @@ def run(
 
 @flow(name="flowmatch-retrain")
 def retrain(root: Path, profile: str) -> None:
-    """What a schedule runs: the pipeline on the project's files of that moment, in a folder of its own."""
+    """Run the pipeline on the project's current files, in a separate folder; this is the scheduled flow."""
     runner.raise_on_signals()
     here = workspace.prepare(root, profile, apart=True)
     if not run(here, device=parameters.load(here / "params.yaml").device):
-        raise StageFailed("a stage failed; the table of stages says which.")
+        raise StageFailed("a stage failed; see the table of stages.")
 
 
 def serve(root: Path, profile: str, cron: str) -> bool:
     """Run `retrain` on a schedule until stopped.
 
     Raises:
-        UserError: there is no Prefect server to keep the schedule.
+        UserError: There is no Prefect server to store the schedule.
     """
     import httpx
 
@@ -198,7 +201,7 @@ def serve(root: Path, profile: str, cron: str) -> bool:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """A stage's failure is a sentence; how it travelled through Prefect says nothing to its reader."""
+    """Remove the traceback of a failed stage from a log record, because Prefect's frames do not help its reader."""
     if record.exc_info and isinstance(record.exc_info[1], StageFailed):
         record.exc_info = None
     return True

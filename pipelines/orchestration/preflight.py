@@ -1,4 +1,4 @@
-"""Checks of what would fail in a stage, made before the first one runs."""
+"""Checks that report errors of stages before the first stage runs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pipelines.models import build, density, successor
 
 
 def check(params: Params) -> None:
-    """Check the device, every path, coupling, loss and reward, the values of losses, and the sources of data sets.
+    """Check the device, every path, coupling, loss and reward, the options of losses, and the sources of data sets.
 
     Raises:
-        UserError: It names the key of `params.yaml` that cannot work here.
+        UserError: A key of `params.yaml` cannot work here; the message names it.
     """
     device.resolve(params.device)
     for name, method in params.density.methods.items():
@@ -59,7 +59,7 @@ def _check_methods(params: Params, name: str, entry: Environment) -> None:
 
 
 def _try(key: str, choice: Choice, step: Callable[[], object]) -> None:
-    """Take a step of a loss that is given options: only the loss knows which values it can use."""
+    """Run a step of a loss whose options are set, because only the loss can check their values."""
     if not choice.arguments:
         return
     try:

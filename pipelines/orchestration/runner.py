@@ -1,4 +1,4 @@
-"""One stage as one child process, which can be stopped with all that it started."""
+"""Run one stage as one child process, which can be stopped together with its descendants."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pipelines.runs import records
 
 How = Literal["ran", "restored", "unchanged"]
 
-GRACE_SECONDS = 5.0  # what a stage is given to close its record after SIGTERM
-_LEADER_GRACE_SECONDS = 30.0  # what a scheduler is given to stop its stages and say so
-STOPPING = threading.Event()  # set once: from then on no stage starts and none is tried again
+GRACE_SECONDS = 5.0  # time for a stage to close its record after SIGTERM
+_LEADER_GRACE_SECONDS = 30.0  # time for a scheduler to stop its stages and report it
+STOPPING = threading.Event()  # set once: afterwards no stage starts and none is retried
 _groups: set[int] = set()
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOCK_TRIES = 5
@@ -33,7 +33,7 @@ _LOCKED = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
 
 
 class Stopped(BaseException):
-    """A signal asked this process to end."""
+    """The exception for a signal that asks this process to end."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -41,12 +41,18 @@ class Stopped(BaseException):
 
 
 class StageFailed(Exception):
-    """A stage ended with an error, took too long or was stopped; the text is one sentence."""
+    """The exception for a stage that failed, timed out or was stopped; the message is one sentence."""
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What became of a stage that is now up to date."""
+    """The result of a stage that is up to date.
+
+    Attributes:
+        name: Name of the stage.
+        how: Whether it ran, was restored from DVC's cache, or was unchanged.
+        seconds: Time that it took.
+    """
 
     name: str
     how: How
@@ -54,7 +60,7 @@ class StageResult:
 
 
 def environment(invocation: str) -> dict[str, str]:
-    """The environment of child processes: this interpreter's commands first, nobody told about the run."""
+    """Return the environment of child processes: this interpreter's commands first, telemetry disabled."""
     here = str(Path(sys.executable).parent)
     return os.environ | {
         "PATH": os.pathsep.join((here, os.environ.get("PATH", os.defpath))),
@@ -65,10 +71,10 @@ def environment(invocation: str) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # A private server keeps its state in the project; its first start makes a database.
+        # A private server stores its state in the project; its first start creates a database.
         "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(records.home().parent / ".prefect"),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        # Without it glibc's heap grows by half a MiB a step under training's large short-lived blocks.
+        # Without it, the large short-lived allocations of training grow glibc's heap by half a MiB per step.
         "MALLOC_TOP_PAD_": os.environ.get("MALLOC_TOP_PAD_", str(64 * 2**20)),
     }
 
@@ -82,12 +88,20 @@ async def run_stage(
     env: Mapping[str, str],
     log: Callable[[str], object] = print,
 ) -> StageResult:
-    """Bring one stage up to date by DVC, given that what it depends on is.
+    """Bring one stage up to date by DVC, assuming that its dependencies are.
+
+    Args:
+        name: Name of the stage.
+        root: Folder of the workspace.
+        force: Whether to run it even if it has not changed.
+        timeout: Time limit in seconds.
+        env: Environment variables.
+        log: Called with every line that the stage prints.
 
     Raises:
-        StageFailed: the stage failed, took longer than `timeout` seconds, or was stopped.
+        StageFailed: The stage failed, exceeded `timeout`, or was stopped.
     """
-    # DVC waits for its lock on the repository, not for those on paths, which a sibling may hold for a moment.
+    # DVC waits for its lock on the repository, but not for locks on paths, which another stage may hold briefly.
     for attempt in range(_LOCK_TRIES):
         started = time.monotonic()
         try:
@@ -102,7 +116,7 @@ async def run_stage(
         if _how(lines) == "ran" or not _LOCKED.search("\n".join(lines)):
             break
         await asyncio.sleep(1 + attempt)
-    raise StageFailed(f"{name} failed with exit status {status}: {_last_word(lines)}")
+    raise StageFailed(f"{name} failed with exit status {status}: {_error_line(lines)}")
 
 
 async def _run(
@@ -125,7 +139,7 @@ async def _run(
     _groups.add(process.pid)
     lines: list[str] = []
     try:
-        if STOPPING.is_set():  # stop_all may have looked before this group was known
+        if STOPPING.is_set():  # stop_all may have run before this group was added
             kill_groups({process.pid})
         assert process.stdout is not None
         async for raw in process.stdout:
@@ -148,16 +162,17 @@ def _how(lines: Sequence[str]) -> How:
     return "unchanged"
 
 
-def _last_word(lines: Sequence[str]) -> str:
-    """The last line that is not DVC's account of how it ran the stage."""
+def _error_line(lines: Sequence[str]) -> str:
+    """Return the last line that DVC did not print itself."""
     own = [line for line in lines if line and not line.startswith((">", "Running stage", "ERROR: failed to rep"))]
-    return (own or lines or ["it printed nothing"])[-1].strip()
+    return (own or lines or ["no output"])[-1].strip()
 
 
 def run_foreground(command: Sequence[str], root: Path, env: Mapping[str, str]) -> int:
-    """Run a command on this terminal, yet out of reach of its Ctrl-C.
+    """Run a command on this terminal, in a session that does not receive its Ctrl-C.
 
-    A signal that stops us stops the command first, which may need its children to end, then what is left.
+    A signal that stops this process stops the command first, which may have to stop its own children, and then whatever
+    is left of its group.
     """
     process = subprocess.Popen(command, cwd=root, env=dict(env), stdin=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -173,19 +188,19 @@ def run_foreground(command: Sequence[str], root: Path, env: Mapping[str, str]) -
 
 
 def raise_on_signals() -> None:
-    """Turn the signals that ask for an end into `Stopped`, so that what was started is stopped as well."""
+    """Raise `Stopped` on the signals that ask for termination, so that child processes are stopped too."""
     for signum in _ENDING:
         signal.signal(signum, _stop)
 
 
 def stop_all() -> None:
-    """Stop every stage that runs and let none start."""
+    """Stop every running stage and prevent others from starting."""
     STOPPING.set()
     kill_groups(set(_groups))
 
 
 def kill_groups(groups: set[int]) -> None:
-    """Ask process groups to end; after a grace, make them."""
+    """Terminate process groups, and kill them after a grace period."""
     for signum in (signal.SIGTERM, signal.SIGKILL):
         for group in groups:
             with suppress(ProcessLookupError):
@@ -200,7 +215,7 @@ def kill_groups(groups: set[int]) -> None:
 
 
 def _any_alive(groups: set[int]) -> bool:
-    """Whether a member still runs; a zombie, whose parent has not looked yet, does not."""
+    """Return whether a process of the groups is running; a zombie, whose parent has not waited for it yet, is not."""
     for process in psutil.process_iter(["status"]):
         with suppress(ProcessLookupError):
             if process.info["status"] != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) in groups:
@@ -209,6 +224,6 @@ def _any_alive(groups: set[int]) -> bool:
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    for each in _ENDING:  # what follows takes seconds at most, and a second Ctrl-C must not leave it half done
+    for each in _ENDING:  # cleaning up takes seconds at most, and a second Ctrl-C must not interrupt it
         signal.signal(each, signal.SIG_IGN)
     raise Stopped(signum)

@@ -1,7 +1,7 @@
-"""Profiles: a folder for each in which params.yaml says what the profile changes.
+"""Profiles: each has a folder of its own, with a params.yaml that includes the profile's changes.
 
-Stages read only the params.yaml of the folder they run in, so DVC sees a profile like any other edit, and the
-developer's own data and dvc.lock stay as they are. Workspaces share DVC's cache, run cache included.
+Stages read only the params.yaml of the folder they run in, so DVC treats a profile like any other change of parameters,
+and the project's own data and dvc.lock are unaffected. Workspaces share DVC's cache, including its run cache.
 """
 
 from __future__ import annotations
@@ -22,17 +22,22 @@ from pipelines.base.errors import UserError, did_you_mean
 from pipelines.config.yaml_files import merge, read_yaml
 
 WORKSPACES = ".workspaces"
-# What each folder has of its own: results, DVC's state and caches. Inputs in data/raw are the project's.
+# Not copied to a workspace: results, DVC's state and caches. Inputs in data/raw are copied.
 _OWN = frozenset({layout.DATA.name, "dvc.lock", "mlartifacts", "mlflow.db", "__pycache__"})
 _CELLS = "train_successor"  # the stage template with a cell for each environment and method
 _PROJECT_HIDDEN = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
 
 
 def prepare(root: Path, profile: str, *, apart: bool = False) -> Path:
-    """The folder to run a profile in, brought up to date: the project itself for `default`, unless `apart`.
+    """Return the up-to-date folder for a profile; it is the project itself for `default`, unless `apart`.
+
+    Args:
+        root: Folder of the project.
+        profile: Name of the profile.
+        apart: Whether to use a separate folder in any case, as for scheduled runs.
 
     Raises:
-        UserError: there is no such profile, or a file of parameters cannot be read.
+        UserError: There is no such profile, or a file of parameters cannot be read.
     """
     changes = {} if profile == "default" else read_yaml(_profile(root, profile))
     here = root
@@ -103,7 +108,7 @@ def _graph(root: Path, params: Mapping[str, Any]) -> str:
 
 
 def _files(root: Path) -> Iterator[str]:
-    """The project's files, relative to it: what git knows or would add; without git, what is not hidden."""
+    """Yield the project's files, relative to it: those that git lists or would add, or without git all visible ones."""
     listed = (
         subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -136,7 +141,7 @@ def _is_shared(name: str) -> bool:
 
 
 def _dvc_settings(root: Path, workspace: Path) -> str:
-    """A workspace lies in a folder that git ignores, and shares the project's cache."""
+    """Return DVC's settings for a workspace: no git, because the folder is ignored, and the project's cache."""
     from dvc.config import Config
 
     settings = Config(str(root / ".dvc"))["cache"]

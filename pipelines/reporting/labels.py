@@ -1,4 +1,4 @@
-"""How methods are called where people read: the one place that turns a key of `params.yaml` into a name."""
+"""Display names of methods; only this module turns a key of `params.yaml` into a name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ METHODS = {
 
 
 def split(method: str) -> tuple[str, str]:
-    """The known method whose variant a method is, by its key's beginning, and what its key adds.
+    """Return the known method that begins a method's key, and the rest of the key.
 
     >>> split("td_cfm_coupled_curved"), split("td2_cfm"), split("my_method")
     (('td_cfm_coupled', 'curved'), ('td2_cfm', ''), ('my_method', ''))
@@ -30,7 +30,7 @@ def split(method: str) -> tuple[str, str]:
 
 
 def label(method: str) -> str:
-    """The name of a method.
+    """Return the display name of a method.
 
     >>> label("td2_cfm"), label("td_cfm_curved"), label("td2_cfm_k2"), label("my_method")
     ('TD²-CFM', 'TD-CFM curved', 'TD²-CFM K=2', 'my_method')

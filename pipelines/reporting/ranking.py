@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences made from the metrics: which method is best where, and by how much."""
+"""Summarise metrics in sentences: which method is best in an environment, and by how much."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ Cells = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Score:
-    """A number of a method with its interval, which a single seed does not have; infinite where it diverged."""
+    """A method's value of a metric, with its interval.
+
+    Attributes:
+        mean: Mean over seeds; infinite if there is none because the method diverged.
+        low: Lower end of the interval; None for a single seed.
+        high: Upper end of the interval; None for a single seed.
+        diverged: Whether the method diverged.
+        seeds: Value by seed.
+    """
 
     mean: float
     low: float | None = None
@@ -29,7 +37,7 @@ class Score:
     seeds: Mapping[int, float] = field(default_factory=dict)
 
     def ties(self, other: Score) -> bool:
-        """Whether the two cannot be told apart: the interval of their difference, paired by seed, contains zero."""
+        """Return whether the difference is not significant: its interval, paired by seed, contains zero."""
         shared = sorted(self.seeds.keys() & other.seeds.keys())
         if len(shared) < 2:
             return False
@@ -38,7 +46,7 @@ class Score:
 
 
 def scores(cells: Cells, metric: str = "emd", unit: float = 1.0) -> dict[str, Score]:
-    """A metric of every method that has it or diverged, in some unit; the floor is none."""
+    """Return a metric of every method that has it or diverged, divided by `unit`; the floor is excluded."""
     found = {}
     for method, cell in cells.items():
         mean, diverged = cell.get(metric), bool(cell.get("diverged"))
@@ -51,38 +59,38 @@ def scores(cells: Cells, metric: str = "emd", unit: float = 1.0) -> dict[str, Sc
 
 
 def over_floor(cells: Cells) -> dict[str, Score]:
-    """The EMD of every method over that of the floor."""
+    """Return the EMD of every method divided by that of the floor."""
     floor = cells.get("floor", {}).get("emd")
     return scores(cells, "emd", floor) if floor else {}
 
 
 def off_policy(params: Params, entry: Environment, methods: Iterable[str]) -> list[str]:
-    """Of some methods those that learn from transitions alone: neither the closed form nor the policy's rollouts."""
+    """Return the methods that learn from transitions only, not from a closed form or the policy's rollouts."""
     successor, chosen = params.successor, []
     for method in methods:
         choice = successor.methods.get(method)
         if choice is None or choice.loss.name in (ORACLE, "mc_cfm"):
             continue
-        if successor.fit_for(entry, choice).returns == 1:  # n-step returns are taken on the policy's rollouts
+        if successor.fit_for(entry, choice).returns == 1:  # n-step returns use the policy's rollouts
             chosen.append(method)
     return chosen
 
 
 def best(found: Mapping[str, Score]) -> list[str]:
-    """The method with the smallest number, then those that tie with it; without those that diverged."""
+    """Return the method with the smallest value, then those that tie with it; diverged methods are excluded."""
     ranked = sorted((m for m in found if not found[m].diverged), key=lambda m: found[m].mean)
     return ranked[:1] + [m for m in ranked[1:] if found[m].ties(found[ranked[0]])]
 
 
 def rivals(params: Params, environment: str, cells: Cells) -> dict[str, Score]:
-    """The EMD over the floor of the off-policy methods, without variants of those that are there themselves."""
+    """Return EMD over floor of the off-policy methods, without variants of a method that is present itself."""
     found = over_floor(cells)
     chosen = off_policy(params, params.environments[environment], found)
     return {method: found[method] for method in chosen if split(method)[0] not in set(chosen) - {method}}
 
 
 def ranking(found: Mapping[str, Score], seeds: int) -> str:
-    """Which of some off-policy methods is best, by how much against the floor, and which diverged."""
+    """Return a sentence that ranks off-policy methods by EMD over floor and names those that diverged."""
 
     def times(methods: Iterable[str]) -> str:
         return ", ".join(f"{label(m)} {found[m].mean:.3g} ×" for m in methods)
@@ -97,7 +105,7 @@ def ranking(found: Mapping[str, Score], seeds: int) -> str:
     single = " (one seed, so no interval)" if found[first].low is None else ""
     parts = [
         f"{label(first)} has the smallest EMD of the off-policy methods, {found[first].mean:.3g} × the floor{single}",
-        f"not told apart from it by {seeds} seeds: {times(ties)}" if ties else "",
+        f"not significantly different over {seeds} seeds: {times(ties)}" if ties else "",
         f"then {times(rest)}" if rest else "",
         diverged,
     ]
@@ -105,7 +113,7 @@ def ranking(found: Mapping[str, Score], seeds: int) -> str:
 
 
 def details(params: Params, environment: str, cells: Cells, among: Mapping[str, Score]) -> str:
-    """Which of these methods is best in value, and the numbers of those that have seen more than transitions."""
+    """Return sentences on the value error of these methods, and on the reference methods."""
     return " ".join(filter(None, [_values(cells, among), _references(params, params.environments[environment], cells)]))
 
 
@@ -115,12 +123,12 @@ def _values(cells: Cells, among: Mapping[str, Score]) -> str:
     top = best(found)
     if floor is None or not top:
         return ""
-    ties = f", not told apart from {_all([label(m) for m in top[1:]])}" if len(top) > 1 else ""
+    ties = f", not significantly different from {_all([label(m) for m in top[1:]])}" if len(top) > 1 else ""
     return f"MSE(V): {label(top[0])} {found[top[0]].mean:.3g}{ties}, at a floor of {floor:.3g}."
 
 
 def _references(params: Params, entry: Environment, cells: Cells) -> str:
-    """The numbers that are no off-policy method's."""
+    """Return a sentence on the methods that are not off-policy."""
     found, parts = over_floor(cells), []
     for method in (m for m in found if m in params.successor.methods and not off_policy(params, entry, [m])):
         closed = params.successor.methods[method].loss.name == ORACLE
@@ -130,7 +138,7 @@ def _references(params: Params, entry: Environment, cells: Cells) -> str:
 
 
 def overall(params: Params, metrics: Mapping[str, Cells]) -> str:
-    """In how many environments each off-policy method is best or not told apart from the best."""
+    """Return a sentence with the number of environments in which each off-policy method is best or ties."""
     ran: dict[str, list[Score]] = {}
     wins: dict[str, int] = {}
     for environment in params.environments:
@@ -140,19 +148,20 @@ def overall(params: Params, metrics: Mapping[str, Cells]) -> str:
             wins[method] = wins.get(method, 0) + (method in best(found))
     parts = []
     for method in sorted(ran, key=lambda m: (-wins[m] / len(ran[m]), median(s.mean for s in ran[m]))):
-        kept = [score.mean for score in ran[method] if not score.diverged]
-        lost = len(ran[method]) - len(kept)
-        notes = [f"median {median(kept):.3g} × the floor"] if kept else []
+        finite = [score.mean for score in ran[method] if not score.diverged]
+        lost = len(ran[method]) - len(finite)
+        notes = [f"median {median(finite):.3g} × the floor"] if finite else []
         notes += [f"diverged in {lost}"] if lost else []
         parts.append(f"{label(method)} in {wins[method]} of {len(ran[method])} ({', '.join(notes)})")
-    return f"Smallest EMD of the off-policy methods, or not told apart from it: {'; '.join(parts)}." if parts else ""
+    head = "Smallest EMD of the off-policy methods, or not significantly different from it"
+    return f"{head}: {'; '.join(parts)}." if parts else ""
 
 
 def horizon_groups(params: Params) -> dict[str, dict[float, str]]:
-    """Environments that differ in gamma: `groups[first][gamma]` is the one of that gamma, in order of gamma.
+    """Return groups of environments that differ only in gamma: `groups[first][gamma]` is an environment, by gamma.
 
-    The rest is the same in a group, but for the length of episodes and the target's step, which must grow with the
-    horizon; of two environments of one gamma the first counts.
+    The length of episodes and the step of the target network may differ too, because they must grow with the horizon.
+    Of two environments with the same gamma the first is used.
     """
 
     def rest(entry: Environment) -> tuple[Any, ...]:
@@ -171,5 +180,5 @@ def horizon_groups(params: Params) -> dict[str, dict[float, str]]:
 
 
 def _all(names: list[str]) -> str:
-    """`a, b and c`."""
+    """Join names as `a, b and c`."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

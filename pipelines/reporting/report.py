@@ -1,4 +1,4 @@
-"""Write the report: one self-contained HTML page and its pictures."""
+"""Write the report: one self-contained HTML page and its figures."""
 
 from __future__ import annotations
 
@@ -25,15 +25,23 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 TERMS = {"direct": "direct term", "bootstrap": "bootstrap term"}
-SCATTERED = 160  # colours of a picture of points, which are shades of a few
-OPEN = 3  # so many environments stand open on the page
-SHORT = 300  # letters of notes that are not folded
+SCATTERED = 160  # colours in the palette of a scatter plot, which uses shades of few colours
+OPEN = 3  # maximum number of environments that are shown unfolded
+SHORT = 300  # maximum number of characters of notes that are shown unfolded
 VERDICTS = {word: word.lower() for word in ("holds", "FAILS", "open", "diverged", "measured")}
 
 
 @dataclass
 class Section:
-    """A part of the page; `lead` is what it says in a sentence."""
+    """A section of the page.
+
+    Attributes:
+        id: Anchor.
+        title: Heading.
+        text: Paragraph below the heading.
+        lead: Summary in one sentence.
+        figures: Figures as base64 PNG with captions.
+    """
 
     id: str
     title: str
@@ -43,10 +51,10 @@ class Section:
 
 
 class Page:
-    """What is on the page so far, and the folder that keeps each picture as a file of its own."""
+    """The contents of the page, and the folder in which each figure is saved as a file."""
 
     def __init__(self, figures: Path) -> None:
-        self.short = Section("results", "In short")
+        self.short = Section("results", "Summary")
         self.overall = ""
         self.tables: list[dict[str, Any]] = []
         self.environments: list[Section] = []
@@ -54,7 +62,7 @@ class Page:
         self.folder = figures
 
     def picture(self, section: Section, name: str, figure: Figure, caption: str, colours: int = SCATTERED) -> None:
-        """Save a figure as a file and put it on the page; few colours make a small file."""
+        """Save a figure as a file and add it to a section; a small palette makes a small file."""
         from matplotlib import pyplot as plt
         from PIL import Image
 
@@ -69,12 +77,12 @@ class Page:
         self.image(section, file, caption)
 
     def image(self, section: Section, file: Path, caption: str) -> None:
-        """Put a picture that is there on the page."""
+        """Add an existing picture to a section."""
         section.figures.append({"png": base64.b64encode(file.read_bytes()).decode(), "caption": caption})
 
 
 def write(stage: Stage) -> None:
-    """Write the page and its pictures."""
+    """Write the page and its figures."""
     params = stage.params
     with stage.output(layout.REPORT) as folder:
         layout.figures(folder).mkdir(parents=True)
@@ -95,7 +103,7 @@ def write(stage: Stage) -> None:
 
 
 def render(page: Page, params: Params) -> str:
-    """The page as HTML; whatever a text holds, it stays text."""
+    """Return the page as HTML, with all texts escaped."""
     import yaml
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -111,7 +119,7 @@ def render(page: Page, params: Params) -> str:
 
 
 def verdict(column: str, cell: str) -> str:
-    """The style of a table's cell: that of the verdict which it is, or begins with in the column of verdicts.
+    """Return the CSS class of a table cell that is a verdict or, in the column of verdicts, begins with one.
 
     >>> verdict("verdict", "open, each seed in range")
     'open'
@@ -122,17 +130,19 @@ def verdict(column: str, cell: str) -> str:
 
 
 def _short(page: Page, params: Params, metrics: Mapping[str, ranking.Cells]) -> None:
-    """What a reader should see first, below the sentences of the environments."""
+    """Add the summary: the overall ranking and the comparisons across environments."""
     page.overall = ranking.overall(params, metrics) if len(metrics) > 1 else ""
     caption = (
-        "EMD over the floor of each environment, with 95 % intervals; a cross is a method that diverged. MC-CFM, "
-        "which sees the policy's own rollouts, and the oracle, the closed form, do not compete."
+        "EMD divided by the floor of each environment, with 95 % intervals over seeds; a cross marks a method that "
+        "diverged. MC-CFM, which is trained on the policy's own rollouts, and the oracle, the closed form, are "
+        "references and not ranked."
     )
     page.picture(page.short, "emd", curves.against_floor(metrics), caption)
     for name, group in ranking.horizon_groups(params).items():
         caption = (
-            f"{', '.join(group.values())}: the same but for γ, and the episodes' length and the target's step that go "
-            "with it. The dashed lines are the floors; a cross at the top is a method that diverged."
+            f"{', '.join(group.values())}: environments that differ only in γ, and in the episode length and the step "
+            "of the target network, which depend on it. Dashed lines are the floors; a cross at the top marks a method "
+            "that diverged."
         )
         figure = curves.horizons({gamma: metrics[environment] for gamma, environment in group.items()})
         page.picture(page.short, f"{name}-horizons", figure, caption)
@@ -146,13 +156,13 @@ def _environment(page: Page, params: Params, name: str, metrics: ranking.Cells) 
     starts = evaluation.loc[evaluation["step"] == 0, metric_keys.columns("state", names)]
     truth = files.read_table(layout.truth(layout.evaluations(name)))
     diverged = [method for method, cell in metrics.items() if cell.get("diverged")]
-    samples, ways = {}, {}
+    samples, trajectories = {}, {}
     for method in params.successor.methods:
         if (file := layout.sampled(folder, method)).exists():
-            table = files.read_table(file, finite=False)  # a panel counts what is not
+            table = files.read_table(file, finite=False)  # panels count samples that are not finite
             samples[method] = table[table["seed"] == params.successor.seeds[0]]
         if (file := layout.trajectory(folder, method)).exists():
-            ways[method] = files.read_table(file)
+            trajectories[method] = files.read_table(file)
     rivals = ranking.rivals(params, name, metrics)
     text = f"{ranking.details(params, name, metrics, rivals)} {provenance['source']} ({provenance['fidelity']})."
     section = Section(name, name, text, ranking.ranking(rivals, len(params.successor.seeds)))
@@ -160,27 +170,28 @@ def _environment(page: Page, params: Params, name: str, metrics: ranking.Cells) 
     plane = len(names) > 1
     if samples and plane:
         caption = (
-            f"Where the policy will be (γ = {entry.gamma:g}): truth and samples of every method (seed "
-            f"{params.successor.seeds[0]}), one row a start state (red)."
+            f"Future states of the policy (γ = {entry.gamma:g}): truth and samples of every method (seed "
+            f"{params.successor.seeds[0]}), one row per start state (red)."
         )
         figure = successor_figures.occupancy(truth, samples, starts, bounds, walls, diverged)
         page.picture(section, f"{name}-occupancy", figure, caption)
     file = layout.value_map(folder)
     if file.exists() and (values := files.read_table(file))["method"].nunique() > 1:  # more than the truth
         caption = (
-            f"The value of {entry.reward} under the policy, V(s, π(s)), from each position at rest: truth, methods "
-            f"(seed {params.successor.seeds[0]}) and, below each, its error. The samples of a position are few."
+            f"Value V(s, π(s)) of the reward {entry.reward} under the policy, from each position at rest: truth, and "
+            f"every method (seed {params.successor.seeds[0]}) above its error. Errors include sampling noise, because "
+            "there are few samples per position."
         )
         page.picture(
             section, f"{name}-values", successor_figures.value_maps(values, bounds, walls, diverged), caption, 0
         )
-    if ways and plane:
-        caption = "Samples of the first start state (red) on their way from noise (t = 0) to where the policy will be."
+    if trajectories and plane:
+        caption = "Samples of the first start state (red) along flow time, from noise (t = 0) to future states (t = 1)."
         shown = bounds if walls else style.around(truth[truth["start"] == 0])
-        figure = density_figures.paths(ways, walls=walls, bounds=shown, start=starts.iloc[0, :2].tolist())
+        figure = density_figures.paths(trajectories, walls=walls, bounds=shown, start=starts.iloc[0, :2].tolist())
         page.picture(section, f"{name}-path", figure, caption)
     logs = {method: _curve(name, method) for method in params.successor.methods if entry.runs(method)}
-    caption = "Losses over training, means over seeds. Their minima differ between methods and are not zero."
+    caption = "Training losses, means over seeds. Their minima are not zero and differ between methods."
     page.picture(section, f"{name}-loss", curves.losses(logs, TERMS), caption)
 
 
@@ -189,7 +200,7 @@ def _densities(page: Page, params: Params) -> None:
     section = Section("densities", "Densities")
     page.others.append(section)
     metrics = {name: _metrics(name) for name in params.datasets}
-    caption = "EMD over the floor of each data set, mean over seeds."
+    caption = "EMD divided by the floor of each data set, mean over seeds."
     page.picture(section, "densities-emd", curves.against_floor(metrics), caption)
     plane: dict[str, tuple[pd.DataFrame, dict[str, pd.DataFrame]]] = {}
     for name in params.datasets:
@@ -207,18 +218,18 @@ def _densities(page: Page, params: Params) -> None:
         figure = density_figures.densities(
             {n: test for n, (test, _) in plane.items()}, {n: s for n, (_, s) in plane.items()}
         )
-        page.picture(section, "densities", figure, "Samples against data.")
+        page.picture(section, "densities", figure, "Test rows and samples of every method.")
     for name in plane:
         folder = layout.samples(name)
-        ways = {m: files.read_table(layout.trajectory(folder, m)) for m in methods}
+        trajectories = {m: files.read_table(layout.trajectory(folder, m)) for m in methods}
         caption = f"{name}: the probability path, from noise (t = 0) to data (t = 1)."
-        page.picture(section, f"{name}-path", density_figures.paths(ways), caption)
+        page.picture(section, f"{name}-path", density_figures.paths(trajectories), caption)
         velocities = {m: files.read_table(layout.field(folder, m)) for m in methods}
         caption = f"{name}: the velocity field in standardised units, coloured by speed."
         page.picture(section, f"{name}-field", density_figures.fields(velocities), caption)
     for name in params.datasets:
         logs = {m: _curve(name, m) for m in methods}
-        caption = f"{name}: training loss, mean over seeds; its minimum is not zero, and differs between couplings."
+        caption = f"{name}: training loss, mean over seeds. Its minimum is not zero and differs between couplings."
         page.picture(section, f"{name}-loss", curves.losses(logs, {"loss": "loss"}), caption)
 
 
@@ -245,7 +256,7 @@ def _curve(name: str, method: str) -> pd.DataFrame:
 
 
 def _table(name: str) -> dict[str, Any]:
-    """A table that the tables stage wrote, for the template: with the names of methods."""
+    """Return a table that the tables stage wrote, with the display names of methods."""
     table: dict[str, Any] = files.read_json(layout.table(layout.TABLES, name, "json"))
     for place, column in enumerate(table["columns"]):
         if column in ("method", "against") or column.startswith("smaller"):

@@ -1,4 +1,4 @@
-"""What a stage is given: parameters, seeds, log, record and outputs."""
+"""The context of a stage: parameters, seeds, log, record and outputs."""
 
 from __future__ import annotations
 
@@ -20,39 +20,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is given."""
+    """The context of a stage.
+
+    Attributes:
+        name: Name of the stage.
+        params: Contents of `params.yaml`.
+        record: Record of this attempt.
+    """
 
     name: str
     params: Params
     record: RunRecord
 
     def seed(self, *key: object) -> int:
-        """The seed of a key (see `derived_seed`)."""
+        """Return the seed of a key (see `derived_seed`)."""
         return derived_seed(self.params.seed, *key)
 
     def rng(self, *key: object) -> np.random.Generator:
-        """NumPy's generator for a key."""
+        """Return a NumPy generator for a key."""
         import numpy as np
 
         return np.random.default_rng(self.seed(*key))
 
     def generator(self, *key: object, device: torch.device | str = "cpu") -> torch.Generator:
-        """Torch's generator for a key."""
+        """Return a torch generator for a key."""
         import torch
 
         return torch.Generator(device).manual_seed(self.seed(*key))
 
     def log(self, message: str) -> None:
-        """One line for whoever watches."""
+        """Print one line to standard output, with the name of the stage."""
         print(f"{self.name}: {message}", flush=True)
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """Numbers that describe the whole run of the stage."""
+        """Record metrics of the whole stage."""
         self.record.metrics(dict(values))
 
     @contextmanager
     def output(self, path: Path) -> Iterator[Path]:
-        """An output file or folder: made under a temporary name, renamed when it is whole."""
+        """Yield a temporary path for an output file or folder, and rename it when it is complete."""
         with files.replacing(path) as temporary:
             yield temporary
         self.log(f"wrote {path}")

@@ -1,4 +1,4 @@
-"""DVC's graph of stages as plain data: dvc.yaml is the only definition of the work."""
+"""DVC's graph of stages as plain data; dvc.yaml is the only definition of the pipeline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Node:
-    """One stage and what it waits for."""
+    """A stage and its dependencies.
+
+    Attributes:
+        name: Name of the stage.
+        deps: Names of the stages that it depends on.
+        cmd: Command line.
+        outs: Paths of the outputs.
+        meta: Contents of `meta` in dvc.yaml.
+    """
 
     name: str
     deps: tuple[str, ...]
@@ -26,16 +34,19 @@ class Node:
 
     @property
     def hints(self) -> dict[str, Any]:
-        """How to run it: `prefect: {retries, retry_delay_seconds, timeout_seconds, tags}` under `meta`."""
+        """Scheduling settings: `prefect: {retries, retry_delay_seconds, timeout_seconds, tags}` under `meta`."""
         return dict(self.meta.get("prefect") or {})
 
 
 @contextmanager
 def repository(root: Path) -> Iterator[Repo]:
-    """DVC's view of a project, from its folder: names of stages and paths are relative to the current one.
+    """Open a project with DVC from its folder; stage names and paths are relative to the current folder.
+
+    Yields:
+        DVC's repository.
 
     Raises:
-        UserError: DVC cannot read the project, or its graph is not well formed.
+        UserError: DVC cannot read the project, or its graph is invalid.
     """
     from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.lock import LockError
@@ -63,13 +74,16 @@ def repository(root: Path) -> Iterator[Repo]:
 
 
 def load(root: Path, targets: Sequence[str] = ()) -> dict[str, Node]:
-    """The stages by name, those with the longest chain of work behind them first.
+    """Return the stages by name, those with the longest chain of dependent stages first.
 
-    That order is topological, and starting stages in it keeps no chain waiting for a side branch. Targets
-    restrict the graph to these stages and what they need; `train` stands for all of `train@...`.
+    That order is topological, and starting stages in it avoids delaying a long chain by a side branch.
+
+    Args:
+        root: Folder of the project.
+        targets: Stages to which the graph is restricted, with their dependencies; `train` selects all of `train@...`.
 
     Raises:
-        UserError: no such target, or DVC cannot read the graph.
+        UserError: There is no such target, or DVC cannot read the graph.
     """
     import networkx as nx
     from dvc.repo.reproduce import get_active_graph
@@ -96,6 +110,6 @@ def load(root: Path, targets: Sequence[str] = ()) -> dict[str, Node]:
 
 
 def dirty(root: Path) -> set[str]:
-    """The stages whose code, parameters, inputs or outputs are not those of the last run."""
+    """Return the stages whose code, parameters, inputs or outputs have changed since their last run."""
     with repository(root) as repo:
         return set(repo.status())

@@ -27,7 +27,16 @@ class Outcome:
 
 @contextmanager
 def live(workspace: Path, invocation: str, every: float = 3.0) -> Iterator[Outcome]:
-    """Publish while stages run, every so many seconds, and complete the invocation when they end."""
+    """Publish periodically while stages run, and complete the invocation when they end.
+
+    Args:
+        workspace: Folder that the stages run in.
+        invocation: Name of the invocation.
+        every: Seconds between two publications.
+
+    Yields:
+        The outcome, whose status the caller sets.
+    """
     done = threading.Event()
     reported: list[str] = []
 
@@ -52,15 +61,19 @@ def live(workspace: Path, invocation: str, every: float = 3.0) -> Iterator[Outco
 
 
 def publish_quietly(invocation: str) -> None:
-    """Publish at the end of a stage that no orchestrator runs; errors are printed and do not fail the stage."""
+    """Publish at the end of a stage that no orchestrator started; errors are printed and do not fail the stage."""
     with _swallow_errors([]):
-        if ".dvc/tmp/" in Path.cwd().as_posix():  # an experiment's own copy, which vanishes when it ends
+        if ".dvc/tmp/" in Path.cwd().as_posix():  # the copy of a DVC experiment, which is deleted when it ends
             snapshots.take(invocation, Path.cwd(), None)
         publish(invocation)
 
 
 def publish(invocation: str | None = None) -> None:
-    """Copy the records of an invocation, or of all that are not complete in MLflow, to MLflow."""
+    """Copy records to MLflow.
+
+    Args:
+        invocation: Name of the invocation; None selects all that are not complete in MLflow.
+    """
     from filelock import FileLock
 
     home = records.home()
@@ -77,18 +90,18 @@ def publish(invocation: str | None = None) -> None:
 
 @contextmanager
 def _swallow_errors(reported: list[str]) -> Iterator[None]:
-    """Print the first tracking error in one line and go on; tracking never fails a run."""
+    """Print the first tracking error as one line and continue; tracking errors never fail a run."""
     try:
         yield
     except Exception as error:
         if not reported:
-            again = "`python -m pipelines.orchestration publish` tries again"
-            print(f"tracking: not published ({first_line(error)}); {again}.", file=sys.stderr)
+            retry = "run `python -m pipelines.orchestration publish` to retry"
+            print(f"tracking: not published ({first_line(error)}); {retry}.", file=sys.stderr)
         reported.append(str(error))
 
 
 def _invocations(home: Path) -> list[str]:
-    """Return all invocations with records or snapshots, oldest first, so that lineage finds the earlier ones."""
+    """Return all invocations with records or snapshots, oldest first, because lineage refers to earlier ones."""
     traces = [*(home / "runs").glob("*"), *(home / "snapshots").glob("*.json")]
     first: dict[str, float] = {}
     for trace in traces:

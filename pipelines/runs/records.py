@@ -1,7 +1,7 @@
-"""What a stage leaves behind for a tracker: one small JSON file, and its curve as JSON lines.
+"""The record of a stage: one small JSON file, and its curves as JSON lines.
 
-A stage writes here and knows no tracker; `pipelines.orchestration.tracking` copies what it finds to MLflow.
-The files lie in `<home>/runs/<invocation>/<stage>.json[l]`; an invocation is one `dvc repro` or flow.
+A stage writes only here and does not use a tracker; `pipelines.runs.tracking` copies the records to MLflow. The files
+are `<home>/runs/<invocation>/<stage>.json[l]`; an invocation is one `dvc repro` or flow.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pipelines.base import files
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 Parameter = str | int | float | bool | None
 
-_FLUSH_SECONDS = 2.0  # at most this much of a curve is lost to a SIGKILL
-_SAME_PROCESS_SECONDS = 5.0  # a process's start time is derived from the clock, which may be adjusted meanwhile
-# What a run writes itself says nothing about the state of the code that it ran.
+_FLUSH_SECONDS = 2.0  # at most this much of a curve is lost if the process is killed
+_SAME_PROCESS_SECONDS = 5.0  # a process's start time is derived from the clock, which may be adjusted while it runs
+# Files that a run writes do not make the code dirty.
 _NOT_CODE = (":(top,exclude)data", ":(top,exclude)dvc.lock")
 
 
@@ -51,7 +51,7 @@ class Record:
 
 
 class RunRecord:
-    """The writer of one record; every call leaves a whole file."""
+    """The writer of one record; every call leaves a complete file."""
 
     def __init__(self, record: Record, folder: Path) -> None:
         self.record = record
@@ -61,7 +61,7 @@ class RunRecord:
 
     @classmethod
     def start(cls, stage: str, params: Mapping[str, Any]) -> RunRecord:
-        """Open the record of the stage that this process runs, in place of an earlier attempt's."""
+        """Open the record of the stage that this process runs, and replace that of an earlier attempt."""
         me = psutil.Process()
         commit, dirty = _git()
         name = invocation()
@@ -83,36 +83,37 @@ class RunRecord:
 
     @property
     def invocation(self) -> str:
+        """Name of the invocation."""
         return self.record.invocation
 
     def series(self, step: int, values: Mapping[str, float]) -> None:
-        """One point of each of some curves."""
+        """Add one point to each of some curves."""
         self._rows.append(json.dumps({"time": time.time(), "step": step, "values": _floats(values)}))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush()
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """Numbers that describe the whole attempt."""
+        """Add metrics of the whole attempt."""
         self.record.metrics.update(_floats(values))
         self._write()
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """More of what decides the attempt's result."""
+        """Add parameters that determine the result of the attempt."""
         self.record.params |= flat(values)
         self._write()
 
     def tag(self, key: str, value: str) -> None:
-        """A word about the attempt."""
+        """Set a tag."""
         self.record.tags[key] = value
         self._write()
 
     def artifact(self, path: Path | str) -> None:
-        """A file or folder that the tracker should keep a copy of."""
+        """Add a file or folder that the tracker should copy."""
         self.record.artifacts.append(str(path))
         self._write()
 
     def finish(self, status: Status, message: str | None = None) -> None:
-        """Close the record."""
+        """Close the record with a status."""
         self._flush()
         self.record.status, self.record.message, self.record.ended = status, message, time.time()
         self._write()
@@ -129,16 +130,16 @@ class RunRecord:
 
 
 def home() -> Path:
-    """Where records are kept: `$FLOWMATCH_HOME`, else `.flowmatch` in the project that DVC runs, or here."""
+    """Return the folder of records: `$FLOWMATCH_HOME`, else `.flowmatch` in the DVC project or the current folder."""
     given = os.environ.get("FLOWMATCH_HOME")
     return Path(given).absolute() if given else Path(os.environ.get("DVC_ROOT") or ".").absolute() / ".flowmatch"
 
 
 def invocation() -> str:
-    """The name of the invocation that this process belongs to.
+    """Return the name of the invocation that this process belongs to.
 
-    `$FLOWMATCH_INVOCATION` where an orchestrator set it, else the nearest ancestor that is a `dvc repro` or
-    an experiment, else this process.
+    It is `$FLOWMATCH_INVOCATION` if an orchestrator set it, else it is named after the nearest ancestor that is a `dvc
+    repro` or an experiment, else after this process.
     """
     given = os.environ.get("FLOWMATCH_INVOCATION")
     if given:
@@ -152,7 +153,10 @@ def invocation() -> str:
 
 
 def name_of(owner: psutil.Process) -> str:
-    """The invocation that a process owns; a sibling's spelling of it is reused, as clocks can be adjusted."""
+    """Return the name of the invocation that a process owns.
+
+    An existing name of the same process is reused, because the start time changes when the clock is adjusted.
+    """
     for folder in (home() / "runs").glob(f"{owner.pid}-*"):
         if is_alive(*owner_of(folder.name)):
             return folder.name
@@ -160,7 +164,7 @@ def name_of(owner: psutil.Process) -> str:
 
 
 def owner_of(invocation: str) -> tuple[int, float]:
-    """The process id and start time in an invocation's name, or a process that cannot be where it has none.
+    """Return the process id and start time in an invocation's name, or (-1, 0.0) if it has none.
 
     >>> owner_of("12-1700000000.25")
     (12, 1700000000.25)
@@ -175,7 +179,7 @@ def owner_of(invocation: str) -> tuple[int, float]:
 
 
 def is_alive(pid: int, created: float) -> bool:
-    """Whether the process of this id that started at this time still runs."""
+    """Return whether the process of this id and start time is running."""
     try:
         process = psutil.Process(pid)
         same = bool(abs(process.create_time() - created) < _SAME_PROCESS_SECONDS)
@@ -185,44 +189,48 @@ def is_alive(pid: int, created: float) -> bool:
 
 
 def read(folder: Path) -> list[Record]:
-    """The records of an invocation; one that says RUNNING although its process is gone was KILLED."""
+    """Return the records of an invocation; a RUNNING record whose process is gone becomes KILLED."""
     records = []
     for path in folder.glob("*.json"):
         try:
             records.append(_read(path))
-        except (ValueError, TypeError) as error:  # damaged, or of another version: no reason to stop a run
+        except (ValueError, TypeError) as error:  # damaged, or of another version, which should not fail a run
             print(f"{path} is no record of this version ({error}); delete it.", file=sys.stderr)
     return sorted(records, key=lambda record: record.started)
 
 
 def by_invocation(home: Path) -> dict[str, list[Record]]:
-    """Return the records of all invocations that have some."""
+    """Return the records by invocation, without invocations that have none."""
     found = {folder.name: read(folder) for folder in (home / "runs").glob("*")}
     return {name: rows for name, rows in found.items() if rows}
 
 
 def is_over(invocation: str, found: Sequence[Record]) -> bool:
-    """Return whether no more records can come: no stage runs, nor does the process that starts them."""
+    """Return whether an invocation has ended: neither a stage nor the process that starts stages is running."""
     owner = owner_of(invocation)
     by_hand = any(record.pid == owner[0] for record in found)
     return all(record.status != "RUNNING" for record in found) and (by_hand or not is_alive(*owner))
 
 
 def worst(found: Sequence[Record]) -> Status:
-    """Return the status of an invocation by those of its stages."""
+    """Return the status of an invocation from those of its stages."""
     statuses = {record.status for record in found}
     return "FAILED" if "FAILED" in statuses else "KILLED" if "KILLED" in statuses else "FINISHED"
 
 
 def points(folder: Path, stage: str, offset: int = 0) -> Iterator[tuple[int, float, int, dict[str, float]]]:
-    """The points of a stage's curves from a byte offset: (offset after it, time, step, values) each."""
+    """Yield the points of a stage's curves from a byte offset.
+
+    Yields:
+        The offset after the point, its time, step and values.
+    """
     path = _paths(folder, stage)[1]
     if not path.exists():
         return
     with path.open("rb") as file:
         file.seek(offset)
         for line in file:
-            if not line.endswith(b"\n"):  # its writer was killed, or is not done
+            if not line.endswith(b"\n"):  # incomplete: its writer was killed or is still writing
                 return
             offset += len(line)
             row = json.loads(line)
@@ -230,7 +238,7 @@ def points(folder: Path, stage: str, offset: int = 0) -> Iterator[tuple[int, flo
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Parameter]:
-    """Nested parameters as one level with dotted keys.
+    """Return nested parameters as one level with dotted keys.
 
     >>> flat({"seed": 0, "fit": {"lr": 0.1, "hidden": [8, 8]}})
     {'seed': 0, 'fit.lr': 0.1, 'fit.hidden': '[8, 8]'}
@@ -256,10 +264,10 @@ def _paths(folder: Path, stage: str) -> tuple[Path, Path]:
 def _read(path: Path) -> Record:
     record = Record(**json.loads(path.read_text()))
     if record.status == "RUNNING" and not is_alive(record.pid, record.created):
-        record = Record(**json.loads(path.read_text()))  # it may have ended well since the first look
+        record = Record(**json.loads(path.read_text()))  # it may have finished since it was read
         if record.status == "RUNNING":
             record.status, record.ended = "KILLED", path.stat().st_mtime
-            record.message = "its process is gone without a word (killed, or the machine stopped)."
+            record.message = "its process ended without a status (killed, or the machine stopped)."
     return record
 
 
@@ -271,13 +279,13 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 def _is_dvc_run(command: Sequence[str]) -> bool:
-    """Whether a command line is `dvc repro`, `dvc exp run` or its worker, started by script or by `-m`."""
+    """Return whether a command line is `dvc repro`, `dvc exp run` or its worker, started as a script or with `-m`."""
     programme = any(Path(word).name == "dvc" for word in command[:3])
     return programme and not {"repro", "exp", "experiments"}.isdisjoint(command)
 
 
 def _git() -> tuple[str | None, bool | None]:
-    """The commit of the code and whether it was changed since; None for each where there is no commit."""
+    """Return the commit of the code and whether it has changes; None for both if there is no commit."""
     try:
         commit = _run_git("rev-parse", "HEAD")
         return commit, bool(_run_git("status", "--porcelain", "--untracked-files=no", "--", ":/", *_NOT_CODE))

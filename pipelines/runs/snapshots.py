@@ -1,4 +1,4 @@
-"""Snapshots of a workspace as an invocation left it: parameters, metrics and dvc.lock."""
+"""Snapshots of a workspace at the end of an invocation: parameters, metrics and dvc.lock."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pipelines.runs.records import Parameter, Status
 
 @dataclass
 class Snapshot:
-    """A workspace as an invocation left it, by DVC."""
+    """The state of a workspace at the end of an invocation, as DVC reports it."""
 
     invocation: str
     workspace: str  # relative to the project's folder
-    status: Status | None  # None: nobody watched how it ended
+    status: Status | None  # None if no orchestrator observed the end
     time: float
     params: dict[str, Parameter]
     metrics: dict[str, float]
@@ -30,7 +30,7 @@ class Snapshot:
 
 
 def settle(workspace: Path) -> None:
-    """Take the snapshot of a workspace's last invocation if nobody did, before something else runs there."""
+    """Take the missing snapshot of a workspace's last invocation, before another one runs there."""
     home = records.home()
     here = os.path.relpath(workspace.absolute(), home.parent)
     mine = {name: found for name, found in records.by_invocation(home).items() if found[-1].workspace == here}
@@ -42,13 +42,13 @@ def settle(workspace: Path) -> None:
 
 
 def take(invocation: str, workspace: Path, status: Status | None) -> None:
-    """Keep what DVC knows of a workspace now: all metrics, the parameters and the lock."""
+    """Write a snapshot of a workspace: all metrics, the parameters and the lock."""
     home = records.home()
     with graph.repository(workspace) as repo:
         shown = repo.metrics.show().get("", {}).get("data", {})
     lock = workspace / "dvc.lock"
     params = workspace / "params.yaml"
-    kept = Snapshot(
+    snapshot = Snapshot(
         invocation=invocation,
         workspace=os.path.relpath(workspace.absolute(), home.parent),
         status=status,
@@ -57,7 +57,7 @@ def take(invocation: str, workspace: Path, status: Status | None) -> None:
         metrics={key: value for path, found in shown.items() for key, value in _numbers(path, found.get("data"))},
         lock=lock.read_text() if lock.exists() else "",
     )
-    files.write_json(path_of(home, invocation), asdict(kept))
+    files.write_json(path_of(home, invocation), asdict(snapshot))
 
 
 def path_of(home: Path, invocation: str) -> Path:
@@ -66,13 +66,13 @@ def path_of(home: Path, invocation: str) -> Path:
 
 
 def read(home: Path, invocation: str) -> Snapshot | None:
-    """Return the snapshot of an invocation; None if nobody took it."""
+    """Return the snapshot of an invocation, or None if there is none."""
     path = path_of(home, invocation)
     return Snapshot(**json.loads(path.read_text())) if path.exists() else None
 
 
 def _numbers(path: str, nested: Any, inner: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers in a metrics file by name: {"nll": 1} in `data/metrics/moons/cfm.json` is moons/cfm/nll."""
+    """Yield the numbers in a metrics file by name: {"nll": 1} in `data/metrics/moons/cfm.json` is moons/cfm/nll."""
     parts = Path(path).with_suffix("").parts
     while len(parts) > 1 and parts[0] in layout.METRICS.parts:
         parts = parts[1:]

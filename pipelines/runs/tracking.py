@@ -1,9 +1,9 @@
-"""Publish records as MLflow runs: one parent run an invocation, a nested child run a stage.
+"""Publish records as MLflow runs: one parent run per invocation, with a nested child run per stage.
 
-Publishing is idempotent: what was published is found again by its tags, so a crash between two steps, a second
-publisher or a deleted database only means that the next `publish` does more. A stage that DVC skips leaves no record,
-so an invocation that has ended is completed from its snapshot: all metrics of the workspace go to the parent, and
-`lineage.json` names for each stage the run that made its present output. Only this file imports MLflow.
+Publishing is idempotent: published runs are identified by their tags, so after a crash, with a second publisher or
+after the database was deleted, the next `publish` only adds what is missing. A stage that DVC skips has no record, so
+an invocation that has ended is completed from its snapshot: all metrics of the workspace go to the parent, and
+`lineage.json` names for each stage the run that produced its present output. Only this file imports MLflow.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 EXPERIMENT = "flowmatch"
-_MODEL = "flowmatch.model"  # the tag of a run that trained one: <data set or environment>.<method>
-_BATCH = {"metrics": 900, "params": 100}  # MLflow refuses more in one request
+_MODEL = "flowmatch.model"  # tag of a run that trained a model: <data set or environment>.<method>
+_BATCH = {"metrics": 900, "params": 100}  # MLflow rejects larger requests
 
 
 def uri(home: Path) -> str:
-    """Where runs are kept: `$MLFLOW_TRACKING_URI`, else a database in the project's folder."""
+    """Return the address of the MLflow store: `$MLFLOW_TRACKING_URI`, else a database in the project's folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.parent / 'mlflow.db'}"
 
 
 def model_files(address: str) -> Path:
-    """The folder of a trained model's files, by its address in the registry or by the run that trained it.
+    """Return the folder of a trained model's files, from its address in the registry or the run that trained it.
 
     Raises:
-        UserError: there is no such model, or the address is none.
+        UserError: There is no such model, or the address is invalid.
     """
     from mlflow.exceptions import MlflowException
 
@@ -69,10 +69,10 @@ def model_files(address: str) -> Path:
 
 
 def _open(home: Path) -> MlflowClient:
-    """The store of runs; one that is not there is not made.
+    """Open the existing MLflow store; a missing one is not created.
 
     Raises:
-        UserError: there is none.
+        UserError: There is no store.
     """
     from mlflow import MlflowClient
 
@@ -87,7 +87,7 @@ def _open(home: Path) -> MlflowClient:
 
 
 def _trained_by(client: MlflowClient, name: str, version: str, alias: str) -> str:
-    """The run that made a version of a registered model."""
+    """Return the id of the run that trained a version of a registered model."""
     if alias:
         return str(client.get_model_version_by_alias(name, alias).run_id)
     if version != "latest":
@@ -102,14 +102,14 @@ def _trained_by(client: MlflowClient, name: str, version: str, alias: str) -> st
 
 def _be_quiet() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is away must not hold a run up
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an unreachable server must not delay a run
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class Tracker:
-    """The open store and the experiment in it; made and used under the publisher's lock."""
+    """The open store and its experiment; created and used while holding the publisher's lock."""
 
     def __init__(self, home: Path) -> None:
         _be_quiet()
@@ -121,12 +121,13 @@ class Tracker:
         if found:
             self.experiment = found.experiment_id
         else:
-            # The default lies in the folder of whoever comes first, maybe an experiment's that vanishes.
+            # The default location is the current folder, which may be the temporary one of a DVC experiment.
             own = "MLFLOW_TRACKING_URI" not in os.environ
             location = (home.parent / "mlartifacts").as_uri() if own else None
             self.experiment = self.client.create_experiment(EXPERIMENT, artifact_location=location)
 
     def publish(self, invocation: str) -> None:
+        """Create or update the runs of an invocation."""
         runs = self._search(f"tags.`flowmatch.invocation` = '{invocation}'")
         parent = next((run for run in runs if "mlflow.parentRunId" not in run.data.tags), None)
         if parent and (parent.data.tags.get("flowmatch.complete") or parent.info.lifecycle_stage != "active"):
@@ -147,7 +148,7 @@ class Tracker:
             child = children.pop((record.stage, repr(record.started)), None) or self._create_child(parent, record)
             latest[record.stage] = child.info.run_id
             self._update_child(child, record)
-        for replaced in children.values():  # an attempt that was tried again before its end was seen
+        for replaced in children.values():  # an attempt that was retried before its end was published
             if replaced.info.status == "RUNNING":
                 self.client.set_terminated(replaced.info.run_id, "FAILED")
         if found:
@@ -204,7 +205,7 @@ class Tracker:
         self.client.set_terminated(child.info.run_id, record.status, ended)
 
     def _register(self, child: Run, record: Record) -> None:
-        """Make what a run trained the next version of its model, once."""
+        """Register the model that a run trained as the next version of its name, once."""
         from mlflow.exceptions import MlflowException
 
         run, model = child.info.run_id, record.tags[_MODEL]
@@ -220,7 +221,7 @@ class Tracker:
             self.client.create_model_version(name, source, run, {"profile": profile, "dvc.stage": record.stage})
 
     def _log_curves(self, child: Run, record: Record) -> None:
-        """What was added to the stage's curves since the offset in the run's tag."""
+        """Log the points that were added to the stage's curves since the offset in the run's tag."""
         offset = done = int(child.data.tags.get("flowmatch.offset", 0))
         batch: list[tuple[str, float | None, int, int]] = []
         for end, at, step, values in records.points(self.home / "runs" / record.invocation, record.stage, done):
@@ -231,7 +232,7 @@ class Tracker:
             self.client.set_tag(child.info.run_id, "flowmatch.offset", str(offset))
 
     def _complete(self, parent: Run, last: Snapshot, finished: Mapping[str, str]) -> None:
-        """Put what DVC knows on the parent, and say which run made each stage's present output."""
+        """Log DVC's metrics and parameters on the parent, and the run that produced each stage's present output."""
         run = parent.info.run_id
         self._log_params(parent, last.params)
         self._log_metrics(run, [(key, value, _ms(last.time), 0) for key, value in last.metrics.items()])
@@ -272,7 +273,7 @@ class Tracker:
                 return found
 
     def _log_params(self, run: Run, params: Mapping[str, Parameter]) -> None:
-        """Those that the run does not have: a parameter of a run never changes."""
+        """Log the parameters that the run does not have; MLflow does not allow changes."""
         from mlflow.entities import Param
 
         new = [Param(_key(key), str(value)) for key, value in params.items() if _key(key) not in run.data.params]
@@ -281,7 +282,7 @@ class Tracker:
             self.client.log_batch(run.info.run_id, params=new[start : start + _BATCH["params"]])
 
     def _log_metrics(self, run_id: str, points: Sequence[tuple[str, float | None, int, int]]) -> None:
-        """Points (key, value, milliseconds, step); equal ones are kept once, so they may be sent again."""
+        """Log points (key, value, milliseconds, step); MLflow stores equal points once, so they may be sent again."""
         from mlflow.entities import Metric
 
         metrics: list[Metric] = [
@@ -302,7 +303,7 @@ def _digest(entry: Any) -> str:
 
 
 def _key(name: str) -> str:
-    """A name that MLflow accepts.
+    """Replace the characters that MLflow does not accept in a name.
 
     >>> _key("train@moons-cfm/loss")
     'train:moons-cfm/loss'

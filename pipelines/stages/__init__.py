@@ -1,1 +1,4 @@
-"""One file a stage: read, call, write. A stage never imports another; they talk through the files in `data/`."""
+"""Entry points of the stages, one file each.
+
+A stage never imports another one; stages exchange data only through files in `data/`.
+"""

@@ -1,7 +1,7 @@
 """Run a stage as a process.
 
-What can go wrong for a user ends in one sentence and exit status 1; anything else is a defect, whose traceback goes to
-the log file.
+An error that a user can fix ends in one sentence and exit status 1; any other error is a defect, whose traceback is
+written to the log file.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from pipelines.runs.records import RunRecord, Status
 
 
 def run(main: Callable[..., None]) -> NoReturn:
-    """Run a stage's function as this process.
+    """Run a stage's function as this process and exit.
 
-    The function's parameters after the first are the names of its cell, taken from the command line
-    (`--dataset moons`).
+    The parameters of the function after the first identify the cell; they are command-line options (`--dataset moons`).
     """
     cell = list(inspect.signature(main).parameters)[1:]
     parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)))
@@ -61,7 +60,7 @@ def _guarded(main: Callable[..., None], name: str, arguments: dict[str, str]) ->
     except UserError as error:
         message = str(error)
     except (KeyboardInterrupt, SystemExit):
-        status, message, code = "KILLED", "stopped before it was done; run the same command to go on.", 130
+        status, message, code = "KILLED", "stopped before it finished; run the same command to continue.", 130
     except BaseException as error:
         log = records.home() / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +75,7 @@ def _guarded(main: Callable[..., None], name: str, arguments: dict[str, str]) ->
 
 
 def _check_cell(params: Params, cell: Mapping[str, str]) -> None:
-    """Refuse a data set, an environment or an experiment that params.yaml does not have."""
+    """Raise an error for a data set, an environment or an experiment that params.yaml does not define."""
     for kind, entries in (
         ("dataset", params.datasets),
         ("environment", params.environments),
@@ -91,7 +90,7 @@ def _stop(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _publish(record: RunRecord) -> None:
-    """Under a bare `dvc repro` nobody else copies the record to the tracker."""
+    """Publish the record, which no orchestrator does under a bare `dvc repro`."""
     if "FLOWMATCH_INVOCATION" not in os.environ:
         from pipelines.runs import live
 

@@ -1,4 +1,4 @@
-"""Collect an environment's tables: offline transitions, on-policy rollouts, and the rollouts of the evaluation."""
+"""Collect an environment's tables: offline transitions, on-policy rollouts and evaluation rollouts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pipelines.stages._main import run
 
 
 def main(stage: Stage, environment: str) -> None:
+    """Run the stage for one environment."""
     from pipelines.data import collect
 
     collect.write(stage, environment)

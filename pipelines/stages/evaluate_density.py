@@ -1,4 +1,4 @@
-"""Score every density model of a data set, each distance beside its sampling floor."""
+"""Score every density model of a data set, with the sampling floor of each distance."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pipelines.stages._main import run
 
 
 def main(stage: Stage, dataset: str) -> None:
+    """Run the stage for one data set."""
     from pipelines.evaluation import density
 
     density.evaluate(stage, dataset)

@@ -1,4 +1,4 @@
-"""Score every successor model of an environment, each number beside its sampling floor."""
+"""Score every successor model of an environment, with the sampling floor of each score."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pipelines.stages._main import run
 
 
 def main(stage: Stage, environment: str) -> None:
+    """Run the stage for one environment."""
     from pipelines.evaluation import successor
 
     successor.evaluate(stage, environment)

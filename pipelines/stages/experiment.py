@@ -1,4 +1,4 @@
-"""Run an experiment: every number as a table, its picture, its findings beside what is expected."""
+"""Run an experiment and write its table, its figure and its findings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pipelines.stages._main import run
 
 
 def main(stage: Stage, experiment: str) -> None:
+    """Run the stage for one experiment."""
     from pipelines import experiments
 
     experiments.write(stage, experiment)

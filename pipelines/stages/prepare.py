@@ -1,4 +1,4 @@
-"""Prepare a data set: train, val and test as parquet, and where they come from."""
+"""Prepare a data set: train, val and test tables as parquet, with their provenance."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pipelines.stages._main import run
 
 
 def main(stage: Stage, dataset: str) -> None:
+    """Run the stage for one data set."""
     from pipelines.data import prepare
 
     prepare.write(stage, dataset)

@@ -1,4 +1,4 @@
-"""Write the report: one self-contained HTML page and its pictures."""
+"""Write the report: one self-contained HTML page and its figures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pipelines.stages._main import run
 
 
 def main(stage: Stage) -> None:
+    """Run the stage."""
     from pipelines.reporting import report
 
     report.write(stage)

@@ -7,6 +7,7 @@ from pipelines.stages._main import run
 
 
 def main(stage: Stage, dataset: str) -> None:
+    """Run the stage for one data set."""
     from pipelines.evaluation import density_sampling
 
     density_sampling.sample(stage, dataset)

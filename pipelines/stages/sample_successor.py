@@ -7,6 +7,7 @@ from pipelines.stages._main import run
 
 
 def main(stage: Stage, environment: str) -> None:
+    """Run the stage for one environment."""
     from pipelines.evaluation import successor_sampling
 
     successor_sampling.sample(stage, environment)

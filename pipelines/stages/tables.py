@@ -7,6 +7,7 @@ from pipelines.stages._main import run
 
 
 def main(stage: Stage) -> None:
+    """Run the stage."""
     from pipelines.reporting import tables
 
     tables.write(stage)

@@ -1,4 +1,4 @@
-"""Train a density model, one network a seed."""
+"""Train a density model, one network per seed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pipelines.stages._main import run
 
 
 def main(stage: Stage, dataset: str, method: str) -> None:
+    """Run the stage for one data set and method."""
     from pipelines.training import density
 
     density.train(stage, dataset, method)

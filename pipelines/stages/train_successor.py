@@ -1,4 +1,4 @@
-"""Train a successor model, one network a seed."""
+"""Train a successor model, one network per seed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pipelines.stages._main import run
 
 
 def main(stage: Stage, environment: str, method: str) -> None:
+    """Run the stage for one environment and method."""
     from pipelines.training import successor
 
     successor.train(stage, environment, method)

@@ -1,0 +1,1 @@
+"""Train density and successor models: the loop, checkpoints, worker processes and the two jobs."""

@@ -1,8 +1,8 @@
-"""Checkpoints of a training run: complete, atomic, and never taken for another run's.
+"""Checkpoints of a training run: complete, atomic, and never used for another configuration.
 
-They live in `.checkpoints/<stage>/<key>/`, outside DVC's outputs (which DVC deletes before it runs a stage). The key is
-a hash of everything that decides the result, so a changed parameter or input starts anew, and a killed run goes on from
-its last checkpoint to the weights that an uninterrupted run would have reached.
+They are stored in `.checkpoints/<stage>/<key>/`, outside DVC's outputs, which DVC deletes before it runs a stage. The
+key is a hash of everything that determines the result, so a changed parameter or input starts from the beginning, and a
+killed run continues from its last checkpoint to the weights of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = Path(".checkpoints")
 
 
 def folder(stage: str, config: Mapping[str, Any], inputs: Sequence[Path]) -> Path:
-    """The folder of checkpoints that belongs to a configuration, the content of its inputs, and this very code."""
+    """Return the checkpoint folder of a configuration, the content of its inputs, and the code."""
     import torch
 
     digest = hashlib.sha256(json.dumps([config, torch.__version__], sort_keys=True, default=str).encode())
@@ -42,10 +42,10 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The checkpoint at `path`; None when there is none.
+    """Return the checkpoint at `path`, or None if there is none.
 
     Raises:
-        UserError: when the file is damaged. It cannot be half-written, so somebody or the disk changed it.
+        UserError: The file is damaged. Writes are atomic, so it was changed afterwards.
     """
     if not path.exists():
         return None
@@ -58,5 +58,5 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 
 
 def clear(stage: str) -> None:
-    """Remove all checkpoints of a stage, once its result is written."""
+    """Remove all checkpoints of a stage, after its result is written."""
     shutil.rmtree(ROOT / stage, ignore_errors=True)

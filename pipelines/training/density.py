@@ -18,7 +18,7 @@ from pipelines.training.fit import Job, Task, fit_seeds
 
 
 def train(stage: Stage, dataset: str, method: str) -> None:
-    """Train a density model of a data set, one network a seed."""
+    """Train a density model of a data set, one network per seed."""
     params = stage.params.density
     fit = params.fit_for(stage.params.datasets[dataset])
     fit_seeds(stage, DensityJob(dataset, method, fit, params.methods[method]), params.seeds)
@@ -27,22 +27,25 @@ def train(stage: Stage, dataset: str, method: str) -> None:
 @final
 @dataclass(frozen=True)
 class DensityJob(Job):
-    """The training of a density model.
+    """The training job of a density model.
 
     Attributes:
-        choice: The method's path, coupling and objective.
+        choice: Path, coupling and objective of the method.
     """
 
     choice: DensityMethod
 
     def config(self) -> dict[str, Any]:
+        """Return the data set and the method."""
         return {"dataset": self.data, "method": self.choice.model_dump(mode="json")}
 
     def inputs(self) -> list[Path]:
+        """Return the training rows and their provenance."""
         folder = layout.prepared(self.data)
         return [layout.part(folder, "train"), layout.provenance(folder)]
 
     def task(self, device: torch.device) -> Task:
+        """Create the training task of one seed."""
         train, description = self.inputs()
         provenance = files.read_json(description)
         columns = provenance["columns"]

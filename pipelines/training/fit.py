@@ -1,4 +1,4 @@
-"""Train one network a seed, side by side, and write models, loss curves and timing."""
+"""Train one network per seed in parallel, and write models, loss curves and timing."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ from pipelines.training.workers import side_by_side
 
 @dataclass(frozen=True)
 class Task:
-    """A network to be trained, the terms of its loss, and what is stored beside its weights.
+    """A network to train, the terms of its loss, and the description stored with its weights.
 
     Attributes:
-        network: On the device where it is trained.
-        terms: The terms of the loss at a step.
-        loc, scale: The standardisation of the data, `(columns,)`.
-        meta: The description that rebuilds the network.
-        seek: Moves data that are read in an order to a step, when training begins or resumes.
-        memory: What the terms carry from step to step, apart from the network.
+        network: Network on its training device.
+        terms: Function that returns the terms of the loss at a step.
+        loc: Mean of the data, `(columns,)`.
+        scale: Standard deviation of the data, `(columns,)`.
+        meta: Description that rebuilds the network.
+        seek: Moves data that are read in order to a step, when training begins or resumes.
+        memory: State that the terms carry between steps, apart from the network.
     """
 
     network: nn.Module
@@ -47,12 +48,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Job(ABC):
-    """What is trained: picklable, as each seed may have a process of its own.
+    """A training job, picklable because each seed may have its own process.
 
     Attributes:
-        data: The data set or the environment.
-        method: The name of the method in `params.yaml`.
-        fit: How it is trained.
+        data: Data set or environment.
+        method: Name of the method in `params.yaml`.
+        fit: Training settings.
     """
 
     data: str
@@ -61,19 +62,19 @@ class Job(ABC):
 
     @abstractmethod
     def task(self, device: torch.device) -> Task:
-        """Make the task of one seed in the process that trains it; torch's global generator is seeded."""
+        """Create the task of one seed, in the process that trains it and with torch's global generator seeded."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Return what decides the result beside `fit`; a checkpoint of another configuration is not resumed."""
+        """Return what determines the result besides `fit`; a checkpoint of another configuration is not resumed."""
 
     @abstractmethod
     def inputs(self) -> list[Path]:
-        """Return the files that decide the result; a checkpoint of other contents is not resumed."""
+        """Return the files that determine the result; a checkpoint of other contents is not resumed."""
 
 
 def fit_seeds(stage: Stage, job: Job, seeds: tuple[int, ...]) -> None:
-    """Train one network a seed and write the models, the loss curve and the final losses of the method."""
+    """Train one network per seed, and write the models, the loss curve and the final losses of the method."""
     chosen = device.resolve(stage.params.device)
     config = {
         **job.config(),
@@ -95,22 +96,22 @@ def fit_seeds(stage: Stage, job: Job, seeds: tuple[int, ...]) -> None:
         for seed in seeds:
             shutil.copy(layout.network(state, seed), folder)
     stage.record.artifact(models)
-    stage.record.tag("flowmatch.model", f"{job.data}.{job.method}")  # the name under which it is registered
+    stage.record.tag("flowmatch.model", f"{job.data}.{job.method}")  # name in the model registry
     _write_logs(stage, job, dict(zip(seeds, summaries, strict=True)))
     checkpoints.clear(stage.name)
 
 
 def _fit_one(
-    seed: int, tell: Callable[[Progress], None], *, base: int, job: Job, device: str, state: Path
+    seed: int, report: Callable[[Progress], None], *, base: int, job: Job, device: str, state: Path
 ) -> dict[str, Any]:
     summary = state / f"seed{seed}.json"
     if not summary.exists():
-        # The method is not part of the keys: all methods start from the same weights.
+        # The keys do not contain the method, so all methods start from the same weights.
         torch.manual_seed(derived_seed(base, "weights", job.data, seed))
         task = job.task(torch.device(device))
         generator = torch.Generator(device).manual_seed(derived_seed(base, "batches", job.data, seed))
         checkpoint = state / f"seed{seed}.checkpoint"
-        trained = loop.train(task.network, task.terms, job.fit, generator, checkpoint, tell, task.seek, task.memory)
+        trained = loop.train(task.network, task.terms, job.fit, generator, checkpoint, report, task.seek, task.memory)
         model = layout.network(state, seed)
         saved.save(model, trained.network, task.loc, task.scale, {**task.meta, "seed": seed})
         files.write_json(summary, {"curve": trained.curve, "seconds": trained.seconds})
@@ -119,7 +120,7 @@ def _fit_one(
 
 
 def _reporter(stage: Stage, seeds: tuple[int, ...]) -> Callable[[int, Progress], None]:
-    """Return a reporter that records every row and logs one every two seconds, and the last one."""
+    """Return a reporter that records every row, and logs one every two seconds and the last one."""
     last = dict.fromkeys(seeds, 0.0)
 
     def report(seed: int, row: Progress) -> None:
@@ -132,7 +133,7 @@ def _reporter(stage: Stage, seeds: tuple[int, ...]) -> Callable[[int, Progress],
 
 
 def _write_logs(stage: Stage, job: Job, summaries: Mapping[int, Mapping[str, Any]]) -> None:
-    """Write the loss curve (mean over seeds, then each seed) and the final losses; times go to the record alone."""
+    """Write the loss curve (mean over seeds, then each seed) and the final losses; times go only to the record."""
     import pandas as pd
 
     tables = {seed: pd.DataFrame(summary["curve"]).set_index("step") for seed, summary in summaries.items()}

@@ -1,8 +1,8 @@
-"""The one training loop: AdamW with warm-up and cosine, an averaged copy of the network, checkpoints, throughput.
+"""The training loop: AdamW with warm-up and cosine decay, an averaged network, checkpoints and throughput.
 
-The loop knows neither data nor loss: it is given a function that returns the terms of the loss for one step. All
-randomness of a step comes from one generator, whose state is part of the checkpoint, so a run that was killed and
-resumed ends at the same weights, bit for bit, as one that was not (on CPU).
+The loop is independent of data and loss: a function returns the terms of the loss for each step. All randomness of a
+step comes from one generator, whose state is part of the checkpoint, so a run that was killed and resumed ends with the
+same weights, bit for bit, as an uninterrupted one (on CPU).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from pipelines.config.params import Fit
 
 
-CHECKPOINT_SECONDS = 1.0  # at least so long between two checkpoints,
-CHECKPOINT_SHARE = 0.02  # and so long that they cost no more than this share of the time
-LINE_SECONDS = 2.0
+CHECKPOINT_SECONDS = 1.0  # minimum time between two checkpoints
+CHECKPOINT_SHARE = 0.02  # maximum share of the time spent on checkpoints
+LINE_SECONDS = 2.0  # minimum time between two log lines of a seed
 
 Step = Callable[[nn.Module, nn.Module, torch.Generator, float], Mapping[str, Tensor]]
 """`(network, averaged network, generator, share of the steps done) -> terms`; "loss" is minimised, all are logged."""
@@ -35,7 +35,7 @@ Step = Callable[[nn.Module, nn.Module, torch.Generator, float], Mapping[str, Ten
 
 @dataclass(frozen=True)
 class Progress:
-    """One row of the loss curve: the means of the terms since the last row."""
+    """One row of the loss curve: the mean of each term since the previous row."""
 
     step: int
     steps: int
@@ -51,7 +51,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """The averaged network, the loss curve (one row each `log_every` steps) and the time it took."""
+    """The averaged network, the loss curve (one row per `log_every` steps) and the training time."""
 
     network: nn.Module
     curve: list[dict[str, float]]
@@ -59,13 +59,13 @@ class Trained:
 
 
 def learning_rate(step: int, fit: Fit) -> float:
-    """Half a cosine from `fit.lr` at the first step to zero at `fit.steps`, under a linear warm-up."""
+    """Return the learning rate: a half cosine from `fit.lr` to zero at `fit.steps`, with linear warm-up."""
     warm = min(1.0, (step + 1) / (fit.warmup + 1))
     return fit.lr * warm * 0.5 * (1.0 + math.cos(math.pi * step / fit.steps))
 
 
 def adam_betas(step: int, fit: Fit) -> tuple[float, float]:
-    """AdamW's decays, the second on a line from `fit.adam_betas` at the first step to its end at `fit.steps`."""
+    """Return AdamW's betas; the second changes linearly from `fit.adam_betas` to its end at `fit.steps`."""
     first, second = fit.adam_betas
     end = second if fit.adam_beta2_end is None else fit.adam_beta2_end
     return first, second + step / fit.steps * (end - second)
@@ -83,17 +83,18 @@ def train(
 ) -> Trained:
     """Train a network in place and return its averaged copy.
 
-    Arguments:
-        network: on the device where it is to be trained, freshly initialised.
-        step_terms: the terms of the loss at one step.
-        generator: the only source of randomness in `step_terms`.
-        checkpoint: file to resume from and to save to; the caller removes it once the result is safe.
-        report: called with every row of the loss curve.
-        seek: called once with the step that comes first, for data that are read in an order.
-        memory: what else `step_terms` carries from one step to the next, kept with the checkpoint.
+    Args:
+        network: Freshly initialised network on its training device.
+        step_terms: Returns the terms of the loss at one step.
+        fit: Training settings.
+        generator: Only source of randomness in `step_terms`.
+        checkpoint: File to resume from and to save to; the caller removes it after the result is written.
+        report: Called with every row of the loss curve.
+        seek: Called once with the first step, for data that are read in order.
+        memory: State that `step_terms` carries between steps; it is part of the checkpoint.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: The loss is not finite.
     """
     average = copy.deepcopy(network).requires_grad_(False)
     weights: list[Tensor] = list(network.parameters())
@@ -163,7 +164,7 @@ def _restore(
     generator: torch.Generator,
     curve: list[dict[str, float]],
 ) -> tuple[int, float]:
-    """Put the checkpoint's state in place; the step to go on from and the seconds spent so far."""
+    """Restore the state of the checkpoint; return the next step and the seconds spent so far."""
     found = checkpoints.load(path)
     if found is None:
         return 0, 0.0

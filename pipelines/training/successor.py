@@ -22,11 +22,11 @@ from pipelines.runs.context import Stage
 from pipelines.training.fit import Job, Task, fit_seeds
 
 Value = Callable[[nn.Module, nn.Module, torch.Generator, Mapping[str, float]], Loss]
-"""`(network, averaged network, generator, share of the steps done if the loss uses it) -> terms`."""
+"""`(network, averaged network, generator, {"progress": completed share of the steps} if the loss uses it) -> terms`."""
 
 
 def train(stage: Stage, environment: str, method: str) -> None:
-    """Train a successor model, one network a seed, or write the reason why there is nothing to train."""
+    """Train a successor model, one network per seed, or write the reason why it has no network."""
     entry, params = stage.params.environments[environment], stage.params.successor
     choice = params.methods[method]
     nothing = untrained(environment, method, entry, choice)
@@ -40,13 +40,13 @@ def train(stage: Stage, environment: str, method: str) -> None:
 @final
 @dataclass(frozen=True)
 class SuccessorJob(Job):
-    """The training of a successor model.
+    """The training job of a successor model.
 
-    A loss that needs `futures` is given on-policy futures, one that needs a `target` the averaged network.
+    A loss that needs `futures` receives on-policy future states; one that needs a `target`, the averaged network.
 
     Attributes:
-        choice: The method's loss and path.
-        gamma: The discount per transition.
+        choice: Loss and path of the method.
+        gamma: Discount per transition.
     """
 
     fit: SuccessorFit
@@ -54,13 +54,16 @@ class SuccessorJob(Job):
     gamma: float
 
     def config(self) -> dict[str, Any]:
+        """Return the environment, the discount and the method."""
         return {"environment": self.data, "gamma": self.gamma, "method": self.choice.model_dump(mode="json")}
 
     def inputs(self) -> list[Path]:
+        """Return the transitions, the rollouts and their provenance."""
         folder = layout.collected(self.data)
         return [layout.transitions(folder), layout.rollouts(folder), layout.provenance(folder)]
 
     def task(self, device: torch.device) -> Task:
+        """Create the training task of one seed."""
         spec, fit = self.choice.loss.spec, self.fit
         batches = Batches(layout.collected(self.data), device)
         path = successor.path(self.choice.path)
@@ -69,7 +72,7 @@ class SuccessorJob(Job):
         if spec.needs == "futures":
             value = self._on_futures(batches, path)
         else:
-            half = fit.batch // 2  # the loss regresses on two terms
+            half = fit.batch // 2  # the loss has two terms, with half of the batch each
             if fit.returns > 1:
                 draw = batches.returns(half, self.gamma, fit.returns)
             else:
@@ -133,4 +136,4 @@ def _particles(fit: SuccessorFit, batches: Batches, path: AffinePath) -> Particl
 
 
 def _nowhere(step: int) -> None:
-    """Data that are drawn at random have no place to move to."""
+    """Do nothing, for data that are drawn at random and have no position."""

@@ -1,4 +1,4 @@
-"""The seeds of a stage, trained side by side in processes of their own."""
+"""Train the seeds of a stage in parallel processes."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ def side_by_side(
     processes: int | None = None,
     threads: int = 1,
 ) -> list[R]:
-    """Call `work(seed, tell)` for every seed and return the results in order.
+    """Call `work(seed, send)` for every seed and return the results in order.
 
-    Arguments:
-        work: a picklable function; what it passes to `tell` arrives at `report(seed, ...)` in this process.
-        processes: at most so many at a time; None is as many as the cores have room for, 1 is this process.
-        threads: torch's threads in each process.
+    Args:
+        work: Picklable function; what it passes to `send` is passed to `report(seed, ...)` in this process.
+        seeds: Seeds.
+        report: Receives the progress of a seed.
+        processes: Maximum number of processes; None uses all cores, 1 uses this process.
+        threads: Torch threads per process.
 
     Raises:
-        UserError: what `work` raised, or that a process was killed from outside; the others are ended.
+        UserError: `work` raised it, or a process was killed from outside; the other processes are ended.
     """
     import torch
 
@@ -48,11 +50,11 @@ def side_by_side(
     try:
         while waiting or running:
             while waiting and len(running) < processes:
-                here, there = context.Pipe(duplex=False)
-                process = context.Process(target=_run, args=(there, work, waiting[0], threads), daemon=True)
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_run, args=(sender, work, waiting[0], threads), daemon=True)
                 process.start()
-                there.close()  # so that the end of the process is the end of the pipe
-                running[here] = waiting.pop(0), process
+                sender.close()  # the pipe ends with the process only if no other copy is open
+                running[receiver] = waiting.pop(0), process
             for pipe in wait(list(running)):
                 assert isinstance(pipe, Connection)
                 seed, process = running[pipe]
@@ -79,7 +81,7 @@ def side_by_side(
 
 
 def _run(pipe: Connection, work: Work[Any], seed: int, threads: int) -> None:
-    """The life of a worker: it leaves Ctrl-C to its parent and does not outlive it."""
+    """Worker entry point: ignores SIGINT and exits with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -91,7 +93,7 @@ def _run(pipe: Connection, work: Work[Any], seed: int, threads: int) -> None:
     except UserError as error:
         pipe.send(("error", error))
     except Exception as error:
-        defect = RuntimeError(f"{type(error).__name__}: {error}")  # the error itself may not survive the way
+        defect = RuntimeError(f"{type(error).__name__}: {error}")  # the error itself may not be picklable
         defect.add_note(traceback.format_exc())
         pipe.send(("error", defect))
     else:

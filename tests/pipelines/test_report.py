@@ -69,10 +69,10 @@ def test_n_step_returns_are_taken_on_the_policy_and_do_not_compete() -> None:
 def test_a_difference_that_seeds_do_not_agree_on_is_no_win() -> None:
     other = (1, -1, 0)
     close = ranking(td_cfm=cell(1.16), td_cfm_coupled=cell(0.43, luck=other), td2_cfm=cell(0.41))
-    assert "not told apart from it by 3 seeds: TD-CFM(C) 4.3 ×; then TD-CFM 11.6 ×." in close
+    assert "not significantly different over 3 seeds: TD-CFM(C) 4.3 ×; then TD-CFM 11.6 ×." in close
     for apart in (cell(0.43, 0.001, other), cell(0.43)):  # little luck; or the same luck, which the pairs take out
         width = 0.001 if apart["emd_seed0"] > 0.42 else 0.05
-        assert "told apart" not in ranking(td_cfm_coupled=apart, td2_cfm=cell(0.41, width))
+        assert "significantly" not in ranking(td_cfm_coupled=apart, td2_cfm=cell(0.41, width))
 
 
 def test_one_seed_has_no_interval_and_no_tie() -> None:
@@ -110,7 +110,7 @@ def test_overall_counts_wins_ties_and_divergence() -> None:
     maze = metrics(td_cfm=cell(1.16), td_cfm_coupled=cell(0.42, luck=(1, -1, 0)), td2_cfm=cell(0.41))
     spiral = metrics(td_cfm={"emd": 1e9, "diverged": True}, td_cfm_coupled=cell(0.9), td2_cfm=cell(0.4))
     assert ranking.overall(PARAMS, {"maze_loop": maze, "spiral": spiral}) == (
-        "Smallest EMD of the off-policy methods, or not told apart from it: "
+        "Smallest EMD of the off-policy methods, or not significantly different from it: "
         "TD²-CFM in 2 of 2 (median 4.05 × the floor); "
         "TD-CFM(C) in 1 of 2 (median 6.6 × the floor); TD-CFM in 0 of 2 (median 11.6 × the floor, diverged in 1)."
     )

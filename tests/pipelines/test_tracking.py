@@ -204,7 +204,7 @@ os.abort()
     (parent,) = parents(project)
     child = children(project, parent)["s"]
     assert (parent.info.status, child.info.status) == ("KILLED", "KILLED")
-    assert "gone without a word" in child.data.tags["mlflow.note.content"]
+    assert "ended without a status" in child.data.tags["mlflow.note.content"]
     assert curve(project, child) == [(0, 1.0)]
 
 

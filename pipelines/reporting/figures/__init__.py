@@ -1,6 +1,6 @@
-"""Pictures of results, each a function of tables that returns a matplotlib figure.
+"""Figures of results; each is a function of tables that returns a matplotlib figure.
 
-Figures are drawn without a screen.
+Figures are drawn without a display.
 """
 
 import matplotlib

@@ -1,4 +1,4 @@
-"""Curves: losses, distances over their floors, horizons."""
+"""Figures of curves: losses, distances over floors, and errors against horizon."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pipelines.reporting.ranking import Cells, Score, over_floor, scores
 
 
 def losses(logs: Mapping[str, pd.DataFrame], terms: Mapping[str, str]) -> Figure:
-    """Terms of the loss over training, one panel a term, one line a method.
+    """Plot the terms of the loss over training, one panel per term and one line per method.
 
-    A panel is logarithmic if some line in it is positive; then what is not positive is not drawn.
+    A panel is logarithmic if a line in it is positive; lines that are not positive are then incomplete.
     """
     figure, axes = plt.subplots(1, len(terms), figsize=(4.6 * len(terms) + 1.2, 2.9), squeeze=False)
     figure.subplots_adjust(left=0.7 / (4.6 * len(terms) + 1.2), right=1 - 1.4 / (4.6 * len(terms) + 1.2), bottom=0.17)
@@ -43,14 +43,14 @@ def losses(logs: Mapping[str, pd.DataFrame], terms: Mapping[str, str]) -> Figure
 
 
 def against_floor(metrics: Mapping[str, Cells]) -> Figure:
-    """EMD of every method over the floor of its data, on a logarithmic axis: 1 is as good as true samples.
+    """Plot EMD over floor of every method, on a logarithmic axis on which 1 is as good as true samples.
 
-    Whiskers are the intervals; a cross at the right edge is a method that diverged.
+    Whiskers are intervals; a cross at the right edge marks a method that diverged.
     """
     found = {place: over_floor(cells) for place, cells in metrics.items()}
     methods = list(dict.fromkeys(method for rows in found.values() for method in rows))
-    kept = [s for rows in found.values() for s in rows.values() if not s.diverged]
-    edge = 2 * max((s.mean for s in kept), default=5.0)  # an interval of two seeds may be much longer
+    finite = [s for rows in found.values() for s in rows.values() if not s.diverged]
+    edge = 2 * max((s.mean for s in finite), default=5.0)  # intervals are cut, as those of two seeds are very long
     heights = {place: 0.14 + 0.055 * max(2, len(rows)) for place, rows in found.items()}
     height = max(sum(heights.values()) + 0.75, 0.2 * len(methods) + 0.2)  # as tall as the legend
     figure, axis = plt.subplots(figsize=(8.5, height), layout="constrained")
@@ -67,7 +67,7 @@ def against_floor(metrics: Mapping[str, Cells]) -> Figure:
         yticklabels=list(found),
         ylim=(y, 0),
         xscale="log",
-        xlim=(min([0.7, *(0.8 * s.mean for s in kept)]), 1.15 * edge),
+        xlim=(min([0.7, *(0.8 * s.mean for s in finite)]), 1.15 * edge),
         xlabel="EMD / floor (1 = as good as true samples)",
     )
     _plain_ticks(axis.xaxis)
@@ -84,7 +84,7 @@ def against_floor(metrics: Mapping[str, Cells]) -> Figure:
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """Powers of ten and their double, triple and five-fold, as plain numbers, for a logarithmic axis."""
+    """Label a logarithmic axis with plain numbers: powers of ten and 2, 3 and 5 times them."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.set_minor_locator(NullLocator())
@@ -101,10 +101,12 @@ def _whisker(axis: Axes, y: float, method: str, score: Score, edge: float) -> Ar
 
 
 def horizons(cells: Mapping[float, Cells]) -> Figure:
-    """MSE(V) and EMD over its floor against the effective horizon 1 / (1 - gamma), one line a method with two points.
+    """Plot MSE(V), and EMD over floor, against the effective horizon 1 / (1 - gamma).
 
-    Arguments:
-        cells: the metrics at each gamma.
+    A method has a line if it has at least two points.
+
+    Args:
+        cells: Metrics by gamma.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     handles = {}
@@ -135,13 +137,13 @@ def horizons(cells: Mapping[float, Cells]) -> Figure:
 
 
 def _line(axis: Axes, points: Mapping[float, Score], method: str, top: float) -> Artist:
-    """A line through what did not diverge, its intervals as a band, and a cross at the top for the rest."""
+    """Draw a line through the finite points, with their intervals, and crosses at the top for those that diverged."""
     look = style(method)
-    kept = {x: score for x, score in points.items() if not score.diverged}
-    drawn = axis.plot(list(kept), [s.mean for s in kept.values()], markersize=4, linewidth=1.3, **look)[0]
-    for x, s in kept.items():
+    finite = {x: score for x, score in points.items() if not score.diverged}
+    drawn = axis.plot(list(finite), [s.mean for s in finite.values()], markersize=4, linewidth=1.3, **look)[0]
+    for x, s in finite.items():
         if s.low is not None and s.high is not None:
-            low = s.low if s.low > 0 else s.mean / 10  # that of two seeds may reach below zero
+            low = s.low if s.low > 0 else s.mean / 10  # an interval of two seeds may extend below zero
             axis.plot([x, x], [low, min(s.high, top)], color=look["color"], linewidth=1, alpha=0.6)
     lost = [x for x, score in points.items() if score.diverged]
     axis.plot(lost, [top] * len(lost), marker="x", color=look["color"], markeredgewidth=2, linestyle="none")

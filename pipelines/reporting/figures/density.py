@@ -1,4 +1,4 @@
-"""Figures of density models: samples, digits, probability paths, velocity fields."""
+"""Figures of density models: samples, digits, trajectories and velocity fields."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHOWN_DIGITS = 24
 
 
 def densities(test: Mapping[str, pd.DataFrame], samples: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
-    """Test rows and the samples of every method, one row a 2-D data set."""
+    """Plot test rows and the samples of every method, one row per 2-D data set."""
     methods = list(next(iter(samples.values())))
     figure, axes = panels(len(test), 1 + len(methods))
     for row, (name, data) in zip(axes, test.items(), strict=True):
@@ -42,7 +42,7 @@ def densities(test: Mapping[str, pd.DataFrame], samples: Mapping[str, Mapping[st
 
 
 def digits(test: pd.DataFrame, samples: Mapping[str, pd.DataFrame]) -> Figure:
-    """Images of 8 x 8 pixels, true and sampled."""
+    """Draw images of 8 x 8 pixels, true and sampled."""
     rows = {"data": test, **samples}
     figure, axes = plt.subplots(len(rows), 1, figsize=(9, 0.85 * len(rows)), squeeze=False, layout="constrained")
     for axis, (what, table) in zip(axes[:, 0], rows.items(), strict=True):
@@ -65,9 +65,10 @@ def paths(
     bounds: Sequence[float] | None = None,
     start: Sequence[float] | None = None,
 ) -> Figure:
-    """Where particles are at some times, one row a method.
+    """Plot the states of particles at some times, one row per method.
 
-    With `bounds` all panels show these and the noise of t = 0, and count what lies outside; else each row its own.
+    With `bounds`, all panels show these bounds and the noise of t = 0, and count the points outside; otherwise each row
+    has its own limits.
     """
     times = sorted({time for table in particles.values() for time in table["time"]})
     limits, aspect = None, 1.0
@@ -93,13 +94,13 @@ def paths(
 
 
 def _with_noise(noise: pd.DataFrame, bounds: Sequence[float]) -> list[float]:
-    """The bounds, widened to where all but the last percents of the noise are."""
+    """Return the bounds, extended to the 1st to 99th percentiles of the noise."""
     low, high = (noise.iloc[:, :2].quantile(q).to_numpy() for q in (0.01, 0.99))
     return [*np.minimum(low, bounds[:2]), *np.maximum(high, bounds[2:])]
 
 
 def fields(velocities: Mapping[str, pd.DataFrame]) -> Figure:
-    """The velocity field at some times, coloured by speed, one row a method."""
+    """Plot the velocity field at some times, coloured by speed, one row per method."""
     times = sorted(next(iter(velocities.values()))["time"].unique())
     figure, axes = panels(len(velocities), len(times), 1.9, left=0.3, titles=False)
     for row, (method, table) in zip(axes, velocities.items(), strict=True):
@@ -109,7 +110,7 @@ def fields(velocities: Mapping[str, pd.DataFrame]) -> Figure:
                 table.loc[table["time"] == time, name].to_numpy() for name in ("x", "y", "velocity_x", "velocity_y")
             )
             norm = np.hypot(u, v)
-            unit = np.maximum(norm, 1e-12)  # arrows of one length: the colour shows the speed
+            unit = np.maximum(norm, 1e-12)  # arrows have equal length; colour shows the speed
             axis.quiver(x, y, u / unit, v / unit, norm, cmap="viridis", clim=(0, speed), scale=25, width=0.007)
             axis.set(xticks=[], yticks=[], aspect="equal")
             name_panel(axis, row, axes, label(method), f"t = {time:g}")

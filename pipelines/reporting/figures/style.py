@@ -1,4 +1,4 @@
-"""What the figures share: colours and marks of methods, panels, axes."""
+"""Shared parts of figures: colours and markers of methods, panels and axes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ COLOURS = {
     "oracle": TRUTH,
 }
 MARKERS, LINES = "os^Dv<>", ("-", "--", ":", "-.")
-ACROSS = 6  # methods beside the truth in a row of panels; more are in_rows
+ACROSS = 6  # maximum number of methods next to the truth in a row of panels
 
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 110})
 
 
 def style(method: str) -> dict[str, Any]:
-    """Colour, marker and line of a method: a colour of its own, whoever else is drawn, shared by its variants."""
+    """Return the colour, marker and line style of a method.
+
+    The colour does not depend on the other methods in a figure and is shared by a method's variants.
+    """
     base, variant = split(method)
     number = sum(variant.encode())
     colour = COLOURS.get(base) or f"C{crc32(base.encode()) % 10}"
@@ -47,11 +50,17 @@ def style(method: str) -> dict[str, Any]:
 def panels(
     rows: int, columns: int, size: float = 2.1, *, left: float = 0.05, aspect: float = 1.0, titles: bool = True
 ) -> tuple[Figure, np.ndarray]:
-    """Panels with room for a title above each, or only above the first row; laid out by hand, since matplotlib takes
-    seconds for many.
+    """Return a figure and its panels, with room for a title above each or only above the first row.
 
-    Arguments:
-        size, aspect: the width of a panel in inches, and its height in widths.
+    The layout is computed here, because matplotlib's layout engine takes seconds for many panels.
+
+    Args:
+        rows: Number of rows.
+        columns: Number of columns.
+        size: Width of a panel in inches.
+        left: Left margin in inches.
+        aspect: Height of a panel divided by its width.
+        titles: Whether every panel has a title.
     """
     title, gap = 0.24, 0.06
     between, tall = title if titles else gap, size * aspect
@@ -69,7 +78,7 @@ def panels(
 
 
 def name_panel(axis: Axes, row: np.ndarray, axes: np.ndarray, left: str, top: str) -> None:
-    """The name of a row beside its first panel, and of a column above its first one."""
+    """Write the name of a row next to its first panel, and the name of a column above its first one."""
     if axis is row[0]:
         axis.set_ylabel(left)
     if row[0] is axes[0, 0]:
@@ -77,25 +86,26 @@ def name_panel(axis: Axes, row: np.ndarray, axes: np.ndarray, left: str, top: st
 
 
 def scatter(axes: Axes, table: pd.DataFrame, colour: str, limits: Sequence[float]) -> None:
+    """Plot the first two columns of a table as points."""
     axes.scatter(table.iloc[:, 0], table.iloc[:, 1], s=2, alpha=0.35, color=colour, linewidths=0, rasterized=True)
     axes.set(xlim=limits[0::2], ylim=limits[1::2], xticks=[], yticks=[], aspect="equal")
 
 
 def around(table: pd.DataFrame, margin: float = 0.1) -> list[float]:
-    """x0, y0, x1, y1 around the first two columns."""
+    """Return limits x0, y0, x1, y1 around the first two columns, with a margin."""
     low, high = table.iloc[:, :2].min().to_numpy(), table.iloc[:, :2].max().to_numpy()
     pad = margin * (high - low)
     return [*(low - pad), *(high + pad)]
 
 
 def in_rows(methods: Sequence[str]) -> list[list[str]]:
-    """Methods in rows of nearly equal length."""
+    """Split methods into rows of nearly equal length."""
     count = max(1, math.ceil(len(methods) / ACROSS))
     return [list(block) for block in np.array_split(np.array(methods, dtype=object), count)]
 
 
 def outside(table: pd.DataFrame, limits: Sequence[float]) -> float:
-    """The share of rows whose first two columns are outside of x0, y0, x1, y1, or are not finite.
+    """Return the share of rows whose first two columns are not finite or outside x0, y0, x1, y1.
 
     >>> outside(pd.DataFrame({"x": [0.0, 0.5, 2.0, 0.0], "y": [0.0, 1.0, 0.0, -3.0]}), [-1, -1, 1, 1])
     0.5
@@ -105,7 +115,7 @@ def outside(table: pd.DataFrame, limits: Sequence[float]) -> float:
 
 
 def count_outside(axis: Axes, table: pd.DataFrame, limits: Sequence[float]) -> None:
-    """Say in a panel how many of its points it cannot show."""
+    """Write into a panel which share of its points is outside its limits."""
     share = outside(table, limits)
     if share:
         text = "<1 % outside" if share < 0.01 else f"{100 * share:.0f} % outside"
@@ -114,6 +124,7 @@ def count_outside(axis: Axes, table: pd.DataFrame, limits: Sequence[float]) -> N
 
 
 def draw_walls(axis: Axes, walls: Sequence[Sequence[float]], colour: str = WALL) -> None:
+    """Draw walls as rectangles, and a frame around the panel."""
     for x0, y0, x1, y1 in walls:
         axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, color=colour))
     for side in axis.spines.values():
@@ -121,6 +132,6 @@ def draw_walls(axis: Axes, walls: Sequence[Sequence[float]], colour: str = WALL)
 
 
 def set_title(axis: Axes, method: str, diverged: Collection[str]) -> None:
-    """The name of a method, with a mark if it diverged."""
+    """Set the title to the display name of a method, marked if it diverged."""
     name = "truth" if method == "truth" else label(method)
     axis.set_title(f"{name} (diverged)" if method in diverged else name, color=START if method in diverged else "black")

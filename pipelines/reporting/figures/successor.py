@@ -1,4 +1,4 @@
-"""Figures of successor models: occupancy and value maps."""
+"""Figures of successor models: occupancy and maps of values."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def occupancy(
     walls: Sequence[Sequence[float]],
     diverged: Collection[str] = (),
 ) -> Figure:
-    """Where the policy will be, from some start states (red): the truth and every method, with walls drawn.
+    """Plot future states of the policy from some start states (red): the truth and every method, with walls.
 
-    Many methods are wrapped, with the truth before each row of them. Each panel says what share it cannot show.
+    Many methods are split into several rows, each with the truth first. Each panel states the share of samples outside.
     """
     blocks = in_rows(list(samples))
     shown = min(SHOWN_STARTS if len(blocks) == 1 else SHOWN_STARTS - 1, len(starts))
-    if not walls:  # an unbounded space: what is drawn decides
+    if not walls:  # an unbounded space: the truth determines the limits
         bounds = around(truth[truth["start"] < shown])
     several = len(blocks) > 1
     figure, axes = panels(len(blocks) * shown, 1 + max(map(len, blocks)), 1.5 if several else 1.9, titles=several)
@@ -64,18 +64,18 @@ def occupancy(
 def value_maps(
     table: pd.DataFrame, bounds: Sequence[float], walls: Sequence[Sequence[float]], diverged: Collection[str] = ()
 ) -> Figure:
-    """V(s, pi(s)) at rest by position, true and by every method, with the error of each below it.
+    """Plot V(s, pi(s)) at rest by position, true and by every method, with its error below.
 
-    All values share the colours of the true ones' range; errors share theirs, which leaves out the largest.
+    All values use the colour range of the true ones. All errors use one range, which cuts off the largest 2 %.
     """
     truth = table[table["method"] == "truth"].set_index(["y", "x"])["value"]
     by_method = {str(m): rows.set_index(["y", "x"])["value"] for m, rows in table.groupby("method", sort=False)}
     methods = [m for m in by_method if m != "truth"]
     errors = {m: by_method[m] - truth for m in methods}
     low, high = float(truth.min()), float(truth.max())
-    kept = [errors[m].abs() for m in methods if m not in diverged] or [pd.Series([1.0])]
-    # one method that is far off should not hide the others' errors
-    largest = min(float(pd.concat(kept).quantile(0.98)), high - low) or 1.0
+    sizes = [errors[m].abs() for m in methods if m not in diverged] or [pd.Series([1.0])]
+    # the large errors of one method should not hide those of the others
+    largest = min(float(pd.concat(sizes).quantile(0.98)), high - low) or 1.0
     blocks = in_rows(methods)
     figure, axes = panels(2 * len(blocks), 1 + max(map(len, blocks)), 1.7)
     for values, below, block in zip(axes[0::2], axes[1::2], blocks, strict=True):
@@ -97,7 +97,7 @@ def value_maps(
 def _map(
     axis: Axes, values: pd.Series, bounds: Sequence[float], walls: Sequence[Sequence[float]], **colours: Any
 ) -> QuadMesh:
-    """Colours at the positions (y, x) of the index of a series, nothing where it has none."""
+    """Draw colours at the positions (y, x) in the index of a series; other positions stay empty."""
     cells = values.unstack()
     mesh = axis.pcolormesh(cells.columns, cells.index, cells.to_numpy(), shading="nearest", rasterized=True, **colours)
     draw_walls(axis, walls, "#777777")

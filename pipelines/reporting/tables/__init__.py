@@ -1,6 +1,6 @@
-"""Tables of results: one file each, with a function `build(params, metrics, logs, provenance) -> Table`.
+"""Tables of results: one plugin file each, with a function `build(params, metrics, logs, provenance) -> Table`.
 
-A table lists what `params.yaml` asks for: a missing number is a hole with its reason, and the table is never shorter.
+A table has all rows that `params.yaml` asks for: a missing number is a hole with its reason, and no row is omitted.
 """
 
 from __future__ import annotations
@@ -19,21 +19,28 @@ if TYPE_CHECKING:
     from pipelines.runs.context import Stage
 
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""`metrics[data set or environment][method][name]`, as `data/metrics/<name>.json` holds them; `logs` alike.
+"""`metrics[data set or environment][method][name]`, as in `data/metrics/<name>.json`; `logs` in the same form.
 
-`metrics["experiments/<name>"][finding][name]` are those of an experiment.
+`metrics["experiments/<name>"][finding][name]` belong to an experiment.
 """
 
 ORDER = ("comparisons", "claims", "maze", "successor", "horizons", "paths", "ode_steps", "density", "experiments")
-"""The tables, as readers meet them."""
+"""The tables in the order of the page."""
 
 HOLE = "–"
-RIVAL = "td2_cfm"  # the method that the others are compared with
+RIVAL = "td2_cfm"  # the method with which the others are compared
 
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers with a title, and what a reader must know to read them."""
+    """A table of results.
+
+    Attributes:
+        name: Name of its files.
+        title: Heading.
+        rows: Cells.
+        notes: Remarks that are needed to read the numbers.
+    """
 
     name: str
     title: str
@@ -41,7 +48,7 @@ class Table:
     notes: tuple[str, ...]
 
     def markdown(self) -> str:
-        """The rows as a Markdown table, with the notes below it; nothing if there are none."""
+        """Return the rows as a Markdown table, with the notes below; empty if there are no rows."""
         if self.rows.empty:
             return ""
         lines = [" | ".join(self.rows.columns), " | ".join("---" for _ in self.rows.columns)]
@@ -50,7 +57,7 @@ class Table:
         return f"**{self.title}**\n\n{table}\n\n" + "\n".join(f"- {note}" for note in self.notes) + "\n"
 
     def page(self) -> dict[str, Any]:
-        """The cells as texts, the places of the columns that hold words, and the notes."""
+        """Return the cells as texts, the indices of text columns, and the notes."""
         words = [
             i for i, name in enumerate(self.rows.columns) if self.rows[name].map(lambda v: isinstance(v, str)).all()
         ]
@@ -65,7 +72,7 @@ class Table:
 
 
 def text(value: object) -> str:
-    """A cell as people read it: three significant digits, a hole for what is not there.
+    """Return a cell as text: three significant digits, or a hole for a missing number.
 
     >>> text(0.05581), text(None), text(1234.5), text("loop")
     ('0.0558', '–', '1234', 'loop')
@@ -78,12 +85,12 @@ def text(value: object) -> str:
 
 
 def interval(cell: Mapping[str, Any], name: str) -> str | None:
-    """`mean [low, high]` of a metric that has an interval."""
+    """Return a metric as `mean [low, high]`; the mean alone if there is no interval."""
     return between(*(cell.get(key) for key in (name, f"{name}_low", f"{name}_high")))
 
 
 def between(mean: float | None, low: float | None, high: float | None) -> str | None:
-    """`mean [low, high]`; the mean alone where there is no interval.
+    """Return `mean [low, high]`; the mean alone if there is no interval.
 
     >>> between(0.5, 0.4, 0.6), between(0.5, float("nan"), float("nan"))
     ('0.5 [0.4, 0.6]', '0.5')
@@ -96,7 +103,7 @@ def between(mean: float | None, low: float | None, high: float | None) -> str | 
 
 
 def limits(at_least: float | None, at_most: float | None) -> str | None:
-    """A range, which may be open at an end, as people read it.
+    """Return a range as text; it may be open at one end.
 
     >>> limits(0.5, 2.0), limits(1.3, None), limits(None, 2.0)
     ('0.5 to 2', '≥ 1.3', '≤ 2')
@@ -107,7 +114,7 @@ def limits(at_least: float | None, at_most: float | None) -> str | None:
 
 
 def numbers_of(cell: Mapping[str, Any], name: str, seeds: Sequence[int]) -> dict[int, float]:
-    """A metric of each of some seeds that has it, in their order."""
+    """Return a metric by seed, for those of the given seeds that have it, in their order."""
     found = metric_keys.by_seed(cell, name)
     return {seed: found[seed] for seed in seeds if seed in found}
 
@@ -120,13 +127,13 @@ def paired(
     seeds: Sequence[int],
     b_metric: str | None = None,
 ) -> Interval | None:
-    """A difference or ratio of two methods over their seeds; None where one lacks a seed, as a diverged one may."""
+    """Return a paired statistic of two methods over seeds, or None if one of them lacks a seed."""
     x, y = numbers_of(a, metric, seeds), numbers_of(b, b_metric or metric, seeds)
     return over(list(x.values()), list(y.values())) if x and x.keys() == y.keys() else None
 
 
 def papers_task(entry: Environment) -> str:
-    """The task of a maze that looks ahead about 100 physics steps, as with the paper's gamma of .99; else nothing."""
+    """Return the task of a maze whose horizon is about 100 physics steps, as in the paper, or an empty text."""
     if entry.kind != "maze":
         return ""
     horizon = 1 / (1 - entry.gamma ** (1 / int(entry.own.get("action_repeat", 5))))

@@ -1,8 +1,8 @@
-"""The paper's claims that a run of minutes can test, each a ratio that should lie in a range.
+"""The paper's claims that a run of minutes can test, each as a ratio with an expected range.
 
-Ranges: what 57 runs on the maze and the spiral showed to be safe. A ratio above the upper end is no success, as a
-baseline that far behind is broken. Of a reach reward the ratio of MSE(V) says nothing at this scale, so that it is only
-measured. Other horizons than those of these runs are not judged.
+The ranges are based on 57 runs on the maze and the spiral. A ratio above the upper end is not a success, because a
+baseline that performs so badly is broken. For a reach reward the ratio of MSE(V) is not informative at this scale, so
+it is only measured. Environments with other horizons than those of these runs are not judged.
 """
 
 from __future__ import annotations
@@ -20,9 +20,17 @@ LOOP, REACH, SPIRAL, MIXED = "loop", "reach", "spiral", "mixed"
 
 @dataclass(frozen=True)
 class Claim:
-    """`metric` of the method `over` by that of the method `under` lies between two ends, in the environments `where`.
+    """A claim about the ratio of a metric between two methods.
 
-    `under_metric` is the metric of `under` if it is another one.
+    Attributes:
+        sentence: The claim in words.
+        where: Kinds of environments to which it applies.
+        metric: Name of the metric.
+        over: Method of the numerator.
+        under: Method of the denominator.
+        at_least: Lower end of the expected range; None if there is none.
+        at_most: Upper end of the expected range; None if there is none.
+        under_metric: Metric of the denominator, if it is another one.
     """
 
     sentence: str
@@ -35,7 +43,7 @@ class Claim:
     under_metric: str | None = None
 
     def admits(self, ratio: float) -> bool:
-        """Whether a ratio is in the range."""
+        """Return whether a ratio is in the range."""
         return (self.at_least is None or self.at_least <= ratio) and (self.at_most is None or ratio <= self.at_most)
 
 
@@ -73,7 +81,7 @@ CLAIMS = (
 
 
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row an environment and claim whose methods it runs."""
+    """Build one row per environment and claim whose methods it runs."""
     import pandas as pd
 
     seeds, methods = params.successor.seeds, params.successor.methods
@@ -113,7 +121,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
 
 
 def _places(entry: Environment) -> set[str]:
-    """What an environment is to the claims."""
+    """Return the kinds of environments, in terms of the claims, to which an environment belongs."""
     places, task = set[str](), papers_task(entry)
     if task:
         places |= {LOOP} if task == LOOP else {REACH} if task.startswith(REACH) else set()
@@ -126,7 +134,7 @@ def _places(entry: Environment) -> set[str]:
 def _ratio(
     claim: Claim, over: Mapping[str, Any], under: Mapping[str, Any], seeds: tuple[int, ...]
 ) -> tuple[Interval | None, list[float]]:
-    """The ratio of the means, None if a number is missing, and that of each seed."""
+    """Return the ratio of the means, or None if a number is missing, and the ratio of each seed."""
     a, b = numbers_of(over, claim.metric, seeds), numbers_of(under, claim.under_metric or claim.metric, seeds)
     if not all(value > 0 for value in (*a.values(), *b.values())):
         return None, []

@@ -1,4 +1,4 @@
-"""Who wins where, by how much: every method against TD²-CFM, seed by seed."""
+"""Compare every method with TD²-CFM, paired by seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.reporting.tables import RIVAL, Cells, Table, between, paired, tex
 
 
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row an environment and method beside TD²-CFM; the closed form does not compete."""
+    """Build one row per environment and method other than TD²-CFM; the closed form is excluded."""
     import pandas as pd
 
     methods, seeds = params.successor.methods, params.successor.seeds
@@ -46,7 +46,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
 def _compare(
     metric: str, cell: Mapping[str, Any], rival: Mapping[str, Any], method: str, seeds: tuple[int, ...]
 ) -> tuple[str, Interval | None]:
-    """Who is better, and the paired difference over the seeds that both have."""
+    """Return the better method and the paired difference over the seeds that both have."""
     if metric not in cell or metric not in rival:
         return "not run", None
     gap = paired(paired_difference, cell, rival, metric, seeds)

@@ -13,7 +13,7 @@ PUBLISHED = {"miniboone": "Real NVP 13.55, MAF 11.75, FFJORD 10.43"}
 
 
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row a data set and method, under the floor of the data set."""
+    """Build one row per data set and method, below the floor of the data set."""
     import pandas as pd
 
     rows = []

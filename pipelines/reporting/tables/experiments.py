@@ -1,4 +1,4 @@
-"""Experiments: what was measured, and whether it is what was expected."""
+"""Experiments: measured numbers and their expected ranges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.reporting.tables import Cells, Table, interval, limits
 
 
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row an experiment and finding."""
+    """Build one row per experiment and finding."""
     import pandas as pd
 
     rows = [

@@ -1,4 +1,4 @@
-"""How errors grow with the horizon: Temporal Difference Flows, Figure 2, as numbers."""
+"""Growth of errors with the horizon: Temporal Difference Flows, Figure 2, as numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METRICS = (("mse_v", "MSE(V)"), ("emd", "EMD"))
 
 
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row a metric and method, for environments that differ in gamma (see `horizon_groups`)."""
+    """Build one row per metric and method, for environments that differ in gamma (see `horizon_groups`)."""
     import pandas as pd
 
     seeds, rows = params.successor.seeds, []
@@ -54,7 +54,7 @@ def _ran(cell: Mapping[str, Any]) -> bool:
 def _slopes(
     cells: list[Mapping[str, Any]], horizons: list[float], metric: str, seeds: tuple[int, ...]
 ) -> dict[int, float]:
-    """Least-squares slope of log metric in log horizon, of every seed that has all numbers."""
+    """Return the least-squares slope of log metric in log horizon, for every seed that has all numbers."""
     x = [math.log(horizon) for horizon in horizons]
     centre = sum(x) / len(x)
     found = {}

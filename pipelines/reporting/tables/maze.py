@@ -1,4 +1,4 @@
-"""The mean over the Maze's tasks: Temporal Difference Flows, Table 1; 'Successor measures' is Table 11."""
+"""Means over the Maze's tasks: Temporal Difference Flows, Table 1; the table `successor` is Table 11."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ METRICS = (("emd", "EMD"), ("nll", "NLL / dim"), ("mse_v", "MSE(V)"))
 
 
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row a method that runs in every task, where there are several; a task's first environment stands for it."""
+    """Build one row per method that runs in every task, if there are several; a task's first environment is used."""
     import pandas as pd
 
     tasks: dict[str, str] = {}

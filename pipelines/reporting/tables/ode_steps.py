@@ -1,4 +1,4 @@
-"""Fewer or more solver steps, in training and in sampling: Temporal Difference Flows, Table 10."""
+"""Numbers of solver steps in training and in sampling: Temporal Difference Flows, Table 10."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PUBLISHED = {2: (0.076, 379.5), 5: (0.036, 23.8), 10: (0.025, 7.7), 20: (0.0218,
 
 
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row an environment, method and number of steps: those that differ in training, then those in sampling."""
+    """Build one row per environment, method and number of steps: those varied in training, then in sampling."""
     import pandas as pd
 
     rows = []
@@ -56,11 +56,11 @@ def _steps(params: Params, entry: Environment, method: str) -> int:
 
 
 def _trained(params: Params, entry: Environment) -> list[tuple[int, str]]:
-    """The steps and names of methods that run here and differ from another one in the steps of their targets alone."""
+    """Return the steps and names of the methods that run here and differ from another one only in `ode_steps`."""
     groups: dict[str, list[tuple[int, str]]] = {}
     for name, method in params.successor.methods.items():
         if entry.runs(name):
             fit = params.successor.fit_for(entry, method).model_dump(mode="json")
             steps = fit.pop("ode_steps")
             groups.setdefault(f"{method.loss!r} {method.path!r} {fit}", []).append((steps, name))
-    return [member for group in groups.values() if len(dict(group)) > 1 for member in group]
+    return [pair for group in groups.values() if len(dict(group)) > 1 for pair in group]

@@ -1,4 +1,4 @@
-"""Curved minus straight probability paths: Temporal Difference Flows, Table 2 and the Maze tasks behind it."""
+"""Curved against straight probability paths: Temporal Difference Flows, Table 2, and the Maze tasks of its mean."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.config.params import Params, SuccessorMethod
 from pipelines.reporting.tables import Cells, Table, between, paired, papers_task, text
 from pipelines.reporting.tables.successor import PUBLISHED
 
-# The paper's EMD on the curved path by task and loss; that on the straight one is `PUBLISHED`'s.
+# The paper's EMD on the curved path by task and loss; `PUBLISHED` has that on the straight path.
 CURVED = {
     "loop": {"td_cfm": 0.112, "td_cfm_coupled": 0.132, "td2_cfm": 0.020},
     "reach_bottom_left": {"td_cfm": 0.096, "td_cfm_coupled": 0.078, "td2_cfm": 0.022},
@@ -21,7 +21,7 @@ CURVED = {
 
 
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row an environment and pair of methods that differ in nothing but their path."""
+    """Build one row per environment and pair of methods that differ only in their path."""
     import pandas as pd
 
     seeds, rows = params.successor.seeds, []
@@ -52,7 +52,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
 
 
 def pairs(methods: Mapping[str, SuccessorMethod]) -> Iterator[tuple[str, str]]:
-    """The methods on the straight path, each with those that differ from it in their path alone."""
+    """Yield pairs of methods that differ only in their path, the straight one first."""
     for straight, one in methods.items():
         for curved, other in methods.items():
             same = (one.loss, one.fit) == (other.loss, other.fit)

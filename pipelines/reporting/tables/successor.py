@@ -9,7 +9,7 @@ from pipelines.config.params import Environment, Params, SuccessorFit
 from pipelines.config.yaml_files import merge
 from pipelines.reporting.tables import HOLE, Cells, Table, interval, papers_task, text
 
-# Where a simulator's transitions come from.
+# Description of a simulator's behaviours.
 BEHAVIOURS = {
     "uniform": "uniform states and actions",
     "random": "episodes of random actions",
@@ -67,7 +67,7 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
 
 
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row an environment and method that it runs, under the floor of the environment."""
+    """Build one row per environment and method that it runs, below the floor of the environment."""
     import pandas as pd
 
     rows, skipped, without = list[dict[str, Any]](), list[str](), list[str]()
@@ -104,7 +104,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         "is exchanged (the slope over start states): 0 is a model that ignores it, 1 the truth. MC-CFM has seen the "
         "policy's actions alone.",
         "Outside: the largest share over seeds of samples beyond the range of the data, widened by its width on each "
-        "side. Above 1 % the model has diverged, and its numbers are no measure of it.",  # as in pipelines/starts.py
+        "side. Above 1 % the model has diverged, and its numbers are no measure of it.",  # as in evaluation/truth.py
         *([f"{', '.join(without)}: no NLL, as these models have no density."] if without else []),
         *_differences(params),
         *(f"{name}: {provenance[name]['fidelity']}; {provenance[name]['source']}" for name in params.environments),
@@ -116,7 +116,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
 
 
 def _published(entry: Environment) -> dict[str, tuple[float | None, ...]]:
-    """The paper's numbers of a task, where as far ahead is looked as in the paper."""
+    """Return the paper's numbers of a task, if the horizon is comparable."""
     return PUBLISHED.get(papers_task(entry), {})
 
 
@@ -134,7 +134,7 @@ def _sensitivity(cell: Mapping[str, Any]) -> str | None:
 
 
 def _differences(params: Params) -> Iterator[str]:
-    """What stands between our numbers and the paper's."""
+    """Yield notes on the differences between our settings and the paper's."""
     mazes = {name: entry for name, entry in params.environments.items() if entry.kind == "maze"}
     if mazes:
         yield (
