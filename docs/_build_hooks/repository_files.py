@@ -32,7 +32,12 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
 
     def include(match: re.Match[str]) -> str:
         name = match[1]
-        text = re.sub(r"^(#+ )", r"#\1", (docs.parent / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
+        text = re.sub(
+            r"^(#+ )",
+            r"#\1",
+            (docs.parent / name).read_text(encoding="utf-8"),
+            flags=re.MULTILINE,
+        )
         return _LINK.sub(lambda link: _relinked(link, posixpath.dirname(name), here), text)
 
     return _INCLUDE.sub(include, markdown)

@@ -38,7 +38,10 @@ def _take_runtime_signature(function: griffe.Function) -> None:
     function.parameters = griffe.Parameters(
         *(
             griffe.Parameter(
-                name, annotation=parameter.annotation, kind=_KINDS[parameter.kind], default=_source(parameter.default)
+                name,
+                annotation=parameter.annotation,
+                kind=_KINDS[parameter.kind],
+                default=_source(parameter.default),
             )
             for name, parameter in signature.parameters.items()
         )
