@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs" / "seeds.md").read_text()
+PAGE = (ROOT / "docs" / "lecture-notes.md").read_text()
 SECTIONS = {match[1]: match[2] for match in re.finditer(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)}
 REFERENCE = re.compile(r"`([\w/]+\.py)::(\w+)`")
 
 
 def rows(seed: int) -> Iterator[tuple[str, str, str]]:
     """Every equation of a seed with the cell of its names and that of its tests."""
-    (text,) = (text for title, text in SECTIONS.items() if title.startswith(f"Seed {seed}:"))
+    (text,) = (text for title, text in SECTIONS.items() if title.startswith(f"Notes {seed}:"))
     for line in text.splitlines():
         if line.startswith("| ") and not line.startswith(("| equation", "| ---")):
             equation, names, tests = (cell.strip() for cell in line.strip("|").split(" | "))
