@@ -14,7 +14,7 @@ from pipelines.config.catalog import ORACLE
 from pipelines.config.params import Environment, Params
 from pipelines.reporting.labels import label, split
 
-Cells = Mapping[str, Mapping[str, Any]]
+EnvironmentCells = Mapping[str, Mapping[str, Any]]
 """`cells[method][name]`, as `data/metrics/<environment>.json` holds them."""
 
 
@@ -45,7 +45,7 @@ class Score:
         return gap.low <= 0 <= gap.high
 
 
-def scores(cells: Cells, metric: str = "emd", unit: float = 1.0) -> dict[str, Score]:
+def scores(cells: EnvironmentCells, metric: str = "emd", unit: float = 1.0) -> dict[str, Score]:
     """Return a metric of every method that has it or diverged, divided by `unit`; the floor is excluded."""
     found = {}
     for method, cell in cells.items():
@@ -58,7 +58,7 @@ def scores(cells: Cells, metric: str = "emd", unit: float = 1.0) -> dict[str, Sc
     return found
 
 
-def over_floor(cells: Cells) -> dict[str, Score]:
+def over_floor(cells: EnvironmentCells) -> dict[str, Score]:
     """Return the EMD of every method divided by that of the floor."""
     floor = cells.get("floor", {}).get("emd")
     return scores(cells, "emd", floor) if floor else {}
@@ -82,7 +82,7 @@ def best(found: Mapping[str, Score]) -> list[str]:
     return ranked[:1] + [m for m in ranked[1:] if found[m].ties(found[ranked[0]])]
 
 
-def rivals(params: Params, environment: str, cells: Cells) -> dict[str, Score]:
+def rivals(params: Params, environment: str, cells: EnvironmentCells) -> dict[str, Score]:
     """Return EMD over floor of the off-policy methods, without variants of a method that is present itself."""
     found = over_floor(cells)
     chosen = off_policy(params, params.environments[environment], found)
@@ -112,12 +112,12 @@ def ranking(found: Mapping[str, Score], seeds: int) -> str:
     return "; ".join(part for part in parts if part) + "."
 
 
-def details(params: Params, environment: str, cells: Cells, among: Mapping[str, Score]) -> str:
+def details(params: Params, environment: str, cells: EnvironmentCells, among: Mapping[str, Score]) -> str:
     """Return sentences on the value error of these methods, and on the reference methods."""
     return " ".join(filter(None, [_values(cells, among), _references(params, params.environments[environment], cells)]))
 
 
-def _values(cells: Cells, among: Mapping[str, Score]) -> str:
+def _values(cells: EnvironmentCells, among: Mapping[str, Score]) -> str:
     floor = cells.get("floor", {}).get("mse_v")
     found = {method: score for method, score in scores(cells, "mse_v").items() if method in among}
     top = best(found)
@@ -127,7 +127,7 @@ def _values(cells: Cells, among: Mapping[str, Score]) -> str:
     return f"MSE(V): {label(top[0])} {found[top[0]].mean:.3g}{ties}, at a floor of {floor:.3g}."
 
 
-def _references(params: Params, entry: Environment, cells: Cells) -> str:
+def _references(params: Params, entry: Environment, cells: EnvironmentCells) -> str:
     """Return a sentence on the methods that are not off-policy."""
     found, parts = over_floor(cells), []
     for method in (m for m in found if m in params.successor.methods and not off_policy(params, entry, [m])):
@@ -137,7 +137,7 @@ def _references(params: Params, entry: Environment, cells: Cells) -> str:
     return f"For reference: {'; '.join(parts)}." if parts else ""
 
 
-def overall(params: Params, metrics: Mapping[str, Cells]) -> str:
+def overall(params: Params, metrics: Mapping[str, EnvironmentCells]) -> str:
     """Return a sentence with the number of environments in which each off-policy method is best or ties."""
     ran: dict[str, list[Score]] = {}
     wins: dict[str, int] = {}

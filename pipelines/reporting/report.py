@@ -129,7 +129,7 @@ def verdict(column: str, cell: str) -> str:
     return VERDICTS.get(cell.split(" ")[0].rstrip(",") if column == "verdict" else cell, "")
 
 
-def _short(page: Page, params: Params, metrics: Mapping[str, ranking.Cells]) -> None:
+def _short(page: Page, params: Params, metrics: Mapping[str, ranking.EnvironmentCells]) -> None:
     """Add the summary: the overall ranking and the comparisons across environments."""
     page.overall = ranking.overall(params, metrics) if len(metrics) > 1 else ""
     caption = (
@@ -148,7 +148,7 @@ def _short(page: Page, params: Params, metrics: Mapping[str, ranking.Cells]) -> 
         page.picture(page.short, f"{name}-horizons", figure, caption)
 
 
-def _environment(page: Page, params: Params, name: str, metrics: ranking.Cells) -> None:
+def _environment(page: Page, params: Params, name: str, metrics: ranking.EnvironmentCells) -> None:
     entry, folder, collected = params.environments[name], layout.samples(name), layout.collected(name)
     provenance = files.read_json(layout.provenance(collected))
     names, bounds, walls = provenance["state_names"], provenance["bounds"], provenance["walls"]

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from pipelines.reporting.figures.style import TRUTH, style
 from pipelines.reporting.labels import label
-from pipelines.reporting.ranking import Cells, Score, over_floor, scores
+from pipelines.reporting.ranking import EnvironmentCells, Score, over_floor, scores
 
 
 def losses(logs: Mapping[str, pd.DataFrame], terms: Mapping[str, str]) -> Figure:
@@ -42,7 +42,7 @@ def losses(logs: Mapping[str, pd.DataFrame], terms: Mapping[str, str]) -> Figure
     return figure
 
 
-def against_floor(metrics: Mapping[str, Cells]) -> Figure:
+def against_floor(metrics: Mapping[str, EnvironmentCells]) -> Figure:
     """Plot EMD over floor of every method, on a logarithmic axis on which 1 is as good as true samples.
 
     Whiskers are intervals; a cross at the right edge marks a method that diverged.
@@ -100,7 +100,7 @@ def _whisker(axis: Axes, y: float, method: str, score: Score, edge: float) -> Ar
     return axis.plot(drawn, y, marker=look["marker"], color=look["color"], markersize=4, linestyle="none")[0]
 
 
-def horizons(cells: Mapping[float, Cells]) -> Figure:
+def horizons(cells: Mapping[float, EnvironmentCells]) -> Figure:
     """Plot MSE(V), and EMD over floor, against the effective horizon 1 / (1 - gamma).
 
     A method has a line if it has at least two points.

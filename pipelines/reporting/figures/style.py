@@ -104,10 +104,10 @@ def in_rows(methods: Sequence[str]) -> list[list[str]]:
     return [list(block) for block in np.array_split(np.array(methods, dtype=object), count)]
 
 
-def outside(table: pd.DataFrame, limits: Sequence[float]) -> float:
+def share_outside(table: pd.DataFrame, limits: Sequence[float]) -> float:
     """Return the share of rows whose first two columns are not finite or outside x0, y0, x1, y1.
 
-    >>> outside(pd.DataFrame({"x": [0.0, 0.5, 2.0, 0.0], "y": [0.0, 1.0, 0.0, -3.0]}), [-1, -1, 1, 1])
+    >>> share_outside(pd.DataFrame({"x": [0.0, 0.5, 2.0, 0.0], "y": [0.0, 1.0, 0.0, -3.0]}), [-1, -1, 1, 1])
     0.5
     """
     points = table.iloc[:, :2].to_numpy()
@@ -116,7 +116,7 @@ def outside(table: pd.DataFrame, limits: Sequence[float]) -> float:
 
 def count_outside(axis: Axes, table: pd.DataFrame, limits: Sequence[float]) -> None:
     """Write into a panel which share of its points is outside its limits."""
-    share = outside(table, limits)
+    share = share_outside(table, limits)
     if share:
         text = "<1 % outside" if share < 0.01 else f"{100 * share:.0f} % outside"
         box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
