@@ -33,7 +33,7 @@ def test_every_make_target_and_profile_it_names_exists() -> None:
     for target in named:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for profile in re.findall(r"PROFILE=([a-z_]+)", README):
-        assert profile == "default" or (ROOT / "pipelines" / "profiles" / f"{profile}.yaml").exists()
+        assert profile == "default" or (ROOT / "pipelines" / "config" / "profiles" / f"{profile}.yaml").exists()
 
 
 @pytest.mark.parametrize(
