@@ -175,7 +175,7 @@ def run_check(name: str, device: torch.device) -> Outcome:
 
 
 def first_lines(error: BaseException) -> str:
-    """Return the kind of an exception and the first line of what it says, with the next one if it ends in a colon.
+    r"""Return the kind of an exception and the first line of what it says, with the next one if it ends in a colon.
 
     Example:
         >>> first_lines(ValueError("backend raised:\\nno compiler\\n at ..."))

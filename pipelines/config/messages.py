@@ -28,7 +28,9 @@ def sentence(error: ValidationError, model: type[BaseModel], path: Path, prefix:
     found = found if len(found) <= 80 else f"{found[:77]}..."
     if first["type"] == "extra_forbidden":
         known = _keys_beside(model, first["loc"])
-        remedy = did_you_mean(str(first["loc"][-1]), known, f"; expected one of {', '.join(known)}.")
+        remedy = did_you_mean(
+            str(first["loc"][-1]), known, f"; expected {'one of ' + ', '.join(known) if known else 'none'}."
+        )
         what = f"{key} is not a known key (found {found}){remedy}"
     elif first["type"] == "missing":
         what = f"{key} is missing; add it."

@@ -128,7 +128,7 @@ def test_a_compiler_that_fails_is_a_row_with_its_reason() -> None:
         raise RuntimeError("no compiler here\nsecond line")
 
     scale = dataclasses.replace(QUICK, backend=no_compiler)
-    result = gpu.training_speed(scale, CPU, {n: (1e9, 1e9) for n in gpu.PRODUCT_DTYPES}, Budget(60))
+    result = gpu.training_speed(scale, CPU, dict.fromkeys(gpu.PRODUCT_DTYPES, (1000000000.0, 1000000000.0)), Budget(60))
     row = next(row for row in result.rows if row["numbers"] == COMPILED.name)
     assert str(row["steps/s"]).startswith("not run: ")
     assert "no compiler here" in str(row["steps/s"])

@@ -37,7 +37,7 @@ import json, os, pathlib, signal, sys, time
 
 import yaml
 
-from pipelines.records import RunRecord
+from pipelines.runs.records import RunRecord
 
 name = sys.argv[1]
 settings = yaml.safe_load(open("params.yaml"))

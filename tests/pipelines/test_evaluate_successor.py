@@ -19,9 +19,10 @@ from flowmatch_core.solvers import SolverError
 from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
 from pipelines.config import params, yaml_files
 from pipelines.environments import linear_gaussian
-from pipelines.evaluation import sample_successor, truth
+from pipelines.evaluation import models, truth
+from pipelines.models.untrained import Untrained
 from pipelines.runs.context import Stage
-from pipelines.stages import collect
+from pipelines.stages import collect, evaluate_successor, sample_successor
 
 ROOT = Path(__file__).parents[2]
 GAMMA, STARTS, SAMPLES, SEEDS = 0.9, 6, 128, (0, 3)
@@ -94,14 +95,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[st
     }
     lines = list[str]()
 
-    def model(folder: Path, seed: int, entry: Any, choice: Any, device: Any, solver: str, steps: int) -> Any:
-        if folder.name == "missing":
-            return "nobody trained it"
-        return flow(solver, steps) if folder.name == "flow" else MODELS[folder.name](seed)
+    def model(given: Any, environment: str, method: str, seed: int, device: Any, solver: str, steps: int) -> Any:
+        if method == "missing":
+            return Untrained("nobody trained it", folder / "skipped.json")
+        return flow(solver, steps) if method == "flow" else MODELS[method](seed)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(horizon, "horizon_model", model)
+        patch.setattr(models, "load", model)
         patch.setattr(Stage, "log", lambda self, message: lines.append(message))
         record: Any = SimpleNamespace(metrics=lambda values: None)
         stage = Stage("test", params.Params.model_validate(raw), record)

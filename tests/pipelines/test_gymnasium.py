@@ -11,8 +11,8 @@ import pytest
 
 gym = pytest.importorskip("gymnasium", reason="the extra flowmatch[gymnasium]")
 
-from pipelines.base.errors import UserError
-from pipelines.data import collect
+from pipelines.base.errors import UserError  # noqa: E402
+from pipelines.data import collect  # noqa: E402
 from pipelines.environments import Array  # noqa: E402
 from pipelines.environments import gymnasium as member  # noqa: E402
 

@@ -12,13 +12,15 @@ from torch import nn
 from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.paths import VP, VelocityOf
 from flowmatch_core.successor import GeometricHorizonModel, NoisePrediction
-from pipelines.base import files, plugins
+from pipelines.base import files, layout
 from pipelines.base.errors import UserError
-from pipelines.config.params import NETWORKS, NetworkChoice, PathChoice
-from pipelines.models import build, saved
+from pipelines.config import catalog
+from pipelines.config.params import NetworkChoice, PathChoice
+from pipelines.models import build, registry, saved, successor
+from pipelines.runs import tracking
 
 CPU = torch.device("cpu")
-VECTORS = [name for name in plugins.names(NETWORKS) if name != "conv_unet"]
+VECTORS = list(catalog.NETWORKS)
 SMALL: dict[str, Any] = {"hidden": [8], "stages": [8, 4], "cond_hidden": [8], "time_width": 8, "width": 8, "blocks": 1}
 
 
@@ -28,22 +30,22 @@ def small(name: str) -> NetworkChoice:
     return NetworkChoice(name=name, **{key: value for key, value in SMALL.items() if key in takes})
 
 
-def saved(file: Path, choice: NetworkChoice, **meta: Any) -> nn.Module:
+def written(file: Path, choice: NetworkChoice, **meta: Any) -> nn.Module:
     """A network with weights of its own, in a file with its description."""
     torch.manual_seed(0)
     config = build.network_config(choice, 2, 3)
     described = {"network": config, "path": {"name": "cond_ot"}, "prediction": "velocity", "gamma": 0.9, **meta}
     path = build.path(PathChoice(**described["path"]))
-    network = build.successor_network(config, described["prediction"], path)
+    network = successor.network(config, described["prediction"], path)
     saved.save(file, network, torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), described)
     return network
 
 
 @pytest.mark.parametrize("name", VECTORS)
 def test_every_network_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
-    network = saved(tmp_path / "m.safetensors", small(name))
+    network = written(tmp_path / "m.safetensors", small(name))
     torch.manual_seed(1)
-    model = saved.load(tmp_path / "m.safetensors", CPU, "euler", 2)
+    model = successor.load(tmp_path / "m.safetensors", CPU, "euler", 2)
     assert isinstance(model, GeometricHorizonModel)
     t, x, cond = torch.rand(5), torch.randn(5, 2), torch.randn(5, 3)
     with torch.no_grad():
@@ -62,21 +64,27 @@ def test_a_description_holds_the_defaults_too(name: str) -> None:
 
 def test_the_network_of_a_diffusion_loss_is_read_as_noise(tmp_path: Path) -> None:
     """Of a successor model it is a `NoisePrediction`: a plain network diverges under bootstrapping."""
-    network = saved(tmp_path / "m.safetensors", small("mlp"), prediction="noise", path={"name": "vp", "beta_max": 9.0})
+    network = written(
+        tmp_path / "m.safetensors", small("mlp"), prediction="noise", path={"name": "vp", "beta_max": 9.0}
+    )
     assert isinstance(network, NoisePrediction)
-    model = saved.load_successor(tmp_path / "m.safetensors", CPU, "euler", 2)
+    model = successor.load(tmp_path / "m.safetensors", CPU, "euler", 2)
+    assert isinstance(model, GeometricHorizonModel)
     truth = VelocityOf(network, VP(beta_max=9.0), "noise")
     t, x, cond = torch.rand(5), torch.randn(5, 2), torch.randn(5, 3)
     with torch.no_grad():
         assert torch.equal(model.flow.field(t, x, cond), truth(t, x, cond))
 
 
-def test_a_density_is_told_from_a_successor_measure(tmp_path: Path) -> None:
-    saved(tmp_path / "m.safetensors", small("mlp"))
-    tensors, meta = files.read_tensors(tmp_path / "m.safetensors")
+def test_a_density_is_told_from_a_successor_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "model_files", lambda uri: tmp_path)
+    file = layout.network(tmp_path, 0)
+    written(file, small("mlp"))
+    assert isinstance(registry.load("models:/x.y/1"), GeometricHorizonModel)
+    tensors, meta = files.read_tensors(file)
     del meta["gamma"]
-    files.write_tensors(tmp_path / "m.safetensors", tensors, meta)
-    assert isinstance(saved.load(tmp_path / "m.safetensors", CPU, "euler", 2), ContinuousFlow)
+    files.write_tensors(file, tensors, meta)
+    assert isinstance(registry.load("models:/x.y/1"), ContinuousFlow)
 
 
 @pytest.mark.parametrize(
@@ -92,12 +100,12 @@ def test_a_density_is_told_from_a_successor_measure(tmp_path: Path) -> None:
 )
 def test_a_file_of_another_version_is_a_sentence(tmp_path: Path, change: Any) -> None:
     file = tmp_path / "m.safetensors"
-    saved(file, small("mlp"))
+    written(file, small("mlp"))
     tensors, meta = files.read_tensors(file)
     change(meta)
     files.write_tensors(file, tensors, meta)
     with pytest.raises(UserError, match="does not hold a model of this version") as caught:
-        saved.load_successor(file, CPU, "euler", 2)
+        successor.load(file, CPU, "euler", 2)
     assert "\n" not in str(caught.value)
 
 

@@ -12,6 +12,7 @@ from pipelines.base.errors import UserError
 from pipelines.config import params, yaml_files
 
 ROOT = Path(__file__).parents[2]
+PROFILES = ROOT / "pipelines" / "config" / "profiles"
 
 
 def changed(tmp_path: Path, key: str, value: Any) -> Path:
@@ -120,6 +121,66 @@ def sentence(path: Path) -> str:
             "successor.methods.td_cfm.loss",
             {"name": "gan", "penalty": [0.05, "x"]},
             ["successor.methods.td_cfm.loss.penalty is [0.05, 'x']", "two numbers"],
+        ),
+        (
+            "successor.methods.td_cfm.loss",
+            {"name": "vae", "betta": 0.1},
+            ["successor.methods.td_cfm.loss.betta is not a known key (found 0.1); did you mean 'beta'?"],
+        ),
+        (
+            "successor.methods.td_cfm.loss",
+            {"name": "gan", "beta": 0.1},
+            ["successor.methods.td_cfm.loss.beta is not a known key (found 0.1)", "penalty, width, blocks"],
+        ),
+        (
+            "successor.methods.td_cfm.loss",
+            {"name": "vae", "event_dim": 3},
+            ["successor.methods.td_cfm.loss.event_dim is not a known key (found 3)", "beta, width, blocks"],
+        ),
+        (
+            "successor.methods.td_cfm.loss",
+            {"name": "td_cfm", "steps": 3},
+            ["successor.methods.td_cfm.loss.steps is not a known key (found 3)", "fused"],
+        ),
+        (
+            "successor.methods.td_cfm.loss",
+            {"name": "td_cfm", "gamma": 0.5},
+            ["successor.methods.td_cfm.loss.gamma is not a known key (found 0.5)", "fused"],
+        ),
+        (
+            "successor.methods.td_cfm.loss",
+            {"name": "td_cfm", "field": 1},
+            ["successor.methods.td_cfm.loss.field is not a known key (found 1)", "fused"],
+        ),
+        (
+            "successor.methods.td_cfm.loss",
+            {"name": "mc_cfm", "width": 3},
+            ["successor.methods.td_cfm.loss.width is not a known key (found 3); expected none."],
+        ),
+        (
+            "successor.methods.td_cfm.loss",
+            {"name": "gan", "penalty": "little"},
+            ["successor.methods.td_cfm.loss.penalty is 'little'", "two numbers"],
+        ),
+        (
+            "successor.methods.td_cfm.loss",
+            {"name": "gan", "blocks": 1.5},
+            ["successor.methods.td_cfm.loss.blocks is 1.5", "integer"],
+        ),
+        (
+            "density.methods.cfm.loss",
+            {"name": "interpolant", "gamma": 0.5},
+            ["density.methods.cfm.loss.gamma is not a known key (found 0.5)"],
+        ),
+        (
+            "density.methods.cfm.path",
+            {"name": "cond_ot", "sigma_max": 1.0},
+            ["density.methods.cfm.path.sigma_max is not a known key (found 1.0); did you mean 'sigma_min'?"],
+        ),
+        (
+            "density.methods.cfm.coupling",
+            {"name": "sinkhorn", "red": 1.0},
+            ["density.methods.cfm.coupling.red is not a known key (found 1.0); did you mean 'reg'?"],
         ),
         ("environments.spiral.transitions", 0, ["environments.spiral.transitions", "0"]),
         ("datasets.moons.kind", "moon", ["datasets.moons.kind", "'moon'", "'moons'"]),
@@ -260,7 +321,9 @@ def test_zero_is_a_seed(tmp_path: Path) -> None:
 def test_every_profile_is_valid(tmp_path: Path, profile: str) -> None:
     raw = yaml_files.read_yaml(ROOT / "params.yaml")
     if profile != "default":
-        raw = yaml_files.merge(raw, yaml_files.read_yaml(ROOT / "pipelines" / "profiles" / f"{profile}.yaml"))
+        raw = yaml_files.merge(
+            raw, yaml_files.read_yaml(ROOT / "pipelines" / "config" / "profiles" / f"{profile}.yaml")
+        )
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(raw))
     assert params.load(path).profile == profile
@@ -270,14 +333,14 @@ def test_the_paper_profile_has_the_papers_settings(tmp_path: Path) -> None:
     """Temporal Difference Flows, tables 5 to 8."""
     raw = yaml_files.read_yaml(ROOT / "params.yaml")
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(yaml_files.merge(raw, yaml_files.read_yaml(ROOT / "pipelines/profiles/paper.yaml"))))
+    path.write_text(yaml.safe_dump(yaml_files.merge(raw, yaml_files.read_yaml(PROFILES / "paper.yaml"))))
     loaded = params.load(path)
     fit = loaded.successor.fit
     assert (fit.steps, fit.batch // 2, fit.lr, fit.ema_step) == (3_000_000, 1024, 1e-4, 1e-3)
     assert (fit.weight_decay, fit.adam_eps, fit.ode_solver, fit.ode_steps) == (1e-3, 1e-4, "midpoint", 10)
     gan = loaded.successor.methods["gan"]
     adversarial = loaded.successor.fit_for(loaded.environments["maze_loop"], gan)
-    assert gan.loss.arguments["penalty"] == (0.05, 0.005)
+    assert gan.loss.values()["penalty"] == (0.05, 0.005)
     assert (adversarial.adam_betas, adversarial.adam_beta2_end) == ((0.0, 0.9), 0.99)
     assert {
         loaded.successor.fit_for(e, m).network.name
@@ -285,12 +348,12 @@ def test_the_paper_profile_has_the_papers_settings(tmp_path: Path) -> None:
         for m in loaded.successor.methods.values()
     } == {"unet_mlp"}
     mazes = [entry for entry in loaded.environments.values() if entry.kind == "maze"]
-    assert {entry.member["task"] for entry in mazes} == {
+    assert {entry.own["task"] for entry in mazes} == {
         "loop",
         *(f"reach_{room}" for room in ("top_left", "top_right", "bottom_left", "bottom_right")),
     }
     for entry in mazes:
-        assert (entry.member["action_repeat"], entry.starts, entry.length) == (1, 64, 1000)
+        assert (entry.own["action_repeat"], entry.starts, entry.length) == (1, 64, 1000)
     horizons = sorted(entry.gamma for entry in mazes)
     assert horizons == [0.8, 0.9, 0.95, 0.98] + [0.99] * 5  # Figure 2, then Tables 1 and 11
     assert loaded.successor.sample.samples == 2048

@@ -16,7 +16,7 @@ from pipelines.runs.records import RunRecord
 
 def run(code: str) -> subprocess.Popen[str]:
     """Another process that starts a record, and what it does then."""
-    start = "from pipelines.records import RunRecord; r = RunRecord.start('s@x', {'a': {'b': 1}})"
+    start = "from pipelines.runs.records import RunRecord; r = RunRecord.start('s@x', {'a': {'b': 1}})"
     return subprocess.Popen([sys.executable, "-c", f"{start}\n{code}"], stdout=subprocess.PIPE, text=True)
 
 

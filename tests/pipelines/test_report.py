@@ -11,7 +11,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from pipelines.base import files
+from pipelines.base import files, layout
 from pipelines.config import params, yaml_files
 from pipelines.config.params import Params
 from pipelines.reporting import labels, ranking, report
@@ -33,7 +33,7 @@ def metrics(**methods: dict[str, Any]) -> dict[str, Any]:
     return {"floor": {"emd": 0.1, "mse_v": 0.2}, **methods}
 
 
-def ranking(environment: str = "spiral", **methods: dict[str, Any]) -> str:
+def ranked(environment: str = "spiral", **methods: dict[str, Any]) -> str:
     return ranking.ranking(ranking.rivals(PARAMS, environment, metrics(**methods)), 3)
 
 
@@ -45,7 +45,7 @@ def changed(**changes: Any) -> Params:
 
 
 def test_the_best_off_policy_method_is_named_with_its_ratio_and_the_others_behind() -> None:
-    said = ranking(mc_cfm=cell(0.11), td_cfm=cell(1.16), td_cfm_coupled=cell(0.9), td2_cfm=cell(0.41))
+    said = ranked(mc_cfm=cell(0.11), td_cfm=cell(1.16), td_cfm_coupled=cell(0.9), td2_cfm=cell(0.41))
     assert said == (
         "TD²-CFM has the smallest EMD of the off-policy methods, 4.1 × the floor; then TD-CFM(C) 9 ×, TD-CFM 11.6 ×."
     )
@@ -68,29 +68,29 @@ def test_n_step_returns_are_taken_on_the_policy_and_do_not_compete() -> None:
 
 def test_a_difference_that_seeds_do_not_agree_on_is_no_win() -> None:
     other = (1, -1, 0)
-    close = ranking(td_cfm=cell(1.16), td_cfm_coupled=cell(0.43, luck=other), td2_cfm=cell(0.41))
+    close = ranked(td_cfm=cell(1.16), td_cfm_coupled=cell(0.43, luck=other), td2_cfm=cell(0.41))
     assert "not significantly different over 3 seeds: TD-CFM(C) 4.3 ×; then TD-CFM 11.6 ×." in close
     for apart in (cell(0.43, 0.001, other), cell(0.43)):  # little luck; or the same luck, which the pairs take out
         width = 0.001 if apart["emd_seed0"] > 0.42 else 0.05
-        assert "significantly" not in ranking(td_cfm_coupled=apart, td2_cfm=cell(0.41, width))
+        assert "significantly" not in ranked(td_cfm_coupled=apart, td2_cfm=cell(0.41, width))
 
 
 def test_one_seed_has_no_interval_and_no_tie() -> None:
-    said = ranking(td_cfm_coupled=cell(0.41, None), td2_cfm=cell(0.4, None))
+    said = ranked(td_cfm_coupled=cell(0.41, None), td2_cfm=cell(0.4, None))
     assert "4 × the floor (one seed, so no interval); then TD-CFM(C) 4.1 ×." in said
 
 
 @pytest.mark.parametrize("lost", [{"emd": 0.01, "diverged": True}, {"emd": None, "diverged": True}])
 def test_what_diverged_is_named_and_never_best(lost: dict[str, Any]) -> None:
-    said = ranking(td_cfm=lost, td2_cfm=cell(0.4))
+    said = ranked(td_cfm=lost, td2_cfm=cell(0.4))
     assert said.startswith("TD²-CFM has the smallest EMD") and said.endswith("; TD-CFM diverged.")
-    assert ranking(td_cfm=lost, td2_cfm=lost) == "No off-policy method has an EMD: TD-CFM and TD²-CFM diverged."
+    assert ranked(td_cfm=lost, td2_cfm=lost) == "No off-policy method has an EMD: TD-CFM and TD²-CFM diverged."
 
 
 def test_a_method_that_was_not_run_is_not_spoken_of() -> None:
-    said = ranking(td_cfm={"skipped": "spiral does not list it"}, td2_cfm=cell(0.4))
+    said = ranked(td_cfm={"skipped": "spiral does not list it"}, td2_cfm=cell(0.4))
     assert "TD-CFM" not in said.replace("TD²-CFM", "")
-    assert ranking() == "No off-policy method has an EMD."
+    assert ranked() == "No off-policy method has an EMD."
 
 
 def test_a_variant_does_not_compete_with_its_own_method() -> None:
@@ -275,11 +275,11 @@ def test_verdicts_have_their_styles(tmp_path: Path) -> None:
 
 
 def test_tables_name_methods_as_people_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tables").mkdir()
+    monkeypatch.chdir(tmp_path)
+    layout.TABLES.mkdir(parents=True)
     rows = '[["maze_loop", "td2_cfm"], ["maze_loop", "floor"]]'
     content = f'{{"title": "", "columns": ["environment", "method"], "words": [], "rows": {rows}, "notes": []}}'
-    (tmp_path / "tables" / "successor.json").write_text(content)
-    monkeypatch.setattr(report, "DATA", tmp_path)
+    layout.table(layout.TABLES, "successor", "json").write_text(content)
     assert report._table("successor")["rows"] == [["maze_loop", "TD²-CFM"], ["maze_loop", "floor"]]
 
 

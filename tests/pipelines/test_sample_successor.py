@@ -14,10 +14,9 @@ from flowmatch_core.solvers import SolverError
 from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
 from pipelines.config import params
 from pipelines.environments import Array, Simulator, linear_gaussian, maze
-from pipelines.evaluation import sample_successor
-from pipelines.evaluation.sample_successor import PARTICLES, TIMES, ValueMap
+from pipelines.evaluation import models, successor_sampling
+from pipelines.evaluation.successor_sampling import PARTICLES, TIMES, ValueMap
 from pipelines.evaluation.truth import Starts
-from pipelines.models import successor
 
 PARAMS = params.load(Path(__file__).parents[2] / "params.yaml")
 SPIRAL, MAZE = linear_gaussian.build(linear_gaussian.Settings()), maze.build(maze.Settings())
@@ -103,7 +102,7 @@ def test_samples_of_a_model_that_diverged_are_kept_as_they_are(solver: str, fini
         return torch.where(x <= 0, 0.0, torch.nan)
 
     model = GeometricHorizonModel(field, (1,), 0.9, solver, 4)
-    x = successor.sample(model, torch.zeros(4, 1), torch.zeros(4, 1), 1000, torch.Generator().manual_seed(0))
+    x = models.sample(model, torch.zeros(4, 1), torch.zeros(4, 1), 1000, torch.Generator().manual_seed(0))
     assert x.shape == (1000, 4, 1)
     assert model.flow.check  # a likelihood is checked as before
     assert float(x.isfinite().float().mean()) == pytest.approx(finite, abs=0.05)
@@ -116,7 +115,7 @@ def test_particles_stand_at_every_time_and_are_finite(explodes: bool) -> None:
 
     start = Starts(["x", "y"], torch.zeros(4, 3, 2), torch.zeros(4, 1))
     model = GeometricHorizonModel(field, (2,), 0.9, loc=torch.tensor([5.0, 0.0]), scale=torch.tensor([2.0, 1.0]))
-    table = sample_successor._particles(model, start, torch.Generator().manual_seed(0))
+    table = successor_sampling._trajectory(model, start, torch.Generator().manual_seed(0))
     assert list(table.columns) == ["x", "y", "time", "start"]
     assert np.isfinite(table.to_numpy()).all()
     counts = table.groupby("time").size()

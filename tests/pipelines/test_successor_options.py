@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,21 @@ from flowmatch_core.successor import (
     NoisePrediction,
     Particles,
 )
-from pipelines.base import files
+from pipelines.base import files, layout
 from pipelines.base.errors import UserError
-from pipelines.base.layout import DATA
 from pipelines.config import params, yaml_files
 from pipelines.config.params import Params, SuccessorFit, SuccessorMethod
-from pipelines.evaluation import sample_successor
-from pipelines.models import build, registry, saved, successor
+from pipelines.evaluation import models
+from pipelines.models import build, registry, successor
+from pipelines.models.untrained import Untrained
 from pipelines.orchestration import preflight
 from pipelines.runs import tracking
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
-from pipelines.stages import collect
-from pipelines.training import successor
-from pipelines.training.fit import Task
+from pipelines.stages import collect, sample_successor, train_successor
+from pipelines.training import fit, loop
 from pipelines.training.loop import Progress
+from pipelines.training.successor import SuccessorJob
 
 CPU = torch.device("cpu")
 VP = {"name": "vp", "beta_max": 19.0}
@@ -91,24 +90,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         given = written(folder)
         collect.main(stage("collect@spiral", given), environment="spiral")
         for method in METHODS:
-            successor.main(stage(f"train_successor@spiral-{method}", given), environment="spiral", method=method)
+            train_successor.main(stage(f"train_successor@spiral-{method}", given), environment="spiral", method=method)
         sample_successor.main(stage("sample_successor@spiral", given), environment="spiral")
     return folder
 
 
-def job(root: Path, method: dict[str, Any], **fit: Any) -> partial[Task]:
+@pytest.fixture(autouse=True)
+def here(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+
+
+def job(root: Path, method: dict[str, Any], **changes: Any) -> SuccessorJob:
     """As the stage makes it."""
     given, choice = params.load(root / "params.yaml"), SuccessorMethod.model_validate(method)
-    merged = yaml_files.merge(given.successor.fit_for(given.environments["spiral"], choice).model_dump(), fit)
-    folder = root / DATA / "transitions" / "spiral"
-    return partial(successor.job, folder=folder, choice=choice, fit=SuccessorFit(**merged), gamma=0.95)
+    merged = yaml_files.merge(given.successor.fit_for(given.environments["spiral"], choice).model_dump(), changes)
+    return SuccessorJob("spiral", "m", SuccessorFit(**merged), choice, gamma=0.95)
 
 
 def trained(root: Path, method: str) -> HorizonModel:
-    file = root / DATA / "models" / "spiral" / method / "seed0.safetensors"
-    model = saved.load(file, CPU, "euler", 4)
-    assert isinstance(model, HorizonModel)
-    return model
+    return successor.load(layout.network(root / layout.models("spiral", method), 0), CPU, "euler", 4)
 
 
 # ---- what is trained, stored and sampled ----
@@ -121,7 +121,7 @@ def test_what_is_trained_loads_and_samples(root: Path, method: str) -> None:
     x = model.sample(S, A, 7, generator=torch.Generator().manual_seed(0))
     assert x.shape == (7, 5, 2)
     assert bool(x.isfinite().all())
-    curve = pd.read_csv(root / DATA / "logs" / "spiral" / f"{method}.csv")
+    curve = pd.read_csv(root / layout.curve("spiral", method))
     assert curve["step"].tolist() == [4, 8, 12]
     assert curve.notna().all(axis=None)
 
@@ -130,7 +130,7 @@ def test_what_is_trained_loads_and_samples(root: Path, method: str) -> None:
 def test_a_latent_model_has_samples_and_values_and_no_density(
     root: Path, monkeypatch: pytest.MonkeyPatch, method: str, kind: type[nn.Module]
 ) -> None:
-    folder = root / DATA / "models" / "spiral" / method
+    folder = root / layout.models("spiral", method)
     monkeypatch.setattr(tracking, "model_files", lambda uri: folder)
     model = registry.load(f"models:/spiral.{method}/latest")
     assert isinstance(model, LatentHorizonModel)
@@ -152,7 +152,7 @@ def test_a_diffusion_model_is_the_flow_of_its_noise(root: Path, method: str) -> 
     field = model.flow.field
     assert isinstance(field, VelocityOf)
     assert isinstance(field.network, NoisePrediction)
-    tensors, meta = files.read_tensors(root / DATA / "models" / "spiral" / method / "seed0.safetensors")
+    tensors, meta = files.read_tensors(layout.network(root / layout.models("spiral", method), 0))
     assert meta["prediction"] == "noise"
     assert meta["network"]["hidden"] == [12]  # from the fit of the method
     plain = build.network(meta["network"])
@@ -182,18 +182,16 @@ def test_the_likelihood_of_a_diffusion_model_takes_the_closed_form_of_its_diverg
 
 def test_a_method_that_is_not_listed_is_left_out_with_its_reason(root: Path) -> None:
     given = params.load(root / "params.yaml")
-    entry, folder = given.environments["spiral"], root / DATA / "models" / "spiral"
-    assert [file.name for file in (folder / "td_cfm").iterdir()] == ["skipped.json"]
-    found = {
-        name: successor.horizon_model(folder / name, 0, entry, choice, CPU, "euler", 2)
-        for name, choice in given.successor.methods.items()
-    }
-    assert found.pop("td_cfm") == "spiral does not list it"
+    assert [file.name for file in (root / layout.models("spiral", "td_cfm")).iterdir()] == ["skipped.json"]
+    found = {name: models.load(given, "spiral", name, 0, CPU, "euler", 2) for name in given.successor.methods}
+    left_out = found.pop("td_cfm")
+    assert isinstance(left_out, Untrained)
+    assert left_out.reason == "spiral does not list it"
     assert all(isinstance(model, HorizonModel) for model in found.values())
-    sampled = {file.name.split(".")[0] for file in (root / DATA / "samples" / "spiral").iterdir()} - {"value_map"}
+    sampled = {file.name.split(".")[0] for file in (root / layout.samples("spiral")).iterdir()} - {"value_map"}
     assert sampled == set(LISTED)
-    assert (root / DATA / "logs" / "spiral" / "td_cfm.csv").read_text() == "step\n"
-    assert files.read_json(root / DATA / "logs" / "spiral" / "td_cfm.json") == {}
+    assert (root / layout.curve("spiral", "td_cfm")).read_text() == "step\n"
+    assert files.read_json(root / layout.final_losses("spiral", "td_cfm")) == {}
 
 
 def test_an_oracle_without_a_closed_form_is_left_out_with_its_reason(
@@ -202,19 +200,18 @@ def test_an_oracle_without_a_closed_form_is_left_out_with_its_reason(
     given = params.load(root / "params.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLOWMATCH_HOME", str(tmp_path / "home"))
-    described = files.read_json(root / DATA / "transitions" / "spiral" / "provenance.json")
-    folder, entry, oracle = DATA / "models" / "spiral" / "oracle", *_oracle(given)
+    file = layout.provenance(layout.collected("spiral"))
+    described = files.read_json(root / file)
     for closed_form in (True, False):
-        file = DATA / "transitions" / "spiral" / "provenance.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(file, {**described, "closed_form": closed_form})
-        successor.main(stage("train_successor@spiral-oracle", given), environment="spiral", method="oracle")
-        found = successor.horizon_model(folder, 0, entry, oracle, CPU, "euler", 2)
-        assert isinstance(found, HorizonModel) if closed_form else found == "spiral has no closed form"
-
-
-def _oracle(given: Params) -> tuple[params.Environment, SuccessorMethod]:
-    return given.environments["spiral"], given.successor.methods["oracle"]
+        train_successor.main(stage("train_successor@spiral-oracle", given), environment="spiral", method="oracle")
+        found = models.load(given, "spiral", "oracle", 0, CPU, "euler", 2)
+        if closed_form:
+            assert isinstance(found, HorizonModel)
+        else:
+            assert isinstance(found, Untrained)
+            assert found.reason == "spiral has no closed form"
 
 
 # ---- arguments and options ----
@@ -225,7 +222,7 @@ def test_arguments_reach_the_loss_and_the_network(root: Path) -> None:
 
     def loss(**arguments: Any) -> Tensor:
         torch.manual_seed(0)
-        task = job(root, {"loss": {"name": "vae", "width": 16, "blocks": 1, **arguments}})(CPU)
+        task = job(root, {"loss": {"name": "vae", "width": 16, "blocks": 1, **arguments}}).task(CPU)
         assert isinstance(task.network, HorizonVAE)
         assert len(task.network.decoder.inner) == 1
         assert task.network.decoder.first.out_features == 16
@@ -241,7 +238,7 @@ def test_the_penalty_reaches_the_gan(root: Path) -> None:
     losses = []
     for penalty in (0.0, 1.0):
         torch.manual_seed(0)
-        task = job(root, {"loss": {"name": "gan", "width": 16, "blocks": 1, "penalty": penalty}})(CPU)
+        task = job(root, {"loss": {"name": "gan", "width": 16, "blocks": 1, "penalty": penalty}}).task(CPU)
         losses.append(
             float(task.terms(task.network, task.network, torch.Generator().manual_seed(0), 0.0)["loss"].detach())
         )
@@ -251,7 +248,7 @@ def test_the_penalty_reaches_the_gan(root: Path) -> None:
 def test_the_penalty_of_a_pair_is_that_of_the_share_that_is_done(root: Path) -> None:
     def loss(penalty: Any, progress: float) -> Tensor:
         torch.manual_seed(0)
-        task = job(root, {"loss": {"name": "gan", "width": 16, "blocks": 1, "penalty": penalty}})(CPU)
+        task = job(root, {"loss": {"name": "gan", "width": 16, "blocks": 1, "penalty": penalty}}).task(CPU)
         return task.terms(task.network, task.network, torch.Generator().manual_seed(0), progress)["loss"]
 
     for progress, between in ((0.0, 0.5), (0.5, 0.3125), (1.0, 0.125)):
@@ -262,13 +259,6 @@ def test_the_penalty_of_a_pair_is_that_of_the_share_that_is_done(root: Path) -> 
 @pytest.mark.parametrize(
     ("method", "words"),
     [
-        ({"loss": {"name": "vae", "betta": 0.1}}, ["'vae'", "betta", "beta, blocks, width"]),
-        ({"loss": {"name": "gan", "beta": 0.1}}, ["'gan'", "beta", "blocks, penalty, width"]),
-        ({"loss": {"name": "vae", "event_dim": 3}}, ["'vae'", "event_dim"]),
-        ({"loss": {"name": "td_cfm", "steps": 3}}, ["'td_cfm'", "steps", "fused"]),
-        ({"loss": {"name": "td_cfm", "gamma": 0.5}}, ["'td_cfm'", "gamma"]),
-        ({"loss": {"name": "td_cfm", "field": 1}}, ["'td_cfm'", "field"]),
-        ({"loss": {"name": "mc_cfm", "width": 3}}, ["'mc_cfm'", "width", "none"]),
         ({"loss": "td_cfm", "fit": {"particles": True}}, ["particles is true", "'td_cfm'", "td2_cfm"]),
         ({"loss": "td2_dd", "path": VP, "fit": {"particles": True}}, ["particles is true", "'td2_dd'"]),
         ({"loss": "gan", "fit": {"particles": True}}, ["particles is true", "'gan'"]),
@@ -282,7 +272,7 @@ def test_what_a_loss_cannot_use_is_a_sentence_before_anything_runs(
 ) -> None:
     made = job(root, method)
     with pytest.raises(UserError) as at_training:
-        made(CPU)
+        made.task(CPU)
     given = written(tmp_path, methods={"m": method}, environment={"methods": ["m"]})
     with pytest.raises(UserError) as before:
         preflight.check(given)
@@ -296,12 +286,10 @@ def test_what_a_loss_cannot_use_is_a_sentence_before_anything_runs(
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
-        ({"name": "vae", "beta": 0}, ["'beta': 0", "beta was 0, but should be a finite positive number"]),
+        ({"name": "vae", "beta": 0}, ["'beta': 0", "beta was 0.0, but should be a finite positive number"]),
         ({"name": "gan", "penalty": -1.0}, ["'penalty': -1.0", "penalty was -1.0, but should be a finite number"]),
         ({"name": "gan", "penalty": [0.05, -1.0]}, ["penalty was (0.05, -1.0)"]),
-        ({"name": "gan", "penalty": "little"}, ["'penalty': 'little'"]),
         ({"name": "gan", "width": 0}, ["'width': 0"]),
-        ({"name": "gan", "blocks": 1.5}, ["'blocks': 1.5"]),
     ],
 )
 def test_arguments_that_a_loss_refuses_are_a_sentence_before_anything_runs(
@@ -316,25 +304,12 @@ def test_arguments_that_a_loss_refuses_are_a_sentence_before_anything_runs(
         assert word in str(caught.value)
 
 
-def test_arguments_that_an_objective_refuses_are_a_sentence_before_anything_runs(tmp_path: Path) -> None:
-    given = written(tmp_path)
-    method = given.density.methods["cfm"].model_dump()
-    for loss, refused in (("cfm", False), ({"name": "interpolant", "gamma": 0.5}, True)):
-        changed = params.DensityMethod.model_validate({**method, "loss": loss})
-        density = given.density.model_copy(update={"methods": {"m": changed}})
-        one = given.model_copy(update={"density": density})
-        if refused:
-            with pytest.raises(UserError, match=r"density\.methods\.m\.loss was given \{'gamma': 0\.5\}"):
-                preflight.check(one)
-        else:
-            preflight.check(one)
-
-
 def test_arguments_that_are_right_pass(tmp_path: Path) -> None:
     """Of losses of every kind: with a network of their own and with a field."""
     preflight.check(written(tmp_path))
     fused = {
-        loss: {"loss": {"name": loss, "fused": 0}, "path": way} for loss, way in (("td_cfm", "cond_ot"), ("td2_dd", VP))
+        loss: {"loss": {"name": loss, "fused": False}, "path": way}
+        for loss, way in (("td_cfm", "cond_ot"), ("td2_dd", VP))
     }
     preflight.check(written(tmp_path, methods=fused, environment={"methods": None}))
 
@@ -369,7 +344,7 @@ class Recorder(nn.Module):
 @pytest.mark.parametrize("time", ["uniform", "logit_normal"])
 def test_flow_times_have_the_law_that_is_asked_for(root: Path, loss: str, time: str) -> None:
     method = METHODS["particles"] if loss == "particles" else {"loss": loss, "path": VP if "dd" in loss else "cond_ot"}
-    task = job(root, method, time=time, batch=2_000)(CPU)
+    task = job(root, method, time=time, batch=2_000).task(CPU)
     field = Recorder()
     task.terms(field, lambda t, x, cond: x, torch.Generator().manual_seed(0), 0.0)  # type: ignore[arg-type]
     times = (field.t if loss == "mc_cfm" else field.t[:1_000]).double()
@@ -381,7 +356,7 @@ def test_the_bootstrap_is_solved_as_the_fit_says(root: Path) -> None:
     """The target is asked once a step by Euler and DDIM, and twice by the midpoint rule, and once at the point."""
     for solver, evaluations in (("euler", 4), ("midpoint", 7), ("ddim", 4)):
         for loss, way in (("td2_cfm", "cond_ot"), ("td2_dd", "vp")):
-            task = job(root, {"loss": loss, "path": way, "fit": {"ode_solver": solver, "ode_steps": 3}})(CPU)
+            task = job(root, {"loss": loss, "path": way, "fit": {"ode_solver": solver, "ode_steps": 3}}).task(CPU)
             asked = []
             target = lambda t, x, cond: asked.append(1) or x  # noqa: B023, E731
             task.terms(Recorder(), target, torch.Generator().manual_seed(0), 0.0)  # type: ignore[arg-type]
@@ -391,7 +366,7 @@ def test_the_bootstrap_is_solved_as_the_fit_says(root: Path) -> None:
 def test_returns_weigh_the_bootstrap_by_the_discount_of_their_steps(root: Path) -> None:
     for method in ({"loss": "td_cfm"}, {"loss": "vae"}, METHODS["particles"]):
         for returns in (1, 3):
-            task = job(root, {**method, "fit": {**method.get("fit", {}), "returns": returns}})(CPU)
+            task = job(root, {**method, "fit": {**method.get("fit", {}), "returns": returns}}).task(CPU)
             g = torch.Generator().manual_seed(0)
             for _ in range(6):  # particles are under way after some steps
                 total, direct, bootstrap = task.terms(task.network, task.network, g, 0.0).values()
@@ -403,7 +378,7 @@ def test_returns_weigh_the_bootstrap_by_the_discount_of_their_steps(root: Path) 
 
 
 def test_particles_are_as_the_fit_says(root: Path) -> None:
-    memory = job(root, METHODS["particles"])(CPU).memory
+    memory = job(root, METHODS["particles"]).task(CPU).memory
     assert isinstance(memory, Particles)
     assert (memory.slots, memory.steps, tuple(memory.cond.shape)) == (32, 4, (32, 4))
     assert memory.path == build.path(params.PathChoice.model_validate("cond_ot"))
@@ -412,7 +387,7 @@ def test_particles_are_as_the_fit_says(root: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_particles_are_on_the_device(root: Path) -> None:
     device = torch.device("cuda", 0)
-    task = job(root, METHODS["particles"])(device)
+    task = job(root, METHODS["particles"]).task(device)
     assert task.memory is not None
     assert {buffer.device for buffer in task.memory.buffers()} == {device}
     loss = task.terms(task.network, task.network, torch.Generator(device).manual_seed(0), 0.0)["loss"]
@@ -437,11 +412,11 @@ def test_a_killed_gan_goes_on_where_its_schedules_are(
 
 
 def whole_and_resumed(
-    made: partial[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: SuccessorJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[bytes, dict[str, Tensor], bytes]:
     """The file of a seed that is trained at once, the checkpoint of one that is killed, and the file of its end."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
 
     def fitted(state: Path, stop_at: int | None = None) -> bytes:
         def tell(row: Progress) -> None:
@@ -449,8 +424,7 @@ def whole_and_resumed(
                 raise KeyboardInterrupt
 
         state.mkdir(exist_ok=True)
-        fit = made.keywords["fit"]
-        fit._fit_one(0, tell, data="spiral", base=0, job=made, fit=fit, device="cpu", state=state)
+        fit._fit_one(0, tell, base=0, job=made, device="cpu", state=state)
         return (state / "seed0.safetensors").read_bytes()
 
     whole = fitted(tmp_path / "whole")

@@ -73,7 +73,7 @@ ORIGINS = {name: {"source": "s", "fidelity": "f", "notes": ""} for name in LOGS}
 
 def judged(metrics: dict[str, Any], changed: params.Params = PARAMS, environment: str = "maze_loop") -> list[str]:
     """The verdicts of an environment's claims."""
-    logs = {name: LOGS["maze_loop"] for name in changed.environments}
+    logs = dict.fromkeys(changed.environments, LOGS["maze_loop"])
     rows = claims.build(changed, metrics, logs, ORIGINS).rows
     return list(rows.loc[rows["environment"] == environment, "verdict"])
 
@@ -159,7 +159,7 @@ def test_claims_belong_to_an_environments_task_behaviour_and_horizon() -> None:
     assert judged(metrics, here, "short") == []
     assert judged(metrics, here, "mixed") == ["FAILS"]  # .055 / .04
     assert judged(metrics, here, "mine") == []
-    rows = claims.build(here, metrics, {name: LOGS["maze_loop"] for name in entries}, ORIGINS).rows
+    rows = claims.build(here, metrics, dict.fromkeys(entries, LOGS["maze_loop"]), ORIGINS).rows
     assert list(rows["expected"].map(text)) == ["≥ 1.3", "–", "≤ 1.25"]
 
 

@@ -49,7 +49,7 @@ def owner(monkeypatch: pytest.MonkeyPatch) -> str:
 def runs(project: Path) -> list[Any]:
     from mlflow.entities import ViewType
 
-    tracker = tracking._Tracker(project / ".flowmatch")
+    tracker = tracking.Tracker(project / ".flowmatch")
     return list(tracker.client.search_runs([tracker.experiment], "", ViewType.ALL))
 
 
@@ -65,7 +65,7 @@ def children(project: Path, parent: Any) -> dict[str, Any]:
 
 
 def curve(project: Path, run: Any, key: str = "loss") -> list[tuple[int, float]]:
-    client = tracking._Tracker(project / ".flowmatch").client
+    client = tracking.Tracker(project / ".flowmatch").client
     return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
 
 
@@ -120,7 +120,7 @@ def test_publishing_again_changes_nothing(project: Path) -> None:
     assert len(before) == 5
     live.publish()
     assert everything(project) == before
-    client = tracking._Tracker(project / ".flowmatch").client
+    client = tracking.Tracker(project / ".flowmatch").client
     for run in runs(project):  # as if the publisher had died after the points and before their offset
         client.set_tag(run.info.run_id, "flowmatch.offset", "0")
         client.delete_tag(run.info.run_id, "flowmatch.offset")
@@ -192,7 +192,7 @@ def test_a_crash_becomes_killed(project: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("FLOWMATCH_INVOCATION", GONE)
     code = """
 import os
-from pipelines.records import RunRecord
+from pipelines.runs.records import RunRecord
 r = RunRecord.start('s', {})
 r._flushed = -100.0
 r.series(0, {'loss': 1})
@@ -220,7 +220,7 @@ def test_an_attempt_that_was_tried_again_stays_visible(project: Path, owner: str
 
 def test_concurrent_publishers_on_a_fresh_store_do_no_harm(project: Path) -> None:
     repro()
-    command = [sys.executable, "-c", "from pipelines.orchestration import tracking; live.publish()"]
+    command = [sys.executable, "-c", "from pipelines.runs import live; live.publish()"]
     processes = [subprocess.Popen(command) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     (parent,) = parents(project)
@@ -229,7 +229,7 @@ def test_concurrent_publishers_on_a_fresh_store_do_no_harm(project: Path) -> Non
 
 def test_a_store_that_was_deleted_is_made_afresh(project: Path) -> None:
     repro("side")
-    code = "from pipelines.orchestration import tracking; live.publish()"
+    code = "from pipelines.runs import live; live.publish()"
     subprocess.run([sys.executable, "-c", code], check=True)
     (project / "mlflow.db").unlink()
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -239,7 +239,7 @@ def test_a_store_that_was_deleted_is_made_afresh(project: Path) -> None:
 def test_a_run_that_was_deleted_by_hand_stays_deleted(project: Path) -> None:
     repro("side")
     live.publish()
-    client = tracking._Tracker(project / ".flowmatch").client
+    client = tracking.Tracker(project / ".flowmatch").client
     for run in runs(project):
         client.delete_run(run.info.run_id)
     live.publish()
@@ -299,7 +299,7 @@ def test_a_tracker_that_is_away_costs_one_line(
 
 
 def test_importing_the_tracker_does_not_import_mlflow() -> None:
-    code = "import sys, pipelines.records, pipelines.orchestration.tracking; print('mlflow' in sys.modules)"
+    code = "import sys, pipelines.runs.records, pipelines.runs.tracking; print('mlflow' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == "False\n"
 
@@ -344,7 +344,7 @@ def trained(project: Path, name: str = "spiral.td_cfm", **params: Any) -> str:
 
 
 def versions(project: Path, name: str) -> list[str]:
-    client = tracking._Tracker(project / ".flowmatch").client
+    client = tracking.Tracker(project / ".flowmatch").client
     return [str(version.run_id) for version in client.search_model_versions(f"name = '{name}'")]
 
 
@@ -352,13 +352,13 @@ def test_a_trained_model_is_registered_and_answers(project: Path) -> None:
     import torch
 
     from flowmatch_core.successor import HorizonModel
+    from pipelines.models import successor
     from pipelines.models.registry import load
-    from pipelines.models.saved import load_successor
 
     run = trained(project)
     assert versions(project, "spiral.td_cfm") == [run]
     file = project / "data/models/spiral/td_cfm/seed1.safetensors"
-    truth = load_successor(file, torch.device("cpu"), "rk4", 20)
+    truth = successor.load(file, torch.device("cpu"), "rk4", 20)
     shutil.rmtree(project / "data")  # MLflow has its own copy
     state, action = torch.randn(5, 2), torch.randn(5, 1)
 
@@ -369,7 +369,7 @@ def test_a_trained_model_is_registered_and_answers(project: Path) -> None:
 
     expected = answers(truth)
     assert [tuple(answer.shape) for answer in expected] == [(7, 5, 2), (5,), (5,)]
-    client = tracking._Tracker(project / ".flowmatch").client
+    client = tracking.Tracker(project / ".flowmatch").client
     client.set_registered_model_alias("spiral.td_cfm", "champion", "1")
     base = "models:/spiral.td_cfm"
     for uri in (f"{base}/latest", f"{base}/1", f"{base}@champion", f"runs:/{run}"):
@@ -386,14 +386,14 @@ def test_latest_is_the_last_one_trained_and_not_another_profiles(project: Path) 
     smoke = trained(project, profile="smoke")
     assert versions(project, "spiral.td_cfm") == [second, first]
     assert versions(project, "smoke.spiral.td_cfm") == [smoke]
-    client = tracking._Tracker(project / ".flowmatch").client
+    client = tracking.Tracker(project / ".flowmatch").client
     assert tracking._trained_by(client, "spiral.td_cfm", "latest", "") == second
     assert tracking._trained_by(client, "spiral.td_cfm", "1", "") == first
 
 
 def test_a_model_is_registered_once(project: Path) -> None:
     run = trained(project)
-    client = tracking._Tracker(project / ".flowmatch").client
+    client = tracking.Tracker(project / ".flowmatch").client
     for found in runs(project):  # as if the publisher had died before it said that the run is over
         client.update_run(found.info.run_id, "RUNNING")
         if "flowmatch.complete" in found.data.tags:

@@ -25,7 +25,7 @@ def tree(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 @pytest.fixture(params=["git", "no git"])
 def root(request: pytest.FixtureRequest, project: Path) -> Path:
-    write(project, "pipelines/profiles/smoke.yaml", "profile: smoke\nside: {value: 30}\n")
+    write(project, "pipelines/config/profiles/smoke.yaml", "profile: smoke\nside: {value: 30}\n")
     write(project, "pipelines/code.py", "1")
     write(project, ".gitignore", "/.workspaces/\n/data/\n*.log\n")
     write(project, "dvc.lock", "the developer's")
@@ -126,7 +126,7 @@ def test_an_unknown_profile_is_a_sentence(root: Path) -> None:
 
 
 def test_the_cache_is_shared_with_its_memory_of_runs(project: Path) -> None:
-    write(project, "pipelines/profiles/smoke.yaml", "profile: smoke\nside: {value: 30}\n")
+    write(project, "pipelines/config/profiles/smoke.yaml", "profile: smoke\nside: {value: 30}\n")
     dvc = [sys.executable, "-m", "dvc", "repro", "-q"]
     subprocess.run(dvc, check=True)
     lock = (project / "dvc.lock").read_text()
@@ -141,7 +141,7 @@ def test_the_cache_is_shared_with_its_memory_of_runs(project: Path) -> None:
 
 
 def test_a_cache_that_the_project_keeps_elsewhere_is_shared_too(project: Path, tmp_path: Path) -> None:
-    write(project, "pipelines/profiles/smoke.yaml", "profile: smoke\n")
+    write(project, "pipelines/config/profiles/smoke.yaml", "profile: smoke\n")
     write(project, ".dvc/config.local", f"[cache]\n    dir = {tmp_path / 'elsewhere'}\n")
     here = workspace.prepare(project, "smoke")
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q", "side"], cwd=here, check=True)

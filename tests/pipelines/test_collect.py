@@ -16,7 +16,8 @@ from pyarrow import parquet
 
 from pipelines.base import files, plugins
 from pipelines.base.errors import UserError
-from pipelines.data import collect, moments_
+from pipelines.data import collect, moments
+from pipelines.data.moments import Moments
 from pipelines.environments import Array, linear_gaussian, maze
 
 KINDS = ["linear_gaussian", "maze"]
@@ -226,7 +227,7 @@ def test_few_pieces_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         drawn.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(collection, "_transitions", counted)
+    monkeypatch.setattr(collect, "_transitions", counted)
     collector = collect.Collector("linear_gaussian", linear_gaussian.Settings(), 0, workers=2)
     frames = collector.transitions(300_000, 1)
     for used in range(1, 31):
@@ -252,25 +253,25 @@ def test_a_written_table_is_the_collected_one_in_row_groups(tmp_path: Path) -> N
     tables = draw("linear_gaussian", **sizes)
     collector = collect.Collector("linear_gaussian", linear_gaussian.Settings(), 0)
     names = ["next_state_x", "next_state_y"]
-    moments = collect.write(tmp_path / "t.parquet", collector.transitions(230_001, 4), names)
+    found = collect.write_frames(tmp_path / "t.parquet", collector.transitions(230_001, 4), names)
     file = parquet.ParquetFile(tmp_path / "t.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [100_000, 100_000, 30_001]
     pd.testing.assert_frame_equal(files.read_table(tmp_path / "t.parquet"), tables.transitions, check_exact=True)
     whole = moments.moments(tables.transitions[names], "the table")
-    assert moments["low"] == tables.transitions[names].min().tolist()
-    assert moments["high"] == tables.transitions[names].max().tolist()
+    assert found["low"] == tables.transitions[names].min().tolist()
+    assert found["high"] == tables.transitions[names].max().tolist()
     for name in ("loc", "scale"):
-        np.testing.assert_allclose(moments[name], whole[name], rtol=1e-12)
+        np.testing.assert_allclose(found[name], whole[name], rtol=1e-12)
         # Networks are trained in float32, in which nothing changes.
-        np.testing.assert_array_equal(np.float32(moments[name]), np.float32(whole[name]))
+        np.testing.assert_array_equal(np.float32(found[name]), np.float32(whole[name]))
 
 
 def test_moments_of_parts_are_those_of_the_whole() -> None:
     rows = 1e6 + np.random.default_rng(0).standard_normal((10_000, 3)) * [1e-3, 1, 1e3]
-    moments = moments_.Moments(["a", "b", "c"])
+    parts = Moments(["a", "b", "c"])
     for part_of in np.split(rows, [1, 2, 5000, 9999]):
-        moments.add(part_of)
-    result = moments.result()
+        parts.add(part_of)
+    result = parts.result()
     np.testing.assert_allclose(result["loc"], rows.mean(0), rtol=1e-14)
     np.testing.assert_allclose(result["scale"], rows.std(0), rtol=1e-6)
 
@@ -278,10 +279,10 @@ def test_moments_of_parts_are_those_of_the_whole() -> None:
 def test_a_constant_column_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     frames = [pd.DataFrame({"x": [0.1] * 7, "y": [1.0, 2, 3, 4, 5, 6, 7]})] * 3
     with pytest.raises(UserError, match=r"'x' of the transitions is constant \(0.1\)"):
-        collect.write(tmp_path / "t.parquet", frames, ["y", "x"])
-    collect.write(tmp_path / "t.parquet", frames, ["y"])
+        collect.write_frames(tmp_path / "t.parquet", frames, ["y", "x"])
+    collect.write_frames(tmp_path / "t.parquet", frames, ["y"])
     with pytest.raises(ZeroDivisionError):
-        collect.write(tmp_path / "other.parquet", (1 // 0 for _ in range(2)), ["y"])  # type: ignore[misc]
+        collect.write_frames(tmp_path / "other.parquet", (1 // 0 for _ in range(2)), ["y"])  # type: ignore[misc]
     assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
 
 
@@ -290,10 +291,10 @@ def test_twenty_million_rows_stay_below_two_gibibytes(tmp_path: Path) -> None:
     script = f"""
 import resource
 from pathlib import Path
-from pipelines import collection
+from pipelines.data import collect
 from pipelines.environments import linear_gaussian
 collector = collect.Collector("linear_gaussian", linear_gaussian.Settings(), 0)
-collect.write(Path({str(tmp_path)!r}) / "t.parquet", collector.transitions(20_000_000, 1), ["next_state_x"])
+collect.write_frames(Path({str(tmp_path)!r}) / "t.parquet", collector.transitions(20_000_000, 1), ["next_state_x"])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -57,8 +57,8 @@ def fitted(checkpoint: Path, stop_at: int | None = None, fit: Fit = FIT) -> tupl
 def test_a_killed_run_resumes_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
     whole, _ = fitted(tmp_path / "whole")
     with pytest.raises(Killed):
         fitted(tmp_path / "killed", stop_at)
@@ -70,8 +70,8 @@ def test_a_killed_run_resumes_to_the_same_weights(
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
     path = tmp_path / "checkpoint"
     with pytest.raises(Killed):
         fitted(path, 21)
@@ -172,6 +172,6 @@ def test_a_loss_that_is_not_finite_ends_training(tmp_path: Path) -> None:
 def test_a_cuda_device_that_is_not_there_is_named() -> None:
     count = torch.cuda.device_count()
     with pytest.raises(UserError, match=rf"device is 'cuda:{count}', but torch sees {count} CUDA devices"):
-        device.device(f"cuda:{count}")
-    assert device.device("cpu").type == "cpu"
-    assert device.device("auto").type == ("cuda" if count else "cpu")
+        device.resolve(f"cuda:{count}")
+    assert device.resolve("cpu").type == "cpu"
+    assert device.resolve("auto").type == ("cuda" if count else "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from pyarrow import parquet
 from torch import Tensor, nn
 
+from pipelines.base import layout
 from pipelines.base.errors import UserError
 from pipelines.config.params import Fit
 from pipelines.data import streaming
@@ -159,8 +161,8 @@ class Killed(Exception):
 def test_a_killed_training_on_a_stream_resumes_to_the_same_weights(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
     fit = Fit(
         network="mlp", steps=40, batch=BATCH, lr=1e-2, warmup=5, weight_decay=0.0,
         adam_betas=(0.9, 0.999), adam_eps=1e-8, ema_step=0.1,
@@ -194,16 +196,17 @@ def test_a_killed_training_on_a_stream_resumes_to_the_same_weights(
 LONG = 20_000_000
 TRAINED = """
 import json, resource, sys, time
-from pathlib import Path
 
 import torch
 
-from pipelines import checkpoints, models, training
-from pipelines.params import SuccessorFit, SuccessorMethod
-from pipelines.stages import train_successor
+from pipelines.base import layout
+from pipelines.config.params import SuccessorFit, SuccessorMethod
+from pipelines.training import checkpoints, loop
+from pipelines.training.successor import SuccessorJob
 
 torch.set_num_threads(1)
-folder, limit = Path(sys.argv[1]), int(sys.argv[2])
+name, limit = sys.argv[1], int(sys.argv[2])
+folder = layout.collected(name)
 fit = SuccessorFit(
     network={"name": "mlp", "hidden": [64, 64]}, steps=int(sys.argv[3]), batch=256, lr=1e-3, warmup=5,
     weight_decay=0.0, adam_betas=(0.9, 0.999), adam_eps=1e-8, ema_step=0.1, log_every=100,
@@ -211,10 +214,10 @@ fit = SuccessorFit(
     rows_in_memory=limit,
 )
 choice = SuccessorMethod(loss="td2_cfm", path="cond_ot")
-state = checkpoints.folder("long", {}, [folder / "transitions.parquet"])
+state = checkpoints.folder("long", {}, [layout.transitions(folder)])
 torch.manual_seed(0)
 began = time.monotonic()
-task = train_successor.job(torch.device("cpu"), folder=folder, choice=choice, fit=fit, gamma=0.9)
+task = SuccessorJob(name, "td2_cfm", fit, choice, 0.9).task(torch.device("cpu"))
 task.terms(task.network, task.network, torch.Generator(), 0.0)
 ready = time.monotonic() - began
 trained = loop.train(
@@ -227,37 +230,38 @@ print(json.dumps({
 """
 
 
-def written(folder: Path, total: int) -> Path:
+def written(root: Path, name: str, total: int) -> None:
     """So many transitions of four states and two actions, in row groups as `collect` writes them."""
+    folder = root / layout.collected(name)
+    folder.mkdir(parents=True)
     states, actions = [f"s{i}" for i in range(4)], [f"a{i}" for i in range(2)]
     columns = [*(f"{p}state_{n}" for p in ("", "next_") for n in states)]
     columns += [*(f"{p}action_{n}" for p in ("", "next_") for n in actions)]
     rng = np.random.default_rng(0)
     schema = pa.schema([*((name, pa.float64()) for name in columns), ("terminal", pa.bool_())])
-    with parquet.ParquetWriter(folder / "transitions.parquet", schema) as writer:
+    with parquet.ParquetWriter(layout.transitions(folder), schema) as writer:
         for _ in range(total // 100_000):
             drawn = {name: rng.standard_normal(100_000) for name in columns}
             writer.write_table(pa.table({**drawn, "terminal": rng.random(100_000) < 0.01}, schema=schema))
     text = {"state_names": states, "action_names": actions, "loc": [0.0] * 4, "scale": [1.0] * 4}
-    (folder / "provenance.json").write_text(json.dumps(text))
-    return folder
+    layout.provenance(folder).write_text(json.dumps(text))
 
 
-def measured(folder: Path, limit: int, steps: int) -> dict[str, float]:
-    command = [sys.executable, "-c", TRAINED, str(folder), str(limit), str(steps)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+def measured(root: Path, name: str, total: int, limit: int, steps: int) -> dict[str, float]:
+    written(root, name, total)
+    command = [sys.executable, "-c", TRAINED, name, str(limit), str(steps)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=True)
     numbers: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
-    print(folder.name, limit, numbers)
+    print(name, limit, numbers)
     return numbers
 
 
 @pytest.mark.slow
 def test_twenty_million_transitions_train_in_four_gibibytes(tmp_path: Path) -> None:
     """It includes the hash of the file that a checkpoint is known by; all rows at once would need 4.3 GiB or more."""
-    (tmp_path / "long").mkdir()
-    (tmp_path / "short").mkdir()
-    long = measured(written(tmp_path / "long", LONG), 2_000_000, 20_000)
+    long = measured(tmp_path, "long", LONG, 2_000_000, 20_000)
     assert long["GiB"] <= 4.0
-    short = measured(written(tmp_path / "short", 200_000), 2_000_000, 20_000)
+    short = measured(tmp_path, "short", 200_000, 2_000_000, 20_000)
     # The 20,000 steps take more than two blocks of a million rows, so that blocks are read meanwhile.
     assert long["steps_per_second"] > 0.5 * short["steps_per_second"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,12 @@ import pytest
 import torch
 
 from flowmatch_core.successor import Loss, Transitions
-from pipelines.base import files
+from pipelines.base import files, layout
 from pipelines.config.params import SuccessorFit, SuccessorMethod
-from pipelines.training import successor
-from pipelines.training.fit import Task
+from pipelines.models import successor
+from pipelines.training import fit, loop
 from pipelines.training.loop import Progress
+from pipelines.training.successor import SuccessorJob
 
 ROWS = 600
 FIT = {
@@ -25,24 +25,30 @@ FIT = {
 }  # fmt: skip
 
 
-def folder(tmp_path: Path, terminal: bool | None) -> Path:
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(terminal: bool | None) -> None:
     """Numbers from which each row's place in the table can be told; every third next state is terminal, or none."""
     i = np.arange(float(ROWS))
     table = pd.DataFrame({"state_x": i, "state_y": i + 0.25, "next_state_x": i + 1, "next_state_y": i + 1.25})
     table = table.assign(action_u=-i, next_action_u=-i - 1)
     if terminal is not None:
         table = table.assign(terminal=(np.arange(ROWS) % 3 == 0) & terminal)
-    table.to_parquet(tmp_path / "transitions.parquet", row_group_size=100)
+    folder = layout.collected("spiral")
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(layout.transitions(folder), row_group_size=100)
     loc, scale = [10.0, -10.0], [2.0, 4.0]
     described = {"state_names": ["x", "y"], "action_names": ["u"], "loc": loc, "scale": scale}
-    files.write_json(tmp_path / "provenance.json", described)
-    return tmp_path
+    files.write_json(layout.provenance(folder), described)
 
 
 @pytest.mark.parametrize("rows_in_memory", [ROWS, 300])
 @pytest.mark.parametrize("terminal", [None, False, True])
 def test_a_batch_holds_what_the_table_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_in_memory: int, terminal: bool | None
+    monkeypatch: pytest.MonkeyPatch, rows_in_memory: int, terminal: bool | None
 ) -> None:
     seen: list[Transitions] = []
 
@@ -53,15 +59,9 @@ def test_a_batch_holds_what_the_table_holds(
         seen.append(batch)
         return Loss(*torch.zeros(3))
 
-    monkeypatch.setattr(models, "successor_loss", lambda *_: loss)
+    monkeypatch.setattr(successor, "loss", lambda *_: loss)
     torch.manual_seed(0)
-    task = successor.job(
-        torch.device("cpu"),
-        folder=folder(tmp_path, terminal),
-        choice=SuccessorMethod(loss="td_cfm", path="cond_ot"),
-        fit=SuccessorFit(**FIT, rows_in_memory=rows_in_memory),
-        gamma=0.9,
-    )
+    task = job(rows_in_memory, terminal).task(torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         task.terms(task.network, task.network, generator, 0.0)
@@ -82,17 +82,17 @@ def test_a_batch_holds_what_the_table_holds(
         assert torch.equal(i.sort().values, torch.arange(float(ROWS)))
 
 
-def job(path: Path, rows_in_memory: int) -> partial[Task]:
-    fit = SuccessorFit(**FIT, rows_in_memory=rows_in_memory)
-    choice = SuccessorMethod(loss="td_cfm", path="cond_ot")
-    return partial(successor.job, folder=folder(path, None), choice=choice, fit=fit, gamma=0.9)
+def job(rows_in_memory: int, terminal: bool | None = None) -> SuccessorJob:
+    write(terminal)
+    given = SuccessorFit(**FIT, rows_in_memory=rows_in_memory)
+    return SuccessorJob("spiral", "td_cfm", given, SuccessorMethod(loss="td_cfm", path="cond_ot"), gamma=0.9)
 
 
-def test_where_rows_come_from_does_not_change_the_first_weights(tmp_path: Path) -> None:
+def test_where_rows_come_from_does_not_change_the_first_weights() -> None:
     states = []
     for rows_in_memory in (300, ROWS):
         torch.manual_seed(0)
-        states.append(job(tmp_path, rows_in_memory)(torch.device("cpu")).network.state_dict())
+        states.append(job(rows_in_memory).task(torch.device("cpu")).network.state_dict())
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
 
@@ -101,9 +101,9 @@ def test_where_rows_come_from_does_not_change_the_first_weights(tmp_path: Path) 
 def test_a_killed_seed_goes_on_with_the_rows_that_come_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_in_memory: int
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
-    made = job(tmp_path, rows_in_memory)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
+    made = job(rows_in_memory)
 
     def fitted(state: Path, stop_at: int | None = None) -> bytes:
         def tell(row: Progress) -> None:
@@ -111,8 +111,7 @@ def test_a_killed_seed_goes_on_with_the_rows_that_come_next(
                 raise KeyboardInterrupt
 
         state.mkdir(exist_ok=True)
-        fit = made.keywords["fit"]
-        fit._fit_one(0, tell, data="spiral", base=0, job=made, fit=fit, device="cpu", state=state)
+        fit._fit_one(0, tell, base=0, job=made, device="cpu", state=state)
         return (state / "seed0.safetensors").read_bytes()
 
     whole = fitted(tmp_path / "whole")

@@ -30,14 +30,15 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def flow(prefect_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def prefect(prefect_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("PREFECT_HOME", str(prefect_home))
     monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
+    from pipelines.orchestration import prefect
 
     runner.STOPPING.clear()
-    yield flow
+    yield prefect
     runner.STOPPING.clear()
     root.handlers[:] = handlers  # in whose place Prefect, when imported, puts a console for all tests that follow
     root.setLevel(level)
@@ -48,7 +49,7 @@ def start_flow(root: Path, prefect_home: Path, **options: object) -> subprocess.
     command = [
         sys.executable,
         "-m",
-        "pipelines.orchestration.flow",
+        "pipelines.orchestration.prefect",
         "run",
         json.dumps({"root": str(root)} | options),
     ]
@@ -59,7 +60,8 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line, on a project whose parameters are not flowmatch's."""
     code = """
 import sys
-from pipelines import params, preflight
+from pipelines.config import params
+from pipelines.orchestration import preflight
 params.load = preflight.check = lambda given: None
 from pipelines.orchestration.__main__ import main
 sys.exit(main())
@@ -70,7 +72,7 @@ sys.exit(main())
 # ---- the task, without a server
 
 
-def stage(flow: Any, project: Path, changed: bool, upstream: list[StageResult]) -> Any:
+def stage(prefect: Any, project: Path, changed: bool, upstream: list[StageResult]) -> Any:
     env, slots, tally = runner.environment("test"), prefect.Slots(1, {}), prefect.Tally(1)
     node = graph.load(project)["side"]
     name = asyncio.run(prefect.dvc_stage.fn(node, project, changed, False, upstream, slots, tally, env)).name
@@ -79,26 +81,26 @@ def stage(flow: Any, project: Path, changed: bool, upstream: list[StageResult]) 
 
 
 def test_a_task_starts_a_process_only_where_something_changed(
-    flow: Any, project: Path, monkeypatch: pytest.MonkeyPatch
+    prefect: Any, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger("test"))
+    monkeypatch.setattr(prefect, "get_run_logger", lambda: logging.getLogger("test"))
     unchanged, ran = StageResult("x", "unchanged", 0.0), StageResult("x", "ran", 1.0)
-    assert stage(flow, project, True, []) == "Completed"
+    assert stage(prefect, project, True, []) == "Completed"
     monkeypatch.setattr(runner, "run_stage", lambda *_, **__: pytest.fail("a process for what cannot have changed"))
-    assert stage(flow, project, False, [unchanged]) == "Unchanged"
+    assert stage(prefect, project, False, [unchanged]) == "Unchanged"
     monkeypatch.undo()
     monkeypatch.chdir(project)
-    monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger("test"))
-    assert stage(flow, project, False, [unchanged, ran]) == "Unchanged"  # DVC looked, and found it up to date
+    monkeypatch.setattr(prefect, "get_run_logger", lambda: logging.getLogger("test"))
+    assert stage(prefect, project, False, [unchanged, ran]) == "Unchanged"  # DVC looked, and found it up to date
 
 
-def test_a_stage_that_we_stopped_is_not_tried_again(flow: Any) -> None:
+def test_a_stage_that_we_stopped_is_not_tried_again(prefect: Any) -> None:
     assert prefect.should_retry(None, None, None)
     runner.STOPPING.set()
     assert not prefect.should_retry(None, None, None)
 
 
-def test_slots_bound_how_many_run_at_once(flow: Any) -> None:
+def test_slots_bound_how_many_run_at_once(prefect: Any) -> None:
     slots = prefect.Slots(2, {"gpu": 1})
     running: list[str] = []
     most = {"all": 0, "gpu": 0}
@@ -118,7 +120,7 @@ def test_slots_bound_how_many_run_at_once(flow: Any) -> None:
     assert most == {"all": 2, "gpu": 1}
 
 
-def test_a_failure_loses_its_traceback_and_a_defect_keeps_it(flow: Any) -> None:
+def test_a_failure_loses_its_traceback_and_a_defect_keeps_it(prefect: Any) -> None:
     def record(error: Exception) -> logging.LogRecord:
         return logging.LogRecord("x", logging.ERROR, "", 0, "", (), (type(error), error, None))
 
@@ -129,7 +131,9 @@ def test_a_failure_loses_its_traceback_and_a_defect_keeps_it(flow: Any) -> None:
     assert defect.exc_info is not None
 
 
-def test_a_schedule_without_a_server_is_a_sentence(flow: Any, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_schedule_without_a_server_is_a_sentence(
+    prefect: Any, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for url in ("", "http://127.0.0.1:9/api"):
         monkeypatch.setenv("PREFECT_API_URL", url)
         with pytest.raises(UserError, match="prefect server start"):
@@ -154,7 +158,7 @@ def test_a_failing_stage_is_tried_again_and_stops_only_what_needs_it(project: Pa
     assert graph.dirty(project) == {"join"}
     from pipelines.runs import tracking
 
-    store = tracking._Tracker(project / ".flowmatch")
+    store = tracking.Tracker(project / ".flowmatch")
     names = sorted((run.info.run_name, run.info.status) for run in store._search("tags.`dvc.stage` != ''"))
     assert ("join", "FAILED") in names
     assert ("side", "FINISHED") in names
@@ -199,7 +203,7 @@ def test_repro_runs_then_has_nothing_to_do(project: Path) -> None:
 
 
 def test_a_failed_repro_ends_in_a_sentence_that_says_how_to_go_on(project: Path) -> None:
-    write(project, "pipelines/profiles/smoke.yaml", "profile: smoke\nside: {fail: 1}\n")
+    write(project, "pipelines/config/profiles/smoke.yaml", "profile: smoke\nside: {fail: 1}\n")
     failed = command("repro", "--profile", "smoke", "side")
     assert failed.returncode not in (0, 1)  # DVC's own status
     said = failed.stderr.splitlines()[-1]
@@ -215,7 +219,8 @@ def test_a_failed_repro_ends_in_a_sentence_that_says_how_to_go_on(project: Path)
 
 def test_a_signal_ends_repro_and_its_stages(project: Path) -> None:
     settings(project, side={"sleep": 60, "child": MARK + 50})
-    code = "from pipelines import params, preflight; params.load = preflight.check = lambda given: None\n"
+    code = "from pipelines.config import params; from pipelines.orchestration import preflight\n"
+    code += "params.load = preflight.check = lambda given: None\n"
     code += "import sys; from pipelines.orchestration.__main__ import main; sys.exit(main(['repro', 'side']))"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: sleepers(MARK + 50))
