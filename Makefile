@@ -5,6 +5,8 @@ BENCH_VENV ?= .venv-bench
 PYTHON ?= python3
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
+# The theme's advice on MkDocs 2, which requirements.lock excludes.
+export NO_MKDOCS_2_WARNING := 1
 RUN := $(BIN)/python -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
