@@ -178,7 +178,7 @@ def first_lines(error: BaseException) -> str:
     r"""Return the kind of an exception and the first line of what it says, with the next one if it ends in a colon.
 
     Example:
-        >>> first_lines(ValueError("backend raised:\\nno compiler\\n at ..."))
+        >>> first_lines(ValueError("backend raised:\nno compiler\n at ..."))
         'ValueError: backend raised: no compiler'
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -41,6 +41,7 @@ WITHOUT_RESULT = (
     *("pipelines.base.errors", "pipelines.config.messages", "flowmatch_core._require"),
     *("pipelines.runs.records", "pipelines.runs.live", "pipelines.runs.snapshots", "pipelines.runs.tracking"),
     *("pipelines.runs.graph", "flowmatch_core"),
+    *("pipelines.base.extras", "pipelines.reporting", "pipelines.runs"),
 )
 """Modules that cannot change what a stage writes: sentences, records, the tracker, lists of names."""
 
@@ -175,6 +176,7 @@ def test_only_the_catalog_and_the_plugins_import_by_name() -> None:
     assert users("importlib") == {
         "flowmatch_core",  # public names on first use
         "flowmatch_core._require",  # dependencies on first use
+        "pipelines.base.extras",  # is it installed?
         "pipelines.base.plugins",
         "pipelines.config.catalog",
         "pipelines.environments._entry_point",  # a user's policy

@@ -52,7 +52,7 @@ def test_a_command_of_the_pipeline_ends_in_one_sentence(command: str, tmp_path: 
 
 @pytest.mark.parametrize("module", sorted(PIPELINE))
 def test_an_import_names_the_missing_module(module: str, tmp_path: Path) -> None:
-    result = python("-c", "import pipelines.base.errors", without={module}, tmp_path=tmp_path)
+    result = python("-c", "import pipelines.config.params", without={module}, tmp_path=tmp_path)
     *_, error = result.stderr.splitlines()
     assert error.startswith("ModuleNotFoundError: ")
     assert f"({module})" in error

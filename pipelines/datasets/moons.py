@@ -35,6 +35,8 @@ def build(settings: Settings, *, rng: np.random.Generator, mirror: Path | None) 
         upper_moon = np.stack([np.cos(angle), np.sin(angle)], -1)
         lower_moon = np.stack([1 - np.cos(angle), 0.5 - np.sin(angle)], -1)
         moons: Array = np.where(lower[:, None], lower_moon, upper_moon) + settings.noise * rng.standard_normal((n, 2))
-        return settings.scale * moons - np.array([settings.scale / 2, 0.0])
+        moons *= settings.scale
+        moons -= np.array([settings.scale / 2, 0.0])
+        return moons
 
     return generated(settings, draw, "moons", "make_moons of scikit-learn with random instead of gridded angles.")

@@ -2,3 +2,7 @@
 
 A stage never imports another one; stages exchange data only through files in `data/`.
 """
+
+from pipelines.base import extras
+
+extras.check()
