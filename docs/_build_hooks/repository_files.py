@@ -1,7 +1,7 @@
 """MkDocs hook: pages that show a file of the repository, such as the changelog, without a copy of it.
 
-A line `<!-- include: CHANGELOG.md -->` is replaced by that file. Its headings move down one level, its links into
-`docs/` become links of the site, and links to other files of the repository become the names of these files.
+A line `<!-- include: CHANGELOG.md -->` is replaced by that file without its title, for which the heading above the line
+stands. Links into `docs/` become links of the site, and links to other files of the repository their names.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 _INCLUDE = re.compile(r"^<!-- include: (\S+) -->$", re.MULTILINE)
+_TITLE = re.compile(r"^# .*\n", re.MULTILINE)
+_HEADING = re.compile(r"^ *```.*?^ *```$|^(#+) ", re.MULTILINE | re.DOTALL)  # or a block of code, which is left alone
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>(?!https?:|#|mailto:)[^)\s]+)\)")
 
 
@@ -32,12 +34,10 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
 
     def include(match: re.Match[str]) -> str:
         name = match[1]
-        text = re.sub(
-            r"^(#+ )",
-            r"#\1",
-            (docs.parent / name).read_text(encoding="utf-8"),
-            flags=re.MULTILINE,
-        )
+        text = _TITLE.sub("", (docs.parent / name).read_text(encoding="utf-8"), count=1)
+        above = [marks for marks in _HEADING.findall(markdown[: match.start()]) if marks]
+        deeper = "#" * (len(above[-1]) - 1) if above else ""
+        text = _HEADING.sub(lambda heading: f"{deeper}{heading[0]}" if heading[1] else heading[0], text)
         return _LINK.sub(lambda link: _relinked(link, posixpath.dirname(name), here), text)
 
     return _INCLUDE.sub(include, markdown)
