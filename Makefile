@@ -59,7 +59,7 @@ lint: setup  ## ruff (rules and format) and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 docs: $(VENV)/.docs-installed  ## build the documentation into site/; a warning is an error
-	@$(BIN)/python -m mkdocs build --strict --quiet && echo "site/index.html"
+	@$(BIN)/python -m mkdocs build --strict && echo "site/index.html"
 
 docs-serve: $(VENV)/.docs-installed  ## show the documentation at http://127.0.0.1:8000
 	@$(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8000
