@@ -266,21 +266,21 @@ class Trained(Entry):
     fit: dict[str, Any] = Field(default={}, description="changes to the common `fit` for this entry")
 
 
-class Experiment(Entry):
+class ExperimentEntry(Entry):
     """An experiment, a plugin of `pipelines/experiments/`."""
 
     family: ClassVar[str] = "pipelines.experiments"
     kind: Annotated[str, _plugin_of("pipelines.experiments")]
 
 
-class Dataset(Trained):
+class DatasetEntry(Trained):
     """A data set, a plugin of `pipelines/datasets/`."""
 
     family: ClassVar[str] = "pipelines.datasets"
     kind: Annotated[str, _plugin_of("pipelines.datasets")]
 
 
-class Environment(Trained):
+class EnvironmentEntry(Trained):
     """An environment, a plugin of `pipelines/environments/`."""
 
     family: ClassVar[str] = "pipelines.environments"
@@ -322,7 +322,9 @@ class DensityEvaluation(Settings):
     likelihood_rows: int = Field(ge=2, description="maximum number of test rows whose likelihood is computed")
     projections: int = Field(ge=1, description="directions of the sliced Wasserstein distance")
     solver: FixedSolver
-    steps: int = Field(ge=2, description="solver steps of the likelihood; its error is found with half as many")
+    steps: int = Field(
+        ge=2, multiple_of=2, description="solver steps of the likelihood; its error is found with half as many"
+    )
 
 
 class SuccessorSample(Settings):
@@ -353,7 +355,7 @@ class Density(Settings):
     sample: DensitySample
     evaluate: DensityEvaluation
 
-    def fit_for(self, dataset: Dataset) -> Fit:
+    def fit_for(self, dataset: DatasetEntry) -> Fit:
         """Return the training settings for a data set."""
         return Fit.model_validate(merge(self.fit.model_dump(), dataset.fit))
 
@@ -367,7 +369,7 @@ class Successor(Settings):
     sample: SuccessorSample
     evaluate: SuccessorEvaluation
 
-    def fit_for(self, environment: Environment, method: SuccessorMethod) -> SuccessorFit:
+    def fit_for(self, environment: EnvironmentEntry, method: SuccessorMethod) -> SuccessorFit:
         """Return the training settings for a method in an environment; the method's changes take precedence."""
         return SuccessorFit.model_validate(merge(merge(self.fit.model_dump(), environment.fit), method.fit))
 
@@ -380,11 +382,11 @@ class Params(Settings):
     device: Device
     threads: int = Field(ge=1, description="CPU threads per process")
     mirror: Path | None = Field(description="folder with local copies of real data sets")
-    datasets: dict[Name, Dataset]
+    datasets: dict[Name, DatasetEntry]
     density: Density
-    environments: dict[Name, Environment]
+    environments: dict[Name, EnvironmentEntry]
     successor: Successor
-    experiments: dict[Name, Experiment]
+    experiments: dict[Name, ExperimentEntry]
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Params:

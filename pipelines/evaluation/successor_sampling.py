@@ -12,7 +12,7 @@ from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
 from pipelines import environments
 from pipelines.base import device, files, layout
 from pipelines.config.catalog import ORACLE
-from pipelines.config.params import Environment
+from pipelines.config.params import EnvironmentEntry
 from pipelines.environments import Simulator
 from pipelines.evaluation import models, truth
 from pipelines.evaluation.truth import Starts
@@ -75,7 +75,7 @@ def _trajectory(model: GeometricHorizonModel, start: Starts, generator: torch.Ge
 class ValueMap:
     """The values V(s, pi(s)) of states at rest on a grid of positions, true and by models."""
 
-    def __init__(self, environment: Simulator, entry: Environment, rng: np.random.Generator) -> None:
+    def __init__(self, environment: Simulator, entry: EnvironmentEntry, rng: np.random.Generator) -> None:
         self.environment, self.reward, self.gamma = environment, entry.reward, entry.gamma
         self.state = environment.grid(GRID)
         self.values = {"truth": environment.values(self.state, entry.reward, entry.gamma, entry.length, rng)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipelines.base import files, layout
 from pipelines.config.catalog import ORACLE
-from pipelines.config.params import Environment, SuccessorMethod
+from pipelines.config.params import EnvironmentEntry, SuccessorMethod
 from pipelines.runs.context import Stage
 
 
@@ -38,7 +38,7 @@ class Untrained:
         stage.log(self.reason)
 
 
-def untrained(environment: str, method: str, entry: Environment, choice: SuccessorMethod) -> Untrained | None:
+def untrained(environment: str, method: str, entry: EnvironmentEntry, choice: SuccessorMethod) -> Untrained | None:
     """Return why a method trains no networks in an environment, or None if it trains them."""
     folder = layout.models(environment, method)
     if not entry.runs(method):

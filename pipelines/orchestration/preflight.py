@@ -14,7 +14,7 @@ from pipelines import datasets, environments
 from pipelines.base import device
 from pipelines.base.errors import UserError, first_line
 from pipelines.config.catalog import ORACLE
-from pipelines.config.params import Choice, DensityMethod, Environment, Params, SuccessorFit, SuccessorMethod
+from pipelines.config.params import Choice, DensityMethod, EnvironmentEntry, Params, SuccessorFit, SuccessorMethod
 from pipelines.models import build, density, successor
 
 
@@ -44,7 +44,7 @@ def check(params: Params) -> None:
         datasets.check(dataset.kind, params.mirror)
 
 
-def _check_methods(params: Params, name: str, entry: Environment) -> None:
+def _check_methods(params: Params, name: str, entry: EnvironmentEntry) -> None:
     for method, choice in params.successor.methods.items():
         if not entry.runs(method) or choice.loss.name == ORACLE:
             continue

@@ -11,7 +11,7 @@ from typing import Any
 from flowmatch_core.intervals import paired_difference
 from pipelines.base import metric_keys
 from pipelines.config.catalog import ORACLE
-from pipelines.config.params import Environment, Params
+from pipelines.config.params import EnvironmentEntry, Params
 from pipelines.reporting.labels import label, split
 
 EnvironmentCells = Mapping[str, Mapping[str, Any]]
@@ -64,7 +64,7 @@ def over_floor(cells: EnvironmentCells) -> dict[str, Score]:
     return scores(cells, "emd", floor) if floor else {}
 
 
-def off_policy(params: Params, entry: Environment, methods: Iterable[str]) -> list[str]:
+def off_policy(params: Params, entry: EnvironmentEntry, methods: Iterable[str]) -> list[str]:
     """Return the methods that learn from transitions only, not from a closed form or the policy's rollouts."""
     successor, chosen = params.successor, []
     for method in methods:
@@ -127,7 +127,7 @@ def _values(cells: EnvironmentCells, among: Mapping[str, Score]) -> str:
     return f"MSE(V): {label(top[0])} {found[top[0]].mean:.3g}{ties}, at a floor of {floor:.3g}."
 
 
-def _references(params: Params, entry: Environment, cells: EnvironmentCells) -> str:
+def _references(params: Params, entry: EnvironmentEntry, cells: EnvironmentCells) -> str:
     """Return a sentence on the methods that are not off-policy."""
     found, parts = over_floor(cells), []
     for method in (m for m in found if m in params.successor.methods and not off_policy(params, entry, [m])):
@@ -164,11 +164,11 @@ def horizon_groups(params: Params) -> dict[str, dict[float, str]]:
     Of two environments with the same gamma the first is used.
     """
 
-    def rest(entry: Environment) -> tuple[Any, ...]:
+    def rest(entry: EnvironmentEntry) -> tuple[Any, ...]:
         fit = {key: value for key, value in entry.fit.items() if key != "ema_step"}
         return entry.kind, entry.own, entry.reward, entry.transitions, fit
 
-    groups: list[tuple[Environment, dict[float, str]]] = []
+    groups: list[tuple[EnvironmentEntry, dict[float, str]]] = []
     for name, entry in params.environments.items():
         group = next((group for first, group in groups if rest(first) == rest(entry)), None)
         if group is None:

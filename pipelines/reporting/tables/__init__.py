@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from flowmatch_core.intervals import Interval
-    from pipelines.config.params import Environment
+    from pipelines.config.params import EnvironmentEntry
     from pipelines.runs.context import Stage
 
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -132,7 +132,7 @@ def paired(
     return over(list(x.values()), list(y.values())) if x and x.keys() == y.keys() else None
 
 
-def papers_task(entry: Environment) -> str:
+def papers_task(entry: EnvironmentEntry) -> str:
     """Return the task of a maze whose horizon is about 100 physics steps, as in the paper, or an empty text."""
     if entry.kind != "maze":
         return ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowmatch_core.intervals import Interval, paired_ratio
-from pipelines.config.params import Environment, Params
+from pipelines.config.params import EnvironmentEntry, Params
 from pipelines.reporting.tables import Cells, Table, between, limits, numbers_of, paired, papers_task, text
 
 LOOP, REACH, SPIRAL, MIXED = "loop", "reach", "spiral", "mixed"
@@ -120,7 +120,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
     return Table("claims", "Claims", pd.DataFrame(rows, columns=columns), notes)
 
 
-def _places(entry: Environment) -> set[str]:
+def _places(entry: EnvironmentEntry) -> set[str]:
     """Return the kinds of environments, in terms of the claims, to which an environment belongs."""
     places, task = set[str](), papers_task(entry)
     if task:

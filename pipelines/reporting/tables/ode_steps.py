@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.config.params import Environment, Params
+from pipelines.config.params import EnvironmentEntry, Params
 from pipelines.reporting.tables import Cells, Table, interval, papers_task
 
 # The paper's EMD and MSE(V) of TD²-CFM on the loop by number of steps.
@@ -51,11 +51,11 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
     return Table("ode_steps", "Solver steps", pd.DataFrame(rows), notes)
 
 
-def _steps(params: Params, entry: Environment, method: str) -> int:
+def _steps(params: Params, entry: EnvironmentEntry, method: str) -> int:
     return params.successor.fit_for(entry, params.successor.methods[method]).ode_steps
 
 
-def _trained(params: Params, entry: Environment) -> list[tuple[int, str]]:
+def _trained(params: Params, entry: EnvironmentEntry) -> list[tuple[int, str]]:
     """Return the steps and names of the methods that run here and differ from another one only in `ode_steps`."""
     groups: dict[str, list[tuple[int, str]]] = {}
     for name, method in params.successor.methods.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines.config.params import Environment, Params, SuccessorFit
+from pipelines.config.params import EnvironmentEntry, Params, SuccessorFit
 from pipelines.config.yaml_files import merge
 from pipelines.reporting.tables import HOLE, Cells, Table, interval, papers_task, text
 
@@ -115,7 +115,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
     return Table("successor", "Successor measures", pd.DataFrame(rows), tuple(notes))
 
 
-def _published(entry: Environment) -> dict[str, tuple[float | None, ...]]:
+def _published(entry: EnvironmentEntry) -> dict[str, tuple[float | None, ...]]:
     """Return the paper's numbers of a task, if the horizon is comparable."""
     return PUBLISHED.get(papers_task(entry), {})
 
