@@ -89,7 +89,14 @@ def main(out: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.2))
     for (name, points), colour in zip(curves.items(), (OTHER, MODEL, ACCENT), strict=True):
         evaluations, errors, estimates = zip(*points, strict=True)
-        axes[0].plot(evaluations, errors, "o-", color=colour, markersize=4, label=name)
+        axes[0].plot(
+            evaluations,
+            errors,
+            "o-",
+            color=colour,
+            markersize=4,
+            label="adams, warped grid" if name == "adams" else name,
+        )
         axes[0].plot(evaluations, estimates, "--", color=colour, linewidth=1)
     axes[0].plot([], [], "--", color=TRUTH, linewidth=1, label="its estimate")
     axes[0].set(title="exact field, exact trace", xlabel="evaluations of the field", ylabel="rms error of log p (nats)")

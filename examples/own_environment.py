@@ -133,7 +133,7 @@ def main(out: Path) -> None:
         panel.scatter(*samples[:, i].T.numpy(), s=4, color=MODEL, alpha=0.5, linewidths=0, label="TD²-CFM")
         panel.scatter(*state[i].numpy(), s=60, marker="*", color=ACCENT, zorder=3, label="start")
         panel.add_patch(Circle((float(DOCK[0]), float(DOCK[1])), WIDTH, fill=False, color=ACCENT, linewidth=0.8))
-        panel.set(aspect="equal", xlim=(-2.3, 2.6), ylim=(-1.5, 1.6), xlabel="x (river widths / 2)")
+        panel.set(aspect="equal", xlim=(-2.3, 2.9), ylim=(-1.5, 1.6), xlabel="x (river widths / 2)")
         panel.set_title(f"start ({state[i, 0]:.1f}, {state[i, 1]:.1f})")
     axes[0].set_ylabel("y (river widths / 2)")
     axes[2].legend(loc="lower left", fontsize=7.5, markerscale=1.5, handletextpad=0.1)

@@ -90,9 +90,10 @@ def main(out: Path) -> None:
     spread = float((distance - ratio * floor).std()) / len(floor) ** 0.5 / float(floor.mean())
     report("EMD to the exact successor measure / EMD of two exact samples", float(ratio), spread)
 
-    points = truth.sample(1, generator=generator)[0]
+    points = truth.sample(8, generator=generator)
     with torch.no_grad():
-        excess = truth.log_prob(points) - model.log_prob(points, state, action)
+        log_prob = model.log_prob(points.flatten(0, 1), state.repeat(8, 1), action.repeat(8, 1))
+    excess = (truth.log_prob(points) - log_prob.reshape(8, -1)).mean(0)
     report("KL(exact, model) in nats, mean over starts", float(excess.mean()), float(excess.std()) / len(excess) ** 0.5)
 
     value = model.value(reward, state, action, 512, generator=generator)

@@ -120,10 +120,18 @@ def main(out: Path) -> None:
     axes[0].set_ylabel("second token")
     figure.colorbar(image, ax=axes[2], label="probability", shrink=0.8)
     axes[3].axhline(floor, color=TRUTH, linewidth=0.8, label="true samples")
-    axes[3].set(xscale="log", yscale="log", title="error of few steps", xlabel="steps", ylabel="total variation")
+    axes[3].set(
+        xscale="log",
+        yscale="log",
+        ylim=(0.01, 1.2),
+        title="error of few steps",
+        xlabel="steps",
+        ylabel="total variation",
+    )
     axes[3].set_xticks(SAMPLING_STEPS, [str(n) for n in SAMPLING_STEPS])
+    axes[3].set_yticks([0.02, 0.05, 0.1, 0.2, 0.4], ["0.02", "0.05", "0.1", "0.2", "0.4"])
     axes[3].minorticks_off()
-    axes[3].legend(fontsize=7.5)
+    axes[3].legend(fontsize=7.5, loc="upper right")
     save(figure, out)
 
 
