@@ -1,0 +1,1 @@
+"""The pipeline of flowmatch: it runs experiments with DVC, Prefect and MLflow on top of `flowmatch_core`."""

@@ -1,0 +1,1 @@
+"""The record of each stage, DVC's graph, and the publication of runs to MLflow."""
