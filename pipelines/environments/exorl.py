@@ -30,7 +30,7 @@ class Settings(plugins.Settings):
 
     directory: Path = Field(description="folder with the episodes, one .npz each, at any depth; an absolute path")
     simulator: dict[str, Any] = Field(
-        description="the environment with the episodes' dynamics, as an entry of its own: `kind` and its settings "
+        description="the environment with the episodes' dynamics, as a separate entry: `kind` and its settings "
         "(for point_mass_maze {kind: maze, task: loop, action_repeat: 1}); its rollouts are the evaluation truth"
     )
     policy: EntryPoint | None = Field(

@@ -44,7 +44,7 @@ class Settings(plugins.Settings):
     rewards: dict[str, EntryPoint] = Field(
         {}, description="rewards of the state, each package.module:function from observations (n, d) to (n,)"
     )
-    arguments: dict[str, bool | int | float | str] = Field({}, description="what else `gymnasium.make` is given")
+    arguments: dict[str, bool | int | float | str] = Field({}, description="further arguments of `gymnasium.make`")
 
 
 @final
@@ -152,7 +152,7 @@ class Gymnasium(Environment):
         except (library.error.Error, ImportError, TypeError) as error:
             raise UserError(
                 f"gymnasium cannot make {self.settings.id!r} ({first_line(error)}); expected an id that is "
-                "registered here, with what it needs installed."
+                "registered here and its dependencies installed."
             ) from None
         return made
 

@@ -193,7 +193,7 @@ def serve(root: Path, profile: str, cron: str) -> bool:
     except (httpx.HTTPError, httpx.InvalidURL):
         raise UserError(
             f"no Prefect server answers at PREFECT_API_URL={server!r}, and a schedule needs one; "
-            "run `prefect server start` beside this and set PREFECT_API_URL=http://127.0.0.1:4200/api."
+            "run `prefect server start` in another terminal and set PREFECT_API_URL=http://127.0.0.1:4200/api."
         ) from None
     arguments = {"root": str(root), "profile": profile}
     retrain.serve(name=f"retrain-{profile}", cron=cron, parameters=arguments, limit=1)

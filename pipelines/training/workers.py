@@ -43,8 +43,8 @@ def side_by_side(
     if processes == 1:
         torch.set_num_threads(threads)
         return [work(seed, lambda row, seed=seed: report(seed, row)) for seed in seeds]  # type: ignore[misc]
-    context = multiprocessing.get_context("forkserver")  # fork itself is not safe once torch has started its threads
-    context.set_forkserver_preload(["pipelines.training.fit"])  # torch is imported once, not once a seed
+    context = multiprocessing.get_context("forkserver")  # fork is not safe after torch has started its threads
+    context.set_forkserver_preload(["pipelines.training.fit"])  # torch is imported once, not once per seed
     waiting, results = list(seeds), dict[int, R]()
     running: dict[Connection, tuple[int, ForkServerProcess]] = {}
     try:
