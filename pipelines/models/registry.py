@@ -2,7 +2,7 @@
 
 >>> load("maze_loop.td2_cfm")
 Traceback (most recent call last):
-pipelines.errors.UserError: the model 'maze_loop.td2_cfm' is neither models:/<name>/<version>, such as \
+pipelines.base.errors.UserError: the model 'maze_loop.td2_cfm' is neither models:/<name>/<version>, such as \
 models:/maze_loop.td2_cfm/latest, nor models:/<name>@<alias> nor runs:/<id of a training run>.
 """
 

@@ -1,6 +1,6 @@
 """What a stage leaves behind for a tracker: one small JSON file, and its curve as JSON lines.
 
-A stage writes here and knows no tracker; `pipelines.orchestration.tracking` copies what it finds to MLflow.
+A stage writes here and knows no tracker; `pipelines.runs.tracking` copies what it finds to MLflow.
 The files lie in `<home>/runs/<invocation>/<stage>.json[l]`; an invocation is one `dvc repro` or flow.
 """
 
