@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[pipeline,gymnasium,test,lint]'
 	touch $@
 
-# The site's packages come when they are first needed.
+# What builds the site comes when it is first needed, by `make docs` or by the tests of the site.
 $(VENV)/.docs-installed: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[docs]'
 	touch $@
@@ -49,7 +49,7 @@ ui: setup  ## MLflow on the runs so far, at http://127.0.0.1:5000
 publish: setup  ## copy the runs of bare `dvc repro` to MLflow
 	@$(RUN) publish
 
-test: setup  ## the tests, on all cores
+test: $(VENV)/.docs-installed  ## the tests, on all cores
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: setup  ## the tests that take minutes
