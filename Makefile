@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[pipeline,gymnasium,test,lint]'
 	touch $@
 
-# The site's packages come when they are first needed.
+# What builds the site comes when it is first needed, by `make docs` or by the tests of the site.
 $(VENV)/.docs-installed: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[docs]'
 	touch $@

@@ -106,6 +106,9 @@ def test_make_docs_installs_its_extra_first_and_once(tmp_path: Path) -> None:
     (tmp_path / ".installed").touch()
     missing = make("--dry-run", "docs", f"VENV={tmp_path}")
     assert re.search(r"pip install [^\n]*'\.\[docs\]'.*mkdocs build --strict", missing, re.DOTALL)
+    assert re.search(
+        r"pip install [^\n]*'\.\[docs\]'.* -m pytest", make("--dry-run", "test", f"VENV={tmp_path}"), re.DOTALL
+    )
     (tmp_path / ".docs-installed").touch()
     assert "pip install" not in make("--dry-run", "docs", f"VENV={tmp_path}")
 

@@ -45,8 +45,8 @@ GYMNASIUM = importable(EXTRAS["gymnasium"])
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Top-level names of everything a file imports, at its top, in a function or by a literal name."""
-    by_name = {"import_module", "importorskip"}
+    """Top-level names of everything a file imports: at its top, in a function, or by a literal name."""
+    by_name = {"import_module"}
     if path.is_relative_to(ROOT / "flowmatch_core"):
         by_name.add("required")  # flowmatch_core._require; its tests give it names of nothing
     for node in ast.walk(ast.parse(path.read_text())):
