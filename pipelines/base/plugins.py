@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 
 from pydantic import BaseModel, ConfigDict
@@ -32,13 +31,6 @@ def names(family: str) -> list[str]:
     spec = find_spec(family)
     assert spec is not None, family
     return sorted(m.name for m in pkgutil.iter_modules(spec.submodule_search_locations) if not m.name.startswith("_"))
-
-
-def source(family: str, name: str) -> str:
-    """Return the source text of a plugin."""
-    spec = find_spec(family)
-    assert spec is not None, family
-    return Path(*spec.submodule_search_locations or (), f"{name}.py").read_text()
 
 
 def check(family: str, name: str) -> None:

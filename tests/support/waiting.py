@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 WAITS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "unique_dim", "repeat_interleave"}
 
 
-class NeverWaits(TorchDispatchMode):
+class NeverWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses every operation whose result decides what the host does next."""
 
     def __torch_dispatch__(
