@@ -17,7 +17,7 @@ from torch import Tensor
 
 import flowmatch_core as fm
 
-STEPS, BATCH, LEARNING_RATE = 1000, 128, 1e-2
+STEPS, BATCH, LEARNING_RATE = 800, 128, 1e-2
 COUPLINGS: dict[str, fm.Coupling] = {
     "independent": fm.Independent(),
     "minibatch OT": fm.MinibatchOT(),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import flowmatch_core as fm
 
-STEPS, BATCH, LEARNING_RATE = 800, 128, 1e-2
+STEPS, BATCH, LEARNING_RATE = 600, 128, 1e-2
 CHOICES: dict[str, tuple[fm.AffinePath, fm.Coupling]] = {
     "CondOT, independent": (fm.CondOT(), fm.Independent()),
     "CondOT, Sinkhorn": (fm.CondOT(), fm.Sinkhorn(reg=2.0)),

@@ -20,7 +20,7 @@ import flowmatch_core as fm
 
 COLUMNS = ("temperature (°C)", "pressure (Pa)", "wind (m/s)")
 ROWS, HELD_OUT = 12_000, 2000
-STEPS, BATCH, LEARNING_RATE = 2000, 256, 1e-2
+STEPS, BATCH, LEARNING_RATE = 1500, 256, 1e-2
 
 # Three kinds of weather, each Gaussian in (temperature, pressure, log wind).
 MEANS = torch.tensor([[24.0, 102_100.0, 0.6], [11.0, 100_300.0, 2.1], [2.0, 102_600.0, 0.2]], dtype=torch.float64)

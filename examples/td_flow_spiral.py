@@ -23,7 +23,7 @@ import flowmatch_core as fm
 GAMMA = 0.95
 PULL, ANGLE, NOISE = 0.99, 0.15, 0.03
 GOAL, WIDTH = torch.tensor([1.0, 0.0]), 0.5
-STEPS, BATCH, LEARNING_RATE, TARGET_STEP = 2000, 256, 1e-2, 0.1
+STEPS, BATCH, LEARNING_RATE, TARGET_STEP = 1500, 256, 1e-2, 0.1
 
 IDENTITY = torch.eye(2)
 TURN = torch.tensor([[math.cos(ANGLE), -math.sin(ANGLE)], [math.sin(ANGLE), math.cos(ANGLE)]])
