@@ -91,6 +91,7 @@ class DiscreteTimeFlow(Flow):
 
     @property
     def support(self) -> constraints.Constraint:
+        """The set of all vectors."""
         return constraints.real_vector
 
     def __repr__(self) -> str:

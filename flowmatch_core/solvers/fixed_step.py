@@ -71,6 +71,7 @@ class Steps:
         self.size = expand_time(clock.span, x) / steps if isinstance(clock.span, Tensor) else clock.span / steps
 
     def slope(self, i: float, x: Tensor) -> tuple[float, Tensor]:
+        """Return the rate of time and the velocity at a node; their product is the slope in `s`."""
         s = i / self.steps
         velocity, rate = self.evaluate(self.clock.time(s), x), self.clock.rate(s)
         return (1.0, expand_time(rate, x) * velocity) if isinstance(rate, Tensor) else (rate, velocity)
@@ -87,6 +88,7 @@ class Steps:
     def advance(
         self, x: Tensor, weights: Sequence[float], slopes: Sequence[tuple[float, Tensor]], stride: int = 1
     ) -> Tensor:
+        """Return `x` plus a step of `stride` nodes along the weighted sum of the slopes."""
         rated = [weight * rate for weight, (rate, _) in zip(weights, slopes, strict=True)]
         return advance(x, self.size * stride, rated, [slope for _, slope in slopes])
 

@@ -172,7 +172,7 @@ def _library() -> ModuleType:
     except ImportError:
         raise UserError(
             "environments of the kind gymnasium need the package gymnasium, which is not installed; "
-            "run `pip install 'flowmatch[gymnasium]'`."
+            "run `pip install -e '.[gymnasium]'`."
         ) from None
 
 

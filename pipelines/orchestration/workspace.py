@@ -94,17 +94,23 @@ def _graph(root: Path, params: Mapping[str, Any]) -> str:
     template = graph["stages"].get(_CELLS)
     if template is None:
         return text
-    methods = params["successor"]["methods"]
-    cells = {
-        f"{environment}-{method}": {"environment": environment, "method": method}
-        for environment, entry in params["environments"].items()
-        for method in methods
-        if method in (entry.get("methods") or methods)
-    }
+    try:
+        cells = dict(_cells(params))
+    except (AttributeError, KeyError, TypeError):  # params.yaml is checked next, with sentences
+        return text
     del template["matrix"]
     graph["stages"][_CELLS] = {"foreach": cells, "do": template}
     head = "# Made from the project's dvc.yaml: the same stages, but only for the methods that an environment runs.\n"
     return head + yaml.safe_dump(graph, sort_keys=False, width=120)
+
+
+def _cells(params: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the cells that run, by name."""
+    methods = params["successor"]["methods"]
+    for environment, entry in params["environments"].items():
+        for method in methods:
+            if method in (entry.get("methods") or methods):
+                yield f"{environment}-{method}", {"environment": environment, "method": method}
 
 
 def _files(root: Path) -> Iterator[str]:

@@ -173,5 +173,5 @@ def test_an_entry_point_has_one_form(policy: str) -> None:
 def test_without_gymnasium_the_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     settings = member.Settings(**PENDULUM)
-    with pytest.raises(UserError, match=r"pip install 'flowmatch\[gymnasium\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[gymnasium\]'"):
         member.build(settings)

@@ -11,6 +11,7 @@ import yaml
 from pipelines.base.errors import UserError
 from pipelines.config import yaml_files
 from pipelines.orchestration import workspace
+from pipelines.runs import graph
 from tests.pipelines.conftest import write
 
 
@@ -147,3 +148,33 @@ def test_a_cache_that_the_project_keeps_elsewhere_is_shared_too(project: Path, t
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q", "side"], cwd=here, check=True)
     assert (tmp_path / "elsewhere").is_dir()
     assert not (here / ".dvc/cache").exists()
+
+
+CELLS = """
+stages:
+  collect:
+    matrix: {environment: "${environments}"}
+    cmd: echo ${item.environment}
+  train_successor:
+    matrix: {environment: "${environments}", method: "${successor.methods}"}
+    cmd: echo ${item.environment} ${item.method}
+"""
+
+
+def test_a_workspace_has_only_the_cells_that_run_under_the_same_names(project: Path) -> None:
+    write(project, "dvc.yaml", CELLS)
+    write(project, "params.yaml", "environments: {a: {}, b: {}}\nsuccessor: {methods: {x: {}, y: {}}}\n")
+    write(project, "pipelines/config/profiles/smoke.yaml", "environments: {b: {methods: [y]}}\n")
+    everything = {"collect@a", "collect@b", *(f"train_successor@{cell}" for cell in ("a-x", "a-y", "b-x", "b-y"))}
+    assert set(graph.load(project)) == everything
+    nodes = graph.load(workspace.prepare(project, "smoke"))
+    assert set(nodes) == everything - {"train_successor@b-x"}
+    assert nodes["train_successor@b-y"].cmd == "echo b y"
+
+
+@pytest.mark.parametrize("broken", ["environments: 3", "environments: {a: 3}", "successor: {methods: 3}", "successor: [x]"])
+def test_parameters_that_are_no_grid_are_left_to_the_schema(project: Path, broken: str) -> None:
+    write(project, "dvc.yaml", CELLS)
+    write(project, "params.yaml", "environments: {a: {}}\nsuccessor: {methods: {x: {}}}\n")
+    write(project, "pipelines/config/profiles/smoke.yaml", broken)
+    assert "matrix" in (workspace.prepare(project, "smoke") / "dvc.yaml").read_text()
