@@ -172,7 +172,9 @@ def test_a_workspace_has_only_the_cells_that_run_under_the_same_names(project: P
     assert nodes["train_successor@b-y"].cmd == "echo b y"
 
 
-@pytest.mark.parametrize("broken", ["environments: 3", "environments: {a: 3}", "successor: {methods: 3}", "successor: [x]"])
+@pytest.mark.parametrize(
+    "broken", ["environments: 3", "environments: {a: 3}", "successor: {methods: 3}", "successor: [x]"]
+)
 def test_parameters_that_are_no_grid_are_left_to_the_schema(project: Path, broken: str) -> None:
     write(project, "dvc.yaml", CELLS)
     write(project, "params.yaml", "environments: {a: {}}\nsuccessor: {methods: {x: {}}}\n")
