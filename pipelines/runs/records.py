@@ -266,7 +266,8 @@ def _read(path: Path) -> Record:
     if record.status == "RUNNING" and not is_alive(record.pid, record.created):
         record = Record(**json.loads(path.read_text()))  # it may have finished since it was read
         if record.status == "RUNNING":
-            record.status, record.ended = "KILLED", path.stat().st_mtime
+            # The clock of files is coarser than that of the start.
+            record.status, record.ended = "KILLED", max(record.started, path.stat().st_mtime)
             record.message = "its process ended without a status (killed, or the machine stopped)."
     return record
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
+
 DVC_YAML = """
 stages:
   leaf:
@@ -94,6 +96,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(root, ".dvc/config", "[core]\n    no_scm = true\n    analytics = false\n")
     monkeypatch.chdir(root)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # pipelines is a folder of the project, not installed
     monkeypatch.setenv("FLOWMATCH_HOME", str(root / ".flowmatch"))
     for name in ("FLOWMATCH_INVOCATION", "MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE"):
         monkeypatch.delenv(name, raising=False)

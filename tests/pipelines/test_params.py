@@ -196,7 +196,8 @@ def sentence(path: Path) -> str:
         ("seed", -1, ["seed", "-1"]),
         ("threads", 0, ["threads", "0"]),
         ("mirror", 3, ["mirror", "3"]),
-        ("density.evaluate.steps", 1, ["density.evaluate.steps", "1", "greater than or equal to 2"]),
+        ("density.evaluate.steps", 0, ["density.evaluate.steps", "0", "greater than or equal to 2"]),
+        ("density.evaluate.steps", 7, ["density.evaluate.steps", "7", "multiple of 2"]),
         ("datasets.spiral", {"kind": "moons"}, ["'spiral' names a data set and an environment"]),
         (
             "successor.methods.floor",
