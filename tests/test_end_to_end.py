@@ -129,10 +129,9 @@ def test_mlflow_has_a_parent_with_a_child_for_every_stage(project: Path) -> None
     assert files == ["td2_cfm/seed0.safetensors"]
 
 
-def test_a_trained_model_loads_by_the_line_in_the_readme(project: Path) -> None:
-    example = next(
-        b for b in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL) if "registry" in b
-    )
+def test_a_trained_model_loads_by_the_line_in_the_documentation(project: Path) -> None:
+    page = (ROOT / "docs" / "how-to" / "trained-model.md").read_text()
+    example = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "registry" in block)
     code = example.replace("models:/spiral", "models:/smoke.spiral") + "print(future.shape, future.isfinite().all())"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("FLOWMATCH", "MLFLOW", "DVC"))}
     result = subprocess.run(
