@@ -16,8 +16,6 @@ from pydantic import BeforeValidator, Field
 from pipelines.base.errors import did_you_mean
 
 Number = float
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 Activation = Literal["silu", "tanh", "softplus"]
