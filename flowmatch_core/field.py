@@ -76,6 +76,9 @@ class Field(nn.Module, ABC):
         tensor([6., 6., 6., 6.], grad_fn=<DivBackward0>)
     """
 
+    cond_shape: tuple[int, ...] | None = None
+    """The shape of one condition; None where the field takes none or does not declare it."""
+
     @property
     def has_closed_form_divergence(self) -> bool:
         """Whether `velocity_and_divergence` is a closed form, which `divergence(method="auto")` then uses."""

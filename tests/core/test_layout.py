@@ -20,10 +20,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Floor by floor: a room is a module or a package of flowmatch_core, and imports the rooms in its row and no others.
 FLOORS: list[dict[str, set[str]]] = [
-    {"_flow": set(), "_jacobian": set(), "_require": set(), "prefetch": set()},
+    {"_conditions": set(), "_flow": set(), "_jacobian": set(), "_require": set(), "prefetch": set()},
     {"field": {"_jacobian"}, "intervals": {"_require"}, "transport": {"_require"}},
     {"_tensors": {"field"}},
     {
+        "_call": {"_conditions", "_tensors", "field"},
         "dequantise": {"_tensors"},
         "divergence": {"_jacobian", "_tensors", "field"},
         "normalizing": {"_flow", "_require", "_tensors"},

@@ -1,0 +1,100 @@
+"""The call of a velocity field, with one sentence for each way to write a field wrongly."""
+
+from __future__ import annotations
+
+import inspect
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowmatch_core._conditions import Condition, map_condition
+from flowmatch_core._tensors import check_shape
+from flowmatch_core.field import Field, Time, VelocityField
+
+__all__ = ["call_field", "check_field"]
+
+_STATE_NAMES = frozenset({"x", "x_t", "xt"})
+_TIME_NAMES = frozenset({"t", "time", "times", "timestep", "timesteps"})
+_ROWS_DEPEND = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
+_seen: set[CodeType] = set()
+
+
+def call_field(field: VelocityField, t: Time, x: Tensor, cond: Condition = None) -> Tensor:
+    """Return the velocity `field(t, x, cond)`, whose shape is that of `x`.
+
+    Raises:
+        ValueError: The field takes other arguments, or its result has another shape, or it spreads a time of shape
+            `(batch,)` over the last dimension of a state instead of its rows.
+
+    Examples:
+        >>> call_field(lambda t, x, cond: t * x, 0.5, torch.ones(1, 2))
+        tensor([[0.5000, 0.5000]])
+    """
+    if not torch.compiler.is_compiling():
+        check_field(field)
+    velocity = field(t, x, cond)
+    check_shape("the result of field", velocity, x.shape)
+    # Only here does the error stay silent: with any other number of rows the product of t and x has no shape.
+    if isinstance(t, Tensor) and t.ndim and x.ndim > 1 and len(x) == x.shape[-1] > 1 and not isinstance(field, Field):
+        _check_row_times(field, t, x, cond, velocity)
+    return velocity
+
+
+def check_field(field: VelocityField) -> None:
+    """Raise a `ValueError` unless the field can be called with `(t, x, cond)`, the time first.
+
+    Each function is inspected once.
+
+    Examples:
+        >>> check_field(lambda t, x: x)
+        Traceback (most recent call last):
+        ValueError: field takes the arguments (t, x), but is called as field(t, x, cond); let it take a third one.
+    """
+    code = _code(field)
+    if code in _seen:
+        return
+    if not callable(field):
+        raise ValueError(f"field is a {type(field).__name__}, but should be a callable field(t, x, cond).")
+    if inspect.isclass(field):
+        raise ValueError(f"field is the class {field.__name__}, but should be an object: pass {field.__name__}(...).")
+    try:
+        signature = inspect.signature(field.forward if isinstance(field, nn.Module) else field)
+    except (TypeError, ValueError):  # a builtin, which states none
+        return
+    names = [name for name, each in signature.parameters.items() if each.kind <= each.POSITIONAL_OR_KEYWORD]
+    if len(names) > 1 and names[0] in _STATE_NAMES and names[1] in _TIME_NAMES:
+        raise ValueError(
+            f"field takes the arguments {signature}, but is called as field(t, x, cond): t comes first; "
+            f"wrap it as lambda t, x, cond: field(x, t)."
+        )
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        fix = "let it take a third one" if len(names) == 2 else "let it take these three"
+        raise ValueError(f"field takes the arguments {signature}, but is called as field(t, x, cond); {fix}.") from None
+    if code is not None:
+        _seen.add(code)
+
+
+def _code(field: Any) -> CodeType | None:
+    """Return what tells one function from another, without keeping the objects it closes over alive."""
+    function = getattr(field, "forward", None) if isinstance(field, nn.Module) else field
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if code is None and not inspect.isclass(field):
+        code = getattr(getattr(type(field), "__call__", None), "__code__", None)  # noqa: B004
+    return code if isinstance(code, CodeType) else None
+
+
+def _check_row_times(field: VelocityField, t: Tensor, x: Tensor, cond: Condition, velocity: Tensor) -> None:
+    """Compare the first row with its own evaluation, unless chance or the other rows may change it."""
+    if isinstance(field, nn.Module) and any(m.training and isinstance(m, _ROWS_DEPEND) for m in field.modules()):
+        return
+    with torch.no_grad():
+        alone = field(t[:1], x[:1], map_condition(lambda part: part[:1], cond))
+        if alone.shape == x[:1].shape and not torch.allclose(alone, velocity[:1], rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ValueError(
+                f"field spreads a time of shape {tuple(t.shape)} over the last dimension of x of shape "
+                f"{tuple(x.shape)}, but should apply it row by row; use t.reshape(-1, 1) where t has a dimension."
+            )
