@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from types import CodeType
-from typing import Any
+from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ _STATE_NAMES = frozenset({"x", "x_t", "xt"})
 _TIME_NAMES = frozenset({"t", "time", "times", "timestep", "timesteps"})
 _ROWS_DEPEND = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 _seen: set[CodeType] = set()
+_compared: WeakSet[VelocityField] = WeakSet()
 
 
 def call_field(field: VelocityField, t: Time, x: Tensor, cond: Condition = None) -> Tensor:
@@ -32,13 +35,15 @@ def call_field(field: VelocityField, t: Time, x: Tensor, cond: Condition = None)
         >>> call_field(lambda t, x, cond: t * x, 0.5, torch.ones(1, 2))
         tensor([[0.5000, 0.5000]])
     """
-    if not torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
         check_field(field)
     velocity = field(t, x, cond)
     check_shape("the result of field", velocity, x.shape)
     # Only here does the error stay silent: with any other number of rows the product of t and x has no shape.
-    if isinstance(t, Tensor) and t.ndim and x.ndim > 1 and len(x) == x.shape[-1] > 1 and not isinstance(field, Field):
-        _check_row_times(field, t, x, cond, velocity)
+    silent = isinstance(t, Tensor) and t.ndim > 0 and x.ndim > 1 and len(x) == x.shape[-1] > 1
+    if silent and not (compiling or x.is_meta or isinstance(field, Field)):
+        _check_row_times(field, cast(Tensor, t), x, cond, velocity)
     return velocity
 
 
@@ -88,13 +93,41 @@ def _code(field: Any) -> CodeType | None:
 
 
 def _check_row_times(field: VelocityField, t: Tensor, x: Tensor, cond: Condition, velocity: Tensor) -> None:
-    """Compare the first row with its own evaluation, unless chance or the other rows may change it."""
-    if isinstance(field, nn.Module) and any(m.training and isinstance(m, _ROWS_DEPEND) for m in field.modules()):
+    """Compare the first row with its own evaluation, unless chance or the other rows may change it.
+
+    Each object is compared once, at times that differ: equal ones are the same over rows and dimensions.
+    """
+    if _is_compared(field) or (isinstance(field, nn.Module) and _rows_depend(field)):
         return
+
+    def at_first(times: Tensor) -> Tensor:
+        return field(times, x[:1], map_condition(lambda part: part[:1], cond))
+
     with torch.no_grad():
-        alone = field(t[:1], x[:1], map_condition(lambda part: part[:1], cond))
-        if alone.shape == x[:1].shape and not torch.allclose(alone, velocity[:1], rtol=1e-3, atol=1e-3, equal_nan=True):
-            raise ValueError(
-                f"field spreads a time of shape {tuple(t.shape)} over the last dimension of x of shape "
-                f"{tuple(x.shape)}, but should apply it row by row; use t.reshape(-1, 1) where t has a dimension."
-            )
+        if bool((t == t[0]).all()):
+            return
+        with suppress(TypeError):  # neither hashed nor referred to: compared each time
+            _compared.add(field)
+        if _same(at_first(t[:1]), velocity[:1]):
+            return
+        with suppress(RuntimeError, IndexError):  # a field that takes times by row refuses more times than rows
+            if _same(at_first(t), velocity[:1]):
+                raise ValueError(
+                    f"field spreads a time of shape {tuple(t.shape)} over the last dimension of x of shape "
+                    f"{tuple(x.shape)}, but should apply it row by row; use t.reshape(-1, 1) where t has a dimension."
+                )
+
+
+def _is_compared(field: VelocityField) -> bool:
+    try:
+        return field in _compared
+    except TypeError:
+        return False
+
+
+def _rows_depend(field: nn.Module) -> bool:
+    return any(module.training and isinstance(module, _ROWS_DEPEND) for module in field.modules())
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)

@@ -1,15 +1,21 @@
-"""The inputs of every ODE solver: a counted field and the times of its steps."""
+"""The inputs of every solver: a counted field, the times of its steps and the output times."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from flowmatch_core._tensors import check_shape, flatten_event
+from flowmatch_core._call import call_field
+from flowmatch_core._conditions import Condition, map_condition
+from flowmatch_core._tensors import expand_time, flatten_event
 from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.solvers.grids import TimeGrid
 
-__all__ = ["Clock", "CountedField", "SolverError", "check_finite"]
+__all__ = ["Clock", "CountedField", "SolverError", "check_finite", "check_output_times", "step_ends"]
 
 
 class SolverError(FloatingPointError):
@@ -26,18 +32,48 @@ def check_finite(solver: str, x: Tensor) -> None:
         )
 
 
+def check_output_times(times: Sequence[float] | Tensor, t0: Time, t1: Time, save: bool) -> list[float]:
+    """Return the output times as floats.
+
+    Raises:
+        ValueError: They neither increase nor decrease, or the interval or `save` is given as well.
+    """
+    if save or isinstance(t0, Tensor) or isinstance(t1, Tensor) or (t0, t1) != (0.0, 1.0):
+        raise ValueError(
+            f"t0, t1 and save are {t0}, {t1} and {save}, but should be left out where times is given, whose ends are "
+            "those of the solve and whose states are kept."
+        )
+    given = [float(t) for t in (times.tolist() if isinstance(times, Tensor) else times)]
+    gaps = [after - before for before, after in pairwise(given)]
+    if not gaps or not all(map(math.isfinite, gaps)) or not (min(gaps) > 0 or max(gaps) < 0):
+        raise ValueError(f"times is {given}, but should hold at least two times that increase or decrease.")
+    return given
+
+
+def step_ends(steps: int, marks: Sequence[float]) -> list[float]:
+    """Return the ends of `steps` equal steps in [0, 1], divided at the marks.
+
+    Where an end and a mark almost coincide, the mark replaces it.
+
+    Examples:
+        >>> step_ends(2, [0.0, 0.25, 1.0])
+        [0.0, 0.25, 0.5, 1.0]
+    """
+    taken = {round(1e6 * mark) for mark in marks}
+    return sorted([*marks, *(i / steps for i in range(steps + 1) if round(1e6 * i / steps) not in taken)])
+
+
 class CountedField:
     """A field with its condition bound, its results checked and its evaluations counted."""
 
-    def __init__(self, field: VelocityField, cond: Tensor | None) -> None:
+    def __init__(self, field: VelocityField, cond: Condition) -> None:
         self.field, self.cond, self.calls = field, cond, 0
 
     def __call__(self, t: Time, x: Tensor, rows: Tensor | None = None) -> Tensor:
         self.calls += 1
-        cond = self.cond if self.cond is None or rows is None else self.cond[rows]
-        velocity = self.field(t, x, cond)
-        check_shape("the result of field", velocity, x.shape)
-        return velocity
+        return call_field(
+            self.field, t, x, self.cond if rows is None else map_condition(lambda part: part[rows], self.cond)
+        )
 
 
 class Clock:
@@ -49,22 +85,27 @@ class Clock:
         if isinstance(span, float):
             self.forward = self.backward = self.backward if span < 0 else self.forward
 
-    def time(self, s: float) -> Time:
-        return self.start + self.span * self._fraction(s)
+    def fraction(self, s: float) -> Time:
+        """Return the fraction of the interval that has passed at `s`."""
+        return self._either(self.forward.time(s), self.backward.time(s))
 
     def rate(self, s: float) -> Time:
+        """Return the derivative of `fraction`."""
         return self._either(self.forward.rate(s), self.backward.rate(s))
 
-    def times(self, steps: int, x: Tensor) -> Tensor:
-        even = torch.linspace(0, 1, steps + 1, dtype=x.dtype, device=x.device)
-        shifts = [self._fraction(i / steps) - i / steps for i in range(steps + 1)]
-        shift = torch.stack([torch.as_tensor(s, dtype=x.dtype, device=x.device) for s in shifts])
-        if isinstance(self.span, Tensor) and self.span.ndim:
-            even, shift = even[:, None], shift.reshape(steps + 1, -1)
-        return self.start + self.span * (even + shift)
+    def time(self, fraction: Time) -> Time:
+        """Return the time at which a fraction of the interval has passed."""
+        return self.start + self.span * fraction
 
-    def _fraction(self, s: float) -> Time:
-        return self._either(self.forward.time(s), self.backward.time(s))
+    def times(self, marks: Sequence[float], x: Tensor) -> Tensor:
+        """Return the times at `marks`, with shape `(marks,)` or `(marks, batch)`."""
+        times = [self.time(self.fraction(s)) for s in marks]
+        return torch.stack([torch.as_tensor(t, dtype=x.dtype, device=x.device) for t in times])
+
+    def stretch(self, share: Time, x: Tensor) -> Time:
+        """Return the length of a share of the interval, ready to be multiplied by `x`."""
+        length = self.span * share
+        return expand_time(length, x) if isinstance(length, Tensor) else length
 
     def _either(self, forward: float, backward: float) -> Time:
         if self.forward is self.backward or not isinstance(self.span, Tensor):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,9 +79,9 @@ def dopri5_errors(rtol: float, atol: float, max_steps: int) -> Iterator[None]:
 
 
 def dopri5(
-    evaluate: CountedField, x: Tensor, clock: Clock, intervals: int, rtol: float, atol: float, max_steps: int
+    evaluate: CountedField, x: Tensor, clock: Clock, marks: Sequence[float], rtol: float, atol: float, max_steps: int
 ) -> tuple[list[Tensor], int, int]:
-    """Return the states at the ends of the intervals, and the numbers of accepted and rejected steps."""
+    """Return the states at the marks, and the numbers of accepted and rejected steps."""
     torchdiffeq = required("torchdiffeq", "torchdiffeq")  # imports much of scipy
     accepted = rejected = 0
 
@@ -98,8 +98,8 @@ def dopri5(
         rejected += 1
 
     vars(rescaled).update(callback_accept_step=accept, callback_reject_step=reject)
-    grid = torch.linspace(0, 1, intervals + 1, dtype=torch.float64, device=x.device)
-    # steps end on the grid: interpolated results would miss the tolerance
+    grid = torch.tensor(marks, dtype=torch.float64, device=x.device)
+    # steps end on the marks: interpolated results would miss the tolerance
     options = {**dopri5_options(max_steps), "step_t": grid[1:]}
     with dopri5_errors(rtol, atol, max_steps):
         path = torchdiffeq.odeint(rescaled, x, grid, rtol=rtol, atol=atol, method="dopri5", options=options)
@@ -107,10 +107,11 @@ def dopri5(
 
 
 def dopri5_per_sample(
-    evaluate: CountedField, x: Tensor, clock: Clock, intervals: int, rtol: float, atol: float, max_steps: int
+    evaluate: CountedField, x: Tensor, clock: Clock, marks: Sequence[float], rtol: float, atol: float, max_steps: int
 ) -> tuple[list[Tensor], str, Tensor, Tensor]:
-    """Return the states at the ends of the intervals, the status, and the accepted and rejected steps of each row."""
-    batch, order = len(x), 5
+    """Return the states at the marks, the status, and the accepted and rejected steps of each row."""
+    batch, order, intervals = len(x), 5, len(marks) - 1
+    goals = torch.tensor(marks, dtype=x.dtype, device=x.device)
     start, span = (as_time(t, x).expand(batch) for t in (clock.start, clock.span))
     status = "finished"
     accepted = torch.zeros(batch, dtype=torch.int64, device=x.device)
@@ -134,7 +135,7 @@ def dopri5_per_sample(
         norm(x, x), norm(first, x), lambda h: norm(slope(rows, h, x + expand_time(h, x) * first) - first, x)
     )
     while len(rows):
-        goal = (interval + 1).to(s.dtype) / intervals
+        goal = goals[interval + 1]
         last = step >= goal - s
         size = torch.where(last, goal - s, step)
         slopes = [first]

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from flowmatch_core._tensors import expand_time
 from flowmatch_core.field import Time
 from flowmatch_core.solvers._problem import Clock, CountedField
 
-__all__ = [
-    "BASHFORTH",
-    "MOULTON",
-    "TABLEAUS",
-    "Steps",
-    "Tableau",
-    "adams",
-    "adams3",
-    "advance",
-    "correct",
-    "runge_kutta",
-]
+__all__ = ["BASHFORTH", "MOULTON", "TABLEAUS", "Adams", "Tableau", "adams", "adams3", "advance", "runge_kutta"]
 
 
 @dataclass(frozen=True)
@@ -63,34 +54,21 @@ MOULTON: dict[int, tuple[float, ...]] = {
 """The weights of the implicit Adams methods, which use one more slope, at the prediction."""
 
 
-class Steps:
-    """Equal steps in `s`; a slope is a pair of the rate of the clock and the velocity."""
+def integral_weights(nodes: Sequence[float], end: float) -> tuple[float, ...]:
+    """Return the weights that integrate the polynomial through values at up to six nodes from 0 to `end`.
 
-    def __init__(self, evaluate: CountedField, x: Tensor, clock: Clock, steps: int) -> None:
-        self.evaluate, self.clock, self.steps = evaluate, clock, steps
-        self.size = expand_time(clock.span, x) / steps if isinstance(clock.span, Tensor) else clock.span / steps
+    The Gauss rule with three points is exact for it.
 
-    def slope(self, i: float, x: Tensor) -> tuple[float, Tensor]:
-        """Return the rate of time and the velocity at a node; their product is the slope in `s`."""
-        s = i / self.steps
-        velocity, rate = self.evaluate(self.clock.time(s), x), self.clock.rate(s)
-        return (1.0, expand_time(rate, x) * velocity) if isinstance(rate, Tensor) else (rate, velocity)
+    Examples:
+        >>> [round(weight, 3) for weight in integral_weights([0, 1, 2], 2.0)]  # Simpson's rule
+        [0.333, 1.333, 0.333]
+    """
+    gauss = ((-math.sqrt(0.6), 5 / 18), (0.0, 8 / 18), (math.sqrt(0.6), 5 / 18))
 
-    def runge_kutta(
-        self, tableau: Tableau, i: int, x: Tensor, first: tuple[float, Tensor] | None = None, stride: int = 1
-    ) -> Tensor:
-        """Return the state `stride` steps after the i-th, given the slope at the i-th if it is known."""
-        slopes = [] if first is None else [first]
-        for weights, c in list(zip(tableau.a, tableau.c, strict=True))[len(slopes) :]:
-            slopes.append(self.slope(i + c * stride, self.advance(x, weights, slopes, stride)))
-        return self.advance(x, tableau.b, slopes, stride)
+    def basis(node: float, s: float) -> float:
+        return math.prod((s - other) / (node - other) for other in nodes if other != node)
 
-    def advance(
-        self, x: Tensor, weights: Sequence[float], slopes: Sequence[tuple[float, Tensor]], stride: int = 1
-    ) -> Tensor:
-        """Return `x` plus a step of `stride` nodes along the weighted sum of the slopes."""
-        rated = [weight * rate for weight, (rate, _) in zip(weights, slopes, strict=True)]
-        return advance(x, self.size * stride, rated, [slope for _, slope in slopes])
+    return tuple(sum(end * w * basis(node, end * (1 + z) / 2) for z, w in gauss) for node in nodes)
 
 
 def advance(x: Tensor, step: Time, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
@@ -105,45 +83,114 @@ def advance(x: Tensor, step: Time, weights: Sequence[float], slopes: Sequence[Te
     return x
 
 
-def runge_kutta(steps: Steps, x: Tensor, tableau: Tableau) -> Iterator[Tensor]:
-    """Yield the state after each step of a Runge-Kutta method."""
-    for i in range(steps.steps):
-        x = steps.runge_kutta(tableau, i, x)
+def runge_kutta(
+    evaluate: CountedField, x: Tensor, clock: Clock, ends: Sequence[float], tableau: Tableau
+) -> Iterator[Tensor]:
+    """Yield the state at the end of each step of a Runge-Kutta method, a step between any two neighbours of `ends`."""
+    for start, end in pairwise(ends):
+        x = runge_kutta_step(evaluate, x, clock, start, end, tableau)
         yield x
 
 
-def adams3(steps: Steps, x: Tensor) -> Iterator[Tensor]:
-    """Yield the state after each step of the Adams method of order three, whose order rises from one."""
-    slopes = [steps.slope(0, x)]
-    for i in range(steps.steps):
-        x = correct(steps, i, x, slopes)
-        slopes = slopes[-3:]
-        yield x
+def runge_kutta_step(
+    evaluate: CountedField,
+    x: Tensor,
+    clock: Clock,
+    start: float,
+    end: float,
+    tableau: Tableau,
+    first: Tensor | None = None,
+) -> Tensor:
+    """Return the state after a step in time, given the velocity at its start if it is known."""
+    before, after = clock.fraction(start), clock.fraction(end)
+    size = clock.stretch(after - before, x)
+    slopes = [] if first is None else [first]
+    for weights, c in list(zip(tableau.a, tableau.c, strict=True))[len(slopes) :]:
+        t = clock.time((1 - c) * before + c * after)  # exactly the ends where c is 0 or 1
+        slopes.append(evaluate(t, advance(x, size, weights, slopes)))
+    return advance(x, size, tableau.b, slopes)
 
 
-def adams(steps: Steps, x: Tensor) -> Iterator[Tensor]:
-    """Yield the state after each step of the Adams method of order five, started by `rk4`."""
-    slopes = [steps.slope(0, x)]
-    start = min(4, steps.steps)
-    for i in range(0, start, 2):
-        stride = min(2, start - i)
-        end = steps.runge_kutta(TABLEAUS["rk4"], i, x, slopes[-1], stride)
-        ends = [slopes[-1], steps.slope(i + stride, end)]
-        if stride == 2:  # the middle state is interpolated by the cubic with these ends and slopes
-            middle = steps.advance((x + end) / 2, (1 / 8, -1 / 8), ends, stride)
-            slopes.append(steps.slope(i + 1, middle))
-            yield middle
-        slopes.append(ends[1])
-        x = end
-        yield x
-    for i in range(start, steps.steps):
-        x = correct(steps, i, x, slopes)
-        slopes = slopes[-5:]
-        yield x
+Slope = tuple[Time, Tensor]
+"""The time that a step in `s` takes at the rate of a node, ready to be multiplied, and the velocity there."""
 
 
-def correct(steps: Steps, i: int, x: Tensor, slopes: list[tuple[float, Tensor]]) -> Tensor:
-    """Return the state after the i-th step, and append the slope at its prediction to `slopes`."""
-    known = len(slopes)
-    slopes.append(steps.slope(i + 1, steps.advance(x, BASHFORTH[known], slopes)))
-    return steps.advance(x, MOULTON[known], slopes)
+class Adams:
+    """Equal steps in `s` of a multistep method; a state between two nodes is an integral of the slopes.
+
+    The corrector is the same integral up to the next node, so these states have the order of the method.
+    """
+
+    def __init__(self, evaluate: CountedField, x: Tensor, clock: Clock, steps: int, marks: Sequence[float]) -> None:
+        self.evaluate, self.clock, self.steps = evaluate, clock, steps
+        self.positions = deque(round(steps * mark, 9) for mark in marks[1:])
+
+    def slope(self, i: int, x: Tensor) -> Slope:
+        """Return the slope at a node."""
+        s = i / self.steps
+        velocity = self.evaluate(self.clock.time(self.clock.fraction(s)), x)
+        return self.clock.stretch(self.clock.rate(s) / self.steps, x), velocity
+
+    def advance(self, x: Tensor, weights: Sequence[float], slopes: Sequence[Slope]) -> Tensor:
+        """Return `x` plus a step along the weighted sum of the slopes."""
+        for weight, (step, velocity) in zip(weights, slopes, strict=True):
+            x = advance(x, step, (weight,), (velocity,))
+        return x
+
+    def multistep(self, first: int, x: Tensor, slopes: list[Slope], known: int) -> Iterator[Tensor]:
+        """Yield the states at the marks after the node `first`, the state at which is `x`.
+
+        Args:
+            first: The node.
+            x: The state there.
+            slopes: The slopes up to there.
+            known: The number of slopes that the method remembers.
+        """
+        for node in range(first, self.steps):
+            order = len(slopes)
+            slopes.append(self.slope(node + 1, self.advance(x, BASHFORTH[order], slopes)))
+            end = self.advance(x, MOULTON[order], slopes)
+            yield from self.states(node, node + 1, x, end, slopes, node + 1 - order)
+            x, slopes = end, slopes[-known:]
+
+    def states(
+        self, start: int, end: int, x: Tensor, x_end: Tensor, slopes: Sequence[Slope], oldest: int
+    ) -> Iterator[Tensor]:
+        """Yield the states at the marks between the nodes `start` and `end` and at `end`.
+
+        Args:
+            start: The node of `x`.
+            end: The node of `x_end`.
+            x: The state at `start`.
+            x_end: The state at `end`.
+            slopes: The slopes at successive nodes.
+            oldest: The node of the first of them.
+        """
+        nodes = range(oldest - start, oldest - start + len(slopes))
+        while self.positions and self.positions[0] <= end:
+            position = self.positions.popleft()
+            yield x_end if position == end else self.advance(x, integral_weights(nodes, position - start), slopes)
+
+
+def adams3(method: Adams, x: Tensor) -> Iterator[Tensor]:
+    """Yield the states at the marks by the Adams method of order three, whose order rises from one."""
+    yield from method.multistep(0, x, [method.slope(0, x)], known=3)
+
+
+def adams(method: Adams, x: Tensor) -> Iterator[Tensor]:
+    """Yield the states at the marks by the Adams method of order five, started by `rk4`."""
+    slopes, states = [method.slope(0, x)], [x]
+    start = min(4, method.steps)
+    ends = [*range(0, start, 2), start]
+    for i, j in pairwise(ends):
+        between = (i / method.steps, j / method.steps)
+        x = runge_kutta_step(method.evaluate, x, method.clock, *between, TABLEAUS["rk4"], slopes[-1][1])
+        slope = method.slope(j, x)
+        if j == i + 2:  # the middle state is interpolated by the cubic with these ends and slopes
+            middle = method.advance((states[-1] + x) / 2, (1 / 4, -1 / 4), (slopes[-1], slope))
+            slopes.append(method.slope(i + 1, middle))
+        slopes.append(slope)
+        states.append(x)
+    for (i, before), (j, after) in pairwise(zip(ends, states, strict=True)):
+        yield from method.states(i, j, before, after, slopes, 0)
+    yield from method.multistep(start, x, slopes, known=5)

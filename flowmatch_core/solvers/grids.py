@@ -46,6 +46,20 @@ class TimeGrid(ABC):
             raise ValueError(f"steps is {steps}, but should be at least 1.")
         return [self.time(i / steps) for i in range(steps + 1)]
 
+    @final
+    def position(self, time: float) -> float:
+        """Return the `s` at which $t(s)$ is a given time, by bisection.
+
+        Examples:
+            >>> round(Power(2).position(0.75), 12)
+            0.5
+        """
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.time(middle) < time else (low, middle)
+        return high
+
 
 @final
 @dataclass(frozen=True)

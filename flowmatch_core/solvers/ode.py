@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from flowmatch_core._tensors import as_time, check_choice, flatten_event
+from flowmatch_core._conditions import Condition
+from flowmatch_core._tensors import as_time, check_choice, check_floating, flatten_event
 from flowmatch_core.field import Time, VelocityField
-from flowmatch_core.solvers._problem import Clock, CountedField, SolverError, check_finite
+from flowmatch_core.solvers._problem import (
+    Clock,
+    CountedField,
+    SolverError,
+    check_finite,
+    check_output_times,
+    step_ends,
+)
 from flowmatch_core.solvers.adaptive import ADAPTIVE, GIVEN_UP, dopri5, dopri5_per_sample
-from flowmatch_core.solvers.fixed_step import TABLEAUS, Steps, adams, adams3, runge_kutta
+from flowmatch_core.solvers.fixed_step import TABLEAUS, Adams, adams, adams3, runge_kutta
 from flowmatch_core.solvers.grids import TimeGrid, Uniform
 
 __all__ = ["SOLVERS", "Solution", "check_grid", "check_tolerances", "solve"]
@@ -34,8 +43,9 @@ class Solution:
         accepted: The number of accepted steps of an adaptive solver, one number, or `(batch,)` if each row has its
             own.
         rejected: The number of rejected steps, likewise.
-        t: The times of `path`, with shape `(steps + 1,)` or `(steps + 1, batch)`; None unless it was saved.
-        path: The states at these times, with shape `(steps + 1, batch, *event)`; None unless it was saved.
+        t: The times of `path`: `times` where they were given, else those between the steps, with shape `(steps + 1,)`
+            or `(steps + 1, batch)`; None unless it was saved.
+        path: The states at these times, with shape `(len(t), batch, *event)`; None unless it was saved.
     """
 
     x: Tensor
@@ -53,7 +63,8 @@ def solve(
     *,
     t0: Time = 0.0,
     t1: Time = 1.0,
-    cond: Tensor | None = None,
+    times: Sequence[float] | Tensor | None = None,
+    cond: Condition = None,
     solver: str = "midpoint",
     steps: int = 20,
     grid: TimeGrid = Uniform(),
@@ -68,7 +79,11 @@ def solve(
     Each sample may have its own interval: time is rescaled to $t = t_0 + g(s) (t_1 - t_0)$, $s \in [0, 1]$, where $g$
     is the grid, and the steps of a sample divide its own interval. The field is never evaluated outside it.
 
-    - `euler`, `midpoint`, `heun`, `rk4`: Runge-Kutta methods with fixed steps.
+    The states at given times are kept with `times`, at the order or tolerance of the solver: a Runge-Kutta step that
+    contains one of them is divided there, an adaptive step ends there, and a multistep method integrates its slopes
+    up to there, without further evaluations.
+
+    - `euler`, `midpoint`, `heun`, `rk4`: Runge-Kutta methods with fixed steps from each node of the grid to the next.
     - `adams3`, `adams`: multistep methods that predict with the last three or five slopes and correct with the
       slope at the prediction: one evaluation per step. `adams3` takes one more in all and suits few steps; `adams`
       takes seven more for an accurate start. They are the cheapest for a field that is smooth in time, but the least
@@ -84,7 +99,9 @@ def solve(
         x: The state at `t0`, with shape `(batch, *event)`.
         t0: The start, a float, 0-d or `(batch,)`.
         t1: The end, a float, 0-d or `(batch,)`.
-        cond: The condition handed to the field, with shape `(batch, c)`.
+        times: The output times in place of `t0` and `t1`, which are their ends: two or more that increase or
+            decrease.
+        cond: The condition handed to the field, a tensor or a mapping of tensors whose first dimension is the batch.
         solver: One of `SOLVERS`.
         steps: The number of steps of a fixed-step method, and of intervals of a saved path.
         grid: Where these steps and intervals end.
@@ -98,6 +115,9 @@ def solve(
     Examples:
         >>> solve(lambda t, x, cond: -x, torch.ones(1, 1), solver="rk4", steps=10).x
         tensor([[0.3679]])
+        >>> solution = solve(lambda t, x, cond: -x, torch.ones(1, 1), solver="rk4", times=torch.linspace(0, 1, 3))
+        >>> solution.t, solution.path.squeeze()
+        (tensor([0.0000, 0.5000, 1.0000]), tensor([1.0000, 0.6065, 0.3679]))
     """
     check_choice("solver", solver, SOLVERS)
     for name, number in (("steps", steps), ("max_steps", max_steps)):
@@ -105,29 +125,34 @@ def solve(
             raise ValueError(f"{name} is {number}, but should be at least 1.")
     if x.ndim == 0:
         raise ValueError("x has no dimensions, but should have shape (batch, *event).")
+    check_floating("x", x)
     check_grid(grid, solver)
     check_tolerances(rtol, atol)
-    evaluate = CountedField(field, cond)
+    outputs = None if times is None else check_output_times(times, t0, t1, save)
+    if outputs is not None:
+        t0, t1 = outputs[0], outputs[-1]
     start, end = (as_time(t, x) if isinstance(t, Tensor) else float(t) for t in (t0, t1))
-    clock = Clock(grid, start, end - start)
-    intervals = steps if save else 1
+    evaluate, clock = CountedField(field, cond), Clock(grid, start, end - start)
+    marks = [0.0, 1.0]  # where the states are kept, in s
+    if save:
+        marks = [i / steps for i in range(steps + 1)]
+    elif outputs is not None:
+        marks[1:1] = [clock.forward.position((t - start) / (end - start)) for t in outputs[1:-1]]
     status = "unchecked"
     accepted: int | Tensor | None = None
     rejected: int | Tensor | None = None
     if solver == "dopri5":
-        path, accepted, rejected = dopri5(evaluate, x, clock, intervals, rtol, atol, max_steps)
+        path, accepted, rejected = dopri5(evaluate, x, clock, marks, rtol, atol, max_steps)
         status = "finished"
     elif solver == "dopri5_per_sample":
-        path, status, accepted, rejected = dopri5_per_sample(evaluate, x, clock, intervals, rtol, atol, max_steps)
+        path, status, accepted, rejected = dopri5_per_sample(evaluate, x, clock, marks, rtol, atol, max_steps)
+    elif solver in TABLEAUS:
+        ends, kept = step_ends(steps, marks), set(marks)
+        states = runge_kutta(evaluate, x, clock, ends, TABLEAUS[solver])
+        path = [x, *(state for s, state in zip(ends[1:], states, strict=True) if s in kept)]
     else:
-        fixed = Steps(evaluate, x, clock, steps)
-        if solver in TABLEAUS:
-            states = runge_kutta(fixed, x, TABLEAUS[solver])
-        else:
-            states = adams(fixed, x) if solver == "adams" else adams3(fixed, x)
-        path = [x]
-        for state in states:
-            path = [*path, state] if save else [state]
+        method = Adams(evaluate, x, clock, steps, marks)
+        path = [x, *(adams(method, x) if solver == "adams" else adams3(method, x))]
     if check:
         if status in GIVEN_UP:
             failed = flatten_event(path[-1].isnan()).any(1).sum()
@@ -138,15 +163,19 @@ def solve(
         check_finite(solver, path[-1])
         status = "finished"
     solution = Solution(path[-1], evaluate.calls, status, accepted, rejected)
-    if not save:
+    if not save and outputs is None:
         return solution
-    return replace(solution, t=clock.times(steps, x), path=torch.stack(path))
+    t = clock.times(marks, x) if outputs is None else torch.tensor(outputs, dtype=x.dtype, device=x.device)
+    return replace(solution, t=t, path=torch.stack(path))
 
 
 def check_grid(grid: TimeGrid, solver: str) -> None:
     """Raise a `ValueError` if a grid other than `Uniform()` is given to an adaptive solver."""
     if solver in ADAPTIVE and grid != Uniform():
-        raise ValueError(f"grid is {grid}, but should be Uniform() for solver {solver!r}, which places its own steps.")
+        raise ValueError(
+            f"grid is {grid}, but should be Uniform() for solver {solver!r}, which places its own steps; for the "
+            "states at given times call solve(..., times=)."
+        )
 
 
 def check_tolerances(rtol: float, atol: float) -> None:

@@ -23,17 +23,17 @@ FLOORS: list[dict[str, set[str]]] = [
     {"_conditions": set(), "_flow": set(), "_jacobian": set(), "_require": set(), "prefetch": set()},
     {"field": {"_jacobian"}, "intervals": {"_require"}, "transport": {"_require"}},
     {"_tensors": {"field"}},
+    {"_call": {"_conditions", "_tensors", "field"}},
     {
-        "_call": {"_conditions", "_tensors", "field"},
         "dequantise": {"_tensors"},
-        "divergence": {"_jacobian", "_tensors", "field"},
+        "divergence": {"_call", "_conditions", "_jacobian", "_tensors", "field"},
         "normalizing": {"_flow", "_require", "_tensors"},
         "paths": {"_tensors", "field"},
     },
     {
         "networks": {"_tensors", "field", "paths"},
         "oracles": {"_tensors", "field", "paths"},
-        "solvers": {"_require", "_tensors", "field", "paths"},
+        "solvers": {"_call", "_conditions", "_require", "_tensors", "field", "paths"},
     },
     {
         "couplings": {"_tensors", "field", "solvers", "transport"},

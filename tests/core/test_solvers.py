@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor
 from flowmatch_core._tensors import expand_time
 from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.networks import MLPField
+from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.solvers import EDM, SOLVERS, Nodes, Power, SolverError, TimeGrid, Uniform, Warped, solve
 from flowmatch_core.solvers.adaptive import ADAPTIVE, DORMAND_PRINCE, ERROR
 from flowmatch_core.solvers.fixed_step import BASHFORTH, MOULTON
 from tests.support.checks import close
-from tests.support.random import randn
+from tests.support.random import randn, tensor
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "adams3": 3, "adams": 5}
 EVALUATIONS = {"euler": 5, "midpoint": 10, "heun": 10, "rk4": 20, "adams3": 6, "adams": 12}  # in five steps
@@ -54,6 +56,111 @@ def test_order_of_convergence(solver: str, backward: bool, grid: TimeGrid) -> No
         assert all(ORDERS[solver] - 0.55 < slope < ORDERS[solver] + 2.2 for slope in slopes)
     else:
         assert slopes == pytest.approx([ORDERS[solver]] * 2, abs=0.3)
+
+
+RUNGE_KUTTA = ("euler", "midpoint", "heun", "rk4")
+ROUGH = Nodes([0.0, 0.1, 0.15, 1.0])
+
+
+@pytest.mark.parametrize("solver", RUNGE_KUTTA)
+@pytest.mark.parametrize("grid", [*GRIDS, ROUGH], ids=str)
+def test_constant_velocity_is_exact_on_every_grid(solver: str, grid: TimeGrid) -> None:
+    x, rate = randn(4, 2), randn(4, 2, seed=1)
+    t0 = torch.tensor([0.0, 1.0, 0.2, 0.7], dtype=torch.float64)
+    t1 = torch.tensor([1.0, 0.0, 0.9, 0.1], dtype=torch.float64)
+    for start, end in ((0.0, 1.0), (1.0, 0.0), (t0, t1)):
+        solution = solve(lambda t, x, cond: rate, x, t0=start, t1=end, solver=solver, steps=3, grid=grid, save=True)
+        assert solution.path is not None and solution.t is not None
+        passed = (solution.t - solution.t[0]).reshape(4, -1, 1)
+        close(solution.path, x + rate * passed, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("grid", [*GRIDS, ROUGH], ids=str)
+def test_runge_kutta_steps_go_from_node_to_node(grid: TimeGrid) -> None:
+    """By the textbook's formulas; and the values of eight steps to N(2, 0.01) from x = 1."""
+
+    def velocity(t: float, x: float) -> float:
+        variance = t**2 * 0.01 + (1 - t) ** 2
+        return 2 + (0.01 * t - (1 - t)) / variance * (x - 2 * t)
+
+    def textbook(nodes: list[float], midpoint: bool) -> float:
+        x = 1.0
+        for t, after in itertools.pairwise(nodes):
+            h = after - t
+            x += h * (velocity(t + h / 2, x + h / 2 * velocity(t, x)) if midpoint else velocity(t, x))
+        return x
+
+    field = GaussianMixture(tensor(1.0), tensor([2.0]), tensor([[0.01]])).velocity_field()
+    x = torch.ones(1, 1, dtype=torch.float64)
+    for solver in ("euler", "midpoint"):
+        end = solve(field, x, solver=solver, steps=8, grid=grid).x
+        assert float(end) == pytest.approx(textbook(grid.nodes(8), solver == "midpoint"), abs=1e-12)
+    assert float(solve(field, x, solver="euler", steps=8, grid=EDM()).x) - 2.1 == pytest.approx(-0.038, abs=5e-4)
+    assert float(solve(field, x, solver="midpoint", steps=8, grid=Warped()).x) - 2.1 == pytest.approx(-0.0013, abs=5e-5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("backward", [False, True])
+def test_states_at_output_times_have_the_order_of_the_solver(solver: str, backward: bool) -> None:
+    # off the nodes; a Runge-Kutta step is divided at each, so that many of them would hide the order
+    n, coarse = (4, 64) if solver in RUNGE_KUTTA else (40, 32)
+    times = [0.0, *((i + 0.3) / n for i in range(n)), 1.0]
+    times = [1 - t for t in times] if backward else times
+    x = randn(8, 2)
+    fine = solve(pendulum, x, solver="rk4", steps=1000, times=times).path
+    assert fine is not None
+
+    def error(**given: object) -> Tensor:
+        solution = solve(pendulum, x, solver=solver, times=times, **given)  # type: ignore[arg-type]
+        assert solution.path is not None and solution.t is not None
+        close(solution.t, torch.tensor(times, dtype=torch.float64))
+        close(solution.path[-1], solution.x)
+        return (solution.path - fine).flatten(1).norm(dim=1)[1:-1].reshape(4, -1).amax(1)  # in each quarter
+
+    if solver in ADAPTIVE:
+        assert error(rtol=1e-8, atol=1e-8).max() < 1e-6
+        return
+    for grid in (Uniform(), Warped(0.8)):
+        slopes = (error(steps=coarse, grid=grid) / error(steps=4 * coarse, grid=grid)).log2() / 2
+        assert slopes.min() > ORDERS[solver] - 0.4, slopes
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_output_times_on_nodes_change_no_evaluation(solver: str) -> None:
+    x = randn(3, 2)
+    saved = solve(pendulum, x, solver=solver, steps=8, save=True)
+    given = solve(pendulum, x, solver=solver, steps=8, times=torch.linspace(0, 1, 9))
+    assert saved.path is not None and given.path is not None and given.t is not None
+    close(given.path, saved.path, tolerance=1e-12)
+    assert given.nfe == saved.nfe and given.t.dtype == torch.float64
+    assert solve(pendulum, x, solver="adams", steps=8, times=[0.0, 0.3, 0.31, 1.0]).nfe == 15  # as without
+
+
+def test_output_times_need_no_grid_of_their_interval() -> None:
+    x = randn(3, 2)
+    times = [0.9, 0.7, 0.2]
+    solution = solve(pendulum, x, times=times, solver="rk4", steps=5, grid=Power(2))
+    assert solution.path is not None
+    for t, state in zip(times, solution.path, strict=True):
+        exact = solve(pendulum, x, t0=0.9, t1=t, solver="rk4", steps=400).x
+        close(state, exact, tolerance=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"times": [0.0]}, "should hold at least two times"),
+        ({"times": [0.0, 0.5, 0.5]}, "that increase or decrease"),
+        ({"times": [0.0, 0.5, 0.2]}, "that increase or decrease"),
+        ({"times": [0.0, math.nan]}, "that increase or decrease"),
+        ({"times": [0.0, 1.0], "save": True}, "left out where times is given"),
+        ({"times": [0.0, 1.0], "t1": 0.5}, "left out where times is given"),
+        ({"times": [0.0, 1.0], "t0": torch.zeros(3)}, "left out where times is given"),
+    ],
+)
+def test_bad_output_times_are_named(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        solve(growth, randn(3, 2), **given)
 
 
 @pytest.mark.parametrize("known", BASHFORTH)
@@ -107,16 +214,12 @@ def test_forward_and_backward_rows_share_a_solve(solver: str, grid: TimeGrid) ->
 
 
 @pytest.mark.parametrize("solver", ORDERS)
-def test_uniform_grid_changes_no_bit(solver: str) -> None:
+def test_every_grid_of_equal_steps_is_the_uniform_one(solver: str) -> None:
     x = randn(3, 2)
     nodes = Nodes([0.0, 0.25, 0.5, 0.75, 1.0])
-    close(
-        solve(pendulum, x, solver=solver, steps=4, grid=nodes).x,
-        solve(pendulum, x, solver=solver, steps=4).x,
-        tolerance=1e-12,
-    )
-    for grid in (Uniform(), Warped(0.0), Power(1)):
-        assert torch.equal(solve(pendulum, x, solver=solver, grid=grid).x, solve(pendulum, x, solver=solver).x)
+    for grid, steps in ((nodes, 4), (Warped(0.0), 20), (Power(1), 20)):
+        expected = solve(pendulum, x, solver=solver, steps=steps).x
+        close(solve(pendulum, x, solver=solver, steps=steps, grid=grid).x, expected, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -249,7 +352,7 @@ def test_evaluations_are_counted(solver: str) -> None:
         calls += 1
         return -x
 
-    solution = solve(field, randn(2, 2), solver=solver, steps=5)
+    solution = solve(field, randn(3, 2), solver=solver, steps=5)
     assert solution.nfe == calls == EVALUATIONS.get(solver, calls)
     assert solution.status == "finished"
     assert (solution.accepted is None) == (solution.rejected is None) == (solver in ORDERS)
@@ -371,11 +474,17 @@ def test_rows_step_alike_for_any_event_shape() -> None:
         (lambda x: solve(growth, x, solver="rk5"), "solver is 'rk5'"),
         (lambda x: solve(growth, x, steps=0), "steps is 0"),
         (lambda x: solve(growth, x, max_steps=0), "max_steps is 0"),
-        (lambda x: solve(growth, x, solver="dopri5", grid=Warped(0.5)), r"grid is Warped\(p=0.5\)"),
+        (
+            lambda x: solve(growth, x, solver="dopri5", grid=Warped(0.5)),
+            r"grid is Warped\(p=0.5\).*call solve\(\.\.\., times=\)",
+        ),
         (lambda x: solve(growth, x, t1=torch.ones(3, 1)), r"t has shape \(3, 1\)"),
         (lambda x: solve(growth, x, t0=torch.ones(2)), r"t has shape \(2,\)"),
         (lambda x: solve(lambda t, x, cond: x[:, :1], x), "the result of field has shape"),
         (lambda x: solve(growth, x[0, 0]), "x has no dimensions"),
+        (lambda x: solve(growth, x.long()), "x has dtype torch.int64, but should be of a floating-point dtype"),
+        (lambda x: solve(lambda t, x: x, x), "let it take a third one"),  # type: ignore[arg-type, misc]
+        (lambda x: solve(lambda x, t, cond: x, x), "t comes first"),
     ],
 )
 def test_bad_arguments_are_named(call: Callable[[Tensor], object], message: str) -> None:
