@@ -10,13 +10,20 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.results import Cell, Claim, Result
 from benchmarks.timing import seconds, side_by_side
 from flowmatch_core.networks import MLPField, UNetMLPField
-from flowmatch_core.successor import Loss, Transitions, logit_normal, mc_cfm_loss, td2_cfm_loss, td_cfm_loss
+from flowmatch_core.successor import (
+    Loss,
+    Transitions,
+    logit_normal,
+    mc_cfm_loss,
+    polyak_update,
+    td2_cfm_loss,
+    td_cfm_loss,
+)
 
 __all__ = ["benchmark_td_data", "benchmark_td_scale"]
 
@@ -50,25 +57,20 @@ def transitions(rows: int) -> Transitions:
 
 def take(data: Transitions, n: int, generator: torch.Generator) -> Transitions:
     """Return a batch of random rows."""
-    i = torch.randint(len(data.state), (n,), generator=generator, device=data.state.device)
-    assert data.action is not None
-    assert data.next_action is not None
-    return Transitions(data.state[i], data.action[i], data.next_state[i], data.next_action[i])
+    return data[torch.randint(len(data), (n,), generator=generator, device=data.state.device)]
 
 
 def stepper(network: torch.nn.Module, loss: Method, data: Transitions, batch: int) -> Callable[[], None]:
     """Return a function that draws a batch and takes one step of Adam and of the average, on the device of the data."""
     generator = torch.Generator(data.state.device).manual_seed(0)
     average = copy.deepcopy(network).requires_grad_(False)
-    weights: list[Tensor] = list(network.parameters())
-    averages: list[Tensor] = list(average.parameters())
-    optimizer = torch.optim.Adam(weights, 1e-4, fused=True)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
         loss(network, average, take(data, batch, generator)).total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        torch._foreach_lerp_(averages, weights, 1e-3)
+        polyak_update(average, network, 1e-3)
 
     return step
 

@@ -29,6 +29,7 @@ from flowmatch_core.successor import (
     logit_normal,
     mc_cfm_loss,
     n_step,
+    polyak_update,
     td2_cfm_loss,
 )
 from flowmatch_core.successor.particles import logit_normal_quantile
@@ -210,9 +211,7 @@ def training(recipe: Recipe, steps: int, data: Data, seed: int) -> tuple[Velocit
     generator = torch.Generator().manual_seed(seed)
     field = MLPField(2, (128,) * 3, cond_dim=2, frequencies=8, generator=generator)
     average = copy.deepcopy(field).requires_grad_(False)
-    weights: list[Tensor] = list(field.parameters())
-    averages: list[Tensor] = list(average.parameters())
-    optimizer = torch.optim.Adam(weights, recipe.lr, fused=True)
+    optimizer = torch.optim.Adam(field.parameters(), recipe.lr, fused=True)
     objective, ema_step = recipe.method(data, generator), recipe.ema_step(data.gamma, steps)
     order = iter(range(steps))
 
@@ -223,7 +222,7 @@ def training(recipe: Recipe, steps: int, data: Data, seed: int) -> tuple[Velocit
         optimizer.zero_grad()
         objective(field, average).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        torch._foreach_lerp_(averages, weights, ema_step)
+        polyak_update(average, field, ema_step)
 
     return average, step
 

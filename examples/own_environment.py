@@ -81,16 +81,12 @@ def train(data: fm.Transitions, generator: torch.Generator) -> fm.MLPField:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):
         rows = torch.randint(TRANSITIONS, (BATCH,), generator=generator)
-        assert data.action is not None and data.next_action is not None
-        batch = fm.Transitions(data.state[rows], data.action[rows], data.next_state[rows], data.next_action[rows])
-        loss = fm.td2_cfm_loss(field, target, batch, gamma=GAMMA, steps=3, generator=generator)
+        loss = fm.td2_cfm_loss(field, target, data[rows], gamma=GAMMA, steps=3, generator=generator)
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()
         schedule.step()
-        with torch.no_grad():
-            for slow, fast in zip(target.parameters(), field.parameters(), strict=True):
-                slow.lerp_(fast, TARGET_STEP)
+        fm.polyak_update(target, field, TARGET_STEP)
     return target
 
 

@@ -58,9 +58,7 @@ def train(generator: torch.Generator) -> fm.MLPField:
         loss.total.backward()
         optimizer.step()
         schedule.step()
-        with torch.no_grad():
-            for slow, fast in zip(target.parameters(), field.parameters(), strict=True):
-                slow.lerp_(fast, TARGET_STEP)
+        fm.polyak_update(target, field, TARGET_STEP)
     return target
 
 

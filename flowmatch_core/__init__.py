@@ -124,6 +124,7 @@ if TYPE_CHECKING:
     from flowmatch_core.successor import mc_cfm_loss as mc_cfm_loss
     from flowmatch_core.successor import n_step as n_step
     from flowmatch_core.successor import path_error as path_error
+    from flowmatch_core.successor import polyak_update as polyak_update
     from flowmatch_core.successor import td2_cfm_loss as td2_cfm_loss
     from flowmatch_core.successor import td2_dd_loss as td2_dd_loss
     from flowmatch_core.successor import td_cfm_coupled_loss as td_cfm_coupled_loss
@@ -239,6 +240,7 @@ _MODULES = {
         "mc_cfm_loss",
         "n_step",
         "path_error",
+        "polyak_update",
         "td2_cfm_loss",
         "td2_dd_loss",
         "td_cfm_coupled_loss",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import suppress
 from types import CodeType
 from typing import Any, cast
@@ -24,8 +25,8 @@ _seen: set[CodeType] = set()
 _compared: WeakSet[VelocityField] = WeakSet()
 
 
-def call_field(field: VelocityField, t: Time, x: Tensor, cond: Condition = None) -> Tensor:
-    """Return the velocity `field(t, x, cond)`, whose shape is that of `x`.
+def call_field(field: VelocityField, t: Time, x: Tensor, cond: Condition = None, name: str = "field") -> Tensor:
+    """Return the velocity `field(t, x, cond)`, whose shape is that of `x`; messages call the field by its `name`.
 
     Raises:
         ValueError: The field takes other arguments, or its result has another shape, or it spreads a time of shape
@@ -37,9 +38,9 @@ def call_field(field: VelocityField, t: Time, x: Tensor, cond: Condition = None)
     """
     compiling = torch.compiler.is_compiling()
     if not compiling:
-        check_field(field)
+        check_field(field, name)
     velocity = field(t, x, cond)
-    check_shape("the result of field", velocity, x.shape)
+    check_shape(f"the result of {name}", velocity, x.shape)
     # Only here does the error stay silent: with any other number of rows the product of t and x has no shape.
     silent = isinstance(t, Tensor) and t.ndim > 0 and x.ndim > 1 and len(x) == x.shape[-1] > 1
     if silent and not (compiling or x.is_meta or isinstance(field, Field)):
@@ -47,7 +48,7 @@ def call_field(field: VelocityField, t: Time, x: Tensor, cond: Condition = None)
     return velocity
 
 
-def check_field(field: VelocityField) -> None:
+def check_field(field: Callable[..., object], name: str = "field") -> None:
     """Raise a `ValueError` unless the field can be called with `(t, x, cond)`, the time first.
 
     Each function is inspected once.
@@ -61,24 +62,27 @@ def check_field(field: VelocityField) -> None:
     if code in _seen:
         return
     if not callable(field):
-        raise ValueError(f"field is a {type(field).__name__}, but should be a callable field(t, x, cond).")
+        raise ValueError(f"{name} is a {type(field).__name__}, but should be a callable {name}(t, x, cond).")
     if inspect.isclass(field):
-        raise ValueError(f"field is the class {field.__name__}, but should be an object: pass {field.__name__}(...).")
+        given = field.__name__
+        raise ValueError(f"{name} is the class {given}, but should be an object: pass {given}(...).")
     try:
         signature = inspect.signature(field.forward if isinstance(field, nn.Module) else field)
     except (TypeError, ValueError):  # a builtin, which states none
         return
-    names = [name for name, each in signature.parameters.items() if each.kind <= each.POSITIONAL_OR_KEYWORD]
+    names = [argument for argument, each in signature.parameters.items() if each.kind <= each.POSITIONAL_OR_KEYWORD]
     if len(names) > 1 and names[0] in _STATE_NAMES and names[1] in _TIME_NAMES:
         raise ValueError(
-            f"field takes the arguments {signature}, but is called as field(t, x, cond): t comes first; "
-            f"wrap it as lambda t, x, cond: field(x, t)."
+            f"{name} takes the arguments {signature}, but is called as {name}(t, x, cond): t comes first; "
+            f"wrap it as lambda t, x, cond: {name}(x, t)."
         )
     try:
         signature.bind(None, None, None)
     except TypeError:
         fix = "let it take a third one" if len(names) == 2 else "let it take these three"
-        raise ValueError(f"field takes the arguments {signature}, but is called as field(t, x, cond); {fix}.") from None
+        raise ValueError(
+            f"{name} takes the arguments {signature}, but is called as {name}(t, x, cond); {fix}."
+        ) from None
     if code is not None:
         _seen.add(code)
 

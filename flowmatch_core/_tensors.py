@@ -22,6 +22,7 @@ __all__ = [
     "noise_like",
     "standard_normal_log_prob",
     "time_like",
+    "weighted_mean",
 ]
 
 
@@ -134,6 +135,26 @@ def standard_normal_log_prob(x: Tensor) -> Tensor:
         tensor([-1.8379])
     """
     return -(x.square() + math.log(2 * math.pi)).sum(1) / 2
+
+
+def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    r"""Return the mean over all entries, with the entries of row `i` times its weight $w_i$.
+
+    It is linear in the weights, which are not normalised: for importance weights their mean is one.
+
+    Args:
+        values: The values, with shape `(batch, *event)`.
+        weight: The weights, with shape `(batch,)`; None for ones.
+
+    Examples:
+        >>> import torch
+        >>> weighted_mean(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), torch.tensor([0.5, 0.0]))
+        tensor(0.5000)
+    """
+    if weight is None:
+        return values.mean()
+    check_shape("weight", weight, values.shape[:1])
+    return (weight.to(values.dtype) * flatten_event(values).mean(1)).mean()
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], alternative: str = "") -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from flowmatch_core._call import check_field
+from flowmatch_core._conditions import Condition
+from flowmatch_core._tensors import weighted_mean
 from flowmatch_core.discrete.categorical import Denoiser, TokenDistribution, check_prediction
 from flowmatch_core.discrete.path import MixturePath
 from flowmatch_core.discrete.schedules import token_time
+from flowmatch_core.field import Time, TimeSampler
 
 __all__ = ["cross_entropy_loss", "generalised_kl_loss", "jump_divergence"]
 
@@ -19,9 +21,10 @@ def generalised_kl_loss(
     path: MixturePath,
     x1: Tensor,
     x0: Tensor | None = None,
-    cond: Tensor | None = None,
+    cond: Condition = None,
     *,
-    time: Tensor | Callable[..., Tensor] = torch.rand,
+    time: Time | TimeSampler = torch.rand,
+    weight: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Return the generalised Kullback-Leibler loss between jump rates, averaged over positions and batch.
@@ -43,8 +46,10 @@ def generalised_kl_loss(
         path: The path.
         x1: The data, tokens with shape `(batch, *event)`.
         x0: The states at `t = 0`, with the same shape; drawn from the source of the path by default.
-        cond: The conditions, with shape `(batch, c)`.
+        cond: The conditions, a tensor whose first dimension is the batch or a mapping of such tensors.
         time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
+        weight: The weights of the rows of `x1`, with shape `(batch,)`, ones by default: the loss of a row is multiplied
+            by its weight before the average over the batch.
         generator: The source of randomness, drawn for the source, the time and the path in this order.
 
     Examples:
@@ -55,7 +60,7 @@ def generalised_kl_loss(
         tensor(0.)
     """
     prediction, x_t, t = _predict(denoiser, path, x1, x0, cond, time, generator)
-    return (path.rate(token_time(t, x1)) * jump_divergence(prediction, path, x_t, x1)).mean()
+    return weighted_mean(path.rate(token_time(t, x1)) * jump_divergence(prediction, path, x_t, x1), weight)
 
 
 def cross_entropy_loss(
@@ -63,9 +68,10 @@ def cross_entropy_loss(
     path: MixturePath,
     x1: Tensor,
     x0: Tensor | None = None,
-    cond: Tensor | None = None,
+    cond: Condition = None,
     *,
-    time: Tensor | Callable[..., Tensor] = torch.rand,
+    time: Time | TimeSampler = torch.rand,
+    weight: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Return the denoising cross-entropy $-E \log p_{1|t}(x_1^i \mid x_t)$, averaged over positions and batch.
@@ -80,8 +86,10 @@ def cross_entropy_loss(
         path: The path.
         x1: The data, tokens with shape `(batch, *event)`.
         x0: The states at `t = 0`, with the same shape; drawn from the source of the path by default.
-        cond: The conditions, with shape `(batch, c)`.
+        cond: The conditions, a tensor whose first dimension is the batch or a mapping of such tensors.
         time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
+        weight: The weights of the rows of `x1`, with shape `(batch,)`, ones by default: the loss of a row is multiplied
+            by its weight before the average over the batch.
         generator: The source of randomness, drawn for the source, the time and the path in this order.
 
     Examples:
@@ -91,7 +99,7 @@ def cross_entropy_loss(
         tensor(1.3863)
     """
     prediction, x_t, _ = _predict(denoiser, path, x1, x0, cond, time, generator)
-    return -prediction.log_prob(x1).masked_fill(path.source.is_data(x_t), 0.0).mean()
+    return weighted_mean(-prediction.log_prob(x1).masked_fill(path.source.is_data(x_t), 0.0), weight)
 
 
 def jump_divergence(prediction: TokenDistribution, path: MixturePath, x_t: Tensor, x1: Tensor) -> Tensor:
@@ -123,13 +131,20 @@ def _predict(
     path: MixturePath,
     x1: Tensor,
     x0: Tensor | None,
-    cond: Tensor | None,
-    time: Tensor | Callable[..., Tensor],
+    cond: Condition,
+    time: Time | TimeSampler,
     generator: torch.Generator | None,
-) -> tuple[TokenDistribution, Tensor, Tensor]:
+) -> tuple[TokenDistribution, Tensor, Time]:
+    check_field(denoiser, "denoiser")
+    if x1.dtype != torch.long:
+        raise ValueError(f"x1 has dtype {x1.dtype}, but should hold tokens of dtype torch.int64; pass x1.long().")
     if x0 is None:
         x0 = path.source.sample(x1.shape, generator, x1.device)
-    t = time if isinstance(time, Tensor) else time(len(x1), generator=generator, device=x1.device)
+    t = (
+        time(len(x1), generator=generator, device=x1.device)
+        if callable(time) and not isinstance(time, Tensor)
+        else time
+    )
     x_t = path.sample(x0, x1, t, generator)
     prediction = denoiser(t, x_t, cond)
     check_prediction(prediction, x1, path.source.vocabulary)

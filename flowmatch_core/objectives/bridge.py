@@ -9,10 +9,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowmatch_core._tensors import as_time, check_shape, expand_time
+from flowmatch_core._call import call_field
+from flowmatch_core._conditions import Condition
+from flowmatch_core._tensors import as_time, check_shape, expand_time, noise_like, weighted_mean
 from flowmatch_core.couplings import Coupling, SchrodingerBridge
 from flowmatch_core.field import Time, VelocityField
-from flowmatch_core.objectives._regression import Times, draw_noise, draw_times
+from flowmatch_core.objectives._regression import Times, draw_pairs, draw_times
 
 __all__ = ["BridgeSample", "BrownianBridge", "sb_cfm_loss", "sf2m_loss"]
 
@@ -95,11 +97,12 @@ def sb_cfm_loss(
     field: VelocityField,
     x1: Tensor,
     x0: Tensor | None = None,
-    cond: Tensor | None = None,
+    cond: Condition = None,
     *,
     sigma: float = 1.0,
     coupling: Coupling | None = None,
     time: Times = torch.rand,
+    weight: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Return the loss of the flow of a Schrödinger bridge, averaged over the event dimensions and the batch.
@@ -122,10 +125,13 @@ def sb_cfm_loss(
         field: The velocity field $v_\theta$.
         x1: The data, with shape `(batch, *event)`.
         x0: The sample at `t = 0`, with the same shape; standard normal by default.
-        cond: The conditions, with shape `(batch, c)`.
+        cond: The conditions, a tensor whose first dimension is the batch or a mapping of such tensors.
         sigma: The scale $\sigma$ of the Brownian motion.
-        coupling: How the ends are paired; `SchrodingerBridge(sigma)` by default.
+        coupling: How the ends are paired; `SchrodingerBridge(sigma)` by default, which ignores the conditions and is
+            therefore an error where these are given.
         time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
+        weight: The weights of the rows of `x1`, with shape `(batch,)`, ones by default: the loss of a row is multiplied
+            by its weight before the average over the batch.
         generator: The source of randomness, drawn for `x0`, the coupling, the time and the noise in this order.
 
     Examples:
@@ -134,7 +140,7 @@ def sb_cfm_loss(
         tensor(0.)
     """
     x_t, t, cond, flow_error, _ = _bridges(x1, x0, cond, sigma, coupling, time, generator)
-    return flow_error(field(t, x_t, cond)).square().mean()
+    return weighted_mean(flow_error(call_field(field, t, x_t, cond)).square(), weight)
 
 
 def sf2m_loss(
@@ -142,11 +148,12 @@ def sf2m_loss(
     score: VelocityField,
     x1: Tensor,
     x0: Tensor | None = None,
-    cond: Tensor | None = None,
+    cond: Condition = None,
     *,
     sigma: float = 1.0,
     coupling: Coupling | None = None,
     time: Times = torch.rand,
+    weight: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Return the loss of the flow and of the score of a Schrödinger bridge, on the same points.
@@ -170,10 +177,13 @@ def sf2m_loss(
         score: The score $s_\theta$, with the call of a velocity field.
         x1: The data, with shape `(batch, *event)`.
         x0: The sample at `t = 0`, with the same shape; standard normal by default.
-        cond: The conditions, with shape `(batch, c)`.
+        cond: The conditions, a tensor whose first dimension is the batch or a mapping of such tensors.
         sigma: The scale $\sigma$ of the Brownian motion.
-        coupling: How the ends are paired; `SchrodingerBridge(sigma)` by default.
+        coupling: How the ends are paired; `SchrodingerBridge(sigma)` by default, which ignores the conditions and is
+            therefore an error where these are given.
         time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
+        weight: The weights of the rows of `x1`, with shape `(batch,)`, ones by default: the loss of a row is multiplied
+            by its weight before the average over the batch.
         generator: The source of randomness, drawn for `x0`, the coupling, the time and the noise in this order.
 
     Examples:
@@ -183,8 +193,8 @@ def sf2m_loss(
         True
     """
     x_t, t, cond, flow_error, score_error = _bridges(x1, x0, cond, sigma, coupling, time, generator)
-    flow = flow_error(field(t, x_t, cond)).square().mean()
-    return flow + score_error(score(t, x_t, cond)).square().mean()
+    flow = weighted_mean(flow_error(call_field(field, t, x_t, cond)).square(), weight)
+    return flow + weighted_mean(score_error(call_field(score, t, x_t, cond, "score")).square(), weight)
 
 
 Errors = Callable[[Tensor], Tensor]
@@ -193,19 +203,24 @@ Errors = Callable[[Tensor], Tensor]
 def _bridges(
     x1: Tensor,
     x0: Tensor | None,
-    cond: Tensor | None,
+    cond: Condition,
     sigma: float,
     coupling: Coupling | None,
     time: Times,
     generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor, Tensor | None, Errors, Errors]:
+) -> tuple[Tensor, Tensor, Condition, Errors, Errors]:
     """Return points of bridges, their times and conditions, and the weighted errors of velocity and score."""
     bridge = BrownianBridge(sigma)
-    if x0 is None:
-        x0 = draw_noise(x1, generator)
-    x0, x1, cond = (coupling or SchrodingerBridge(sigma))(x0, x1, cond, generator=generator)
+    if coupling is None:
+        if cond is not None:
+            raise ValueError(
+                "cond is given without a coupling, but the default, SchrodingerBridge(sigma), ignores conditions; pass "
+                "a coupling that respects them, such as ConditionalOT(), or Independent()."
+            )
+        coupling = SchrodingerBridge(sigma)
+    x0, x1, cond = draw_pairs(x1, x0, cond, coupling, generator)
     t = draw_times(time, x1, generator)
-    z = draw_noise(x1, generator)
+    z = noise_like(x1, generator)
     straight = x1 - x0
     s = expand_time(t, x1)
     x_t = bridge.point(x0, x1, t, z)
@@ -214,11 +229,9 @@ def _bridges(
     scale = (spread.square() + tilt.square()).rsqrt()
 
     def flow_error(velocity: Tensor) -> Tensor:
-        check_shape("the result of field", velocity, straight.shape)
         return scale * (spread * (velocity - straight) - tilt * z)
 
     def score_error(score: Tensor) -> Tensor:
-        check_shape("the result of score", score, straight.shape)
         return bridge.std(s) * score + z
 
     return x_t, as_time(t, x1), cond, flow_error, score_error

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowmatch_core._call import call_field
+from flowmatch_core._conditions import Condition
+from flowmatch_core._tensors import weighted_mean
 from flowmatch_core.couplings import Coupling, Independent
 from flowmatch_core.field import VelocityField
-from flowmatch_core.objectives._regression import Times, check_prediction, draw_noise, draw_times, residual
+from flowmatch_core.objectives._regression import Times, check_prediction, draw_pairs, draw_times, residual
 from flowmatch_core.paths import AffinePath, Quantity
 
 __all__ = ["cfm_loss"]
@@ -18,11 +21,12 @@ def cfm_loss(
     path: AffinePath,
     x1: Tensor,
     x0: Tensor | None = None,
-    cond: Tensor | None = None,
+    cond: Condition = None,
     *,
     coupling: Coupling = Independent(),
     time: Times = torch.rand,
     prediction: Quantity = "velocity",
+    weight: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Return the conditional flow matching loss, averaged over the event dimensions and the batch.
@@ -52,10 +56,12 @@ def cfm_loss(
         path: The path.
         x1: The data, with shape `(batch, *event)`.
         x0: The noise, with the same shape; standard normal by default.
-        cond: The conditions, with shape `(batch, c)`.
+        cond: The conditions, a tensor whose first dimension is the batch or a mapping of such tensors.
         coupling: How noise and data are paired.
         time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
         prediction: What the network predicts: one of velocity, noise, data and score.
+        weight: The weights of the rows of `x1`, with shape `(batch,)`, ones by default: the loss of a row is multiplied
+            by its weight before the average over the batch.
         generator: The source of randomness, drawn for the noise, the coupling and the time in this order.
 
     Examples:
@@ -65,10 +71,8 @@ def cfm_loss(
         tensor(0.)
     """
     check_prediction(prediction)
-    if x0 is None:
-        x0 = draw_noise(x1, generator)
-    x0, x1, cond = coupling(x0, x1, cond, generator=generator)
+    x0, x1, cond = draw_pairs(x1, x0, cond, coupling, generator)
     sample = path.sample(x0, x1, draw_times(time, x1, generator))
-    value = field(sample.t, sample.x_t, cond)
+    value = call_field(field, sample.t, sample.x_t, cond)
     error = residual(value, prediction, sample.t, velocity=sample.velocity, noise=x0, data=x1, sigma=path.sigma)
-    return error.square().mean()
+    return weighted_mean(error.square(), weight)

@@ -8,10 +8,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from flowmatch_core._tensors import expand_time
+from flowmatch_core._call import call_field
+from flowmatch_core._conditions import Condition
+from flowmatch_core._tensors import expand_time, noise_like, weighted_mean
 from flowmatch_core.couplings import Coupling, Independent
 from flowmatch_core.field import VelocityField
-from flowmatch_core.objectives._regression import Times, check_prediction, draw_noise, draw_times, residual
+from flowmatch_core.objectives._regression import Times, check_prediction, draw_pairs, draw_times, residual
 from flowmatch_core.paths import AffinePath, Quantity
 
 __all__ = ["interpolant_loss", "parabola"]
@@ -32,12 +34,13 @@ def interpolant_loss(
     path: AffinePath,
     x1: Tensor,
     x0: Tensor | None = None,
-    cond: Tensor | None = None,
+    cond: Condition = None,
     *,
     gamma: Callable[[Tensor], Tensor] = parabola,
     coupling: Coupling = Independent(),
     time: Times = torch.rand,
     prediction: Quantity = "velocity",
+    weight: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Return the loss of a stochastic interpolant, averaged over the event dimensions and the batch.
@@ -67,13 +70,15 @@ def interpolant_loss(
         path: The weights $\alpha_t$ and $\sigma_t$ of the two samples.
         x1: The sample at `t = 1`, with shape `(batch, *event)`.
         x0: The sample at `t = 0`, with the same shape; standard normal by default.
-        cond: The conditions, with shape `(batch, c)`.
+        cond: The conditions, a tensor whose first dimension is the batch or a mapping of such tensors.
         gamma: The amount $\gamma_t$ of latent noise, a function of a tensor of times, zero at 0 and 1.
             Its derivative is taken by automatic differentiation; $\sqrt{2 t (1 - t)}$, whose derivative is infinite
             at 0 and 1, needs times strictly between them.
         coupling: How the two samples are paired.
         time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
         prediction: What the network predicts: one of velocity, noise, data and score.
+        weight: The weights of the rows of `x1`, with shape `(batch,)`, ones by default: the loss of a row is multiplied
+            by its weight before the average over the batch.
         generator: The source of randomness, drawn for `x0`, the coupling, the time and the latent noise in
             this order.
 
@@ -84,14 +89,12 @@ def interpolant_loss(
         tensor(0.)
     """
     check_prediction(prediction)
-    if x0 is None:
-        x0 = draw_noise(x1, generator)
-    x0, x1, cond = coupling(x0, x1, cond, generator=generator)
+    x0, x1, cond = draw_pairs(x1, x0, cond, coupling, generator)
     sample = path.sample(x0, x1, draw_times(time, x1, generator))
-    z = draw_noise(x1, generator)
-    t = sample.t
+    z = noise_like(x1, generator)
+    t = sample.t.contiguous()  # an expanded tensor cannot carry a tangent
     amount, rate = cast(tuple[Tensor, Tensor], torch.func.jvp(gamma, (t,), (torch.ones_like(t),)))
-    value = field(t, sample.x_t + expand_time(amount, x1) * z, cond)
+    value = call_field(field, t, sample.x_t + expand_time(amount, x1) * z, cond)
     velocity = sample.velocity + expand_time(rate, x1) * z
     error = residual(value, prediction, t, velocity=velocity, noise=z, data=x1, sigma=lambda t: amount)
-    return error.square().mean()
+    return weighted_mean(error.square(), weight)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from flowmatch_core._tensors import check_shape, expand_time, flatten_event
+from flowmatch_core._call import call_field
+from flowmatch_core._conditions import Condition, map_condition
+from flowmatch_core._tensors import check_shape, expand_time, flatten_event, noise_like, weighted_mean
 from flowmatch_core.field import VelocityField
-from flowmatch_core.objectives._regression import Times, check_prediction, draw_noise, draw_times, residual
+from flowmatch_core.objectives._regression import Times, check_batch, check_prediction, draw_times, residual
 from flowmatch_core.paths import AffinePath, Quantity
 
 __all__ = ["posterior_cfm_loss"]
@@ -18,12 +22,14 @@ def posterior_cfm_loss(
     path: AffinePath,
     x1: Tensor,
     x0: Tensor | None = None,
-    cond: Tensor | None = None,
+    cond: Condition = None,
     *,
     reference: Tensor | None = None,
-    reference_cond: Tensor | None = None,
+    reference_cond: Condition = None,
+    reference_weight: Tensor | None = None,
     time: Times = torch.rand,
     prediction: Quantity = "velocity",
+    weight: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Return the flow matching loss whose target is averaged over the posterior of the data given the point.
@@ -47,6 +53,10 @@ def posterior_cfm_loss(
     noise has to be independent of the data, so there is no coupling. Only rows of equal condition are averaged; if
     all conditions differ, the loss is `cfm_loss`.
 
+    With weights $\omega_j$ of the rows, which stand for draws of another law, the average is over $w_{ij} \omega_j$
+    and the error of row `i` is multiplied by $\sum_j w_{ij} \omega_j$: the gradient is that of the weighted
+    `cfm_loss` in expectation, and linear in the weights.
+
     References:
         - Stable Target Field for Reduced Variance Score Estimation in Diffusion Models (Xu et al., 2023),
           https://arxiv.org/abs/2302.00670
@@ -56,11 +66,13 @@ def posterior_cfm_loss(
         path: The path.
         x1: The data, with shape `(batch, *event)`.
         x0: The noise, with the shape of `x1`, normal and independent of it; drawn by default.
-        cond: The conditions, with shape `(batch, c)`.
+        cond: The conditions, a tensor whose first dimension is the batch or a mapping of such tensors.
         reference: More data, independent of the rows of `x1`, with shape `(rows, *event)`.
-        reference_cond: The conditions of the reference, with shape `(rows, c)`.
+        reference_cond: The conditions of the reference, like those of `x1`.
+        reference_weight: The weights of the reference, with shape `(rows,)`.
         time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
         prediction: What the network predicts, as in `cfm_loss`: one of velocity, noise, data and score.
+        weight: The weights of the rows of `x1`, with shape `(batch,)`, ones by default.
         generator: The source of randomness, drawn for the noise and the time in this order.
 
     Examples:
@@ -70,21 +82,25 @@ def posterior_cfm_loss(
         tensor(True)
     """
     check_prediction(prediction)
-    rows, row_cond = x1, cond
+    check_batch(x1, cond)
+    rows, row_cond, row_weight = x1, cond, weight
     if reference is not None:
         check_shape("reference", reference, (len(reference), *x1.shape[1:]))
         rows = torch.cat([x1, reference])
-        if cond is not None or reference_cond is not None:
-            row_cond = _join_conditions(cond, reference_cond, len(reference))
+        row_cond = _joined("cond", cond, reference_cond, len(reference))
+        row_weight = _joined("weight", weight, reference_weight, len(reference))
+    if weight is not None:
+        check_shape("weight", weight, x1.shape[:1])
     if x0 is None:
-        x0 = draw_noise(x1, generator)
+        x0 = noise_like(x1, generator)
     sample = path.sample(x0, x1, draw_times(time, x1, generator))
-    shift = _posterior_mean(path, sample.t, x0, x1, rows, cond, row_cond) - x1
-    value = field(sample.t, sample.x_t, cond)
+    mean, weight = _posterior_mean(path, sample.t, x0, x1, rows, row_cond, row_weight)
+    shift = mean - x1
+    value = call_field(field, sample.t, sample.x_t, cond)
     error = residual(value, prediction, sample.t, velocity=sample.velocity, noise=x0, data=x1, sigma=path.sigma)
     # each target is affine in the data, so the shift of their mean is exact
     slope = path.coefficients(sample.t, "data", "noise" if prediction == "score" else prediction)[1]
-    return (error - expand_time(slope, x1) * shift).square().mean()
+    return weighted_mean((error - expand_time(slope, x1) * shift).square(), weight)
 
 
 @torch.no_grad()
@@ -94,10 +110,10 @@ def _posterior_mean(
     x0: Tensor,
     x1: Tensor,
     rows: Tensor,
-    cond: Tensor | None,
-    row_cond: Tensor | None,
-) -> Tensor:
-    r"""Return $\sum_j w_{ij} x_1^j$ for every row of `x1`.
+    row_cond: Condition,
+    row_weight: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    r"""Return $\sum_j w_{ij} \omega_j x_1^j / W_i$ and $W_i = \sum_j w_{ij} \omega_j$, None without weights.
 
     Relative to the row's own data, $\log (w_{ij} / w_{ii}) = -k\, x_0^i \cdot (x_1^i - x_1^j) - \frac{1}{2} k^2
     \lVert x_1^i - x_1^j \rVert^2$ with $k = \alpha_t / \sigma_t$: nothing cancels where $\sigma_t$ is small.
@@ -110,16 +126,33 @@ def _posterior_mean(
         squares = torch.cdist(own, others, compute_mode="donot_use_mm_for_euclid_dist").square()
         products = (noise * own).sum(1, keepdim=True) - noise @ others.T
         logits = -k * products - k.square() * squares / 2
-        if cond is not None and row_cond is not None:
-            logits = logits.masked_fill((cond[:, None] != row_cond).any(-1), -torch.inf)
-        return (logits.softmax(1) @ others).reshape(x1.shape)
+
+        def exclude(part: Tensor) -> Tensor:
+            label = torch.unique(flatten_event(part), dim=0, return_inverse=True)[1]
+            return logits.masked_fill_(label[: len(x1), None] != label, -torch.inf)
+
+        map_condition(exclude, row_cond)
+        posterior = logits.softmax(1)
+        total = None
+        if row_weight is not None:
+            posterior = posterior * row_weight.to(posterior.dtype)
+            total = posterior.sum(1)
+            # a sum of zero: the error of the row does not count
+            posterior = posterior / torch.where(total == 0, 1.0, total)[:, None]
+        return (posterior @ others).reshape(x1.shape), total
 
 
-def _join_conditions(cond: Tensor | None, reference_cond: Tensor | None, rows: int) -> Tensor:
-    given = [None if c is None else tuple(c.shape) for c in (cond, reference_cond)]
-    if cond is None or reference_cond is None or reference_cond.shape != (rows, *cond.shape[1:]):
+def _joined(name: str, own: Condition, more: Condition, rows: int) -> Condition:
+    """Return the conditions or weights of `x1` and of the reference as one."""
+    if own is None and more is None:
+        return None
+    a, b = (dict(part) if isinstance(part, Mapping) else {"": part} for part in (own, more))
+    shapes = [{key: None if part is None else tuple(part.shape) for key, part in parts.items()} for parts in (a, b)]
+    if shapes[1] != {key: None if shape is None else (rows, *shape[1:]) for key, shape in shapes[0].items()}:
+        given = [shape.get("", shape) for shape in shapes]
         raise ValueError(
-            f"reference_cond has shape {given[1]} beside cond of shape {given[0]}, "
-            f"but both should be given, reference_cond with {rows} rows of the width of cond."
+            f"reference_{name} has shape {given[1]} beside {name} of shape {given[0]}, but both should be given, "
+            f"reference_{name} with {rows} rows like those of {name}."
         )
-    return torch.cat([cond, reference_cond])
+    joined = {key: torch.cat([a[key], b[key]]) for key in a}
+    return joined if isinstance(own, Mapping) else joined[""]

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from flowmatch_core._call import call_field
 from flowmatch_core._tensors import check_shape, expand_time, noise_like, time_like
 from flowmatch_core.field import VelocityField
 from flowmatch_core.paths import AffinePath, CondOT
@@ -71,6 +72,7 @@ class Particles(nn.Module):
     cond: Tensor
     next_cond: Tensor
     terminal: Tensor
+    weight: Tensor
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class Particles(nn.Module):
             ("last_step", (slots,)),
             ("cond", (slots, cond_dim)),
             ("next_cond", (slots, cond_dim)),
+            ("weight", (slots,)),
         ):
             self.register_buffer(name, torch.zeros(shape))
         self.register_buffer("terminal", torch.zeros(slots, dtype=torch.bool))
@@ -108,6 +111,7 @@ class Particles(nn.Module):
         batch: Transitions,
         *,
         gamma: float,
+        weight: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Loss:
         """Return the TD²-CFM loss of `field`, bootstrapped from `target` at the particles, and move the particles.
@@ -117,33 +121,37 @@ class Particles(nn.Module):
             target: The target, an average of earlier fields.
             batch: The transitions of the direct term, as many as slots; slots that have finished take theirs.
             gamma: The discount.
+            weight: The weights of the transitions, with shape `(batch,)`, ones by default: they multiply the direct
+                terms now, and the bootstrap terms of the slots that take the transitions.
             generator: The source of randomness.
         """
-        weight = discount(gamma, batch)
+        share = discount(gamma, batch)
         check_shape("batch.condition", batch.condition, tuple(self.cond.shape))
+        if weight is not None:
+            check_shape("weight", weight, (self.slots,))
         u = time_like(batch.state, torch.rand, generator)
         t = self.quantile(u)
         direct, direct_velocity = interpolate(
             self.path, "velocity", noise_like(batch.visited, generator), batch.visited, t
         )
         with torch.no_grad():
-            self._refill(batch, generator)
+            self._refill(batch, weight, generator)
             velocity = self._velocity(target)
             point, at, cond, live = self.x, self.t, self.cond, self.phase >= 1
             self._move(velocity, generator)
-        both = field(torch.cat([t, at]), torch.cat([direct, point]), torch.cat([batch.condition, cond]))
+        both = call_field(field, torch.cat([t, at]), torch.cat([direct, point]), torch.cat([batch.condition, cond]))
         at_direct, at_bootstrap = both.chunk(2)
-        check_shape("the result of field", at_bootstrap, velocity.shape)
-        direct_term = squared_error(at_direct, direct_velocity)
-        errors = (at_bootstrap - velocity).square().sum(1)
+        direct_term = squared_error(at_direct, direct_velocity, weight)
+        errors = self.weight * (at_bootstrap - velocity).square().sum(1)
         bootstrap_term = torch.where(live, errors, 0.0).sum() / live.sum().clamp(min=1)
-        return Loss.of(direct_term, bootstrap_term, weight)
+        return Loss.of(direct_term, bootstrap_term, share)
 
-    def _refill(self, batch: Transitions, generator: torch.Generator | None) -> None:
+    def _refill(self, batch: Transitions, weight: Tensor | None, generator: torch.Generator | None) -> None:
         """Assign a transition and pure noise to the slots that are not on a path."""
         new = self.phase <= 0
         terminal = torch.zeros_like(new) if batch.terminal is None else batch.terminal
         self.terminal = torch.where(new, terminal, self.terminal)
+        self.weight = torch.where(new, 1.0 if weight is None else weight.to(self.weight.dtype), self.weight)
         self.cond = torch.where(new[:, None], batch.condition, self.cond)
         self.next_cond = torch.where(new[:, None], batch.next_condition, self.next_cond)
         self.x = torch.where(new[:, None], noise_like(batch.state, generator), self.x)
@@ -151,8 +159,7 @@ class Particles(nn.Module):
 
     def _velocity(self, target: VelocityField) -> Tensor:
         """Return the target's velocity at the particles; where S' is terminal, the conditional velocity towards S'."""
-        velocity = target(self.t, self.x, self.next_cond)
-        check_shape("the result of field", velocity, self.x.shape)
+        velocity = call_field(target, self.t, self.x, self.next_cond, "target")
         stay = self.path.conditional_velocity(self.t, self.x, self.next_cond[:, : self.x.shape[1]])
         return torch.where(self.terminal[:, None], stay, velocity)
 

@@ -21,7 +21,7 @@ class Transitions:
     policy's.
 
     In a terminal state the process stays; the end of an episode by a time limit is not terminal. `n_step` makes
-    batches with several steps.
+    batches with several steps. `batch[rows]` is a batch of some of the rows, such as those that a replay buffer draws.
 
     Args:
         state: The states, with shape `(batch, d)`.
@@ -63,6 +63,36 @@ class Transitions:
                 f"steps was {self.steps} and direct_state was{' not' * (self.direct_state is not None)} None, "
                 "but should be at least 2 with a direct_state, or 1 without."
             )
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    def __getitem__(self, rows: Tensor | slice) -> Transitions:
+        """Return a batch of some of the rows.
+
+        Args:
+            rows: A slice, the numbers of the rows, or a boolean mask of them.
+
+        Examples:
+            >>> data = Transitions(torch.arange(3.0)[:, None], None, torch.zeros(3, 1), None)
+            >>> data[torch.tensor([2, 0])].state.flatten()
+            tensor([2., 0.])
+        """
+        if not (isinstance(rows, slice) or (isinstance(rows, Tensor) and rows.ndim == 1)):
+            raise ValueError(f"rows is {rows!r}, but should be a slice or a tensor of one dimension; pass a slice.")
+
+        def take(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part[rows]
+
+        return replace(
+            self,
+            state=self.state[rows],
+            action=take(self.action),
+            next_state=self.next_state[rows],
+            next_action=take(self.next_action),
+            terminal=take(self.terminal),
+            direct_state=take(self.direct_state),
+        )
 
     @property
     def condition(self) -> Tensor:

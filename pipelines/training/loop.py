@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from flowmatch_core.successor import polyak_update
 from pipelines.base.errors import UserError
 from pipelines.training import checkpoints
 
@@ -97,10 +98,13 @@ def train(
         UserError: The loss is not finite.
     """
     average = copy.deepcopy(network).requires_grad_(False)
-    weights: list[Tensor] = list(network.parameters())
-    averages: list[Tensor] = list(average.parameters())
     optimizer = torch.optim.AdamW(
-        weights, lr=fit.lr, betas=fit.adam_betas, eps=fit.adam_eps, weight_decay=fit.weight_decay, fused=True
+        network.parameters(),
+        lr=fit.lr,
+        betas=fit.adam_betas,
+        eps=fit.adam_eps,
+        weight_decay=fit.weight_decay,
+        fused=True,
     )
     curve: list[dict[str, float]] = []
     modules = {"network": network, "average": average, **({} if memory is None else {"memory": memory})}
@@ -116,7 +120,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        torch._foreach_lerp_(averages, weights, fit.ema_step)
+        polyak_update(average, network, fit.ema_step)
         for name, term in terms.items():
             sums[name] = sums[name] + term.detach() if name in sums else term.detach()
         done = step + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import pytest
 import torch
@@ -329,9 +329,10 @@ def test_the_condition_stays_with_the_data_and_the_start_defaults_to_noise() -> 
         seen.append(x)
         return torch.zeros_like(x)
 
-    sb_cfm_loss(field, x1, cond=cond, sigma=0.1, time=torch.ones(32, dtype=torch.float64), generator=generator())
+    given = {"cond": cond, "sigma": 0.1, "coupling": SchrodingerBridge(0.1)}
+    sb_cfm_loss(field, x1, **given, time=torch.ones(32, dtype=torch.float64), generator=generator())
     torch.testing.assert_close(seen[0], x1)
-    sb_cfm_loss(field, x1, cond=cond, sigma=0.1, time=torch.zeros(32, dtype=torch.float64), generator=generator())
+    sb_cfm_loss(field, x1, **given, time=torch.zeros(32, dtype=torch.float64), generator=generator())
     noise = torch.randn(32, 2, generator=generator(), dtype=torch.float64)
     assert {tuple(row) for row in seen[1].tolist()} <= {tuple(row) for row in noise.tolist()}
 
@@ -366,5 +367,10 @@ def test_bad_arguments_are_named() -> None:
         sb_cfm_loss(same, x1, sigma=0)
     with pytest.raises(ValueError, match="x0 has shape"):
         sb_cfm_loss(same, x1, x1[:2])
+    with pytest.raises(ValueError, match=r"score takes the arguments .*t comes first"):
+        sf2m_loss(same, lambda x, t: x, x1)  # type: ignore[misc, arg-type]
+    for loss in (sb_cfm_loss, partial(sf2m_loss, same)):
+        with pytest.raises(ValueError, match="cond is given without a coupling, but the default"):
+            loss(same, x1, cond=x1)
     with pytest.raises(ValueError, match="noise has shape"):
         BrownianBridge().sample(x1, x1, 0.5, x1[:2])

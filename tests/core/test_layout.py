@@ -37,15 +37,16 @@ FLOORS: list[dict[str, set[str]]] = [
     },
     {
         "couplings": {"_tensors", "field", "solvers", "transport"},
-        "discrete": {"_flow", "_tensors", "field", "solvers"},
+        "discrete": {"_call", "_conditions", "_flow", "_tensors", "field", "solvers"},
         "flow": {"_flow", "_jacobian", "_tensors", "divergence", "field", "solvers"},
         "metrics": {"_tensors", "field", "solvers", "transport"},
     },
     {
         "objectives": {
-            *("_jacobian", "_require", "_tensors", "couplings", "divergence", "field", "flow", "paths", "solvers"),
+            *("_call", "_conditions", "_jacobian", "_require", "_tensors"),
+            *("couplings", "divergence", "field", "flow", "paths", "solvers"),
         },
-        "successor": {"_tensors", "field", "flow", "networks", "paths", "solvers"},
+        "successor": {"_call", "_tensors", "field", "flow", "networks", "paths", "solvers"},
     },
 ]
 MAY_IMPORT = {room: rooms for floor in FLOORS for room, rooms in floor.items()}

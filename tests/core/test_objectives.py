@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import get_args
+from functools import partial
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from flowmatch_core._tensors import expand_time
-from flowmatch_core.couplings import MinibatchOT
+from flowmatch_core.couplings import Independent, MinibatchOT
 from flowmatch_core.field import Time, VelocityField
-from flowmatch_core.objectives import cfm_loss, interpolant_loss, posterior_cfm_loss
+from flowmatch_core.objectives import cfm_loss, interpolant_loss, posterior_cfm_loss, sb_cfm_loss, sf2m_loss
 from flowmatch_core.objectives.interpolant import parabola
-from flowmatch_core.paths import VE, VP, AffinePath, CondOT, Cosine, Polynomial, Quantity
+from flowmatch_core.paths import VE, VP, AffinePath, CondOT, Cosine, CustomPath, Polynomial, Quantity
 from flowmatch_core.successor import Transitions, mc_cfm_loss, td2_cfm_loss
 from tests.support.fields import zero
 from tests.support.random import generator
@@ -27,6 +28,7 @@ def torch_tanh(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
 
 
 PREDICTIONS = get_args(Quantity)
+ONES = torch.ones(4, 2)
 ATOMS = torch.tensor([[-1.5, 0.0], [1.0, 1.0], [0.5, -2.0]], dtype=torch.float64)
 
 
@@ -285,6 +287,76 @@ def test_no_rows_and_no_real_numbers_are_refused() -> None:
         cfm_loss(lambda t, x, cond: x, CondOT(), torch.zeros(0, 2))
     with pytest.raises(ValueError, match=r"x1 has dtype torch\.int64, but should be of a floating-point dtype"):
         cfm_loss(lambda t, x, cond: x, CondOT(), torch.ones(3, 2, dtype=torch.int64))
+
+
+BAD_CALLS: list[tuple[Callable[[], object], str]] = [
+    (lambda: cfm_loss(zero, CondOT(), ONES, coupling=MinibatchOT), "coupling is the class MinibatchOT, but"),  # type: ignore[arg-type]
+    (lambda: sb_cfm_loss(zero, ONES, coupling=Independent), "coupling is the class Independent, but"),  # type: ignore[arg-type]
+    (lambda: interpolant_loss(zero, CondOT(), ONES.long(), ONES), r"x1 has dtype torch\.int64, but"),
+    (lambda: posterior_cfm_loss(zero, CondOT(), ONES.long(), ONES), r"x1 has dtype torch\.int64, but"),
+    (lambda: cfm_loss(lambda x, t: x, CondOT(), ONES), "field takes the arguments .* t comes first"),  # type: ignore[arg-type, misc]
+    (lambda: interpolant_loss(lambda t, x: x, CondOT(), ONES), "let it take a third one"),  # type: ignore[arg-type, misc]
+    (lambda: cfm_loss(lambda t, x, cond: t * x, CondOT(), torch.ones(2, 2)), "spreads a time of shape"),
+    (lambda: cfm_loss(zero, CondOT(), ONES, cond=ONES[:1]), r"cond has shape \(1, 2\), but should have 4 rows"),
+    (lambda: cfm_loss(zero, CondOT(), ONES, cond={"a": ONES, "b": ONES[0]}), r"cond has shape \(2,\), but"),
+    (lambda: cfm_loss(zero, CondOT(), ONES, cond=[1, 2, 3, 4]), "cond is a list, but should be a tensor or a mapping"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD_CALLS)
+def test_a_mistake_in_a_call_is_one_sentence(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+def embed(cond: Any) -> Tensor:
+    """Two numbers of each condition, whatever it is."""
+    parts = list(cond.values()) if isinstance(cond, dict) else [cond]
+    rows = torch.cat([part.reshape(len(part), -1).double() for part in parts], 1)
+    return rows.sum(1, keepdim=True) * torch.tensor([0.1, -0.2], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "cond",
+    [
+        torch.arange(6) % 3,
+        torch.randn(6, 1, 4, 4, generator=generator(3), dtype=torch.float64),
+        {"label": torch.arange(6) % 3, "image": torch.randn(6, 2, 2, generator=generator(4), dtype=torch.float64)},
+    ],
+    ids=["labels", "images", "mapping"],
+)
+def test_conditions_of_any_shape_reach_the_field(cond: Any) -> None:
+    """The loss is that of the same field with its condition written out as two columns."""
+    x1, x0 = torch.randn(2, 6, 2, generator=generator(), dtype=torch.float64)
+
+    def given(t: Time, x: Tensor, c: Any) -> Tensor:
+        return torch.tanh(x) + embed(c)
+
+    def written_out(t: Time, x: Tensor, c: Tensor | None) -> Tensor:
+        assert c is not None
+        return torch.tanh(x) + c
+
+    for loss in (
+        partial(cfm_loss, path=CondOT()),
+        partial(interpolant_loss, path=CondOT()),
+        partial(posterior_cfm_loss, path=CondOT(), time=torch.ones(6)),  # where no row is averaged with another
+        partial(sb_cfm_loss, coupling=Independent()),
+        partial(sf2m_loss, score=zero, coupling=Independent()),
+    ):
+        found = loss(field=given, x1=x1, x0=x0, cond=cond, generator=generator(1))  # type: ignore[operator]
+        assert found == loss(field=written_out, x1=x1, x0=x0, cond=embed(cond), generator=generator(1))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("path", [CondOT(), CustomPath(alpha=lambda t: t**3, sigma=lambda t: 1 - t**3)], ids=repr)
+def test_an_expanded_time_is_a_time_of_each_row(path: AffinePath) -> None:
+    x1, x0 = torch.randn(2, 4, 3, generator=generator())
+    one = torch.tensor([0.3])
+    for loss in (cfm_loss, interpolant_loss, posterior_cfm_loss):
+        losses = [
+            loss(torch_tanh, path, x1, x0, time=t, generator=generator(2)) for t in (one.expand(4), one.repeat(4))
+        ]
+        assert losses[0] == losses[1]
 
 
 def test_a_time_may_be_one_number() -> None:

@@ -210,6 +210,52 @@ def test_only_rows_of_the_same_condition_are_averaged() -> None:
     )
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("more", [0, 20])
+def test_weights_give_the_expected_gradient_of_the_weighted_loss_given_point_and_rows(
+    prediction: Quantity, more: int
+) -> None:
+    """Row j generated the point with probability p_ij, and cfm_loss would then weigh its error by w_j."""
+    g, path = generator(), Cosine()
+    rows, weight = mixture().sample(12 + more, generator=g), randn(12 + more, seed=2).square()
+    x1, x0, t = rows[:12], randn(12, 2, seed=1), torch.linspace(0.05, 0.9, 12, dtype=torch.float64)
+    weight[3] = 0
+    reference = {"reference": rows[12:], "reference_weight": weight[12:]} if more else {}
+    value = randn(12, 2, seed=4).requires_grad_()
+    loss = posterior_cfm_loss(
+        lambda t, x, cond: value, path, x1, x0, time=t, prediction=prediction, weight=weight[:12], **reference
+    )
+    found = torch.autograd.grad(loss, value)[0]
+
+    x = path.sample(x0, x1, t).x_t
+    for i in range(12):
+        normal = torch.distributions.Normal(path.alpha(t[i]) * rows, path.sigma(t[i]))
+        chance = normal.log_prob(x[i]).sum(1).softmax(0)
+        each = path.convert(rows, t[i].expand(len(rows)), x[i].expand_as(rows), "data", prediction)
+        error = value[i].detach() - each
+        if prediction == "score":
+            error = path.sigma(t[i]).square() * error
+        torch.testing.assert_close(found[i], 2 * ((chance * weight)[:, None] * error).sum(0) / 24)
+
+
+def test_conditions_of_any_shape_are_compared() -> None:
+    x1, x0, t = mixture().sample(12, generator=generator()), randn(12, 2, seed=1), torch.full((12,), 0.3).double()
+    reference = mixture().sample(20, generator=generator(1))
+    labels, more = torch.arange(12) % 3, torch.arange(20) % 4
+
+    def loss(cond: object, reference_cond: object) -> Tensor:
+        return posterior_cfm_loss(
+            zero, CondOT(), x1, x0, cond, reference=reference, reference_cond=reference_cond, time=t
+        )
+
+    expected = loss(labels[:, None].double(), more[:, None].double())
+    image = torch.nn.functional.one_hot(torch.arange(4), 9).reshape(4, 1, 3, 3).double()
+    assert loss(labels, more) == expected
+    assert loss(image[labels], image[more]) == expected
+    assert loss({"a": labels % 2, "b": labels // 2}, {"a": more % 2, "b": more // 2}) == expected
+    assert loss(labels % 2, more % 2) != expected
+
+
 def test_it_draws_noise_then_time_as_flow_matching_does() -> None:
     x1 = randn(16, 2)
     seen: list[Tensor] = []
@@ -243,6 +289,8 @@ def test_bad_arguments_are_named() -> None:
             posterior_cfm_loss(zero, CondOT(), x1, None, cond, reference=randn(3, 2), reference_cond=bad)
     with pytest.raises(ValueError, match="reference_cond has shape"):
         posterior_cfm_loss(zero, CondOT(), x1, reference=randn(3, 2), reference_cond=cond[:3])
+    with pytest.raises(ValueError, match=r"reference_weight has shape None beside weight of shape \(4,\), but both"):
+        posterior_cfm_loss(zero, CondOT(), x1, reference=randn(3, 2), weight=x1[:, 0])
     with pytest.raises(ValueError, match="x0 has shape"):
         posterior_cfm_loss(zero, CondOT(), x1, x0=x1[:2])
     with pytest.raises(ValueError, match="the result of field has shape"):

@@ -5,6 +5,7 @@ Statistical laws are z-tests: an estimate may lie 4.5 standard errors from its v
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -28,6 +29,7 @@ from flowmatch_core.successor import (
     logit_normal,
     mc_cfm_loss,
     n_step,
+    polyak_update,
     td2_cfm_loss,
     td2_dd_loss,
     td_cfm_coupled_loss,
@@ -330,6 +332,34 @@ class Plain(nn.Module):
         return v
 
 
+@pytest.mark.parametrize("rows", [slice(1, 3), torch.tensor([2, 0, 2]), torch.tensor([True, False, True, True])])
+def test_rows_of_a_batch_are_those_of_all_its_parts(rows: slice | Tensor) -> None:
+    windows, ended = randn(4, 4, 2), torch.tensor([[False] * 3, [True] * 3, [False] * 3, [False, True, True]])
+    batch = n_step(windows, randn(4, 4, 1, seed=1), 0.9, terminal=ended, generator=generator())
+    assert len(batch) == 4
+    taken, numbers = batch[rows], torch.arange(4)[rows]
+    assert len(taken) == len(numbers) and taken.steps == 3
+    for name in ("state", "action", "next_state", "next_action", "terminal", "direct_state"):
+        assert torch.equal(getattr(taken, name), torch.stack([getattr(batch, name)[i] for i in numbers]))
+    plain = Transitions(batch.state, None, batch.next_state, None)[rows]
+    assert plain.action is None and plain.terminal is None and plain.direct_state is None
+
+
+def test_a_target_is_the_exponential_average_of_its_network() -> None:
+    """After four updates the weight of the j-th network is step (1 - step)^(4 - j)."""
+    networks = [nn.BatchNorm1d(2).double() for _ in range(5)]
+    for i, network in enumerate(networks):
+        nn.init.constant_(network.weight, i**2)
+        network.running_mean = torch.full((2,), float(i), dtype=torch.float64)
+    target, step = copy.deepcopy(networks[0]), 0.3
+    for network in networks[1:]:
+        polyak_update(target, network, step)
+    shares = [(1 - step) ** 4, *(step * (1 - step) ** (4 - j) for j in range(1, 5))]
+    assert target.weight.tolist()[0] == pytest.approx(sum(share * i**2 for i, share in enumerate(shares)), abs=1e-12)
+    assert target.running_mean is not None and target.running_mean.tolist() == [4, 4]
+    assert networks[4].weight.tolist() == [16, 16]
+
+
 def on_no_device(terminal: bool = False) -> Transitions:
     """A batch without values: whatever asks for one fails."""
     states, actions = torch.empty(2, 8, 3, device="meta"), torch.empty(2, 8, 2, device="meta")
@@ -410,6 +440,8 @@ def bad_gamma(gamma: float) -> Callable[[], object]:
             lambda: mc_cfm_loss(lambda t, x, cond, /: x.mT, transitions(scalar_process(), 4), randn(4, 1, seed=0)),
             r"the result of field has shape \(1, 4\), but should be of shape \(4, 1\)",
         ),
+        (lambda: transitions(scalar_process(), 4)[0], "rows is 0, but should be a slice or a tensor of one dimension"),  # type: ignore[index]
+        (lambda: polyak_update(nn.Linear(1, 1), nn.Linear(1, 1), 1.5), r"step is 1.5, but should be in \[0, 1\]"),
         (bad_gamma(-0.1), r"gamma was -0.1, but should be in \[0, 1\)"),
         (
             lambda: Transitions(randn(3, 1, seed=0), None, randn(2, 1, seed=0), None),

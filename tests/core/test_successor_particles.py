@@ -216,7 +216,7 @@ def test_path_error_is_smaller_to_the_times_of_the_regression() -> None:
             lambda: Particles(4, 1, 2).td2_cfm_loss(
                 zero, lambda t, x, c: x[:2], transitions(scalar_process(), 4), gamma=0.9
             ),
-            r"the result of field has shape \(2, 1\), but should be of shape \(4, 1\)",
+            r"the result of target has shape \(2, 1\), but should be of shape \(4, 1\)",
         ),
     ],
 )

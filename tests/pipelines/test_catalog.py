@@ -46,8 +46,8 @@ OWN_NETWORKS = [(name, spec.network) for name, spec in catalog.SUCCESSOR_LOSSES.
 
 # What the pipeline gives in place of the user, or leaves at its default because no YAML value can stand for it.
 NETWORK_SIZES = {"event_dim", "cond_dim", "generator"}
-OBJECTIVE_ARGUMENTS = {"field", "path", "x1", "x0", "cond", "time", "prediction", "generator"}
-OBJECTIVE_DEFAULTS = {"interpolant": {"gamma"}, "posterior_cfm": {"reference", "reference_cond"}}
+OBJECTIVE_ARGUMENTS = {"field", "path", "x1", "x0", "cond", "time", "prediction", "weight", "generator"}
+OBJECTIVE_DEFAULTS = {"interpolant": {"gamma"}, "posterior_cfm": {"reference", "reference_cond", "reference_weight"}}
 
 
 def parameters(spec: Spec) -> Mapping[str, inspect.Parameter]:
@@ -104,7 +104,7 @@ def test_an_objective_takes_what_its_row_says(name: str, spec: ObjectiveSpec) ->
 
 @pytest.mark.parametrize(("name", "spec"), catalog.SUCCESSOR_LOSSES.items())
 def test_a_successor_loss_takes_what_its_row_says(name: str, spec: LossSpec) -> None:
-    decided = {"field", "batch", "generator"}
+    decided = {"field", "batch", "weight", "generator"}
     decided |= {"future"} if spec.needs == "futures" else {"target", "gamma"}
     decided |= {"path", "time"} if spec.path else set()
     decided |= {"steps", "solver"} if spec.ode else set()

@@ -15,12 +15,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowmatch_core._tensors import noise_like
+from flowmatch_core._tensors import noise_like, weighted_mean
 from flowmatch_core.successor.losses.bootstrap import Loss, discount
 from flowmatch_core.successor.networks import LatentNetwork
 from flowmatch_core.successor.transitions import Transitions
 
-__all__ = ["two_states", "weigh"]
+__all__ = ["two_states", "two_terms"]
 
 
 def two_states(target: LatentNetwork, batch: Transitions, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -34,8 +34,8 @@ def two_states(target: LatentNetwork, batch: Transitions, generator: torch.Gener
     return states, torch.cat([batch.condition, batch.condition])
 
 
-def weigh(rows: Tensor, gamma: float, batch: Transitions) -> Loss:
-    """Return the loss, given the losses of the rows of `two_states`, with shape `(2 batch,)`."""
-    weight = discount(gamma, batch)
-    direct, bootstrap = (term.mean() for term in rows.chunk(2))
-    return Loss.of(direct, bootstrap, weight)
+def two_terms(rows: Tensor, gamma: float, batch: Transitions, weight: Tensor | None) -> Loss:
+    """Return the loss, given the losses of the rows of `two_states`, with shape `(2 batch,)`, and their weights."""
+    share = discount(gamma, batch)
+    direct, bootstrap = (weighted_mean(term, weight) for term in rows.chunk(2))
+    return Loss.of(direct, bootstrap, share)

@@ -25,7 +25,8 @@ from typing import Literal, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from flowmatch_core._tensors import check_choice, check_shape, noise_like, time_like
+from flowmatch_core._call import call_field
+from flowmatch_core._tensors import check_choice, check_floating, flatten_event, noise_like, time_like, weighted_mean
 from flowmatch_core.field import Time, TimeSampler, VelocityField, at_condition, at_times
 from flowmatch_core.paths import AffinePath, CondOT, VelocityOf
 from flowmatch_core.paths._affine import stack_times
@@ -62,9 +63,9 @@ class Loss(NamedTuple):
     bootstrap: Tensor
 
     @classmethod
-    def of(cls, direct: Tensor, bootstrap: Tensor, weight: float) -> Loss:
-        """Return the loss of two terms, given the weight of the second, the `discount` of the batch."""
-        return cls((1 - weight) * direct + weight * bootstrap, direct, bootstrap)
+    def of(cls, direct: Tensor, bootstrap: Tensor, share: float) -> Loss:
+        """Return the loss of two terms, given the share of the second, the `discount` of the batch."""
+        return cls((1 - share) * direct + share * bootstrap, direct, bootstrap)
 
 
 def logit_normal(
@@ -83,10 +84,12 @@ def logit_normal(
     return torch.randn(n, generator=generator, dtype=dtype, device=device).sigmoid()
 
 
-def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return the squared norm of the error, summed over dimensions (unlike `cfm_loss`) and averaged over the batch."""
-    check_shape("the result of field", prediction, target.shape)
-    return (prediction - target).square().flatten(1).sum(1).mean()
+def squared_error(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the squared norm of the error, summed over dimensions (unlike `cfm_loss`) and averaged over the batch.
+
+    The squared norm of each row is multiplied by its weight, one where there is None.
+    """
+    return weighted_mean(flatten_event((prediction - target).square()).sum(1), weight)
 
 
 def check_path(path: AffinePath) -> None:
@@ -100,7 +103,7 @@ def check_path(path: AffinePath) -> None:
 
 
 def discount(gamma: float, batch: Transitions) -> float:
-    """Return the weight of the bootstrap term, gamma to the power of the steps of the batch.
+    """Return the share of the bootstrap term, gamma to the power of the steps of the batch.
 
     Examples:
         >>> s = torch.zeros(1, 2)
@@ -149,7 +152,7 @@ class Target:
 
     def predict(self, t: Tensor, x: Tensor) -> Tensor:
         """Return the prediction of the network, v_t(x | S', A') or the noise."""
-        return self.field(t, x, self.batch.next_condition)
+        return call_field(self.field, t, x, self.batch.next_condition, "target")
 
     def _ddim(self, x: Tensor, t: Time) -> Tensor:
         """Solve by DDIM to the t of each row: a step keeps the noise and the data that the network predicts at x.
@@ -163,7 +166,7 @@ class Target:
         of_x, of_value = (c.to(x.dtype) for c in coefficients)
         fields = at_times(self.field, nodes[:-1], x)
         for field, start, a, b in zip(fields, nodes[:-1], of_x, of_value, strict=True):
-            value = field(start, x, self.batch.next_condition)
+            value = call_field(field, start, x, self.batch.next_condition, "target")
             x = a * x + b * value
         return x
 
@@ -189,6 +192,7 @@ class SuccessorLoss(Protocol):
         solver: str = ...,
         time: TimeSampler = ...,
         fused: bool = ...,
+        weight: Tensor | None = ...,
         generator: torch.Generator | None = ...,
     ) -> Loss: ...
 
@@ -203,7 +207,8 @@ def two_term(
     """Return a decorator that turns the bootstrap of a method into a loss with these defaults.
 
     The path should start in N(0, I). The target is solved by one of `solvers.SOLVERS` or by `ddim`. `fused`
-    evaluates the field once, on both terms' points stacked, instead of twice; the result is the same.
+    evaluates the field once, on both terms' points stacked, instead of twice; the result is the same. `weight`, with
+    shape `(batch,)`, multiplies both terms of each transition before the average over the batch.
     """
     defaults = path, steps, solver
 
@@ -219,10 +224,12 @@ def two_term(
             solver: str = defaults[2],
             time: TimeSampler = torch.rand,
             fused: bool = True,
+            weight: Tensor | None = None,
             generator: torch.Generator | None = None,
         ) -> Loss:
-            weight = discount(gamma, batch)
+            share = discount(gamma, batch)
             check_path(path)
+            check_floating("batch.state", batch.state)
             check_choice("solver", solver, (*SOLVERS, "ddim"))
             t = time_like(batch.state, time, generator)
             noise = noise_like(batch.next_state, generator)
@@ -236,11 +243,12 @@ def two_term(
                     point, value = batch.where_terminal(stay[0], point), batch.where_terminal(stay[1], value)
             cond = batch.condition
             if fused:
-                both = field(torch.cat([t, t]), torch.cat([direct, point]), torch.cat([cond, cond]))
+                both = call_field(field, torch.cat([t, t]), torch.cat([direct, point]), torch.cat([cond, cond]))
                 at_direct, at_bootstrap = both.chunk(2)
             else:
-                at_direct, at_bootstrap = field(t, direct, cond), field(t, point, cond)
-            return Loss.of(squared_error(at_direct, direct_value), squared_error(at_bootstrap, value), weight)
+                at_direct, at_bootstrap = call_field(field, t, direct, cond), call_field(field, t, point, cond)
+            direct_term = squared_error(at_direct, direct_value, weight)
+            return Loss.of(direct_term, squared_error(at_bootstrap, value, weight), share)
 
         loss.__name__, loss.__qualname__ = bootstrap.__name__, bootstrap.__qualname__
         loss.__module__, loss.__doc__ = bootstrap.__module__, bootstrap.__doc__

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from flowmatch_core._tensors import noise_like
 from flowmatch_core.networks.layers import draw_weights
-from flowmatch_core.successor.losses._latent import two_states, weigh
+from flowmatch_core.successor.losses._latent import two_states, two_terms
 from flowmatch_core.successor.losses.bootstrap import Loss
 from flowmatch_core.successor.networks import ConditionalMLP, LatentNetwork
 from flowmatch_core.successor.transitions import Transitions
@@ -76,6 +76,7 @@ def gan_loss(
     gamma: float,
     penalty: float | tuple[float, float] = (0.05, 0.005),
     progress: float = 0.0,
+    weight: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Loss:
     r"""Return the adversarial loss of `field`, bootstrapped from the generator of `target`.
@@ -88,6 +89,8 @@ def gan_loss(
         penalty: The weight $\lambda$ of the gradient penalties, or its values at the start and at the end of
             training, interpolated linearly.
         progress: The fraction of training that is done, in [0, 1].
+        weight: The weights of the transitions, with shape `(batch,)`, ones by default: both terms of a transition are
+            multiplied by its weight before the average over the batch.
         generator: The source of randomness.
 
     Examples:
@@ -98,18 +101,18 @@ def gan_loss(
         >>> bool(loss.total.isclose(0.1 * loss.direct + 0.9 * loss.bootstrap))
         True
     """
-    weight = _penalty_at(penalty, progress)
+    strength = _penalty_at(penalty, progress)
     real, cond = two_states(target, batch, generator)
     made = field.generate(noise_like(real, generator), cond)
     real, fake = real.requires_grad_(), made.detach().requires_grad_()
     of_real, of_fake = field.critic(real, cond)[:, 0], field.critic(fake, cond)[:, 0]
     slopes = torch.autograd.grad(of_real.sum() + of_fake.sum(), (real, fake), create_graph=True)
     steepness = slopes[0].square().sum(1) + slopes[1].square().sum(1)
-    critic = F.softplus(of_fake - of_real) + weight / 2 * steepness
+    critic = F.softplus(of_fake - of_real) + strength / 2 * steepness
     # the parameters of the critic get no gradient from the loss of the generator
     frozen = {name: parameter.detach() for name, parameter in field.critic.named_parameters()}
     of_made: Tensor = torch.func.functional_call(field.critic, frozen, (made, cond))[:, 0]
-    return weigh(critic + F.softplus(of_real.detach() - of_made), gamma, batch)
+    return two_terms(critic + F.softplus(of_real.detach() - of_made), gamma, batch, weight)
 
 
 def _penalty_at(penalty: float | tuple[float, float], progress: float) -> float:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowmatch_core._tensors import noise_like, time_like
+from flowmatch_core._call import call_field
+from flowmatch_core._tensors import check_floating, noise_like, time_like
 from flowmatch_core.field import TimeSampler, VelocityField
 from flowmatch_core.paths import AffinePath, CondOT
 from flowmatch_core.successor.losses.bootstrap import Loss, check_path, squared_error
@@ -30,11 +31,13 @@ def mc_cfm_loss(
     *,
     path: AffinePath = CondOT(),
     time: TimeSampler = torch.rand,
+    weight: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Loss:
     """Return the MC-CFM loss of `field`; `future` holds a state S_T of the policy for every row, `(batch, d)`.
 
-    Only state and action of the batch are used. The bootstrap term is 0, so `total` equals `direct`.
+    Only state and action of the batch are used. The bootstrap term is 0, so `total` equals `direct`. `weight`, with
+    shape `(batch,)`, multiplies the error of each row before the average over the batch.
 
     Examples:
         >>> s = torch.zeros(64, 2)
@@ -48,7 +51,8 @@ def mc_cfm_loss(
             f"future had shape {tuple(future.shape)}, but should have state's shape {tuple(batch.state.shape)}."
         )
     check_path(path)
+    check_floating("future", future)
     t = time_like(future, time, generator)
     sample = path.sample(noise_like(future, generator), future, t)
-    direct = squared_error(field(t, sample.x_t, batch.condition), sample.velocity)
+    direct = squared_error(call_field(field, t, sample.x_t, batch.condition), sample.velocity, weight)
     return Loss(direct, direct, torch.zeros_like(direct))

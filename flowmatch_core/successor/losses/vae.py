@@ -25,7 +25,7 @@ from torch import Tensor
 
 from flowmatch_core._tensors import noise_like
 from flowmatch_core.networks.layers import draw_weights
-from flowmatch_core.successor.losses._latent import two_states, weigh
+from flowmatch_core.successor.losses._latent import two_states, two_terms
 from flowmatch_core.successor.losses.bootstrap import Loss
 from flowmatch_core.successor.networks import ConditionalMLP, LatentNetwork
 from flowmatch_core.successor.transitions import Transitions
@@ -81,6 +81,7 @@ def vae_loss(
     *,
     gamma: float,
     beta: float = 0.5,
+    weight: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Loss:
     r"""Return the β-VAE loss of `field`, bootstrapped from the decoder of `target`.
@@ -91,6 +92,8 @@ def vae_loss(
         batch: The transitions.
         gamma: The discount.
         beta: The weight $\beta$ of the divergence from the prior.
+        weight: The weights of the transitions, with shape `(batch,)`, ones by default: both terms of a transition are
+            multiplied by its weight before the average over the batch.
         generator: The source of randomness.
 
     Examples:
@@ -108,4 +111,4 @@ def vae_loss(
     code = mean + log_scale.exp() * noise_like(states, generator)
     error = (states - field.generate(code, cond)).square().sum(1)
     divergence = (mean.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(1) / 2
-    return weigh(error + beta * divergence, gamma, batch)
+    return two_terms(error + beta * divergence, gamma, batch, weight)

@@ -8,12 +8,19 @@ from functools import cache
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flowmatch_core.metrics import emd
 from flowmatch_core.networks import MLPField
 from flowmatch_core.oracles import LinearGaussianMDP
-from flowmatch_core.successor import GeometricHorizonModel, Transitions, logit_normal, path_error, td2_cfm_loss
+from flowmatch_core.successor import (
+    GeometricHorizonModel,
+    Transitions,
+    logit_normal,
+    path_error,
+    polyak_update,
+    td2_cfm_loss,
+)
 from tests.support.random import generator
 
 GAMMA, STEPS = 0.98, 2400
@@ -42,9 +49,7 @@ def trained(last: int) -> nn.Module:
     next_state = mdp.step(state, None, generator=g)
     field = MLPField(2, (128,) * 3, cond_dim=2, generator=g)
     average = copy.deepcopy(field).requires_grad_(False)
-    weights: list[Tensor] = list(field.parameters())
-    averages: list[Tensor] = list(average.parameters())
-    optimizer = torch.optim.Adam(weights, fused=True)
+    optimizer = torch.optim.Adam(field.parameters(), fused=True)
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = 3e-3 * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / STEPS))
         i = torch.randint(len(state), (128,), generator=g)
@@ -54,7 +59,7 @@ def trained(last: int) -> nn.Module:
         optimizer.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        torch._foreach_lerp_(averages, weights, 0.1)
+        polyak_update(average, field, 0.1)
     return average
 
 
