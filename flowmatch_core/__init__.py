@@ -49,10 +49,15 @@ if TYPE_CHECKING:
     from flowmatch_core.flow import ContinuousFlow as ContinuousFlow
     from flowmatch_core.flow import Flow as Flow
     from flowmatch_core.flow import LogDensity as LogDensity
+    from flowmatch_core.intervals import ONE_SIDED as ONE_SIDED
     from flowmatch_core.intervals import Interval as Interval
+    from flowmatch_core.intervals import difference as difference
     from flowmatch_core.intervals import paired_difference as paired_difference
     from flowmatch_core.intervals import paired_ratio as paired_ratio
+    from flowmatch_core.intervals import ratio as ratio
     from flowmatch_core.intervals import t_interval as t_interval
+    from flowmatch_core.intervals import welch_difference as welch_difference
+    from flowmatch_core.intervals import welch_ratio as welch_ratio
     from flowmatch_core.metrics import Floor as Floor
     from flowmatch_core.metrics import bits_per_dim as bits_per_dim
     from flowmatch_core.metrics import emd as emd
@@ -158,7 +163,17 @@ _MODULES = {
     ),
     "field": ("Field", "Time", "VelocityField"),
     "flow": ("ContinuousFlow", "Flow", "LogDensity"),
-    "intervals": ("Interval", "paired_difference", "paired_ratio", "t_interval"),
+    "intervals": (
+        "ONE_SIDED",
+        "Interval",
+        "difference",
+        "paired_difference",
+        "paired_ratio",
+        "ratio",
+        "t_interval",
+        "welch_difference",
+        "welch_ratio",
+    ),
     "metrics": (
         "Floor",
         "bits_per_dim",

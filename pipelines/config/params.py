@@ -152,11 +152,20 @@ class SuccessorFit(Fit):
         description="steps between a state and its bootstrap. Above 1 training uses the rollouts instead of the "
         "transitions, because n-step returns are exact only on policy",
     )
+    rollouts: bool = Field(
+        default=False,
+        description="train on the policy's rollouts in place of the transitions with one-step returns too",
+    )
     particles: bool = Field(
         description="TD²-CFM with bootstrap points that persist between gradient steps, one target evaluation each; "
         "for large networks. A path has ode_steps points"
     )
     rows_in_memory: int = Field(ge=2, description="transitions in memory; a longer table is streamed from disk")
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether a bootstrapping loss is trained on the policy's rollouts."""
+        return self.rollouts or self.returns > 1
 
 
 class PathChoice(Choice):
@@ -240,6 +249,7 @@ class SuccessorMethod(Settings):
     path: PathChoice = Field(
         default=PathChoice.model_validate("cond_ot"), description="the path; gan and vae have none"
     )
+    seeds: Seeds | None = Field(default=None, description="seeds of this method in place of those of its environments")
     fit: dict[str, Any] = Field(default={}, description="changes to the common `fit` for this method")
 
 
@@ -300,6 +310,10 @@ class EnvironmentEntry(Trained):
         min_length=1,
         description="methods of `successor.methods` to run here, all by default; a change reruns this environment's "
         "stages, as a change of any key here does",
+    )
+    seeds: Seeds | None = Field(
+        default=None,
+        description="seeds of the methods here in place of `successor.seeds`; those of a method come first",
     )
 
     def runs(self, method: str) -> bool:
@@ -372,6 +386,15 @@ class Successor(Settings):
     def fit_for(self, environment: EnvironmentEntry, method: SuccessorMethod) -> SuccessorFit:
         """Return the training settings for a method in an environment; the method's changes take precedence."""
         return SuccessorFit.model_validate(merge(merge(self.fit.model_dump(), environment.fit), method.fit))
+
+    def seeds_for(self, environment: EnvironmentEntry, method: str) -> tuple[int, ...]:
+        """Return the training seeds of a method in an environment; the method's own take precedence."""
+        return self.methods[method].seeds or environment.seeds or self.seeds
+
+    def seeds_in(self, environment: EnvironmentEntry) -> tuple[int, ...]:
+        """Return the seeds of all methods that an environment runs, in ascending order."""
+        run = filter(environment.runs, self.methods)
+        return tuple(sorted({seed for method in run for seed in self.seeds_for(environment, method)}))
 
 
 class Params(Settings):

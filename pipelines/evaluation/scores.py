@@ -113,10 +113,10 @@ def over_seeds(seeds: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
     result: dict[str, Any] = {"seeds": len(seeds)}
     for name in dict.fromkeys(name for numbers in seeds.values() for name in numbers):
         each = [numbers.get(name, math.nan) for numbers in seeds.values()]
-        mean, low, high, n = t_interval(each)
-        result[name] = max(each) if name == "outside" else mean
-        if n > 1 and name != "outside":
-            result |= {f"{name}_low": low, f"{name}_high": high}
+        found = t_interval(each)
+        result[name] = max(each) if name == "outside" else found.mean
+        if found.n > 1 and name != "outside":
+            result |= {f"{name}_low": found.low, f"{name}_high": found.high}
         result |= {metric_keys.seed_key(name, seed): value for seed, value in zip(seeds, each, strict=True)}
     result["diverged"] = result["outside"] > DIVERGED or not math.isfinite(result["emd"])
     return result

@@ -29,12 +29,12 @@ def evaluate(stage: Stage, environment: str) -> None:
     """Score the models of an environment: EMD, value error, likelihood and sensitivity."""
     evaluator = SuccessorEvaluator(stage, environment)
     settings = stage.params.successor
-    for seed in settings.seeds:
+    for seed in settings.seeds_in(evaluator.entry):
         evaluator.floor(seed)
     floor = scores.over_seeds(evaluator.numbers["floor"])
     densities, skipped = dict[str, bool](), dict[str, dict[str, str]]()
     for method in settings.methods:
-        for seed in settings.seeds:
+        for seed in settings.seeds_for(evaluator.entry, method):
             model = evaluator.load(method, seed, settings.sample.solver, settings.sample.steps)
             if isinstance(model, Untrained):
                 skipped[method] = {"skipped": model.reason}

@@ -26,8 +26,8 @@ GRID, GRID_SAMPLES = 20, 64
 
 def sample(stage: Stage, environment: str) -> None:
     """Sample the models of an environment from its start states; all methods receive the same noise."""
-    methods, settings = stage.params.successor.methods, stage.params.successor.sample
-    entry, seeds = stage.params.environments[environment], stage.params.successor.seeds
+    successor, entry = stage.params.successor, stage.params.environments[environment]
+    settings = successor.sample
     chosen = device.use(stage.params.device, stage.params.threads)
     start = truth.read(layout.collected(environment), chosen)
     built = environments.build(entry.kind, entry.settings())
@@ -36,8 +36,8 @@ def sample(stage: Stage, environment: str) -> None:
         value_map = None
         if isinstance(built, Simulator) and len(built.state_names) > 1:
             value_map = ValueMap(built, entry, stage.rng("value_map", environment))
-        for method, choice in methods.items():
-            tables = []
+        for method, choice in successor.methods.items():
+            seeds, tables = successor.seeds_for(entry, method), []
             for seed in seeds:
                 model = models.load(stage.params, environment, method, seed, chosen, settings.solver, settings.steps)
                 if isinstance(model, Untrained):

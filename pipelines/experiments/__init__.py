@@ -97,5 +97,5 @@ def write(stage: Stage, experiment: str) -> None:
     stage.metrics({finding.name: finding.measured.mean for finding in outcome.findings})
     stage.record.artifact(layout.figure(layout.experiment(experiment)))
     for finding in outcome.findings:
-        value, low, high, _ = finding.measured
+        value, low, high = finding.measured[:3]
         stage.log(f"{finding.sentence}: {value:.3g} [{low:.3g}, {high:.3g}], {finding.verdict}")

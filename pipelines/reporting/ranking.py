@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from flowmatch_core.intervals import paired_difference
+from flowmatch_core.intervals import difference
 from pipelines.base import metric_keys
 from pipelines.config.catalog import ORACLE
 from pipelines.config.params import EnvironmentEntry, Params
@@ -37,11 +37,10 @@ class Score:
     seeds: Mapping[int, float] = field(default_factory=dict)
 
     def ties(self, other: Score) -> bool:
-        """Return whether the difference is not significant: its interval, paired by seed, contains zero."""
-        shared = sorted(self.seeds.keys() & other.seeds.keys())
-        if len(shared) < 2:
+        """Return whether the difference is not significant: its interval over seeds contains zero."""
+        if not (self.seeds and other.seeds):
             return False
-        gap = paired_difference([self.seeds[s] for s in shared], [other.seeds[s] for s in shared])
+        gap = difference(self.seeds, other.seeds)
         return gap.low <= 0 <= gap.high
 
 
@@ -71,7 +70,7 @@ def off_policy(params: Params, entry: EnvironmentEntry, methods: Iterable[str]) 
         choice = successor.methods.get(method)
         if choice is None or choice.loss.name in (ORACLE, "mc_cfm"):
             continue
-        if successor.fit_for(entry, choice).returns == 1:  # n-step returns use the policy's rollouts
+        if not successor.fit_for(entry, choice).on_policy:
             chosen.append(method)
     return chosen
 
@@ -89,7 +88,7 @@ def rivals(params: Params, environment: str, cells: EnvironmentCells) -> dict[st
     return {method: found[method] for method in chosen if split(method)[0] not in set(chosen) - {method}}
 
 
-def ranking(found: Mapping[str, Score], seeds: int) -> str:
+def ranking(found: Mapping[str, Score]) -> str:
     """Return a sentence that ranks off-policy methods by EMD over floor and names those that diverged."""
 
     def times(methods: Iterable[str]) -> str:
@@ -105,7 +104,7 @@ def ranking(found: Mapping[str, Score], seeds: int) -> str:
     single = " (one seed, so no interval)" if found[first].low is None else ""
     parts = [
         f"{label(first)} has the smallest EMD of the off-policy methods, {found[first].mean:.3g} × the floor{single}",
-        f"not significantly different over {seeds} seeds: {times(ties)}" if ties else "",
+        f"not significantly different over {_counts(found[m] for m in top)} seeds: {times(ties)}" if ties else "",
         f"then {times(rest)}" if rest else "",
         diverged,
     ]
@@ -177,6 +176,12 @@ def horizon_groups(params: Params) -> dict[str, dict[float, str]]:
             group.setdefault(entry.gamma, name)
     several = [group for _, group in groups if len(group) > 1]
     return {next(iter(group.values())): dict(sorted(group.items())) for group in several}
+
+
+def _counts(found: Iterable[Score]) -> str:
+    """Return the number of seeds, or the smallest and the largest one."""
+    counts = sorted({len(score.seeds) for score in found})
+    return f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
 
 
 def _all(names: list[str]) -> str:

@@ -16,7 +16,7 @@ from pipelines.reporting.figures import curves, style
 from pipelines.reporting.figures import density as density_figures
 from pipelines.reporting.figures import successor as successor_figures
 from pipelines.reporting.labels import label
-from pipelines.reporting.tables import ORDER
+from pipelines.reporting.tables import ORDER, physics_steps
 from pipelines.runs.context import Stage
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ TERMS = {"direct": "direct term", "bootstrap": "bootstrap term"}
 SCATTERED = 160  # colours in the palette of a scatter plot, which uses shades of few colours
 OPEN = 3  # maximum number of environments that are shown unfolded
 SHORT = 300  # maximum number of characters of notes that are shown unfolded
-VERDICTS = {word: word.lower() for word in ("holds", "FAILS", "open", "diverged", "measured")}
+VERDICTS = {
+    **{word: word.lower() for word in ("holds", "FAILS", "open", "diverged", "measured")},
+    "not significant": "open",
+}
 
 
 @dataclass
@@ -118,15 +121,13 @@ def render(page: Page, params: Params) -> str:
     )
 
 
-def verdict(column: str, cell: str) -> str:
-    """Return the CSS class of a table cell that is a verdict or, in the column of verdicts, begins with one.
+def verdict(cell: str) -> str:
+    """Return the CSS class of a table cell that is a verdict.
 
-    >>> verdict("verdict", "open, each seed in range")
-    'open'
-    >>> verdict("verdict", "FAILS by far"), verdict("smaller EMD", "diverged"), verdict("claim", "open water")
-    ('fails', 'diverged', '')
+    >>> verdict("FAILS"), verdict("not significant"), verdict("open water")
+    ('fails', 'open', '')
     """
-    return VERDICTS.get(cell.split(" ")[0].rstrip(",") if column == "verdict" else cell, "")
+    return VERDICTS.get(cell, "")
 
 
 def _short(page: Page, params: Params, metrics: Mapping[str, ranking.EnvironmentCells]) -> None:
@@ -144,7 +145,8 @@ def _short(page: Page, params: Params, metrics: Mapping[str, ranking.Environment
             "of the target network, which depend on it. Dashed lines are the floors; a cross at the top marks a method "
             "that diverged."
         )
-        figure = curves.horizons({gamma: metrics[environment] for gamma, environment in group.items()})
+        cells = {gamma: metrics[environment] for gamma, environment in group.items()}
+        figure = curves.horizons(cells, physics_steps(params.environments[name]))
         page.picture(page.short, f"{name}-horizons", figure, caption)
 
 
@@ -160,18 +162,18 @@ def _environment(page: Page, params: Params, name: str, metrics: ranking.Environ
     for method in params.successor.methods:
         if (file := layout.sampled(folder, method)).exists():
             table = files.read_table(file, finite=False)  # panels count samples that are not finite
-            samples[method] = table[table["seed"] == params.successor.seeds[0]]
+            samples[method] = table[table["seed"] == params.successor.seeds_for(entry, method)[0]]
         if (file := layout.trajectory(folder, method)).exists():
             trajectories[method] = files.read_table(file)
     rivals = ranking.rivals(params, name, metrics)
     text = f"{ranking.details(params, name, metrics, rivals)} {provenance['source']} ({provenance['fidelity']})."
-    section = Section(name, name, text, ranking.ranking(rivals, len(params.successor.seeds)))
+    section = Section(name, name, text, ranking.ranking(rivals))
     page.environments.append(section)
     plane = len(names) > 1
     if samples and plane:
         caption = (
-            f"Future states of the policy (γ = {entry.gamma:g}): truth and samples of every method (seed "
-            f"{params.successor.seeds[0]}), one row per start state (red)."
+            f"Future states of the policy (γ = {entry.gamma:g}): truth and samples of every method (its first seed), "
+            "one row per start state (red)."
         )
         figure = successor_figures.occupancy(truth, samples, starts, bounds, walls, diverged)
         page.picture(section, f"{name}-occupancy", figure, caption)
@@ -179,7 +181,7 @@ def _environment(page: Page, params: Params, name: str, metrics: ranking.Environ
     if file.exists() and (values := files.read_table(file))["method"].nunique() > 1:  # more than the truth
         caption = (
             f"Value V(s, π(s)) of the reward {entry.reward} under the policy, from each position at rest: truth, and "
-            f"every method (seed {params.successor.seeds[0]}) above its error. Errors include sampling noise, because "
+            "every method (its first seed) above its error. Errors include sampling noise, because "
             "there are few samples per position."
         )
         page.picture(

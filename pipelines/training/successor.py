@@ -34,7 +34,7 @@ def train(stage: Stage, environment: str, method: str) -> None:
         nothing.write(stage, environment, method)
         return
     fit = params.fit_for(entry, choice)
-    fit_seeds(stage, SuccessorJob(environment, method, fit, choice, entry.gamma), params.seeds)
+    fit_seeds(stage, SuccessorJob(environment, method, fit, choice, entry.gamma), params.seeds_for(entry, method))
 
 
 @final
@@ -73,7 +73,7 @@ class SuccessorJob(Job):
             value = self._on_futures(batches, path)
         else:
             half = fit.batch // 2  # the loss has two terms, with half of the batch each
-            if fit.returns > 1:
+            if fit.on_policy:
                 draw = batches.returns(half, self.gamma, fit.returns)
             else:
                 draw, seek = batches.transitions(half, fit.rows_in_memory)

@@ -32,8 +32,8 @@ def test_a_path_is_compared_with_the_same_method_on_the_straight_one() -> None:
     rows = built(paths, cells, successor={"methods": CURVED}).rows
     (row,) = rows[rows["environment"] == "maze_loop"].to_dict("records")
     assert (row["method"], row["path"]) == ("td2_cfm", "cosine")
-    assert row["EMD: difference"] == "0.01 [0.01, 0.01]"  # curved minus straight, the same at every seed
-    assert row["MSE(V): difference"] == "-2 [-2, -2]"
+    assert row["EMD: difference"] == "0.01 [0.01, 0.01], paired"  # curved minus straight, the same at every seed
+    assert row["MSE(V): difference"] == "-2 [-2, -2], paired"
     assert row["paper: EMD straight, curved"] == "0.02, 0.02"
 
 
@@ -73,25 +73,25 @@ def test_steps_of_training_and_of_sampling_are_told_apart() -> None:
 
 
 def grown(power: float, horizon: float, spread: float = 0.0, **more: Any) -> dict[str, Any]:
-    """A method whose errors are the horizon to some power, up to a factor of each seed."""
-    return cell(horizon**power, horizon**power, spread, **more)
+    """A method whose errors are the horizon to some power, up to a factor of each seed; V itself is a sum over it."""
+    return cell(horizon**power, horizon ** (power + 2), spread, **more)
 
 
 def slopes(**methods: Any) -> dict[str, dict[str, Any]]:
-    """The rows of MSE(V) over horizons of 5, 20 and 100."""
+    """The rows of the value error over horizons of 5, 20 and 100 transitions."""
     gammas = {"maze_loop_g80": 0.8, "maze_loop": 0.95, "maze_loop_g99": 0.99}
     cells = {name: {m: f(1 / (1 - gamma)) for m, f in methods.items()} for name, gamma in gammas.items()}
     entries = {name: {**MAZE, "gamma": gamma} for name, gamma in gammas.items()}
     rows = built(horizons, cells, environments={**entries, "spiral": None}).rows
-    return {row["method"]: row for row in rows[rows["metric"] == "MSE(V)"].to_dict("records")}
+    return {row["method"]: row for row in rows[rows["metric"] == "MSE(V) (1 - γ)²"].to_dict("records")}
 
 
 def test_the_slope_is_the_power_of_the_horizon() -> None:
     rows = slopes(td_cfm=lambda h: grown(2.0, h), td2_cfm=lambda h: grown(0.5, h))
     assert rows["td_cfm"]["slope"] == "2 [2, 2]"
     assert rows["td2_cfm"]["slope"] == "0.5 [0.5, 0.5]"
-    assert rows["td_cfm"]["minus that of td2_cfm"] == "1.5 [1.5, 1.5]"
-    assert rows["td_cfm"]["horizon 100"] == "10000"
+    assert rows["td_cfm"]["minus that of td2_cfm"] == "1.5 [1.5, 1.5], paired"
+    assert rows["td_cfm"]["horizon 500"] == "10000"  # transitions of 5 physics steps
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def metrics(**methods: dict[str, Any]) -> dict[str, Any]:
 
 
 def ranked(environment: str = "spiral", **methods: dict[str, Any]) -> str:
-    return ranking.ranking(ranking.rivals(PARAMS, environment, metrics(**methods)), 3)
+    return ranking.ranking(ranking.rivals(PARAMS, environment, metrics(**methods)))
 
 
 def changed(**changes: Any) -> Params:
@@ -217,12 +217,14 @@ def test_horizon_curves_are_of_methods_with_two_gammas() -> None:
         0.9: metrics(td_cfm=cell(0.4, mse_v=1.0), td2_cfm=cell(0.3, mse_v=0.5), gan=cell(2.0, mse_v=3.0)),
         0.99: metrics(td_cfm={"diverged": True}, td2_cfm=cell(0.5, mse_v=0.7)),
     }
-    figure = curves.horizons(cells)
+    figure = curves.horizons(cells, 5)
     legend = figure.axes[1].get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["TD-CFM", "TD²-CFM"]
     lines = [line for line in figure.axes[1].lines if line.get_marker() == "o"]
-    np.testing.assert_allclose(lines[1].get_xydata(), [[10, 3], [100, 5]])
+    np.testing.assert_allclose(lines[1].get_xydata(), [[50, 3], [500, 5]])
+    values = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(values[1].get_xydata(), [[50, 0.5 / 10**2], [500, 0.7 / 100**2]])
     assert [len(line.get_xdata()) for line in figure.axes[1].lines if line.get_marker() == "x"] == [1, 0]
     plt.close(figure)
 

@@ -100,34 +100,36 @@ def _whisker(axis: Axes, y: float, method: str, score: Score, edge: float) -> Ar
     return axis.plot(drawn, y, marker=look["marker"], color=look["color"], markersize=4, linestyle="none")[0]
 
 
-def horizons(cells: Mapping[float, EnvironmentCells]) -> Figure:
-    """Plot MSE(V), and EMD over floor, against the effective horizon 1 / (1 - gamma).
+def horizons(cells: Mapping[float, EnvironmentCells], physics_steps: int) -> Figure:
+    """Plot the error of the mean reward, MSE(V) (1 - gamma)², and EMD over floor against the horizon in physics steps.
 
     A method has a line if it has at least two points.
 
     Args:
         cells: Metrics by gamma.
+        physics_steps: Physics steps of a transition.
     """
+    horizon = {gamma: physics_steps / (1 - gamma) for gamma in cells}
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     handles = {}
     panels = (
-        ("MSE(V)", {gamma: scores(c, "mse_v") for gamma, c in cells.items()}),
+        ("MSE(V) (1 − γ)²", {gamma: scores(c, "mse_v", (1 - gamma) ** -2) for gamma, c in cells.items()}),
         ("EMD / floor", {gamma: over_floor(c) for gamma, c in cells.items()}),
     )
     for axis, (name, found) in zip(axes, panels, strict=True):
         means = [s.mean for f in found.values() for s in f.values() if not s.diverged]
         top = 3 * max(means, default=1.0)
         for method in dict.fromkeys(method for f in found.values() for method in f):
-            points = {1 / (1 - gamma): f[method] for gamma, f in found.items() if method in f}
+            points = {horizon[gamma]: f[method] for gamma, f in found.items() if method in f}
             if len(points) > 1:
                 handles[method] = _line(axis, points, method, top)
-        if name == "MSE(V)":
-            floor = [cells[gamma].get("floor", {}).get("mse_v", math.nan) for gamma in cells]
-            axis.plot([1 / (1 - gamma) for gamma in cells], floor, color=TRUTH, linewidth=1, linestyle="--")
+        if name.startswith("MSE(V)"):
+            floor = [(1 - gamma) ** 2 * c.get("floor", {}).get("mse_v", math.nan) for gamma, c in cells.items()]
+            axis.plot(list(horizon.values()), floor, color=TRUTH, linewidth=1, linestyle="--")
         else:
             axis.axhline(1, color=TRUTH, linewidth=1, linestyle="--")
-        ticks = [1 / (1 - gamma) for gamma in cells]
-        axis.set(xscale="log", yscale="log", xlabel="effective horizon 1 / (1 − γ), transitions", ylabel=name)
+        ticks = list(horizon.values())
+        axis.set(xscale="log", yscale="log", xlabel="effective horizon, physics steps", ylabel=name)
         _plain_ticks(axis.yaxis)
         axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         axis.xaxis.set_minor_locator(NullLocator())

@@ -5,7 +5,8 @@ A table has all rows that `params.yaml` asks for: a missing number is a hole wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from flowmatch_core.intervals import Interval
-    from pipelines.config.params import EnvironmentEntry
+    from pipelines.config.params import EnvironmentEntry, Params
     from pipelines.runs.context import Stage
 
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -113,31 +114,67 @@ def limits(at_least: float | None, at_most: float | None) -> str | None:
     return f"{at_least:g} to {at_most:g}"
 
 
-def numbers_of(cell: Mapping[str, Any], name: str, seeds: Sequence[int]) -> dict[int, float]:
-    """Return a metric by seed, for those of the given seeds that have it, in their order."""
-    found = metric_keys.by_seed(cell, name)
-    return {seed: found[seed] for seed in seeds if seed in found}
+def numbers_of(
+    params: Params, entry: EnvironmentEntry, method: str, cell: Mapping[str, Any], name: str
+) -> dict[int, float]:
+    """Return a metric of a method, or of the floor, by seed; empty if one of its seeds is missing."""
+    successor, found = params.successor, metric_keys.by_seed(cell, name)
+    seeds = successor.seeds_for(entry, method) if method in successor.methods else successor.seeds_in(entry)
+    return {seed: found[seed] for seed in seeds} if set(seeds) <= found.keys() else {}
 
 
-def paired(
-    over: Callable[[list[float], list[float]], Interval],
-    a: Mapping[str, Any],
-    b: Mapping[str, Any],
-    metric: str,
-    seeds: Sequence[int],
-    b_metric: str | None = None,
+def compared(
+    over: Callable[[Mapping[int, float], Mapping[int, float]], Interval],
+    a: Mapping[int, float],
+    b: Mapping[int, float],
 ) -> Interval | None:
-    """Return a paired statistic of two methods over seeds, or None if one of them lacks a seed."""
-    x, y = numbers_of(a, metric, seeds), numbers_of(b, b_metric or metric, seeds)
-    return over(list(x.values()), list(y.values())) if x and x.keys() == y.keys() else None
+    """Return a statistic of two methods by seed, or None if one of them lacks a seed."""
+    return over(a, b) if a and b else None
+
+
+def said(found: Interval | None) -> str | None:
+    """Return a comparison as `mean [low, high], method`.
+
+    >>> from flowmatch_core.intervals import Interval
+    >>> said(Interval(0.5, 0.4, 0.6, 3, "welch"))
+    '0.5 [0.4, 0.6], welch'
+    """
+    return None if found is None else f"{between(*found[:3])}, {found.method}"
+
+
+def seeds_note(params: Params) -> str:
+    """Return which seeds were trained: one list, or one per environment with the methods that have others."""
+    successor, lists = params.successor, dict[str, str]()
+    for name, entry in params.environments.items():
+        own = {method: successor.seeds_for(entry, method) for method in filter(entry.runs, successor.methods)}
+        most = Counter(own.values()).most_common(1)[0][0]
+        others = ", ".join(f"{method} {list(seeds)}" for method, seeds in own.items() if seeds != most)
+        lists[name] = f"{list(most)}" + (f" ({others})" if others else "")
+    if len(set(lists.values())) == 1:
+        return f"Seeds: {next(iter(lists.values()))}."
+    return f"Seeds: {'; '.join(f'{name} {seeds}' for name, seeds in lists.items())}."
+
+
+def physics_steps(entry: EnvironmentEntry) -> int:
+    """Return the physics steps of one transition."""
+    return int(entry.own.get("action_repeat", 5)) if entry.kind == "maze" else 1
 
 
 def papers_task(entry: EnvironmentEntry) -> str:
     """Return the task of a maze whose horizon is about 100 physics steps, as in the paper, or an empty text."""
     if entry.kind != "maze":
         return ""
-    horizon = 1 / (1 - entry.gamma ** (1 / int(entry.own.get("action_repeat", 5))))
+    horizon = 1 / (1 - entry.gamma ** (1 / physics_steps(entry)))
     return str(entry.own.get("task", "loop")) if 70 <= horizon <= 140 else ""
+
+
+def tasks_of(params: Params) -> dict[str, str]:
+    """Return the first environment of each task of the paper's Maze, with the paper's horizon and uniform rows."""
+    tasks: dict[str, str] = {}
+    for name, entry in params.environments.items():
+        if (task := papers_task(entry)) and entry.own.get("behaviour", "uniform") == "uniform":
+            tasks.setdefault(task, name)
+    return tasks
 
 
 def write(stage: Stage) -> None:

@@ -25,8 +25,9 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         for cell in metrics[f"experiments/{name}"].values()
     ]
     notes = (
-        "Mean over repetitions with its 95 % t interval. A finding holds if the whole interval lies in the range, "
-        "fails if none of it does, and is open otherwise; what has no range is only measured.",
+        "Mean over repetitions, of a ratio the geometric mean, with its 90 % t interval, each end of which is a "
+        "one-sided bound at 5 %. A finding holds if the whole interval lies in the range, FAILS if none of it does, "
+        "and is open otherwise; what has no range is only measured.",
         "SDE / ODE: the distances of their samples to the data, each by the better of two methods at equal evaluations "
         "of the field; below 1 noise helps.",
     )

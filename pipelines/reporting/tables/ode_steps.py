@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.config.params import EnvironmentEntry, Params
-from pipelines.reporting.tables import Cells, Table, interval, papers_task
+from pipelines.reporting.tables import Cells, Table, interval, papers_task, seeds_note
 
 # The paper's EMD and MSE(V) of TD²-CFM on the loop by number of steps.
 PUBLISHED = {2: (0.076, 379.5), 5: (0.036, 23.8), 10: (0.025, 7.7), 20: (0.0218, 4.4)}
@@ -44,9 +44,10 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
     fit, sample = params.successor.fit, params.successor.sample
     notes = (
         f"Steps of the {fit.ode_solver} solver of one bootstrap target (training) and of one sample ({sample.solver}, "
-        f"sampling); mean over seeds {list(params.successor.seeds)} with its 95 % t interval. Samples of one seed "
-        "start from the same noise at all numbers of steps.",
+        "sampling); mean over seeds with its 95 % t interval. Samples of one seed start from the same noise at all "
+        "numbers of steps.",
         "The paper varies the steps and does not say which of the two; its numbers are for its own policy and budget.",
+        seeds_note(params),
     )
     return Table("ode_steps", "Solver steps", pd.DataFrame(rows), notes)
 

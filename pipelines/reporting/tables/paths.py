@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flowmatch_core.intervals import paired_difference
+from flowmatch_core.intervals import difference
 from pipelines.config.params import Params, SuccessorMethod
-from pipelines.reporting.tables import Cells, Table, between, paired, papers_task, text
+from pipelines.reporting.tables import Cells, Table, compared, numbers_of, papers_task, said, seeds_note, text
 from pipelines.reporting.tables.successor import PUBLISHED
 
 # The paper's EMD on the curved path by task and loss; `PUBLISHED` has that on the straight path.
@@ -24,7 +24,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
     """Build one row per environment and pair of methods that differ only in their path."""
     import pandas as pd
 
-    seeds, rows = params.successor.seeds, []
+    rows = []
     for environment, entry in params.environments.items():
         for straight, curved in pairs(params.successor.methods):
             if not (entry.runs(straight) and entry.runs(curved)):
@@ -33,19 +33,22 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
             choice = params.successor.methods[curved]
             row: dict[str, Any] = {"environment": environment, "method": straight, "path": choice.path.name}
             for metric, name in (("emd", "EMD"), ("mse_v", "MSE(V)"), ("nll", "NLL / dim")):
-                gap = paired(paired_difference, cells[1], cells[0], metric, seeds)
+                one, other = (
+                    numbers_of(params, entry, m, c, metric) for m, c in zip((straight, curved), cells, strict=True)
+                )
                 if metric != "nll":
                     row[f"{name}: straight, {choice.path.name}"] = ", ".join(text(cell.get(metric)) for cell in cells)
-                row[f"{name}: difference"] = None if gap is None else between(*gap[:3])
+                row[f"{name}: difference"] = said(compared(difference, other, one))
             row["diverged"] = ", ".join(m for m, c in zip((straight, curved), cells, strict=True) if c.get("diverged"))
             task, loss = papers_task(entry), choice.loss.name
             paper = CURVED.get(task, {}).get(loss)
             row["paper: EMD straight, curved"] = f"{text(PUBLISHED[task][loss][0])}, {text(paper)}" if paper else None
             rows.append(row)
     notes = (
-        f"Difference: the method on the curved path minus the same on the straight one, mean over seeds {list(seeds)} "
-        "with the 95 % t interval of the paired differences. The paper: TD²-CFM keeps its EMD, TD-CFM(C) loses it.",
+        "Difference: the method on the curved path minus the same on the straight one, mean over seeds with its 95 % "
+        "interval, paired or welch as in the comparisons. The paper: TD²-CFM keeps its EMD, TD-CFM(C) loses it.",
         "The paper's numbers are for its own policies, data and budget, as under 'Successor measures'.",
+        seeds_note(params),
     )
     table = pd.DataFrame(rows)
     return Table("paths", "Curved paths", table.loc[:, (table != "").any()] if len(table) else table, notes)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.config.params import EnvironmentEntry, Params, SuccessorFit
 from pipelines.config.yaml_files import merge
-from pipelines.reporting.tables import HOLE, Cells, Table, interval, papers_task, text
+from pipelines.reporting.tables import HOLE, Cells, Table, interval, papers_task, seeds_note, text
 
 # Description of a simulator's behaviours.
 BEHAVIOURS = {
@@ -87,6 +87,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
                     "EMD": interval(cell, "emd"),
                     "EMD / floor": cell.get("emd_over_floor"),
                     "NLL / dim": interval(cell, "nll"),
+                    "solver error": cell.get("nll_solver_error"),
                     "MSE(V)": interval(cell, "mse_v"),
                     "V bias": cell.get("value_bias"),
                     "sensitivity s, a": _sensitivity(cell),
@@ -95,22 +96,26 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
                 }
             )
     fit, sample = params.successor.fit, params.successor.sample
-    seeds = list(params.successor.seeds)
+    evaluate = params.successor.evaluate
     notes = [
-        f"Mean over start states, then over seeds {seeds}{', with its 95 % t interval over seeds' * (len(seeds) > 1)}. "
+        "Mean over start states, then over seeds, with its 95 % t interval where there are several seeds. It covers "
+        "initialisation and batches; data set and start states are the same for all seeds. "
         f"EMD (exact, Euclidean, raw units) and V from {sample.samples} samples each. The floor compares true samples "
         "with true samples, fresh ones for each seed; its NLL is the exact density's, where there is one.",
+        f"Solver error: the rms change of a log-density, per dimension, when the {evaluate.steps} steps of "
+        f"{evaluate.solver} are twice as long.",
         "Sensitivity: how far the mean of the samples follows the true mean when only the state, or only the action, "
-        "is exchanged (the slope over start states): 0 is a model that ignores it, 1 the truth. MC-CFM has seen the "
-        "policy's actions alone.",
+        "is exchanged (the slope over start states): 0 is a model that ignores it, 1 the truth. MC-CFM and n-step "
+        "returns have seen the policy's actions alone, and their EMD at the policy's actions does not show it.",
         "Outside: the largest share over seeds of samples beyond the range of the data, widened by its width on each "
-        "side. Above 1 % the model has diverged, and its numbers are no measure of it.",  # as in evaluation/truth.py
+        "side. Above 1 % in the worst single seed the model has diverged, and its numbers are no measure of it.",
         *([f"{', '.join(without)}: no NLL, as these models have no density."] if without else []),
         *_differences(params),
         *(f"{name}: {provenance[name]['fidelity']}; {provenance[name]['source']}" for name in params.environments),
         f"Training: {fit.steps} steps of {fit.batch} rows, lr {fit.lr:g}, target step {fit.ema_step:g}, "
         f"{fit.ode_solver} with {fit.ode_steps} steps, network {fit.network}, where not stated.",
         *skipped,
+        seeds_note(params),
     ]
     return Table("successor", "Successor measures", pd.DataFrame(rows), tuple(notes))
 
