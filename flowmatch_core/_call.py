@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from types import CodeType
@@ -97,29 +98,32 @@ def _code(field: Any) -> CodeType | None:
 
 
 def _check_row_times(field: VelocityField, t: Tensor, x: Tensor, cond: Condition, velocity: Tensor) -> None:
-    """Compare the first row with its own evaluation, unless chance or the other rows may change it.
+    """Compare the first row with its evaluations at its own time and at all times, its value in a field that spreads.
 
-    Each object is compared once, at times that differ: equal ones are the same over rows and dimensions.
+    Each object is compared once, at times that differ: equal ones are the same over rows and dimensions. It is left
+    alone where chance or the other rows may change a row.
     """
     if _is_compared(field) or (isinstance(field, nn.Module) and _rows_depend(field)):
         return
 
-    def at_first(times: Tensor) -> Tensor:
-        return field(times, x[:1], map_condition(lambda part: part[:1], cond))
+    def error(times: Tensor) -> float:
+        value = field(times, x[:1], map_condition(lambda part: part[:1], cond))
+        return float((value - velocity[:1]).abs().amax()) if value.shape == velocity[:1].shape else math.inf
 
     with torch.no_grad():
         if bool((t == t[0]).all()):
             return
-        with suppress(TypeError):  # neither hashed nor referred to: compared each time
-            _compared.add(field)
-        if _same(at_first(t[:1]), velocity[:1]):
-            return
-        with suppress(RuntimeError, IndexError):  # a field that takes times by row refuses more times than rows
-            if _same(at_first(t), velocity[:1]):
-                raise ValueError(
-                    f"field spreads a time of shape {tuple(t.shape)} over the last dimension of x of shape "
-                    f"{tuple(x.shape)}, but should apply it row by row; use t.reshape(-1, 1) where t has a dimension."
-                )
+        by_row, spread = error(t[:1]), math.inf
+        if by_row > 1e-6 * float(velocity[:1].abs().amax()):
+            with suppress(Exception):  # a field that takes times by row may refuse more times than rows
+                spread = error(t)
+    if by_row > 100 * spread:
+        raise ValueError(
+            f"field spreads a time of shape {tuple(t.shape)} over the last dimension of x of shape "
+            f"{tuple(x.shape)}, but should apply it row by row; use t.reshape(-1, 1) where t has a dimension."
+        )
+    with suppress(TypeError):  # neither hashed nor referred to: compared each time
+        _compared.add(field)
 
 
 def _is_compared(field: VelocityField) -> bool:
@@ -131,7 +135,3 @@ def _is_compared(field: VelocityField) -> bool:
 
 def _rows_depend(field: nn.Module) -> bool:
     return any(module.training and isinstance(module, _ROWS_DEPEND) for module in field.modules())
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from flowmatch_core._call import call_field
+from flowmatch_core._conditions import Condition
 from flowmatch_core._jacobian import exact_divergence, full_precision, vector_jacobian
-from flowmatch_core._tensors import check_choice, check_shape
+from flowmatch_core._tensors import check_choice, check_floating, check_shape
 from flowmatch_core.field import Field, Time, VelocityField
 
 __all__ = ["DivergenceMethod", "divergence", "divergence_per_probe", "prepared", "rademacher"]
@@ -21,7 +24,7 @@ def divergence(
     field: VelocityField,
     t: Time,
     x: Tensor,
-    cond: Tensor | None = None,
+    cond: Condition = None,
     method: DivergenceMethod = "auto",
     *,
     probes: int = 1,
@@ -37,8 +40,12 @@ def divergence(
       independent signs $\epsilon_i$, unbiased, of variance $\frac{2}{k} (\lVert S \rVert_F^2 -
       \sum_j S_{jj}^2)$ where $S$ is the symmetric part of the Jacobian.
 
-    The velocity of a row must not depend on other rows. A graph is built only while gradients are enabled. Autocast
-    is disabled inside.
+    The velocity of a row must not depend on other rows. A graph is built only while gradients are enabled and `x`,
+    `t`, `cond` or a parameter of the field requires them. Autocast is disabled inside.
+
+    Every operation on `x` in the field has to be differentiable. A field none of whose operations on `x` is recorded
+    (`torch.no_grad()` around them, NumPy inside) is an error; one that detaches some of them has a wrong divergence,
+    which cannot be detected.
 
     References:
         - FFJORD: Free-form Continuous Dynamics (Grathwohl et al., 2019), https://arxiv.org/abs/1810.01367
@@ -47,7 +54,7 @@ def divergence(
         field: The velocity field.
         t: The time, a float, 0-d or `(batch,)`.
         x: The point, with shape `(batch, *event)`.
-        cond: The condition, with shape `(batch, c)`.
+        cond: The condition, a tensor or a mapping of tensors whose first dimension is the batch.
         method: One of auto, exact and hutchinson.
         probes: The number $k$ of probes.
         noise: The probes, with shape `(k, batch, *event)`, to use the same ones in several calls; drawn by default.
@@ -68,7 +75,7 @@ def divergence_per_probe(
     field: VelocityField,
     t: Time,
     x: Tensor,
-    cond: Tensor | None = None,
+    cond: Condition = None,
     method: DivergenceMethod = "auto",
     *,
     probes: int = 1,
@@ -87,16 +94,18 @@ def divergence_per_probe(
                 [6.]])
     """
     check_choice("method", method, get_args(DivergenceMethod))
+    check_floating("x", x)
     if method == "hutchinson":
         directions = rademacher(x, probes, generator) if noise is None else noise
         check_shape("noise", directions, (len(directions), *x.shape))
+    checked = partial(call_field, field)
     with full_precision(x):
         if method == "hutchinson":
-            return vector_jacobian(field, t, x, cond, directions)
+            return vector_jacobian(checked, t, x, cond, directions)
         if method == "auto" and isinstance(field, Field) and field.has_closed_form_divergence:
             velocity, total = field.velocity_and_divergence(t, x, cond)
         else:
-            velocity, total = exact_divergence(field, t, x, cond)
+            velocity, total = exact_divergence(checked, t, x, cond)
     return velocity, total[None]
 
 

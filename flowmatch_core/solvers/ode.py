@@ -137,7 +137,7 @@ def solve(
     if save:
         marks = [i / steps for i in range(steps + 1)]
     elif outputs is not None:
-        marks[1:1] = [clock.forward.position((t - start) / (end - start)) for t in outputs[1:-1]]
+        marks[1:1] = [clock.forward.position((t - outputs[0]) / (outputs[-1] - outputs[0])) for t in outputs[1:-1]]
     status = "unchecked"
     accepted: int | Tensor | None = None
     rejected: int | Tensor | None = None

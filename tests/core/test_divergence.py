@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from flowmatch_core import _jacobian
 from flowmatch_core._tensors import expand_time
 from flowmatch_core.divergence import DivergenceMethod, divergence, divergence_per_probe, rademacher
 from flowmatch_core.field import Time, VelocityField
+from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.networks import MLPField
 from tests.support.random import randn
 
@@ -210,10 +212,89 @@ def test_field_that_ignores_the_point_has_none() -> None:
     assert (divergence(lambda t, x, cond: torch.ones_like(x), 0.0, x)[1] == 0).all()
 
 
+def without_graph(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    with torch.no_grad():
+        return -x
+
+
+def through_numpy(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    return torch.from_numpy(np.sin(x.detach().numpy()))
+
+
+class Detached(nn.Module):
+    """Learns a rate, but detaches the point: the result needs gradients, and none of them is that of the point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+    def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.rate * x.detach()
+
+
+@pytest.mark.parametrize("method", ["auto", "exact", "hutchinson"])
+@pytest.mark.parametrize("field", [without_graph, through_numpy, Detached()], ids=["no_grad", "numpy", "detach"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_field_without_a_derivative_is_refused(field: VelocityField, method: DivergenceMethod, grad: bool) -> None:
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match="has no derivative by x"):
+        divergence(field, 0.3, randn(3, 2), method=method)
+
+
+def test_likelihood_of_a_field_without_a_derivative_is_refused() -> None:
+    """Its log-density at zero would be -1.838 in place of .162."""
+    x = torch.zeros(1, 2, dtype=torch.float64)
+    for solver in ("rk4", "adams", "dopri5"):
+        with pytest.raises(ValueError, match="has no derivative by x"):
+            ContinuousFlow(without_graph, (2,), solver=solver).log_prob(x)
+        right = ContinuousFlow(lambda t, x, cond: -x, (2,), solver=solver, steps=40).log_prob(x)
+        assert float(right) == pytest.approx(2 - math.log(2 * math.pi), abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["exact", "hutchinson"])
+def test_graph_is_built_only_where_something_requires_gradients(method: DivergenceMethod) -> None:
+    x, cond, t = randn(3, 4), randn(3, 4, seed=1), torch.full((3,), 0.3, dtype=torch.float64)
+    rate = torch.tensor(0.7, dtype=torch.float64)
+
+    def field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        return rate * nonlinear(t, x, cond)
+
+    def asks() -> set[bool]:
+        return {result.requires_grad for result in divergence(field, t, x, cond, method)}
+
+    assert asks() == {False}
+    assert divergence(lambda t, x, cond: x, t, x, None, method)[1].requires_grad is False
+    weight = nn.Parameter(randn(3, 4))
+    assert divergence(lambda t, x, cond: weight, t, x, None, method)[0].requires_grad is True
+    for one in (x, cond, t, rate):
+        one.requires_grad_()
+        assert asks() == {True}
+        (gradient,) = torch.autograd.grad(divergence(field, t, x, cond, method)[1].sum(), one)
+        assert gradient.abs().sum() > 0
+        one.requires_grad_(False)
+
+
+def test_condition_may_be_a_mapping() -> None:
+    x, c = randn(3, 4, seed=1), randn(3, 4, seed=1)
+
+    def field(t: Time, x: Tensor, cond: Any = None) -> Tensor:
+        return nonlinear(t, x, cond["rate"])
+
+    expected = divergence(nonlinear, 0.5, x, c)[1]
+    torch.testing.assert_close(divergence(field, 0.5, x, {"rate": c})[1], expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(divergence(field, 0.5, x, {"rate": c})[1], expected)
+
+
 def test_bad_arguments_are_named() -> None:
     x, cond = randn(3, 4, seed=1), randn(3, 4, seed=1)
     with pytest.raises(ValueError, match="method is 'trace'"):
         divergence(nonlinear, 0.0, x, cond, method="trace")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="x has dtype"):
+        divergence(nonlinear, 0.0, x.long(), cond)
+    with pytest.raises(ValueError, match="the result of field has shape"):
+        divergence(lambda t, x, cond: x[:, :1], 0.0, x)
+    with pytest.raises(ValueError, match="t comes first"):
+        divergence(lambda x, t, cond: x, 0.0, x)
     with pytest.raises(ValueError, match="probes is 0"):
         divergence(nonlinear, 0.0, x, cond, method="hutchinson", probes=0)
     with pytest.raises(ValueError, match="noise has shape"):

@@ -115,7 +115,8 @@ def test_states_at_output_times_have_the_order_of_the_solver(solver: str, backwa
         assert solution.path is not None and solution.t is not None
         close(solution.t, torch.tensor(times, dtype=torch.float64))
         close(solution.path[-1], solution.x)
-        return (solution.path - fine).flatten(1).norm(dim=1)[1:-1].reshape(4, -1).amax(1)  # in each quarter
+        distances: Tensor = (solution.path - fine).flatten(1).norm(dim=1)
+        return distances[1:-1].reshape(4, -1).amax(1)  # in each quarter
 
     if solver in ADAPTIVE:
         assert error(rtol=1e-8, atol=1e-8).max() < 1e-6
@@ -483,7 +484,7 @@ def test_rows_step_alike_for_any_event_shape() -> None:
         (lambda x: solve(lambda t, x, cond: x[:, :1], x), "the result of field has shape"),
         (lambda x: solve(growth, x[0, 0]), "x has no dimensions"),
         (lambda x: solve(growth, x.long()), "x has dtype torch.int64, but should be of a floating-point dtype"),
-        (lambda x: solve(lambda t, x: x, x), "let it take a third one"),  # type: ignore[arg-type, misc]
+        (lambda x: solve(lambda t, x: x, x), "let it take a third one"),  # type: ignore[arg-type]
         (lambda x: solve(lambda x, t, cond: x, x), "t comes first"),
     ],
 )
