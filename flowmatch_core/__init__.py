@@ -79,6 +79,8 @@ if TYPE_CHECKING:
     from flowmatch_core.networks import UNetMLPField as UNetMLPField
     from flowmatch_core.normalizing import DiscreteTimeFlow as DiscreteTimeFlow
     from flowmatch_core.objectives import BrownianBridge as BrownianBridge
+    from flowmatch_core.objectives import RegressionBatch as RegressionBatch
+    from flowmatch_core.objectives import cfm_batch as cfm_batch
     from flowmatch_core.objectives import cfm_loss as cfm_loss
     from flowmatch_core.objectives import interpolant_loss as interpolant_loss
     from flowmatch_core.objectives import nll_loss as nll_loss
@@ -200,6 +202,8 @@ _MODULES = {
     "normalizing": ("DiscreteTimeFlow",),
     "objectives": (
         "BrownianBridge",
+        "RegressionBatch",
+        "cfm_batch",
         "cfm_loss",
         "interpolant_loss",
         "nll_loss",

@@ -42,7 +42,7 @@ def as_time(t: Time, x: Tensor) -> Tensor:
         return x.new_full((), t)
     if t.ndim > 0:
         check_shape("t", t, x.shape[:1], "a float, 0-d or ")
-    return t.to(x.dtype)
+    return t if t.dtype == x.dtype else t.to(x.dtype)  # the call alone costs as much as an operation on a small batch
 
 
 def expand_time(t: Time, x: Tensor) -> Tensor:

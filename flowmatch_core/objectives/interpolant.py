@@ -8,12 +8,17 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from flowmatch_core._call import call_field
 from flowmatch_core._conditions import Condition
-from flowmatch_core._tensors import expand_time, noise_like, weighted_mean
+from flowmatch_core._tensors import expand_time, noise_like
 from flowmatch_core.couplings import Coupling, Independent
 from flowmatch_core.field import VelocityField
-from flowmatch_core.objectives._regression import Times, check_prediction, draw_pairs, draw_times, residual
+from flowmatch_core.objectives._regression import (
+    RegressionBatch,
+    Times,
+    check_prediction,
+    draw_pairs,
+    draw_times,
+)
 from flowmatch_core.paths import AffinePath, Quantity
 
 __all__ = ["interpolant_loss", "parabola"]
@@ -94,7 +99,15 @@ def interpolant_loss(
     z = noise_like(x1, generator)
     t = sample.t.contiguous()  # an expanded tensor cannot carry a tangent
     amount, rate = cast(tuple[Tensor, Tensor], torch.func.jvp(gamma, (t,), (torch.ones_like(t),)))
-    value = call_field(field, t, sample.x_t + expand_time(amount, x1) * z, cond)
-    velocity = sample.velocity + expand_time(rate, x1) * z
-    error = residual(value, prediction, t, velocity=velocity, noise=z, data=x1, sigma=lambda t: amount)
-    return weighted_mean(error.square(), weight)
+    batch = RegressionBatch.of(
+        prediction,
+        t,
+        sample.x_t + expand_time(amount, x1) * z,
+        cond,
+        weight,
+        velocity=sample.velocity + expand_time(rate, x1) * z,
+        noise=z,
+        data=x1,
+        sigma=lambda t: amount,
+    )
+    return batch.loss(field)

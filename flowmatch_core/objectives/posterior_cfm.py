@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from flowmatch_core._call import call_field
 from flowmatch_core._conditions import Condition, map_condition
-from flowmatch_core._tensors import check_shape, expand_time, flatten_event, noise_like, weighted_mean
+from flowmatch_core._tensors import check_shape, expand_time, flatten_event, noise_like
 from flowmatch_core.field import VelocityField
-from flowmatch_core.objectives._regression import Times, check_batch, check_prediction, draw_times, residual
+from flowmatch_core.objectives._regression import RegressionBatch, Times, check_batch, check_prediction, draw_times
 from flowmatch_core.paths import AffinePath, Quantity
 
 __all__ = ["posterior_cfm_loss"]
@@ -96,11 +96,20 @@ def posterior_cfm_loss(
     sample = path.sample(x0, x1, draw_times(time, x1, generator))
     mean, weight = _posterior_mean(path, sample.t, x0, x1, rows, row_cond, row_weight)
     shift = mean - x1
-    value = call_field(field, sample.t, sample.x_t, cond)
-    error = residual(value, prediction, sample.t, velocity=sample.velocity, noise=x0, data=x1, sigma=path.sigma)
     # each target is affine in the data, so the shift of their mean is exact
     slope = path.coefficients(sample.t, "data", "noise" if prediction == "score" else prediction)[1]
-    return weighted_mean((error - expand_time(slope, x1) * shift).square(), weight)
+    batch = RegressionBatch.of(
+        prediction,
+        sample.t,
+        sample.x_t,
+        cond,
+        weight,
+        velocity=sample.velocity,
+        noise=x0,
+        data=x1,
+        sigma=path.sigma,
+    )
+    return replace(batch, target=batch.target + expand_time(slope, x1) * shift).loss(field)
 
 
 @torch.no_grad()

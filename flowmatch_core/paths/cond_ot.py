@@ -8,8 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flowmatch_core._tensors import as_time, check_shape, expand_time
 from flowmatch_core.field import Time
-from flowmatch_core.paths._affine import AffinePath, time_tensor
+from flowmatch_core.paths._affine import AffinePath, PathSample, time_tensor
 
 __all__ = ["CondOT"]
 
@@ -50,6 +51,13 @@ class CondOT(AffinePath):
 
     def sigma_d_sigma(self, t: Time) -> Tensor:
         return self.sigma(t) * self.d_sigma(t)
+
+    def sample(self, x0: Tensor, x1: Tensor, t: Time) -> PathSample:
+        # the values of the base class, without products by derivatives that are constant
+        check_shape("x0", x0, x1.shape)
+        t = as_time(t, x1)
+        s, end = expand_time(t, x1), x0 if self.sigma_min == 0 else (1 - self.sigma_min) * x0
+        return PathSample(x_t=self.alpha(s) * x1 + self.sigma(s) * x0, velocity=x1 - end, t=t)
 
     def time_of_ratio(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (alpha / (sigma + (1 - self.sigma_min) * alpha)).clamp_max(1)

@@ -15,7 +15,14 @@ from torch import Tensor
 from flowmatch_core._tensors import expand_time
 from flowmatch_core.couplings import Independent, MinibatchOT
 from flowmatch_core.field import Time, VelocityField
-from flowmatch_core.objectives import cfm_loss, interpolant_loss, posterior_cfm_loss, sb_cfm_loss, sf2m_loss
+from flowmatch_core.objectives import (
+    cfm_batch,
+    cfm_loss,
+    interpolant_loss,
+    posterior_cfm_loss,
+    sb_cfm_loss,
+    sf2m_loss,
+)
 from flowmatch_core.objectives.interpolant import parabola
 from flowmatch_core.paths import VE, VP, AffinePath, CondOT, Cosine, CustomPath, Polynomial, Quantity
 from flowmatch_core.successor import Transitions, mc_cfm_loss, td2_cfm_loss
@@ -382,3 +389,58 @@ def test_every_loss_asks_a_sampler_for_a_time_of_each_row_in_the_dtype_of_the_da
     ):
         loss()
     assert asked == 3 * [((5,), {"generator": g, "dtype": dtype, "device": x.device})]
+
+
+# --- batches that are drawn ahead ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_batch_has_the_loss_of_its_draw(prediction: Quantity) -> None:
+    x1, cond = torch.randn(2, 12, 2, generator=generator(), dtype=torch.float64)
+    weight = torch.rand(12, generator=generator(1))
+
+    def field(t: Time, x: Tensor, c: Tensor | None) -> Tensor:
+        assert c is not None
+        return torch.tanh(x) * expand_time(t, x) + c
+
+    given: dict[str, Any] = {"cond": cond, "weight": weight, "prediction": prediction, "coupling": MinibatchOT()}
+    batch = cfm_batch(Cosine(), x1, **given, generator=generator(2))
+    assert batch.loss(field) == cfm_loss(field, Cosine(), x1, **given, generator=generator(2))
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "score"])
+@pytest.mark.parametrize("time", [0.3, torch.rand])
+def test_the_parts_of_a_batch_have_its_rows_in_their_order(prediction: Quantity, time: Any) -> None:
+    """The loss of each part is that of these rows of the data, the noise, the conditions, the weights and the times."""
+    x1, x0, image = torch.randn(3, 10, 2, generator=generator(), dtype=torch.float64)
+    times = time if isinstance(time, float) else torch.rand(10, generator=generator(1), dtype=torch.float64)
+    cond, weight = {"label": torch.arange(10), "image": image}, torch.rand(10, generator=generator(2))
+
+    def field(t: Time, x: Tensor, c: Any) -> Tensor:
+        return torch.tanh(x) * expand_time(t, x) + embed(c)
+
+    drawn = cfm_batch(VP(), x1, x0, cond, time=times, prediction=prediction, weight=weight)
+    parts = list(drawn.split(4))
+    assert [len(part.x_t) for part in parts] == [4, 4, 2]
+    for part, rows in zip(parts, torch.arange(10).split(4), strict=True):
+        t = times if isinstance(times, float) else times[rows]
+        at_rows = {name: each[rows] for name, each in cond.items()}
+        expected = cfm_loss(
+            field, VP(), x1[rows], x0[rows], at_rows, time=t, prediction=prediction, weight=weight[rows]
+        )
+        torch.testing.assert_close(part.loss(field), expected)
+    plain = next(cfm_batch(CondOT(), x1, x0, image, time=times).split(3))
+    assert plain.weight is None and torch.equal(plain.cond, image[:3])
+    with pytest.raises(ValueError, match="size is 0, but should be at least 1"):
+        drawn.split(0)
+
+
+@pytest.mark.parametrize("sigma_min", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_straight_path_has_the_values_of_any_affine_path_bit_for_bit(sigma_min: float, dtype: torch.dtype) -> None:
+    path = CondOT(sigma_min)
+    x0, x1 = torch.randn(2, 50, 3, generator=generator(), dtype=dtype)
+    for t in (0.3, torch.rand(50, generator=generator(1)), torch.linspace(0, 1, 50, dtype=dtype)):
+        found, expected = path.sample(x0, x1, t), AffinePath.sample(path, x0, x1, t)
+        for name in ("x_t", "velocity", "t"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
