@@ -125,6 +125,16 @@ TABLE: dict[str, tuple[Edit, set[str]]] = {
         | RESULTS,
     ),
     "successor.fit": (parameter("successor.fit.steps", 7), TRAIN_SUCCESSOR | RESULTS),
+    "seeds of a method": (
+        parameter("successor.methods.td_cfm.seeds", [0, 7]),
+        of("train_successor", ENVIRONMENTS, ["td_cfm"]) | SAMPLE_SUCCESSOR | EVALUATE_SUCCESSOR | RESULTS,
+    ),
+    "seeds of an environment": (
+        parameter("environments.spiral.seeds", [0, 7]),
+        {"collect@spiral", "sample_successor@spiral", "evaluate_successor@spiral"}
+        | of("train_successor", ["spiral"], SUCCESSORS)
+        | RESULTS,
+    ),
     "a TD loss": (text("flowmatch_core/successor/losses/td2_cfm.py"), SUCCESSOR),
     "an objective": (text("flowmatch_core/objectives/cfm.py"), DENSITY | EXPERIMENTS),
     "a metric": (text("flowmatch_core/metrics.py"), EVALUATE_DENSITY | EVALUATE_SUCCESSOR | EXPERIMENTS),

@@ -141,6 +141,18 @@ def test_the_mean_over_tasks_is_taken_within_a_seed() -> None:
     assert "loop, reach_top_left" in table.notes[0]
 
 
+def test_the_order_of_the_baselines_stands_beside_the_papers() -> None:
+    others = {name: {"loss": name} for name in ("gan", "vae", "td_dd")}
+    found = {"td_cfm": cell(0.14), "td_dd": cell(0.12), "gan": cell(0.16), "vae": cell(0.11)}
+    cells = {"maze_loop": found, "reach": found}
+    changes: dict[str, Any] = {"environments": {"reach": REACH, "spiral": None}, "successor": {"methods": others}}
+    note = built(maze, cells, **changes).notes[1]
+    here = "VAE 0.11 < TD-DD 0.12 < TD-CFM 0.14 < GAN 0.16"
+    assert f"EMD here: {here}; in the paper: TD-CFM 0.063 < TD-DD 0.145 < GAN 0.178 < VAE 0.389." in note
+    del cells["reach"]["gan"]
+    assert "Order" not in built(maze, cells, **changes).notes[1]
+
+
 @pytest.mark.parametrize("more", [{"gamma": 0.8}, {"behaviour": "mixed"}, {"task": "loop"}, {"task": "square"}])
 def test_a_mean_over_tasks_wants_several_of_the_papers(more: dict[str, Any]) -> None:
     table = built(maze, {"maze_loop": {"td2_cfm": cell(0.05)}}, environments={"other": {**REACH, **more}})

@@ -91,6 +91,8 @@ def sentence(path: Path) -> str:
         ("environments.spiral.fit", {"lrr": 1.0}, ["environments.spiral.fit.lrr", "'lr'"]),
         ("environments.spiral.methods", ["td_cmf"], ["environments.spiral.methods has 'td_cmf'", "td2_cfm, td_cfm,"]),
         ("environments.spiral.methods", [], ["environments.spiral.methods", "at least 1 item"]),
+        ("environments.spiral.seeds", [1, 1], ["environments.spiral.seeds", "every seed once"]),
+        ("successor.methods.td_cfm.seeds", [], ["successor.methods.td_cfm.seeds", "at least 1 item"]),
         ("successor.methods.td_cfm.fit", {"lrr": 1.0}, ["params.yaml: successor.methods.td_cfm.fit.lrr", "'lr'"]),
         ("successor.methods.td_cfm.fit", {"steps": "x"}, ["successor.methods.td_cfm.fit.steps", "'x'"]),
         (
@@ -359,3 +361,15 @@ def test_the_paper_profile_has_the_papers_settings(tmp_path: Path) -> None:
     assert horizons == [0.8, 0.9, 0.95, 0.98] + [0.99] * 5  # Figure 2, then Tables 1 and 11
     assert loaded.successor.sample.samples == 2048
     assert len(loaded.successor.seeds) == 3
+
+
+def test_seeds_of_a_method_come_before_those_of_its_environment() -> None:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw["successor"] |= {"seeds": [5]}
+    raw["successor"]["methods"]["td_cfm"] |= {"seeds": [2, 9]}
+    raw["environments"]["maze_loop"] |= {"seeds": [0, 1], "methods": ["td_cfm", "td2_cfm"]}
+    loaded = params.Params.model_validate(raw)
+    successor, maze, spiral = loaded.successor, loaded.environments["maze_loop"], loaded.environments["spiral"]
+    assert [successor.seeds_for(maze, m) for m in ("td_cfm", "td2_cfm")] == [(2, 9), (0, 1)]
+    assert [successor.seeds_for(spiral, m) for m in ("td_cfm", "td2_cfm")] == [(2, 9), (5,)]
+    assert (successor.seeds_in(maze), successor.seeds_in(spiral)) == ((0, 1, 2, 9), (2, 5, 9))

@@ -27,6 +27,7 @@ from pipelines.base import files, layout
 from pipelines.base.errors import UserError
 from pipelines.config import params, yaml_files
 from pipelines.config.params import Params, SuccessorFit, SuccessorMethod
+from pipelines.data.batches import Batches, Draw
 from pipelines.evaluation import models
 from pipelines.models import build, registry, successor
 from pipelines.models.untrained import Untrained
@@ -49,7 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "loss": {"name": "gan", "penalty": [0.1, 0.01], "width": 16, "blocks": 1},
         "fit": {"adam_betas": [0.0, 0.9], "adam_beta2_end": 0.99},
     },
-    "vae": {"loss": {"name": "vae", "beta": 0.1, "width": 16, "blocks": 1}},
+    "vae": {"loss": {"name": "vae", "beta": 0.1, "width": 16, "blocks": 1}, "seeds": [3, 0]},
     "particles": {"loss": "td2_cfm", "fit": {"particles": True, "returns": 3, "ode_steps": 4}},
     "td_cfm": {"loss": "td_cfm"},
     "oracle": {"loss": "oracle"},
@@ -124,6 +125,12 @@ def test_what_is_trained_loads_and_samples(root: Path, method: str) -> None:
     curve = pd.read_csv(root / layout.curve("spiral", method))
     assert curve["step"].tolist() == [4, 8, 12]
     assert curve.notna().all(axis=None)
+
+
+def test_a_method_has_its_own_seeds_in_training_and_sampling(root: Path) -> None:
+    for method, seeds in (("gan", {0}), ("vae", {0, 3})):
+        assert set(layout.networks(root / layout.models("spiral", method))) == seeds
+        assert set(files.read_table(root / layout.sampled(layout.samples("spiral"), method))["seed"]) == seeds
 
 
 @pytest.mark.parametrize(("method", "kind"), [("gan", HorizonGAN), ("vae", HorizonVAE)])
@@ -380,6 +387,21 @@ def test_returns_weigh_the_bootstrap_by_the_discount_of_their_steps(root: Path) 
                 total, direct, bootstrap = task.terms(task.network, task.network, g, 0.0).values()
             weight = 0.95**returns
             torch.testing.assert_close(total, (1 - weight) * direct + weight * bootstrap)
+
+
+def test_one_step_returns_may_be_taken_on_the_rollouts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, real = list[int](), Batches.returns
+
+    def returns(self: Batches, n: int, gamma: float, steps: int) -> Draw:
+        asked.append(steps)
+        return real(self, n, gamma, steps)
+
+    monkeypatch.setattr(Batches, "returns", returns)
+    for change, expected in (({}, []), ({"rollouts": True}, [1]), ({"returns": 3}, [3])):
+        asked.clear()
+        task = job(root, {"loss": "td2_cfm", "fit": change}).task(CPU)
+        task.terms(task.network, task.network, torch.Generator().manual_seed(0), 0.0)
+        assert asked == expected
 
 
 # ---- particles ----

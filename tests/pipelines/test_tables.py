@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pipelines.config import params
 from pipelines.reporting.tables import claims, comparisons, density, experiments, successor, text
@@ -18,7 +20,9 @@ ROOT = Path(__file__).parents[2]
 def fixed() -> params.Params:
     """Two environments, five methods and three seeds, whatever else params.yaml lists."""
     raw = params.load(ROOT / "params.yaml").model_dump(mode="json")
-    raw["environments"] = {name: {**raw["environments"][name], "methods": None} for name in ("maze_loop", "spiral")}
+    raw["environments"] = {
+        name: {**raw["environments"][name], "methods": None, "seeds": None} for name in ("maze_loop", "spiral")
+    }
     methods = ("mc_cfm", "td_cfm", "td_cfm_coupled", "td2_cfm", "oracle")
     raw["successor"] |= {"methods": {name: raw["successor"]["methods"][name] for name in methods}, "seeds": [0, 1, 2]}
     return params.Params.model_validate(raw)
@@ -146,6 +150,69 @@ def test_claims_of_methods_that_are_not_run_have_no_row() -> None:
     assert judged(metrics) == ["not run", "not run", "not run", "holds", "holds"]  # losses are in the logs
 
 
+def seeded(cell: dict[str, Any], name: str, values: list[float]) -> dict[str, Any]:
+    """The numbers of a method with other values of a metric by seed."""
+    return {**cell, **{f"{name}_seed{seed}": value for seed, value in enumerate(values)}}
+
+
+def test_a_claim_is_judged_one_sided_at_5_percent() -> None:
+    even = cell(1.0)
+    for ratios in ([1.7, 2.1, 3.4], [1.5, 2.2, 3.6], [1.4, 1.6, 1.9], [1.0, 1.1, 1.3]):
+        test = stats.ttest_1samp(np.log(ratios), math.log(1.3), alternative="greater")
+        other = stats.ttest_1samp(np.log(ratios), math.log(1.3), alternative="less")
+        expected = "holds" if test.pvalue < 0.05 else "FAILS" if other.pvalue < 0.05 else "open"
+        reach = changed("environments", reach=("maze_loop", {"task": "reach_top_left"}))
+        metrics = {"reach": {"td_cfm": seeded(even, "emd", ratios), "td2_cfm": even}}
+        assert judged(metrics, reach, "reach")[0] == expected, ratios
+
+
+def test_the_comparison_with_less_variance_is_named() -> None:
+    luck = [0.8, 1.0, 1.3]
+    methods = {"td_cfm": seeded(cell(0.3), "emd", [0.3 * x for x in luck]), "td2_cfm": cell(0.1)}
+    for rival, method in ((luck, "paired"), (luck[::-1], "welch")):
+        methods["td2_cfm"] = seeded(cell(0.1), "emd", [0.1 * x for x in rival])
+        row = claims.build(PARAMS, results(**methods), LOGS, ORIGINS).rows.iloc[0]
+        assert (row["claim"], row["compared"]) == (claims.EMD, method)
+
+
+def test_methods_may_have_other_seeds_than_the_one_they_are_compared_with() -> None:
+    raw = PARAMS.model_dump(mode="json")["successor"]["methods"]
+    raw["td_cfm"]["seeds"] = [0, 1, 2, 3, 4]
+    more = changed("successor", methods=raw)
+    values = [0.13, 0.17, 0.11, 0.15, 0.19]
+    metrics = results(td_cfm=seeded(cell(0.15, 50.0), "emd", values), td2_cfm=cell(0.055, 7.0, spread=0.1))
+    table = claims.build(more, metrics, LOGS, ORIGINS)
+    row = table.rows.iloc[0]
+    test = stats.ttest_ind(
+        np.log(values), np.log([metrics["maze_loop"]["td2_cfm"][f"emd_seed{s}"] for s in SEEDS]), equal_var=False
+    )
+    low, high = np.exp(test.confidence_interval(0.9))
+    assert (row["compared"], row["verdict"]) == ("welch", "holds")
+    assert row["ratio"].endswith(f"[{text(float(low))}, {text(float(high))}]")
+    assert "Seeds: [0, 1, 2] (td_cfm [0, 1, 2, 3, 4])." in table.notes
+    rows = comparisons.build(more, metrics, LOGS, ORIGINS).rows.set_index(["environment", "method"])
+    assert rows.loc[("maze_loop", "td_cfm"), "EMD: difference"].endswith(", welch")
+    del metrics["maze_loop"]["td_cfm"]["emd_seed4"]  # a seed that its entry asks for
+    assert judged(metrics, more)[0] == "not run"
+
+
+def test_the_tasks_of_the_paper_are_pooled_within_a_seed() -> None:
+    entries = {"loop": ("maze_loop", {}), "reach": ("maze_loop", {"task": "reach_top_left"})}
+    here = changed("environments", **entries)
+    loop, reach = [1.0, 2.0, 4.0], [4.0, 2.5, 1.0]
+    metrics = {
+        "loop": {"td_cfm": seeded(cell(1.0), "emd", loop), "td2_cfm": cell(1.0)},
+        "reach": {"td_cfm": seeded(cell(1.0), "emd", reach), "td2_cfm": cell(1.0)},
+    }
+    rows = claims.build(here, metrics, dict.fromkeys(entries, LOGS["maze_loop"]), ORIGINS).rows
+    (row,) = rows[rows["environment"] == "2 tasks pooled"].to_dict("records")
+    each = np.log(loop) / 2 + np.log(reach) / 2
+    low, high = np.exp(stats.t.interval(0.9, 2, each.mean(), stats.sem(each)))
+    assert row["ratio"] == f"{text(float(np.exp(each.mean())))} [{text(float(low))}, {text(float(high))}]"
+    assert row["by seed"] == "2, 2.24, 2" and row["verdict"] == "holds"
+    assert [v for v in rows["verdict"] if v == "open"]  # each task alone is open
+
+
 def test_claims_belong_to_an_environments_task_behaviour_and_horizon() -> None:
     entries = {
         "reach": ("maze_loop", {"task": "reach_top_left"}),
@@ -204,6 +271,7 @@ def test_successor_table_has_a_row_for_what_an_environment_runs() -> None:
     }
     here, maze = changed("environments", **entries), results()["maze_loop"]
     maze["mc_cfm"] |= {"has_density": False, "sensitivity_state": 0.8, "sensitivity_action": 0.1, "outside": 0.0015}
+    maze["mc_cfm"] |= {"nll_solver_error": 0.004}
     origins = dict.fromkeys(entries, ORIGINS["maze_loop"])
     table = successor.build(here, dict.fromkeys(entries, maze), LOGS, origins)
     rows = table.rows.set_index(["environment", "method"])
@@ -215,6 +283,7 @@ def test_successor_table_has_a_row_for_what_an_environment_runs() -> None:
     assert "mc_cfm: no NLL, as these models have no density." in table.notes
     assert rows.loc[("other", "mc_cfm"), "sensitivity s, a"] == "0.8, 0.1"
     assert rows.loc[("other", "mc_cfm"), "outside"] == "0.15 %"
+    assert rows.loc[("other", "mc_cfm"), "solver error"] == 0.004
 
 
 def test_the_papers_other_models_stand_in_every_task() -> None:

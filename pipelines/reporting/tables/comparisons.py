@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +57,7 @@ def _compare(
     if metric not in cell or metric not in rival:
         return "not run", None, None
     a, b = numbers_of(params, entry, method, cell, metric), numbers_of(params, entry, RIVAL, rival, metric)
-    gap, positive = compared(difference, a, b), min(*a.values(), *b.values(), math.inf) > 0
+    gap, positive = compared(difference, a, b), min((*a.values(), *b.values()), default=0.0) > 0
     times = compared(ratio, a, b) if positive else None
     quotient = None if times is None else times.mean
     if cell.get("diverged") or rival.get("diverged"):
