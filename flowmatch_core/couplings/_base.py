@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
-__all__ = ["Coupling"]
+__all__ = ["Coupling", "check_coupling"]
 
 
 class Coupling(ABC):
@@ -29,3 +30,19 @@ class Coupling(ABC):
             cond: The conditions of the data, with shape `(batch, c)`.
             generator: The source of randomness of a coupling that draws.
         """
+
+
+def check_coupling(coupling: object) -> None:
+    """Raise a `ValueError` unless the argument is an object that can be called as a coupling, and not a class.
+
+    Examples:
+        >>> check_coupling(Coupling)
+        Traceback (most recent call last):
+        ValueError: coupling is the class Coupling, but should be an object; pass Coupling().
+    """
+    if inspect.isclass(coupling):
+        name = coupling.__name__
+        raise ValueError(f"coupling is the class {name}, but should be an object; pass {name}().")
+    if not callable(coupling):
+        kind = type(coupling).__name__
+        raise ValueError(f"coupling is a {kind}, but should be a Coupling; pass one such as MinibatchOT().")
