@@ -22,6 +22,7 @@ from flowmatch_core.couplings import (
     SchrodingerBridge,
     Sinkhorn,
 )
+from flowmatch_core.couplings._base import check_coupling
 from flowmatch_core.field import Time
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import CondOT
@@ -333,3 +334,12 @@ def test_bad_parameters_are_named() -> None:
         ConditionalOT()(x0, x1, cond[:3])
     with pytest.raises(ValueError, match="x0 has shape"):
         Reflow(lambda t, x, cond: x)(x0[:2], x1)
+
+
+def test_a_class_or_a_name_in_place_of_a_coupling_is_an_error() -> None:
+    for coupling in (*PERMUTATIONS, *DRAWS, Reflow(lambda t, x, cond: x)):
+        check_coupling(coupling)
+    with pytest.raises(ValueError, match=r"^coupling is the class MinibatchOT, .* object; pass MinibatchOT\(\)\.$"):
+        check_coupling(MinibatchOT)
+    with pytest.raises(ValueError, match=r"^coupling is a str, but should be a Coupling; pass one such as Minib"):
+        check_coupling("minibatch_ot")
