@@ -113,6 +113,7 @@ class FiLMField(TraceField):
         if len(hidden) not in (1, 2):
             raise ValueError(f"hidden has {len(hidden)} layers, but should have one or two.")
         self.event_dim, self.cond_dim = event_dim, cond_dim
+        self.cond_shape = (cond_dim,) if cond_dim else None
         self.activation, self.slope = ACTIVATIONS[activation]
         self.embedding = LogitTime()
         self.encoder = Encoder(cond_dim, cond_hidden) if cond_dim else None
