@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from flowmatch_core._conditions import CondShape
 from flowmatch_core._jacobian import exact_divergence
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "VelocityField",
     "at_condition",
     "at_times",
+    "cond_shape",
     "has_closed_form_divergence",
     "velocity_and_divergence",
 ]
@@ -76,8 +78,8 @@ class Field(nn.Module, ABC):
         tensor([6., 6., 6., 6.], grad_fn=<DivBackward0>)
     """
 
-    cond_shape: tuple[int, ...] | None = None
-    """The shape of one condition; None where the field takes none or does not declare it."""
+    cond_shape: CondShape = None
+    """The shape of one condition, or of each of a mapping; None where the field takes none or does not declare it."""
 
     @property
     def has_closed_form_divergence(self) -> bool:
@@ -179,6 +181,17 @@ def has_closed_form_divergence(field: VelocityField) -> bool:
         False
     """
     return isinstance(field, Field) and field.has_closed_form_divergence
+
+
+def cond_shape(field: VelocityField) -> CondShape:
+    """Return `Field.cond_shape`; None for a plain callable, which does not declare it.
+
+    Examples:
+        >>> from flowmatch_core.networks import MLPField
+        >>> cond_shape(MLPField(event_dim=2, cond_dim=3))
+        (3,)
+    """
+    return field.cond_shape if isinstance(field, Field) else None
 
 
 def velocity_and_divergence(

@@ -85,7 +85,7 @@ class Prepared(Field):
 
     def __init__(self, field: TraceField, weights: Tensor) -> None:
         super().__init__()
-        self.field, self.weights = field, weights
+        self.field, self.weights, self.cond_shape = field, weights, field.cond_shape
 
     def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the velocity, with shape `(batch, d)`."""

@@ -99,6 +99,7 @@ class ConcatSquashField(Field):
         if not hidden:
             raise ValueError("hidden is empty, but should hold the width of at least one layer.")
         self.event_dim, self.cond_dim = event_dim, cond_dim
+        self.cond_shape = (cond_dim,) if cond_dim else None
         self.activation, self.slope = ACTIVATIONS[activation]
         self.embedding = FourierTime(frequencies)
         features = self.embedding.features + cond_dim

@@ -79,6 +79,7 @@ class ConvUNetField(Field):
         if not widths or any(width < 1 or width % GROUP for width in widths):
             raise ValueError(f"widths is {tuple(widths)}, but should hold at least one multiple of {GROUP}.")
         self.channels, self.cond_dim = channels, cond_dim
+        self.cond_shape = (cond_dim,) if cond_dim else None
         features = 4 * widths[0]
         self.embedding = FourierTime(frequencies)
         self.time_encoder = Encoder(self.embedding.features, (features,))

@@ -31,8 +31,8 @@ class LogitTime(nn.Module):
 
     With $u = \log \frac{t + 0.02}{1 - t + 0.02} / \log 51$, which runs from -1 to 1 like the logarithm of the
     signal-to-noise ratio, the features are $t, u$, cosine and sine of $k \pi t$ for `k = 1, 2, 3`
-    and of $k \pi (u + 1) / 2$ for `k = 1, \dots, 4`. Times outside [0, 1], which an adaptive solver may evaluate, are
-    clamped.
+    and of $k \pi (u + 1) / 2$ for `k = 1, \dots, 4`. Outside [0, 1] $u$ continues by $u_{t + 1} = u_t + 2$, with the
+    same slope: each unit of time has the same resolution, as needed by a model of several intervals, `field(t + k)`.
 
     Examples:
         >>> LogitTime()(torch.rand(5)).shape
@@ -47,8 +47,10 @@ class LogitTime(nn.Module):
         self.register_buffer("angles", math.pi * torch.tensor([1.0, 2, 3, 0.5, 1, 1.5, 2]), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        t = t.clamp(0, 1)[..., None]
-        u = ((t + 0.02) / (1.02 - t)).log() / math.log(51)
+        t = t[..., None]
+        unit = (t.ceil() - 1).clamp_min(0) + t.floor().clamp_max(0)  # 0 on [0, 1], both ends included
+        within = t - unit
+        u = ((within + 0.02) / (1.02 - within)).log() / math.log(51) + 2 * unit
         angle = torch.cat([t * self.angles[:3], (u + 1) * self.angles[3:]], -1)
         return torch.cat([t, u, angle.cos(), angle.sin()], -1)
 
@@ -113,6 +115,7 @@ class FiLMField(TraceField):
         if len(hidden) not in (1, 2):
             raise ValueError(f"hidden has {len(hidden)} layers, but should have one or two.")
         self.event_dim, self.cond_dim = event_dim, cond_dim
+        self.cond_shape = (cond_dim,) if cond_dim else None
         self.activation, self.slope = ACTIVATIONS[activation]
         self.embedding = LogitTime()
         self.encoder = Encoder(cond_dim, cond_hidden) if cond_dim else None

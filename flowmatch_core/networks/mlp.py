@@ -62,6 +62,7 @@ class MLPField(TraceField):
         if not hidden:
             raise ValueError("hidden is empty, but should hold the width of at least one layer.")
         self.event_dim, self.cond_dim = event_dim, cond_dim
+        self.cond_shape = (cond_dim,) if cond_dim else None
         self.activation, self.slope = ACTIVATIONS[activation]
         self.embedding = FourierTime(frequencies)
         # the first layer is split by input: no concatenation, and a time shared by the batch is embedded once

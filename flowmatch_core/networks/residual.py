@@ -71,6 +71,7 @@ class ResidualField(Field):
         if blocks < 1:
             raise ValueError(f"blocks is {blocks}, but should be at least 1.")
         self.event_dim, self.cond_dim = event_dim, cond_dim
+        self.cond_shape = (cond_dim,) if cond_dim else None
         self.embedding = FourierTime(frequencies)
         self.time_encoder = Encoder(self.embedding.features, (width,))
         self.cond_encoder = Encoder(cond_dim, (width, width)) if cond_dim else None

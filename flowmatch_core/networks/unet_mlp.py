@@ -79,6 +79,7 @@ class UNetMLPField(Field):
         if blocks < 1:
             raise ValueError(f"blocks is {blocks}, but should be at least 1.")
         self.event_dim, self.cond_dim = event_dim, cond_dim
+        self.cond_shape = (cond_dim,) if cond_dim else None
         self.embedding = FourierTime(time_width // 2)
         self.time_encoder = Encoder(self.embedding.features, (time_width, time_width), F.mish)
         self.cond_encoder = Encoder(cond_dim, cond_hidden, F.mish) if cond_dim else None

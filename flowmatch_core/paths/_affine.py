@@ -14,10 +14,17 @@ from torch import Tensor
 from flowmatch_core._tensors import as_time, check_choice, check_shape, expand_time
 from flowmatch_core.field import Time
 
-__all__ = ["AffinePath", "PathSample", "Quantity", "stack_times", "time_tensor"]
+__all__ = ["AffinePath", "PathSample", "Quantity", "before_data", "stack_times", "time_tensor"]
 
 Quantity = Literal["velocity", "score", "noise", "data"]
 """What a network may predict at `(t, x)`: `E[x_t' | x]`, `grad log p_t(x)`, `E[x0 | x]` or `E[x1 | x]`."""
+
+_LEAST_NOISE = 0.007
+"""The ratio of noise to data at `latest_time`, far below the scale of standardised data.
+
+The score for t = 1 is taken there. A smaller ratio amplifies the error of a network by its inverse: the log-densities
+of a network trained on `VP`, rk4 with 40 steps, were wrong by 0.46 nats (root mean square) at 0.001.
+"""
 
 
 @dataclass(frozen=True)
@@ -259,6 +266,44 @@ class AffinePath(ABC):
         a, b = (alpha * of_data + sigma * of_noise for of_data, of_noise in zip(data, noise, strict=True))
         return a, b
 
+    @property
+    def latest_time(self) -> float:
+        r"""The last time at which noise and data determine the velocity.
+
+        It is 1, except on a path with an infinite $\dot\sigma_1$. There it is just before 1, where $\sigma_t = 0.007\,
+        \alpha_t$.
+
+        Examples:
+            >>> from flowmatch_core.paths import OU, CondOT
+            >>> CondOT().latest_time, round(OU(horizon=5.0).latest_time, 6)
+            (1.0, 0.999995)
+        """
+        if not self.d_sigma(1.0).isinf():
+            return 1.0
+        one = torch.ones((), dtype=torch.float64)
+        return float(self.time_of_ratio(one, _LEAST_NOISE * one))
+
+    def keep_score(self, start: Time, end: Time) -> tuple[Tensor, Tensor]:
+        r"""Return $(a, b)$ such that $v_t(x) = a x + b v_s(x)$ where the score is the same at $s$ and at $t$.
+
+        The score has a limit at $t = 1$ where the velocity follows from it although $\dot\sigma_1$ is infinite. The
+        coefficients are exactly 0 and 1 where both times are equal.
+
+        Args:
+            start: The time $s$ above 0, of any shape, or a float.
+            end: The time $t$, of the same shape.
+
+        Examples:
+            >>> from flowmatch_core.paths import VP
+            >>> VP().keep_score(0.5, 0.5)
+            (tensor(0., dtype=torch.float64), tensor(1., dtype=torch.float64))
+        """
+        start, end = time_tensor(start), time_tensor(end)
+        a, b = self.coefficients(start, "velocity", "score")
+        of_x, of_score = self.coefficients(end, "score", "velocity")
+        same = start == end
+        return torch.where(same, 0.0, of_x + of_score * a), torch.where(same, 1.0, of_score * b)
+
     def _from_velocity(self, t: Tensor, alpha: Tensor, sigma: Tensor, target: Quantity) -> tuple[Tensor, Tensor]:
         d_alpha, d_sigma = self.d_alpha(t), self.d_sigma(t)
         if target == "score":
@@ -284,6 +329,11 @@ class AffinePath(ABC):
 def time_tensor(t: Time) -> Tensor:
     """Return a tensor unchanged, and a float as a 0-d float64 tensor, which does not promote other dtypes."""
     return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+
+
+def before_data(t: Time, latest: float) -> Time:
+    """Return the time, or `latest` in place of 1."""
+    return torch.where(t == 1, latest, t) if isinstance(t, Tensor) else latest if t == 1 else t
 
 
 def stack_times(times: Sequence[Time], x: Tensor) -> Tensor:

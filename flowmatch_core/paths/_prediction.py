@@ -8,9 +8,18 @@ from typing import final, get_args
 import torch
 from torch import Tensor
 
+from flowmatch_core._call import call_field
+from flowmatch_core._conditions import Condition
 from flowmatch_core._tensors import check_choice, expand_time
-from flowmatch_core.field import Field, Time, VelocityField, has_closed_form_divergence, velocity_and_divergence
-from flowmatch_core.paths._affine import AffinePath, Quantity
+from flowmatch_core.field import (
+    Field,
+    Time,
+    VelocityField,
+    cond_shape,
+    has_closed_form_divergence,
+    velocity_and_divergence,
+)
+from flowmatch_core.paths._affine import AffinePath, Quantity, before_data
 
 __all__ = ["VelocityOf"]
 
@@ -24,6 +33,10 @@ class VelocityOf(Field):
     $$
 
     with the `coefficients` of the path; the divergence has a closed form if that of the network has one.
+
+    On a path with an infinite $\dot\sigma_1$ (`VP`, `OU`) the noise and the data at $t = 1$ do not determine the
+    velocity there, which is finite. It then follows from the score just before, at `AffinePath.latest_time`.
+
     Where $\alpha_t = 0$, noise and score do not determine the data. The data are independent of `x` there and are
     replaced by their mean, which makes the velocity exact. Just after that time $b_t$ is of the order of $1 /
     \alpha_t$ and amplifies errors of the network.
@@ -49,6 +62,8 @@ class VelocityOf(Field):
         super().__init__()
         check_choice("prediction", prediction, get_args(Quantity))
         self.network, self.path, self.prediction = network, path, prediction
+        self.cond_shape = cond_shape(network)
+        self._latest = path.latest_time if prediction in ("noise", "data") else 1.0
         self.register_buffer("mean", mean)
 
     @property
@@ -56,22 +71,27 @@ class VelocityOf(Field):
         """Whether the divergence of the network has a closed form."""
         return has_closed_form_divergence(self.network)
 
-    def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, t: Time, x: Tensor, cond: Condition = None) -> Tensor:
         """Return the velocity, shaped like `x`."""
-        value = self.network(t, x, cond)
-        return value if self.prediction == "velocity" else self._velocity(t, x, value)[0]
+        time = before_data(t, self._latest)
+        value = call_field(self.network, time, x, cond)
+        return value if self.prediction == "velocity" else self._velocity(t, time, x, value)[0]
 
-    def velocity_and_divergence(self, t: Time, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def velocity_and_divergence(self, t: Time, x: Tensor, cond: Condition = None) -> tuple[Tensor, Tensor]:
         """Return the velocity, shaped like `x`, and its exact divergence, with shape `(batch,)`."""
-        value, divergence = velocity_and_divergence(self.network, t, x, cond)
+        time = before_data(t, self._latest)
+        value, divergence = velocity_and_divergence(self.network, time, x, cond)
         if self.prediction == "velocity":
             return value, divergence
-        velocity, a, b = self._velocity(t, x, value)
+        velocity, a, b = self._velocity(t, time, x, value)
         return velocity, a.flatten() * math.prod(x.shape[1:]) + b.flatten() * divergence
 
-    def _velocity(self, t: Time, x: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the velocity and the coefficients of `x` and of the network's value."""
-        a, b = self.path.coefficients(t, self.prediction, "velocity")
+    def _velocity(self, t: Time, time: Time, x: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the velocity and the coefficients of `x` and of the network's value, which is that at `time`."""
+        a, b = self.path.coefficients(time, self.prediction, "velocity")
+        if self._latest < 1:
+            of_x, of_velocity = self.path.keep_score(time, t)
+            a, b = of_x + of_velocity * a, of_velocity * b
         if self.prediction == "data":
             a, b = expand_time(a, x), expand_time(b, x)
             return a * x + b * value, a, b

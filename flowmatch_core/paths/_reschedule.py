@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
 
+from flowmatch_core._call import call_field
+from flowmatch_core._conditions import Condition
 from flowmatch_core._tensors import as_time, expand_time
-from flowmatch_core.field import Field, Time, VelocityField, has_closed_form_divergence, velocity_and_divergence
+from flowmatch_core.field import (
+    Field,
+    Time,
+    VelocityField,
+    cond_shape,
+    has_closed_form_divergence,
+    velocity_and_divergence,
+)
 from flowmatch_core.paths._affine import AffinePath
 
 __all__ = ["Rescheduled"]
@@ -31,9 +40,9 @@ class Rescheduled(Field):
     $$
 
     The velocity is finite at $t = 0$ and $t = 1$. Where the rate of one angle is zero or infinite and the other is
-    not, the trained velocity does not determine the new one; then the noise, at $\sigma_t = 0$, or the data, at
-    $\alpha_t = 0$, are replaced by their mean. At an angle that the trained path does not reach, the nearer end of it
-    is used.
+    not, the trained velocity does not determine the new one. At $\sigma_t = 0$ it then follows from the score just
+    before (see `AffinePath.latest_time`); at $\alpha_t = 0$ the data are replaced by their mean. At an angle that the
+    trained path does not reach, the nearer end of it is used.
 
     References:
         - Flow Matching Guide and Code (Lipman et al., 2024), section 4.8.3, https://arxiv.org/abs/2412.06264
@@ -56,6 +65,8 @@ class Rescheduled(Field):
     def __init__(self, field: VelocityField, trained: AffinePath, path: AffinePath, mean: Tensor | None = None) -> None:
         super().__init__()
         self.field, self.trained, self.path = field, trained, path
+        self.cond_shape = cond_shape(field)
+        self._latest = 1.0 if trained.d_sigma(1.0).isinf() else path.latest_time
         self.register_buffer("mean", mean)
 
     @property
@@ -63,19 +74,28 @@ class Rescheduled(Field):
         """Whether the divergence of the trained field has a closed form."""
         return has_closed_form_divergence(self.field)
 
-    def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, t: Time, x: Tensor, cond: Condition = None) -> Tensor:
         """Return the velocity, shaped like `x`."""
-        change = _change(as_time(t, x), self.trained, self.path)
-        value = self.field(change.time, expand_time(change.scale, x) * x, cond)
+        change = self._change(t, x)
+        value = call_field(self.field, change.time, expand_time(change.scale, x) * x, cond)
         return self._velocity(change, x, value)
 
-    def velocity_and_divergence(self, t: Time, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def velocity_and_divergence(self, t: Time, x: Tensor, cond: Condition = None) -> tuple[Tensor, Tensor]:
         """Return the velocity, shaped like `x`, and its exact divergence, with shape `(batch,)`."""
-        change = _change(as_time(t, x), self.trained, self.path)
+        change = self._change(t, x)
         point = expand_time(change.scale, x) * x
         value, divergence = velocity_and_divergence(self.field, change.time, point, cond)
         a, pace = (expand_time(c, x).flatten() for c in (change.a, change.pace))
         return self._velocity(change, x, value), a * math.prod(x.shape[1:]) + pace * divergence
+
+    def _change(self, t: Time, x: Tensor) -> _Change:
+        t = as_time(t, x)
+        if self._latest == 1:
+            return _change(t, self.trained, self.path)
+        start = torch.where(t == 1, self._latest, t)
+        change = _change(start, self.trained, self.path)
+        a, b = self.path.keep_score(start, t)
+        return replace(change, pace=b * change.pace, a=a + b * change.a, of_mean=b * change.of_mean)
 
     def _velocity(self, change: _Change, x: Tensor, value: Tensor) -> Tensor:
         velocity = expand_time(change.a, x) * x + expand_time(change.pace / change.scale, x) * value

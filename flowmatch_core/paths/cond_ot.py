@@ -41,7 +41,8 @@ class CondOT(AffinePath):
         return time_tensor(t)
 
     def sigma(self, t: Time) -> Tensor:
-        return 1 - (1 - self.sigma_min) * time_tensor(t)
+        t = time_tensor(t)
+        return torch.add(1 - t, t, alpha=self.sigma_min)  # accurate near t = 1
 
     def d_alpha(self, t: Time) -> Tensor:
         return torch.ones_like(time_tensor(t))

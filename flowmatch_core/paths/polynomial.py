@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
 from flowmatch_core.field import Time
@@ -41,7 +42,9 @@ class Polynomial(AffinePath):
         return time_tensor(t) ** self.n
 
     def sigma(self, t: Time) -> Tensor:
-        return 1 - self.alpha(t)
+        t = time_tensor(t)
+        late = 0 - torch.expm1(self.n * t.clamp_min(0.5).log())  # accurate near t = 1; the zero there has no sign
+        return torch.where(t < 0.5, 1 - t**self.n, late)
 
     def d_alpha(self, t: Time) -> Tensor:
         return self.n * time_tensor(t) ** (self.n - 1)

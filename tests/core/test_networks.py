@@ -323,9 +323,29 @@ def test_embedding_of_both_ends_holds_its_sixteen_functions() -> None:
         expected = [at, u, *map(math.cos, angles), *map(math.sin, angles)]
         features = LogitTime().double()(torch.tensor(at, dtype=torch.float64))
         torch.testing.assert_close(features, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6)
-    times = torch.tensor([-0.05, 0.0, 1.0, 1.05], dtype=torch.float64)  # -0.05 has no logarithm
-    below, zero, one, above = LogitTime().double()(times)
-    assert torch.equal(below, zero) and torch.equal(above, one)
+
+
+def test_embedding_of_both_ends_continues_beyond_them() -> None:
+    """Its second feature advances by 2 in each unit of time and has one slope from both sides of each end."""
+    embed, t = LogitTime().double(), torch.linspace(-2, 3, 501, dtype=torch.float64)
+    torch.testing.assert_close(embed(t + 1)[:, 1], embed(t)[:, 1] + 2)
+    slope = (1 / 0.02 + 1 / 1.02) / math.log(51)
+    for end in (-1.0, 0.0, 1.0, 2.0):
+        there = torch.tensor([end - 1e-7, end, end + 1e-7], dtype=torch.float64)
+        torch.testing.assert_close(
+            embed(there)[:, 1].diff() / 1e-7, torch.full((2,), slope).double(), rtol=1e-4, atol=0
+        )
+
+
+@every
+def test_intervals_of_time_are_told_apart(name: str) -> None:
+    """As in a model of several intervals, `field(t + k)`: no two of them are alike, and none is constant in time."""
+    field, (_, x, cond) = make(name, 2), batch(name, 3, 2)
+    values = [[field(k + t, x, cond) for t in (0.25, 0.75)] for k in (-2, -1, 0, 1, 2, 3)]
+    for early, late in values:
+        assert early.isfinite().all() and (early - late).abs().max() > 1e-3
+    for one, other in itertools.combinations(values, 2):
+        assert (one[0] - other[0]).abs().max() > 1e-3
 
 
 def test_scales_leave_unit_variance_to_the_network() -> None:

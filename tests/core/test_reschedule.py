@@ -12,6 +12,7 @@ from torch import Tensor
 from flowmatch_core._tensors import expand_time
 from flowmatch_core.divergence import divergence
 from flowmatch_core.field import Time
+from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.networks import MLPField
 from flowmatch_core.paths import OU, VE, VP, AffinePath, CondOT, Cosine, CustomPath, Polynomial, Rescheduled
 from flowmatch_core.solvers import solve
@@ -36,9 +37,9 @@ def reaches(trained: AffinePath, path: AffinePath, t: float) -> bool:
     return bool(trained.angle(0.0) - 1e-12 <= angle <= trained.angle(1.0) + 1e-12)
 
 
-def determined_at_the_data(trained: AffinePath, path: AffinePath) -> bool:
-    """Whether the trained velocity tells the new one at t = 1: not if the new path alone is infinitely fast."""
-    return not (path.d_sigma(1.0).isinf() and not trained.d_sigma(1.0).isinf())
+def faster_at_the_data(trained: AffinePath, path: AffinePath) -> bool:
+    """Whether the new path alone is infinitely fast at t = 1; its score is then taken from just before."""
+    return bool(path.d_sigma(1.0).isinf() and not trained.d_sigma(1.0).isinf())
 
 
 @every_pair
@@ -50,11 +51,27 @@ def test_it_is_the_marginal_velocity_of_the_other_path(trained: AffinePath, path
     for t in (0.0, 1e-4, 0.1, 0.5, 0.9, 1 - 1e-4, 1.0):
         velocity = field(t, x)
         assert torch.isfinite(velocity).all()
-        if reaches(trained, path, t) and (t < 1 or determined_at_the_data(trained, path)):
+        if reaches(trained, path, t):
             expected = truth.velocity(t, x, path)
-            torch.testing.assert_close(velocity, expected, rtol=1e-6, atol=1e-6 * (1e-3 + float(expected.abs().max())))
+            tolerance = 3e-3 if t == 1 and faster_at_the_data(trained, path) else 1e-6
+            scale = 1e-3 + float(expected.abs().max())
+            torch.testing.assert_close(velocity, expected, rtol=tolerance, atol=tolerance * scale)
             compared += 1
     assert compared >= 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("path", [VP(), OU(horizon=2.0)], ids=name)
+@pytest.mark.parametrize("trained", FULL[:2], ids=name)
+def test_likelihoods_along_a_faster_path_converge(trained: AffinePath, path: AffinePath) -> None:
+    """The solve begins at t = 1, where the rate of the noise is infinite on the new path alone."""
+    truth, x = overlapping(), randn(10, 2)
+    field = Rescheduled(truth.velocity_field(trained), trained, path, mean=truth.mean)
+    exact = ContinuousFlow(truth.velocity_field(path), (2,), solver="rk4", steps=128).log_prob(x)
+    errors = [
+        float((ContinuousFlow(field, (2,), solver="rk4", steps=n).log_prob(x) - exact).abs().max()) for n in (16, 32)
+    ]
+    assert errors[1] < errors[0] / 3, errors
 
 
 @every_pair
