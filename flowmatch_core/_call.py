@@ -25,8 +25,15 @@ _seen: set[CodeType] = set()
 _compared: WeakSet[VelocityField] = WeakSet()
 
 
-def call_field(field: VelocityField, t: Time, x: Tensor, cond: Condition = None) -> Tensor:
+def call_field(field: VelocityField, t: Time, x: Tensor, cond: Condition = None, *, name: str = "field") -> Tensor:
     """Return the velocity `field(t, x, cond)`, whose shape is that of `x`.
+
+    Args:
+        field: The velocity field, or another callable of its kind.
+        t: The time, a float, 0-d or `(batch,)`.
+        x: The state, with shape `(batch, *event)`.
+        cond: The condition, a tensor or a mapping of tensors whose first dimension is the batch.
+        name: What an error calls it.
 
     Raises:
         ValueError: The field takes other arguments, or its result has another shape, or it spreads a time of shape
@@ -38,17 +45,17 @@ def call_field(field: VelocityField, t: Time, x: Tensor, cond: Condition = None)
     """
     compiling = torch.compiler.is_compiling()
     if not compiling:
-        check_field(field)
+        check_field(field, name)
     velocity = field(t, x, cond)
-    check_shape("the result of field", velocity, x.shape)
+    check_shape(f"the result of {name}", velocity, x.shape)
     # Only here does the error stay silent: with any other number of rows the product of t and x has no shape.
     silent = isinstance(t, Tensor) and t.ndim > 0 and x.ndim > 1 and len(x) == x.shape[-1] > 1
     if silent and not (compiling or x.is_meta or isinstance(field, Field)):
-        _check_row_times(field, cast(Tensor, t), x, cond, velocity)
+        _check_row_times(field, cast(Tensor, t), x, cond, velocity, name)
     return velocity
 
 
-def check_field(field: VelocityField) -> None:
+def check_field(field: VelocityField, name: str = "field") -> None:
     """Raise a `ValueError` unless the field can be called with `(t, x, cond)`, the time first.
 
     Each function is inspected once.
@@ -62,24 +69,26 @@ def check_field(field: VelocityField) -> None:
     if code in _seen:
         return
     if not callable(field):
-        raise ValueError(f"field is a {type(field).__name__}, but should be a callable field(t, x, cond).")
+        raise ValueError(f"{name} is a {type(field).__name__}, but should be a callable {name}(t, x, cond).")
     if inspect.isclass(field):
-        raise ValueError(f"field is the class {field.__name__}, but should be an object: pass {field.__name__}(...).")
+        raise ValueError(f"{name} is the class {field.__name__}, but should be an object: pass {field.__name__}(...).")
     try:
         signature = inspect.signature(field.forward if isinstance(field, nn.Module) else field)
     except (TypeError, ValueError):  # a builtin, which states none
         return
-    names = [name for name, each in signature.parameters.items() if each.kind <= each.POSITIONAL_OR_KEYWORD]
+    names = [argument for argument, each in signature.parameters.items() if each.kind <= each.POSITIONAL_OR_KEYWORD]
     if len(names) > 1 and names[0] in _STATE_NAMES and names[1] in _TIME_NAMES:
         raise ValueError(
-            f"field takes the arguments {signature}, but is called as field(t, x, cond): t comes first; "
-            f"wrap it as lambda t, x, cond: field(x, t)."
+            f"{name} takes the arguments {signature}, but is called as {name}(t, x, cond): t comes first; "
+            f"wrap it as lambda t, x, cond: {name}(x, t)."
         )
     try:
         signature.bind(None, None, None)
     except TypeError:
         fix = "let it take a third one" if len(names) == 2 else "let it take these three"
-        raise ValueError(f"field takes the arguments {signature}, but is called as field(t, x, cond); {fix}.") from None
+        raise ValueError(
+            f"{name} takes the arguments {signature}, but is called as {name}(t, x, cond); {fix}."
+        ) from None
     if code is not None:
         _seen.add(code)
 
@@ -93,7 +102,7 @@ def _code(field: Any) -> CodeType | None:
     return code if isinstance(code, CodeType) else None
 
 
-def _check_row_times(field: VelocityField, t: Tensor, x: Tensor, cond: Condition, velocity: Tensor) -> None:
+def _check_row_times(field: VelocityField, t: Tensor, x: Tensor, cond: Condition, velocity: Tensor, name: str) -> None:
     """Compare the first row with its evaluations at its own time and at all times, its value in a field that spreads.
 
     Each object is compared once, at times that differ: equal ones are the same over rows and dimensions. It is left
@@ -117,7 +126,7 @@ def _check_row_times(field: VelocityField, t: Tensor, x: Tensor, cond: Condition
                 spread = error(t)
     if by_row > 100 * spread:
         raise ValueError(
-            f"field spreads a time of shape {tuple(t.shape)} over the last dimension of x of shape "
+            f"{name} spreads a time of shape {tuple(t.shape)} over the last dimension of x of shape "
             f"{tuple(x.shape)}, but should apply it row by row; use t.reshape(-1, 1) where t has a dimension."
         )
 
