@@ -27,7 +27,14 @@ _compared: WeakSet[VelocityField] = WeakSet()
 
 
 def call_field(field: VelocityField, t: Time, x: Tensor, cond: Condition = None, name: str = "field") -> Tensor:
-    """Return the velocity `field(t, x, cond)`, whose shape is that of `x`; messages call the field by its `name`.
+    """Return the velocity `field(t, x, cond)`, whose shape is that of `x`.
+
+    Args:
+        field: The velocity field, or another callable of its kind.
+        t: The time, a float, 0-d or `(batch,)`.
+        x: The state, with shape `(batch, *event)`.
+        cond: The condition, a tensor or a mapping of tensors whose first dimension is the batch.
+        name: What an error calls it.
 
     Raises:
         ValueError: The field takes other arguments, or its result has another shape, or it spreads a time of shape
@@ -45,7 +52,7 @@ def call_field(field: VelocityField, t: Time, x: Tensor, cond: Condition = None,
     # Only here does the error stay silent: with any other number of rows the product of t and x has no shape.
     silent = isinstance(t, Tensor) and t.ndim > 0 and x.ndim > 1 and len(x) == x.shape[-1] > 1
     if silent and not (compiling or x.is_meta or isinstance(field, Field)):
-        _check_row_times(field, cast(Tensor, t), x, cond, velocity)
+        _check_row_times(field, cast(Tensor, t), x, cond, velocity, name)
     return velocity
 
 
@@ -97,7 +104,7 @@ def _code(field: Any) -> CodeType | None:
     return code if isinstance(code, CodeType) else None
 
 
-def _check_row_times(field: VelocityField, t: Tensor, x: Tensor, cond: Condition, velocity: Tensor) -> None:
+def _check_row_times(field: VelocityField, t: Tensor, x: Tensor, cond: Condition, velocity: Tensor, name: str) -> None:
     """Compare the first row with its evaluations at its own time and at all times, its value in a field that spreads.
 
     Each object is compared once, at times that differ: equal ones are the same over rows and dimensions. It is left
@@ -119,7 +126,7 @@ def _check_row_times(field: VelocityField, t: Tensor, x: Tensor, cond: Condition
                 spread = error(t)
     if by_row > 100 * spread:
         raise ValueError(
-            f"field spreads a time of shape {tuple(t.shape)} over the last dimension of x of shape "
+            f"{name} spreads a time of shape {tuple(t.shape)} over the last dimension of x of shape "
             f"{tuple(x.shape)}, but should apply it row by row; use t.reshape(-1, 1) where t has a dimension."
         )
     with suppress(TypeError):  # neither hashed nor referred to: compared each time

@@ -15,7 +15,10 @@ from flowmatch_core._tensors import expand_time, flatten_event
 from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.solvers.grids import TimeGrid
 
-__all__ = ["Clock", "CountedField", "SolverError", "check_finite", "check_output_times", "step_ends"]
+__all__ = ["GAUSS", "Clock", "CountedField", "SolverError", "check_finite", "check_output_times", "step_ends"]
+
+GAUSS = ((-math.sqrt(0.6), 5 / 18), (0.0, 8 / 18), (math.sqrt(0.6), 5 / 18))
+"""The points within [-1, 1] and the weights, of sum one, of the Gauss rule that is exact up to degree five."""
 
 
 class SolverError(FloatingPointError):
@@ -66,14 +69,13 @@ def step_ends(steps: int, marks: Sequence[float]) -> list[float]:
 class CountedField:
     """A field with its condition bound, its results checked and its evaluations counted."""
 
-    def __init__(self, field: VelocityField, cond: Condition) -> None:
-        self.field, self.cond, self.calls = field, cond, 0
+    def __init__(self, field: VelocityField, cond: Condition, name: str = "field") -> None:
+        self.field, self.cond, self.name, self.calls = field, cond, name, 0
 
     def __call__(self, t: Time, x: Tensor, rows: Tensor | None = None) -> Tensor:
         self.calls += 1
-        return call_field(
-            self.field, t, x, self.cond if rows is None else map_condition(lambda part: part[rows], self.cond)
-        )
+        cond = self.cond if rows is None else map_condition(lambda part: part[rows], self.cond)
+        return call_field(self.field, t, x, cond, name=self.name)
 
 
 class Clock:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from flowmatch_core.paths import AffinePath
+from flowmatch_core.solvers._problem import GAUSS
 
 __all__ = [
     "Constant",
@@ -19,6 +20,7 @@ __all__ = [
     "Memoryless",
     "Proportional",
     "check_not_negative",
+    "integral",
     "integrated_retention",
 ]
 
@@ -26,9 +28,12 @@ __all__ = [
 class Diffusion(ABC):
     r"""A diffusion coefficient $w_t$ of `solve_sde`.
 
-    A subclass defines $w_t$ and the fraction of the noise that a state retains over a step. The solver uses only the
-    latter, because $w_t$ may be infinite at `t = 0` and `t = 1`.
+    A subclass defines $w_t$ and the fraction of the noise that a state retains over a step. Along a path the solver
+    uses only the latter, because $w_t$ may be infinite at `t = 0` and `t = 1`.
     """
+
+    needs_path: ClassVar[bool] = True
+    """Whether $w_t$ depends on the path."""
 
     @abstractmethod
     def w(self, path: AffinePath, t: Tensor) -> Tensor:
@@ -111,6 +116,7 @@ class Constant(Diffusion):
         tensor(1.)
     """
 
+    needs_path: ClassVar[bool] = False
     value: float
 
     def __post_init__(self) -> None:
@@ -167,6 +173,7 @@ class Custom(Diffusion):
         tensor(0.3679)
     """
 
+    needs_path: ClassVar[bool] = False
     function: Callable[[Tensor], Tensor]
 
     def w(self, path: AffinePath, t: Tensor) -> Tensor:
@@ -177,10 +184,17 @@ class Custom(Diffusion):
 
 
 def integrated_retention(diffusion: Diffusion, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:
-    """Return the noise retention by Gauss-Legendre quadrature with three nodes, none of them an end of the step."""
+    """Return the noise retention by quadrature."""
+    return torch.exp(-integral(lambda t: (diffusion.w(path, t) / path.sigma(t)).square(), start, end) / 2)
+
+
+def integral(function: Callable[[Tensor], Tensor], start: Tensor, end: Tensor) -> Tensor:
+    """Return the integral by the Gauss rule with three points, none of them an end of the interval.
+
+    Examples:
+        >>> integral(torch.square, torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))
+        tensor([0.3333, 2.3333])
+    """
     half, middle = (end - start) / 2, (end + start) / 2
-    total = torch.zeros_like(half)
-    for node, weight in ((-(0.6**0.5), 5 / 9), (0.0, 8 / 9), (0.6**0.5, 5 / 9)):
-        t = middle + node * half
-        total = total + weight * (diffusion.w(path, t) / path.sigma(t)).square()
-    return torch.exp(-half * total / 2)
+    values = [weight * function(middle + point * half) for point, weight in GAUSS]
+    return 2 * half * torch.stack(values).sum(0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_core.field import Time
-from flowmatch_core.solvers._problem import Clock, CountedField
+from flowmatch_core.solvers._problem import GAUSS, Clock, CountedField
 
 __all__ = ["BASHFORTH", "MOULTON", "TABLEAUS", "Adams", "Tableau", "adams", "adams3", "advance", "runge_kutta"]
 
@@ -63,12 +63,11 @@ def integral_weights(nodes: Sequence[float], end: float) -> tuple[float, ...]:
         >>> [round(weight, 3) for weight in integral_weights([0, 1, 2], 2.0)]  # Simpson's rule
         [0.333, 1.333, 0.333]
     """
-    gauss = ((-math.sqrt(0.6), 5 / 18), (0.0, 8 / 18), (math.sqrt(0.6), 5 / 18))
 
     def basis(node: float, s: float) -> float:
         return math.prod((s - other) / (node - other) for other in nodes if other != node)
 
-    return tuple(sum(end * w * basis(node, end * (1 + z) / 2) for z, w in gauss) for node in nodes)
+    return tuple(sum(end * w * basis(node, end * (1 + z) / 2) for z, w in GAUSS) for node in nodes)
 
 
 def advance(x: Tensor, step: Time, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowmatch_core.couplings import Independent
 from flowmatch_core.field import Time
+from flowmatch_core.networks import MLPField
+from flowmatch_core.objectives import sf2m_loss
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import OU, VE, VP, AffinePath, CondOT, Cosine, Polynomial
 from flowmatch_core.solvers import (
@@ -25,6 +28,8 @@ from flowmatch_core.solvers import (
     solve,
     solve_sde,
 )
+from tests.core.test_bridge import gaussian_bridge
+from tests.support.checks import BOUND, z_scores
 from tests.support.random import generator, randn
 
 PATHS = [CondOT(), CondOT(sigma_min=0.1), Cosine(), VP(), OU(horizon=4.0)]
@@ -234,6 +239,255 @@ def test_variance_exploding_path_from_its_wide_source() -> None:
     assert float((mixture_cdf(path, 1.0, end.flatten().sort().values) - level).abs().max()) * math.sqrt(n) < 2.0
 
 
+# --- a learned score: couplings and bridges --------------------------------------------------------------------------
+
+
+def transported(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    """The velocity of the optimal transport of N(0, 1) to N(0, 0.3^2), a straight line from x0 to 0.3 x0."""
+    return -0.7 * x / (1 - 0.7 * torch.as_tensor(t))
+
+
+def score_of_transported(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    return -x / (1 - 0.7 * torch.as_tensor(t)) ** 2
+
+
+@pytest.mark.parametrize(
+    ("diffusion", "wrong"),
+    [(Memoryless(1.0), 0.180), (Memoryless(0.5), 0.247), (Proportional(1.0), None)],
+    ids=["memoryless", "half", "proportional"],
+)
+@EVERY_SOLVER
+def test_a_coupled_field_needs_its_score(
+    diffusion: Diffusion, wrong: float | None, solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"field": transported, "path": CondOT(), "diffusion": diffusion, "steps": 400, "solver": solver}
+    mean, variance = moments(monkeypatch, score=score_of_transported, **given)
+    assert mean == 0 and math.sqrt(variance) == pytest.approx(0.3, abs=3e-3)
+    without = math.sqrt(moments(monkeypatch, **given)[1])
+    assert abs(without - 0.3) > 0.015
+    if wrong is not None:
+        assert without == pytest.approx(wrong, abs=6e-3)
+
+
+@pytest.mark.parametrize(
+    ("path", "diffusion"), [(CondOT(), Proportional(1.0)), (CondOT(), Memoryless()), (None, Constant(0.7))]
+)
+@pytest.mark.parametrize(("solver", "order"), [("euler_maruyama", 1.0), ("heun", 2.0)])
+@pytest.mark.parametrize("t1", [0.6, 1.0])
+def test_weak_order_with_the_score_of_a_coupling(
+    path: AffinePath | None,
+    diffusion: Diffusion,
+    solver: str,
+    order: float,
+    t1: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a path the last step, where no noise is left to correct, costs the second order a part."""
+    errors = []
+    for steps in (64, 256):
+        given = {"path": path, "score": score_of_transported, "diffusion": diffusion, "solver": solver, "t1": t1}
+        found = moments(monkeypatch, field=transported, steps=steps, **given)
+        errors.append(abs(found[1] - (1 - 0.7 * t1) ** 2))
+    measured = math.log2(errors[0] / errors[1]) / 2
+    assert measured > order - (0.6 if path and t1 == 1 else 0.25)
+
+
+@EVERY_PATH
+@EVERY_DIFFUSION
+@EVERY_SOLVER
+def test_the_exact_score_changes_nothing_without_a_coupling(
+    path: AffinePath, diffusion: Diffusion, solver: str
+) -> None:
+    data, x = mixture(), randn(20, 1)
+    given = {"path": path, "diffusion": diffusion, "solver": solver, "steps": 7, "t1": 0.9}
+
+    def score(t: Time, x: Tensor, cond: Tensor | None) -> Tensor:
+        return data.score(t, x, path)
+
+    learned = solve_sde(data.velocity_field(path), x, score=score, generator=generator(1), **given)  # type: ignore[arg-type]
+    derived = solve_sde(data.velocity_field(path), x, generator=generator(1), **given)  # type: ignore[arg-type]
+    torch.testing.assert_close(learned.x, derived.x, rtol=1e-7, atol=1e-7)
+
+
+SIGMA = 0.8
+BRIDGE = gaussian_bridge(2, SIGMA)
+
+
+def bridge_velocity(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    return BRIDGE.velocity(torch.as_tensor(t, dtype=torch.float64), x, None)
+
+
+def bridge_score(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    return BRIDGE.score(torch.as_tensor(t, dtype=torch.float64), x, None)
+
+
+def bridge_law(steps: int, solver: str, t0: float, t1: float, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """The exact mean and covariance of the end, and its covariance with the start, of the simulated bridge.
+
+    The end is affine in the start and in the noise of each step, so one unit at a time gives them all.
+    """
+    step = itertools.count(3, 2)
+
+    def unit(shape: torch.Size, **_: object) -> Tensor:
+        noise, first = torch.zeros(shape, dtype=torch.float64), next(step)
+        noise[first : first + 2] = torch.eye(2, dtype=torch.float64)
+        return noise
+
+    mean, covariance = BRIDGE.moments(torch.tensor(t0, dtype=torch.float64))
+    root = torch.linalg.cholesky(covariance)
+    start = torch.zeros(2 * steps + 3, 2, dtype=torch.float64)
+    start[1:3] = root.T
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn", unit)
+        end = solve_sde(
+            bridge_velocity, mean + start, score=bridge_score, diffusion=Constant(SIGMA), solver=solver, t0=t0, t1=t1,
+            steps=steps,
+        ).x  # fmt: skip
+    units = end[1:] - end[0]
+    return torch.stack([end[0].expand(2, 2), units.T @ units, units[:2].T @ root.T])
+
+
+@pytest.mark.parametrize(("t0", "t1"), [(0.0, 0.25), (0.0, 0.5), (0.0, 0.75), (0.0, 1.0), (1.0, 0.5), (1.0, 0.0)])
+@pytest.mark.parametrize(("solver", "order"), [("euler_maruyama", 1.0), ("heun", 2.0)])
+def test_a_gaussian_schrodinger_bridge_both_ways(
+    t0: float, t1: float, solver: str, order: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mean, covariance and joint covariance of the ends, in closed form (Bunne et al., 2023), and the weak order."""
+    mean, covariance = BRIDGE.moments(torch.tensor(t1, dtype=torch.float64))
+    errors = []
+    for steps in (25, 100):
+        found = bridge_law(steps, solver, t0, t1, monkeypatch)
+        error = (found[0, 0] - mean).norm() + (found[1] - covariance).norm()
+        if abs(t1 - t0) == 1:
+            error = error + (found[2] - (BRIDGE.cross.T if t1 == 1 else BRIDGE.cross)).norm()
+        errors.append(float(error))
+    assert errors[1] < (0.02 if order == 1 else 4e-4)
+    assert math.log2(errors[0] / errors[1]) / 2 > order - 0.25
+
+
+def test_a_bridge_returns_to_where_it_came_from() -> None:
+    """There and back with independent noise: the law of the start, at other points."""
+    n = 20_000
+    x0 = BRIDGE.ends(n, seed=3)[0]
+    given = {"score": bridge_score, "diffusion": Constant(SIGMA), "solver": "heun", "steps": 30}
+    x1 = solve_sde(bridge_velocity, x0, generator=generator(1), **given).x  # type: ignore[arg-type]
+    back = solve_sde(bridge_velocity, x1, t0=1.0, t1=0.0, generator=generator(2), **given).x  # type: ignore[arg-type]
+    assert (z_scores(back, BRIDGE.m0).abs() < BOUND).all()
+    products = ((back - BRIDGE.m0)[:, :, None] * (back - BRIDGE.m0)[:, None]).flatten(1)
+    assert (z_scores(products, BRIDGE.s0.flatten()).abs() < BOUND).all()
+    assert (back - x0).norm(dim=1).mean() > 0.3
+
+
+def test_a_bridge_with_a_diffusion_of_time() -> None:
+    """The same marginals for any diffusion: there is but one velocity and one score."""
+    n = 20_000
+    x0 = BRIDGE.ends(n, seed=3)[0]
+    for diffusion in (Custom(lambda t: 1.5 * t), Constant(0.0)):
+        solution = solve_sde(
+            bridge_velocity, x0, score=bridge_score, diffusion=diffusion, solver="heun", steps=40,
+            times=[0.0, 0.5, 0.8], generator=generator(1),
+        )  # fmt: skip
+        assert solution.path is not None and solution.t is not None and solution.t.tolist() == [0.0, 0.5, 0.8]
+        for t, states in zip(solution.t[1:], solution.path[1:], strict=True):
+            mean, covariance = BRIDGE.moments(t)
+            assert (z_scores(states, mean).abs() < BOUND).all()
+            assert (z_scores((states - mean).square(), covariance.diagonal()).abs() < BOUND).all()
+
+
+def test_fields_trained_by_sf2m_are_sampled_both_ways() -> None:
+    """From training to samples with the library's own parts; the pairs are those of the static bridge."""
+    field, score = (MLPField(2, (32,), generator=generator(i)) for i in (0, 1))
+    optimizer = torch.optim.Adam([*field.parameters(), *score.parameters()], 2e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
+    g = generator(2)
+    for i in range(200):
+        x0, x1 = (end.float() for end in BRIDGE.ends(512, seed=i))
+        optimizer.zero_grad()
+        sf2m_loss(field, score, x1, x0, sigma=SIGMA, coupling=Independent(), generator=g).backward()
+        optimizer.step()
+        schedule.step()
+    starts = BRIDGE.ends(8000, seed=1000)
+    for solver, (t0, t1) in itertools.product(SDE_SOLVERS, ((0.0, 1.0), (1.0, 0.0))):
+        start = starts[int(t0)]
+        with torch.no_grad():
+            end = solve_sde(
+                field, start.float(), score=score, diffusion=Constant(SIGMA), t0=t0, t1=t1, solver=solver, steps=50,
+                generator=generator(3),
+            ).x.double()  # fmt: skip
+        mean, covariance = BRIDGE.moments(torch.tensor(t1, dtype=torch.float64))
+        joint, cross = (start - start.mean(0)).T @ (end - end.mean(0)) / len(end), BRIDGE.cross
+        cross = cross if t1 == 1 else cross.T
+        assert float((end.mean(0) - mean).norm()) < 0.1
+        assert float((torch.cov(end.T) - covariance).norm() / covariance.norm()) < 0.12
+        assert float((joint - cross).norm() / cross.norm()) < 0.12
+
+
+# --- backward along a path, and output times -------------------------------------------------------------------------
+
+
+@EVERY_PATH
+@EVERY_SOLVER
+def test_memoryless_backward_is_the_noising_of_any_field(path: AffinePath, solver: str) -> None:
+    """Its drift is linear: x_t | x_1 is N(alpha_t x_1, sigma_t^2), for any field and any steps."""
+    n, x1 = 40_000, 1.7
+    x = torch.full((n, 1), x1, dtype=torch.float64)
+    if float(path.sigma(1.0)) > 0:  # the state at t = 1 is not the data
+        x = path.alpha(1.0) * x + path.sigma(1.0) * randn(n, 1)
+    end = solve_sde(
+        lambda t, x, cond: torch.sin(3 * x), x, path=path, t0=1.0, t1=0.3, solver=solver, steps=4,
+        generator=generator(1),
+    ).x  # fmt: skip
+    assert abs(float(z_scores(end, path.alpha(0.3) * x1))) < BOUND
+    assert float(end.std()) == pytest.approx(float(path.sigma(0.3)), rel=4 / math.sqrt(n))
+
+
+@pytest.mark.parametrize("path", [CondOT(), Cosine()], ids=repr)
+@EVERY_DIFFUSION
+@pytest.mark.parametrize(("solver", "order"), [("euler_maruyama", 1.0), ("heun", 2.0)])
+def test_weak_order_backward(
+    path: AffinePath, diffusion: Diffusion, solver: str, order: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From N(0, 1), which is not the marginal at 0.8: an affine map of it and of the noise."""
+    given = {"path": path, "diffusion": diffusion, "solver": solver, "t0": 0.8, "t1": 0.2}
+    field = gaussian().velocity_field(path)
+    found = [torch.tensor(moments(monkeypatch, field=field, steps=n, **given)) for n in (32, 128, 512)]
+    errors = [float((law - found[-1]).abs().sum()) for law in found[:-1]]
+    assert errors[1] < 1e-9 or math.log2(errors[0] / errors[1]) / 2 > order - 0.25
+
+
+@EVERY_PATH
+@EVERY_DIFFUSION
+def test_marginals_backward_are_those_of_the_flow(path: AffinePath, diffusion: Diffusion) -> None:
+    n = 4000
+    g = generator(2)
+    start = path.alpha(0.9) * mixture().sample(n, generator=g) + path.sigma(0.9) * randn(n, 1)
+    given = {"path": path, "diffusion": diffusion, "solver": "heun", "steps": 60}
+    solution = solve_sde(
+        mixture().velocity_field(path), start, times=[0.9, 0.5, 0.1], generator=generator(1), **given  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert solution.path is not None
+    level = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    for t, states in zip((0.5, 0.1), solution.path[1:], strict=True):
+        cdf = mixture_cdf(path, t, states.flatten().sort().values)
+        assert float((cdf - level).abs().max()) * math.sqrt(n) < 2.0
+
+
+def test_output_times_divide_the_steps() -> None:
+    field, x = mixture().velocity_field(CondOT()), randn(8, 1)
+    given = {"path": CondOT(), "diffusion": Constant(0.0), "solver": "heun"}
+    times = torch.tensor([0.1, 0.33, 0.8], dtype=torch.float64)
+    solution = solve_sde(field, x, times=times, steps=200, **given)  # type: ignore[arg-type]
+    assert solution.path is not None and solution.t is not None and torch.equal(solution.t, times)
+    for t, state in zip(times[1:], solution.path[1:], strict=True):
+        exact = solve(field, x, t0=0.1, t1=float(t), solver="rk4", steps=100).x
+        torch.testing.assert_close(state, exact, rtol=0, atol=1e-4)
+    saved = solve_sde(field, x, steps=4, save=True, **given)  # type: ignore[arg-type]
+    same = solve_sde(field, x, steps=4, times=[0.0, 0.25, 0.5, 0.75, 1.0], **given)  # type: ignore[arg-type]
+    assert same.path is not None and saved.path is not None
+    torch.testing.assert_close(same.path, saved.path)
+    assert same.nfe == saved.nfe
+
+
 @EVERY_PATH
 @EVERY_DIFFUSION
 @EVERY_SOLVER
@@ -342,8 +596,15 @@ def test_nan_is_an_error_not_a_hang() -> None:
         (lambda f, x: solve_sde(f, x, path=CondOT(), solver="euler"), "solver is 'euler'"),
         (lambda f, x: solve_sde(f, x, path=CondOT(), steps=0), "steps is 0"),
         (lambda f, x: solve_sde(f, x, path=CondOT(), t0=0.5, t1=0.5), "t0 and t1 are 0.5 and 0.5"),
-        (lambda f, x: solve_sde(f, x, path=CondOT(), t0=1.0, t1=0.0), "t0 before t1"),
         (lambda f, x: solve_sde(f, x, path=CondOT(), t1=1.5), "between 0 and 1"),
+        (lambda f, x: solve_sde(f, x), "path is None, but should be the path of the field unless score is given"),
+        (lambda f, x: solve_sde(f, x, score=f), r"diffusion is Memoryless\(eta=1.0\).*Constant or Custom"),
+        (lambda f, x: solve_sde(f, x, score=f, diffusion=Proportional(1.0)), r"use Constant\(sigma\)"),
+        (lambda f, x: solve_sde(f, x, path=CondOT(), score=lambda t, x: x), r"score takes the arguments \(t, x\)"),
+        (lambda f, x: solve_sde(f, x, path=CondOT(), score=lambda t, x, c: x[:1]), "the result of score has shape"),
+        (lambda f, x: solve_sde(f, x.long(), path=CondOT()), "x has dtype"),
+        (lambda f, x: solve_sde(f, x, path=CondOT(), times=[0.0, 0.0]), "that increase or decrease"),
+        (lambda f, x: solve_sde(f, x, path=CondOT(), times=[0.0, 2.0]), "between 0 and 1"),
         (lambda f, x: solve_sde(lambda t, x, c: x[:1], x, path=CondOT()), "the result of field has shape"),
         (lambda f, x: Constant(-1.0), "value is -1.0"),
         (lambda f, x: Memoryless(math.nan), "eta is nan"),
