@@ -22,7 +22,7 @@ from benchmarks.results import Claim, Result, markdown_table
 from benchmarks.sampling import benchmark_sampling
 from benchmarks.td_scale import benchmark_td_data, benchmark_td_scale
 from benchmarks.td_speed import benchmark_td_speed
-from benchmarks.training import benchmark_coupling, benchmark_training, benchmark_tutorial
+from benchmarks.training import benchmark_coupling, benchmark_entropic, benchmark_training, benchmark_tutorial
 
 PAGES: dict[str, dict[str, Callable[[bool], Result]]] = {
     "benchmarks": {
@@ -31,6 +31,7 @@ PAGES: dict[str, dict[str, Callable[[bool], Result]]] = {
         "training": benchmark_training,
         "tutorial": benchmark_tutorial,
         "coupling": benchmark_coupling,
+        "entropic": benchmark_entropic,
         "sampling": benchmark_sampling,
         "growth": benchmark_growth,
     },
@@ -100,7 +101,7 @@ def machine() -> str:
     return (
         f"{_processor()}, {torch.get_num_threads()} thread, float32, Python {platform.python_version()}, {versions}. "
         f"{os.cpu_count()} cores, load average of the last 15 minutes {os.getloadavg()[2]:.1f}. Ratios are medians of "
-        "paired, interleaved timings, with the middle half, unless a table says otherwise."
+        "paired, interleaved timings of CPU time, with the middle half, unless a table says otherwise."
     )
 
 

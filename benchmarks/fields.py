@@ -74,7 +74,7 @@ def trained_tabular(network: str, quick: bool) -> tuple[nn.Module, Tensor]:
     """Return one of `NETWORKS` trained on tabular data, and rows that it has not seen."""
     generator = torch.Generator().manual_seed(0)
     x = tabular(20_000, generator)
-    return trained(NETWORKS[network](generator), x[:-64], 300 if quick else 1500, generator), x[-64:]
+    return trained(NETWORKS[network](generator), x[:-128], 300 if quick else 1500, generator), x[-128:]
 
 
 def double(field: nn.Module) -> nn.Module:

@@ -246,7 +246,7 @@ def timed(runners: Mapping[str, Runner], rounds: int, seconds: float) -> Timings
     """Time blocks of steps side by side, round after round; the seconds are those of a step."""
     blocks = {name: runner.block for name, runner in runners.items()}
     known = dict.fromkeys(blocks, math.inf)  # a block is long enough: never repeat it
-    timings = side_by_side(blocks, rounds=rounds, budget=seconds, known=known)
+    timings = side_by_side(blocks, rounds=rounds, budget=seconds, known=known, clock=time.perf_counter)
     return Timings({name: [s / runners[name].steps for s in times] for name, times in timings.rounds.items()})
 
 

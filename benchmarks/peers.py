@@ -80,12 +80,20 @@ def flow_matching_log_prob(
 
 
 def flow_matching_sample(
-    field: nn.Module, noise: Tensor, method: str, *, steps: int | None = None, tolerance: float = 1e-5
+    field: nn.Module,
+    noise: Tensor,
+    method: str,
+    *,
+    steps: int | None = None,
+    tolerance: float = 1e-5,
+    times: Tensor | None = None,
 ) -> Tensor:
-    """Return samples by `ODESolver.sample`."""
+    """Return samples by `ODESolver.sample`; the arguments are those of `flow_matching_log_prob`, times from 0 to 1."""
+    grid = {} if times is None else {"time_grid": times}
     solver = ODESolver(Wrapped(field))
     step_size = None if steps is None else 1 / steps
-    return cast(Tensor, solver.sample(x_init=noise, step_size=step_size, method=method, atol=tolerance, rtol=tolerance))
+    x = solver.sample(x_init=noise, step_size=step_size, method=method, atol=tolerance, rtol=tolerance, **grid)
+    return cast(Tensor, x)
 
 
 def zuko_flow(field: nn.Module, dim: int, atol: float = 1e-6, rtol: float = 1e-5) -> Any:
