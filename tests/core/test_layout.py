@@ -36,7 +36,7 @@ FLOORS: list[dict[str, set[str]]] = [
         "solvers": {"_require", "_tensors", "field", "paths"},
     },
     {
-        "couplings": {"_tensors", "field", "solvers", "transport"},
+        "couplings": {"_conditions", "_tensors", "field", "solvers", "transport"},
         "discrete": {"_flow", "_tensors", "field", "solvers"},
         "flow": {"_flow", "_jacobian", "_tensors", "divergence", "field", "solvers"},
         "metrics": {"_tensors", "field", "solvers", "transport"},
