@@ -39,7 +39,7 @@ FLOORS: list[dict[str, set[str]]] = [
         "couplings": {"_conditions", "_tensors", "field", "solvers", "transport"},
         "discrete": {"_flow", "_tensors", "field", "solvers"},
         "flow": {"_flow", "_jacobian", "_tensors", "divergence", "field", "solvers"},
-        "metrics": {"_tensors", "field", "solvers", "transport"},
+        "metrics": {"_call", "_conditions", "_tensors", "field", "solvers", "transport"},
     },
     {
         "objectives": {
