@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flowmatch_core.couplings import ConditionalOT as ConditionalOT
     from flowmatch_core.couplings import Coupling as Coupling
     from flowmatch_core.couplings import Independent as Independent
+    from flowmatch_core.couplings import IndexCoupling as IndexCoupling
     from flowmatch_core.couplings import MinibatchOT as MinibatchOT
     from flowmatch_core.couplings import Reflow as Reflow
     from flowmatch_core.couplings import SchrodingerBridge as SchrodingerBridge
@@ -140,7 +141,16 @@ if TYPE_CHECKING:
     from flowmatch_core.successor import vae_loss as vae_loss
 
 _MODULES = {
-    "couplings": ("ConditionalOT", "Coupling", "Independent", "MinibatchOT", "Reflow", "SchrodingerBridge", "Sinkhorn"),
+    "couplings": (
+        "ConditionalOT",
+        "Coupling",
+        "Independent",
+        "IndexCoupling",
+        "MinibatchOT",
+        "Reflow",
+        "SchrodingerBridge",
+        "Sinkhorn",
+    ),
     "dequantise": ("Dequantiser", "importance_bound"),
     "discrete": (
         "EvidenceBound",

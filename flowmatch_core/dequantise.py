@@ -76,19 +76,27 @@ class Dequantiser:
             dtype: The dtype of the data.
         """
         u = torch.rand(levels.shape, generator=generator, dtype=dtype, device=levels.device)
-        y = (levels.to(dtype) + u) / self.levels
-        # the sum may round up to the next level
-        y = torch.minimum(y, ((levels.to(dtype) + 1) / self.levels).nextafter(y.new_zeros(())))
+        x, centre = self._data(levels.to(dtype) + u), self._data(levels.to(dtype) + 0.5)
+        if (lost := self.quantise(centre) != levels).any():
+            raise ValueError(
+                f"levels holds {levels[lost][0].item()}, but should hold whole numbers from 0 to {self.levels - 1} "
+                f"that data of dtype {dtype} can tell apart; pass dtype=torch.float64."
+            )
+        shift = torch.finfo(dtype).eps
+        while (lost := self.quantise(x) != levels).any():  # rounded into the next bin
+            x = torch.where(lost, x.lerp(centre, min(shift, 1.0)), x)
+            shift *= 2
         if self.logit is None:
-            slope = torch.full_like(y, math.log((self.high - self.low) / self.levels))
-            return self.low + (self.high - self.low) * y, flatten_event(slope).sum(1)
-        x = torch.logit(self.logit + (1 - 2 * self.logit) * y)
-        # dx/dy = (1 - 2 margin) / (p (1 - p)) with p = sigmoid(x)
-        slope = math.log((1 - 2 * self.logit) / self.levels) - F.logsigmoid(x) - F.logsigmoid(-x)
+            slope = torch.full_like(x, math.log((self.high - self.low) / self.levels))
+        else:
+            # dx/dy = (1 - 2 margin) / (p (1 - p)) with p = sigmoid(x)
+            slope = math.log((1 - 2 * self.logit) / self.levels) - F.logsigmoid(x) - F.logsigmoid(-x)
         return x, flatten_event(slope).sum(1)
 
     def quantise(self, x: Tensor) -> Tensor:
         """Return the levels of data, with dtype int64; values out of range are clamped.
+
+        The levels of dequantised data come back exactly, in any dtype.
 
         Examples:
             >>> Dequantiser(levels=256, low=-1.0).quantise(torch.tensor([-1.0, 0.0, 1.0, 7.0]))
@@ -99,6 +107,13 @@ class Dequantiser:
         else:
             y = (torch.sigmoid(x) - self.logit) / (1 - 2 * self.logit)
         return (y * self.levels).floor().clamp(0, self.levels - 1).to(torch.int64)
+
+    def _data(self, place: Tensor) -> Tensor:
+        """Return the data at `k + u` in `[0, levels]`."""
+        y = place / self.levels
+        if self.logit is None:
+            return self.low + (self.high - self.low) * y
+        return torch.logit(self.logit + (1 - 2 * self.logit) * y)
 
 
 def importance_bound(log_prob: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowmatch_core._call import call_field
+from flowmatch_core._conditions import Condition
 from flowmatch_core._tensors import check_floating, flatten_event
 from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.solvers import solve
@@ -91,6 +93,8 @@ def sliced_wasserstein(
     directions = torch.randn(a.shape[1], projections, generator=generator, dtype=a.dtype, device=a.device)
     directions = directions / directions.norm(dim=0)
     n, m = len(a), len(b)
+    centre = a.detach().mean(0)  # projections far from the origin lose digits, and a common shift changes nothing
+    a, b = a - centre, b - centre
     # on a scale where 1 is n * m, both quantile functions are constant between multiples of m and n
     levels = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).sort().values.to(a.device)
     widths = levels.diff(prepend=levels.new_zeros(1)).to(a.dtype) / (n * m)
@@ -161,7 +165,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def path_energy(
-    field: VelocityField, x0: Tensor, cond: Tensor | None = None, *, solver: str = "rk4", steps: int = 50
+    field: VelocityField, x0: Tensor, cond: Condition = None, *, solver: str = "rk4", steps: int = 50
 ) -> Tensor:
     r"""Return the energy $E \int_0^1 \lVert v(t, x_t, c) \rVert^2 dt$ of a flow along its trajectories.
 
@@ -172,7 +176,7 @@ def path_energy(
     Args:
         field: The velocity field $v$.
         x0: Starts of trajectories, with shape `(batch, *event)`.
-        cond: Their conditions, with shape `(batch, c)`.
+        cond: Their conditions, whose first dimension is the batch.
         solver: One of `flowmatch_core.solvers.SOLVERS`.
         steps: The number of steps of a fixed-step method.
 
@@ -181,8 +185,9 @@ def path_energy(
         tensor(12.)
     """
 
-    def with_energy(t: Time, state: Tensor, cond: Tensor | None) -> Tensor:
-        velocity = field(t, state[:, :-1].reshape(-1, *x0.shape[1:]), cond)  # a solver may evaluate some rows only
+    def with_energy(t: Time, state: Tensor, cond: Condition) -> Tensor:
+        x = state[:, :-1].reshape(-1, *x0.shape[1:])  # a solver may evaluate some rows only
+        velocity = call_field(field, t, x, cond)
         flat = flatten_event(velocity)
         return torch.cat([flat, flat.square().sum(1, keepdim=True)], 1)
 
@@ -194,7 +199,7 @@ def normalised_path_energy(
     field: VelocityField,
     x0: Tensor,
     w2: Tensor | float,
-    cond: Tensor | None = None,
+    cond: Condition = None,
     *,
     solver: str = "rk4",
     steps: int = 50,
@@ -214,7 +219,7 @@ def normalised_path_energy(
         field: The velocity field $v$.
         x0: Starts of trajectories, with shape `(batch, *event)`.
         w2: The 2-Wasserstein distance between the source and the data, see `wasserstein2`.
-        cond: The conditions of the starts, with shape `(batch, c)`.
+        cond: The conditions of the starts, whose first dimension is the batch.
         solver: One of `flowmatch_core.solvers.SOLVERS`.
         steps: The number of steps of a fixed-step method.
 

@@ -16,7 +16,7 @@ __all__ = ["entropic_plan", "optimal_permutation", "optimal_plan"]
 MAX_ITERATIONS = 10_000_000
 """Maximum number of iterations of the network simplex method."""
 MAX_ROUNDS = 1_000
-"""Maximum number of rounds of Sinkhorn's algorithm, ten iterations each."""
+"""Maximum number of rounds of Sinkhorn's algorithm, twenty iterations each."""
 
 Matrix = NDArray[np.float64]
 
@@ -89,8 +89,8 @@ def entropic_plan(cost: Matrix, reg: float, tolerance: float = 1e-4) -> Matrix:
     and slow where the plan is nearly a permutation, and Newton's method the reverse: a round is a few iterations of
     the one and, where they do not suffice, a step of the other on the dual problem. The regularisation decreases to
     the given one, and the dual prices are extrapolated to the next. For 512 points in the plane and a regularisation
-    of 1 % of the mean cost this takes 1.7 times the time of `optimal_plan`. Below 1e-13 of the mean cost a
-    regularisation cannot be told from zero, and none is used.
+    of 1 % of the mean cost this takes twice the time of `optimal_plan`. In float64 a regularisation below 1e-13 of
+    the mean cost cannot be told from that.
 
     References:
         - Sinkhorn Distances: Lightspeed Computation of Optimal Transport (Cuturi, 2013),
@@ -120,14 +120,14 @@ def entropic_plan(cost: Matrix, reg: float, tolerance: float = 1e-4) -> Matrix:
     previous = math.inf, prices  # no slope yet
     for _ in range(MAX_ROUNDS):
         plan = _row_softmax((prices - cost) / current)
-        rows, columns = _scaled(plan, iterations=10)
+        rows, columns = _scaled(plan, iterations=20)
         plan = rows[:, None] * plan * columns
         prices = prices + current * np.log(columns)
         excess = plan.sum(0) - 1
         error = float(np.abs(excess).mean())
         if current == reg and error <= tolerance:
             return plan
-        if current > reg and error <= 0.2 / n:  # no column is far off: such a one would cost many steps below
+        if current > reg and error <= 0.5 / n:  # a column that is far off costs many steps later
             smaller = max(reg, current / 4)
             slope = (prices - previous[1]) / (current - previous[0])
             previous = current, prices

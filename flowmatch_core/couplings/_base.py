@@ -1,4 +1,4 @@
-"""The base class of couplings."""
+"""The base classes of couplings."""
 
 from __future__ import annotations
 
@@ -8,28 +8,68 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-__all__ = ["Coupling", "check_coupling"]
+from flowmatch_core._conditions import Condition
+
+__all__ = ["Coupling", "IndexCoupling", "check_coupling"]
 
 
 class Coupling(ABC):
     """A rule that pairs the rows of a batch of noise with the rows of a batch of data.
 
-    Row `i` of the three results belongs together. Conditions and data keep their order, except in a coupling that
-    computes the data from the noise (see `Reflow`); the noise is permuted or resampled.
+    Row `i` of the three results belongs together. Conditions and data keep their order. An `IndexCoupling` permutes or
+    resamples the noise; any other coupling computes rows (see `Reflow`).
     """
 
     @abstractmethod
     def __call__(
-        self, x0: Tensor, x1: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self, x0: Tensor, x1: Tensor, cond: Condition = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Condition]:
         """Return `(x0, x1, cond)` with the rows of `x0` paired with those of `x1`.
 
         Args:
             x0: The noise, with shape `(batch, *event)`.
             x1: The data, with the same shape.
-            cond: The conditions of the data, with shape `(batch, c)`.
+            cond: The conditions of the data, a tensor with shape `(batch, *cond)` or a mapping of such tensors.
             generator: The source of randomness of a coupling that draws.
         """
+
+
+class IndexCoupling(Coupling):
+    """A coupling that chooses a row of the noise for each row of the data.
+
+    Whatever belongs to the rows of `x0`, such as labels or weights, follows by the indices.
+
+    Examples:
+        >>> from flowmatch_core.couplings import MinibatchOT
+        >>> x0, x1, labels = torch.tensor([[0.0], [9.0]]), torch.tensor([[10.0], [1.0]]), torch.tensor([3, 4])
+        >>> i0, i1 = MinibatchOT().pairs(x0, x1)
+        >>> labels[i0], i1
+        (tensor([4, 3]), tensor([0, 1]))
+    """
+
+    @abstractmethod
+    def partners(
+        self, x0: Tensor, x1: Tensor, cond: Condition = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return the index in `x0` of the partner of each row of `x1`, with shape `(batch,)`.
+
+        Arguments as in a call.
+        """
+
+    def pairs(
+        self, x0: Tensor, x1: Tensor, cond: Condition = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return indices `(i0, i1)`, both `(batch,)`, such that a call returns `x0[i0]` and `x1[i1]`.
+
+        The data keep their order, so `i1` counts from zero. Arguments as in a call.
+        """
+        i0 = self.partners(x0, x1, cond, generator=generator)
+        return i0, torch.arange(len(i0), device=i0.device)
+
+    def __call__(
+        self, x0: Tensor, x1: Tensor, cond: Condition = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Condition]:
+        return x0[self.partners(x0, x1, cond, generator=generator)], x1, cond
 
 
 def check_coupling(coupling: object) -> None:

@@ -9,9 +9,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowmatch_core._tensors import flatten_event
-from flowmatch_core.couplings._base import Coupling
-from flowmatch_core.couplings._batch import centred, centred_pair, pair_cost
+from flowmatch_core._conditions import Condition
+from flowmatch_core.couplings._base import IndexCoupling
+from flowmatch_core.couplings._batch import check_weight, conditional_costs
 from flowmatch_core.transport import optimal_permutation
 
 __all__ = ["ConditionalOT"]
@@ -19,7 +19,7 @@ __all__ = ["ConditionalOT"]
 
 @final
 @dataclass(frozen=True)
-class ConditionalOT(Coupling):
+class ConditionalOT(IndexCoupling):
     r"""The permutation of the noise of least cost that keeps it Gaussian within each condition.
 
     $$
@@ -55,36 +55,12 @@ class ConditionalOT(Coupling):
     weight: float = math.inf
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise ValueError(f"weight is {self.weight}, but should be at least 0.")
+        check_weight(self.weight)
 
-    def __call__(
-        self, x0: Tensor, x1: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        if cond is None or cond.shape[:1] != x1.shape[:1]:
-            shape = None if cond is None else tuple(cond.shape)
-            raise ValueError(f"cond has shape {shape}, but should have shape ({len(x1)}, c), one for each row of x1.")
-        noise, data = centred_pair(x0, x1)
-        if math.isinf(self.weight):
-            permutation = _within_equal(noise, data, flatten_event(cond.detach()).cpu())
-        else:
-            given = centred("cond", cond)
-            cost = pair_cost(noise, data) / _mean_distance(noise, data)
-            price = pair_cost(given, given) / _mean_distance(given, given)
-            permutation = torch.from_numpy(optimal_permutation(cost + self.weight * price))
-        return x0[permutation.to(x0.device)], x1, cond
-
-
-def _within_equal(noise: Tensor, data: Tensor, cond: Tensor) -> Tensor:
-    """Return the best of the permutations that keep every row within its condition."""
-    _, label, counts = torch.unique(cond, dim=0, return_inverse=True, return_counts=True)
-    permutation = torch.arange(len(data))
-    for rows in label.argsort(stable=True).split(counts.tolist()):
-        permutation[rows] = rows[torch.from_numpy(optimal_permutation(pair_cost(noise[rows], data[rows])))]
-    return permutation
-
-
-def _mean_distance(x: Tensor, y: Tensor) -> float:
-    """Return the mean squared distance of the rows of two centred sets; not zero, for a division."""
-    distance = x.square().sum(1).mean() + y.square().sum(1).mean()
-    return max(float(distance), torch.finfo(distance.dtype).tiny)
+    def partners(
+        self, x0: Tensor, x1: Tensor, cond: Condition = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        partner = torch.arange(len(x1))
+        for rows, cost in conditional_costs(x0, x1, cond, self.weight):
+            partner[rows] = rows[torch.from_numpy(optimal_permutation(cost))]
+        return partner.to(x0.device)

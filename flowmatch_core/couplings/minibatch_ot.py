@@ -8,7 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowmatch_core.couplings._base import Coupling
+from flowmatch_core._conditions import Condition
+from flowmatch_core.couplings._base import IndexCoupling
 from flowmatch_core.couplings._batch import centred_pair, pair_cost
 from flowmatch_core.transport import optimal_permutation
 
@@ -17,7 +18,7 @@ __all__ = ["MinibatchOT"]
 
 @final
 @dataclass(frozen=True)
-class MinibatchOT(Coupling):
+class MinibatchOT(IndexCoupling):
     r"""The permutation of the noise with the least $\sum_i \lVert x_1^i - x_0^{\pi(i)} \rVert^2$.
 
     The result is a permutation: every row of the noise is used once. It is computed on the CPU in float64, which
@@ -35,8 +36,8 @@ class MinibatchOT(Coupling):
                 [0.]])
     """
 
-    def __call__(
-        self, x0: Tensor, x1: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def partners(
+        self, x0: Tensor, x1: Tensor, cond: Condition = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         permutation = optimal_permutation(pair_cost(*centred_pair(x0, x1)))
-        return x0[torch.from_numpy(permutation).to(x0.device)], x1, cond
+        return torch.from_numpy(permutation).to(x0.device)

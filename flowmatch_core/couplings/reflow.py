@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flowmatch_core._conditions import Condition
 from flowmatch_core._tensors import check_shape
 from flowmatch_core.couplings._base import Coupling
 from flowmatch_core.field import VelocityField
@@ -45,8 +46,8 @@ class Reflow(Coupling):
     steps: int = 20
 
     def __call__(
-        self, x0: Tensor, x1: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self, x0: Tensor, x1: Tensor, cond: Condition = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Condition]:
         check_shape("x0", x0, x1.shape)
         with torch.no_grad():
             image = solve(self.field, x0, cond=cond, solver=self.solver, steps=self.steps).x

@@ -8,7 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowmatch_core.couplings._base import Coupling
+from flowmatch_core._conditions import Condition
+from flowmatch_core.couplings._base import IndexCoupling
+from flowmatch_core.couplings._batch import check_weight
 from flowmatch_core.couplings.sinkhorn import Sinkhorn
 
 __all__ = ["SchrodingerBridge"]
@@ -16,7 +18,7 @@ __all__ = ["SchrodingerBridge"]
 
 @final
 @dataclass(frozen=True)
-class SchrodingerBridge(Coupling):
+class SchrodingerBridge(IndexCoupling):
     r"""The coupling of the ends of the Schrödinger bridge for a Brownian motion of scale $\sigma$.
 
     $$
@@ -38,6 +40,8 @@ class SchrodingerBridge(Coupling):
 
     Args:
         sigma: The scale $\sigma$ of the Brownian motion, whose variance after unit time is its square.
+        weight: The weight of a change of condition in the cost, see `Sinkhorn`: with an infinite one the pairs of
+            each label are those of the bridge of its own data.
 
     Examples:
         >>> x0, x1 = torch.tensor([[0.0], [9.0]]), torch.tensor([[10.0], [1.0]])
@@ -47,12 +51,14 @@ class SchrodingerBridge(Coupling):
     """
 
     sigma: float = 1.0
+    weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.sigma > 0:
             raise ValueError(f"sigma is {self.sigma}, but should be positive.")
+        check_weight(self.weight)
 
-    def __call__(
-        self, x0: Tensor, x1: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        return Sinkhorn(reg=2 * self.sigma**2)(x0, x1, cond, generator=generator)
+    def partners(
+        self, x0: Tensor, x1: Tensor, cond: Condition = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        return Sinkhorn(2 * self.sigma**2, self.weight).partners(x0, x1, cond, generator=generator)

@@ -8,8 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowmatch_core.couplings._base import Coupling
-from flowmatch_core.couplings._batch import centred_pair, pair_cost
+from flowmatch_core._conditions import Condition
+from flowmatch_core.couplings._base import IndexCoupling
+from flowmatch_core.couplings._batch import check_weight, conditional_costs
 from flowmatch_core.transport import entropic_plan
 
 __all__ = ["Sinkhorn"]
@@ -17,14 +18,16 @@ __all__ = ["Sinkhorn"]
 
 @final
 @dataclass(frozen=True)
-class Sinkhorn(Coupling):
+class Sinkhorn(IndexCoupling):
     r"""Partners drawn from the entropic transport plan of the batch.
 
     The plan `P` minimises $\sum_{ij} P_{ij} (\lVert x_1^i - x_0^j \rVert^2 + \epsilon \log P_{ij})$.
 
     It lies between `MinibatchOT` ($\epsilon \to 0$) and `Independent` ($\epsilon \to \infty$).
     Each row of the data draws its own partner, so a row of the noise may be used several times or not at all, and
-    once on average. Like `MinibatchOT` it ignores the conditions and runs on the CPU.
+    once on average. Like `MinibatchOT` it runs on the CPU and by default ignores the conditions. With a weight, a
+    change of condition adds to the cost as in `ConditionalOT`, in units of the mean squared distance: an infinite
+    weight solves for a plan within each label, and a large one serves continuous conditions.
 
     References:
         - Sinkhorn Distances: Lightspeed Computation of Optimal Transport (Cuturi, 2013),
@@ -32,6 +35,7 @@ class Sinkhorn(Coupling):
 
     Args:
         reg: The regularisation $\epsilon$, in units of the squared distance.
+        weight: The weight of a change of condition in the cost, see `ConditionalOT`.
 
     Examples:
         >>> x0, x1 = torch.tensor([[0.0], [9.0]]), torch.tensor([[10.0], [1.0]])
@@ -41,17 +45,22 @@ class Sinkhorn(Coupling):
     """
 
     reg: float = 0.1
+    weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.reg > 0:
             raise ValueError(f"reg is {self.reg}, but should be positive.")
+        check_weight(self.weight)
 
-    def __call__(
-        self, x0: Tensor, x1: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        plan = entropic_plan(pair_cost(*centred_pair(x0, x1)), self.reg)
+    def partners(
+        self, x0: Tensor, x1: Tensor, cond: Condition = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         # draws by inverse distribution functions: torch.multinomial on the CPU refuses a generator of another device
         levels = torch.rand(len(x0), 1, generator=generator, dtype=torch.float32, device=x0.device)
-        cumulative = torch.from_numpy(plan).cumsum(1)
-        partner = torch.searchsorted(cumulative, levels.to("cpu", torch.float64) * cumulative[:, -1:], right=True)
-        return x0[partner[:, 0].to(x0.device)], x1, cond
+        levels = levels.to("cpu", torch.float64)
+        partner = torch.arange(len(x1))
+        for rows, cost in conditional_costs(x0, x1, cond, self.weight):
+            cumulative = torch.from_numpy(entropic_plan(cost, self.reg)).cumsum(1)
+            drawn = torch.searchsorted(cumulative, levels[rows] * cumulative[:, -1:], right=True)
+            partner[rows] = rows[drawn[:, 0]]
+        return partner.to(x0.device)

@@ -123,8 +123,10 @@ COUPLINGS: Mapping[str, Spec] = {
     "conditional_ot": Spec("flowmatch_core.couplings.conditional_ot", "ConditionalOT", {"weight": Number}),
     "independent": Spec("flowmatch_core.couplings.independent", "Independent"),
     "minibatch_ot": Spec("flowmatch_core.couplings.minibatch_ot", "MinibatchOT"),
-    "schrodinger_bridge": Spec("flowmatch_core.couplings.schrodinger_bridge", "SchrodingerBridge", {"sigma": Number}),
-    "sinkhorn": Spec("flowmatch_core.couplings.sinkhorn", "Sinkhorn", {"reg": Number}),
+    "schrodinger_bridge": Spec(
+        "flowmatch_core.couplings.schrodinger_bridge", "SchrodingerBridge", {"sigma": Number, "weight": Number}
+    ),
+    "sinkhorn": Spec("flowmatch_core.couplings.sinkhorn", "Sinkhorn", {"reg": Number, "weight": Number}),
 }
 """Couplings of noise and data."""
 

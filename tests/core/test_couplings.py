@@ -17,6 +17,7 @@ from flowmatch_core.couplings import (
     ConditionalOT,
     Coupling,
     Independent,
+    IndexCoupling,
     MinibatchOT,
     Reflow,
     SchrodingerBridge,
@@ -29,8 +30,8 @@ from flowmatch_core.paths import CondOT
 from flowmatch_core.solvers import SolverError, solve
 from tests.support.random import generator
 
-PERMUTATIONS = [Independent(), MinibatchOT(), ConditionalOT(), ConditionalOT(weight=10.0)]
-DRAWS = [Sinkhorn(reg=1.0), SchrodingerBridge(sigma=0.7)]
+PERMUTATIONS: list[IndexCoupling] = [Independent(), MinibatchOT(), ConditionalOT(), ConditionalOT(weight=10.0)]
+DRAWS: list[IndexCoupling] = [Sinkhorn(reg=1.0), SchrodingerBridge(sigma=0.7), Sinkhorn(reg=1.0, weight=3.0)]
 
 
 def batch(n: int, *event: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,11 +166,41 @@ def test_the_ends_of_a_schrodinger_bridge_between_gaussians_have_the_known_corre
 
 @pytest.mark.parametrize("coupling", DRAWS, ids=repr)
 def test_randomness_comes_from_the_generator_alone(coupling: Coupling) -> None:
-    x0, x1, _ = batch(64, 2)
+    x0, x1, cond = batch(64, 2)
     state = torch.get_rng_state()
-    results = [coupling(x0, x1, generator=generator(seed))[0] for seed in (0, 0, 1)]
+    results = [coupling(x0, x1, cond, generator=generator(seed))[0] for seed in (0, 0, 1)]
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
     assert torch.equal(state, torch.get_rng_state())
+
+
+# --- indices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("coupling", [*PERMUTATIONS, *DRAWS], ids=repr)
+def test_the_indices_are_those_of_the_pairs(coupling: IndexCoupling) -> None:
+    x0, x1, cond = batch(64, 2)
+    label = torch.arange(64) // 8
+    for given in (cond // 16, {"label": label // 2, "dose": cond // 8}):
+        i0, i1 = coupling.pairs(x0, x1, given, generator=generator(3))
+        y0, y1, y_cond = coupling(x0, x1, given, generator=generator(3))
+        assert torch.equal(x0[i0], y0) and torch.equal(x1[i1], y1) and y_cond is given
+        labelled, _, _ = coupling(
+            torch.stack([x0, label[:, None] + 0 * x0], 1)[:, 0], x1, given, generator=generator(3)
+        )
+        assert torch.equal(label[i0], (labelled[:, None] == x0).all(-1).double().argmax(1) // 8)
+
+
+def test_a_coupling_of_ones_own_needs_only_the_partners() -> None:
+    class Reverse(IndexCoupling):
+        def partners(
+            self, x0: Tensor, x1: Tensor, cond: object = None, *, generator: torch.Generator | None = None
+        ) -> Tensor:
+            return torch.arange(len(x1)).flip(0)
+
+    x0, x1, cond = batch(5, 2)
+    y0, y1, y_cond = Reverse()(x0, x1, cond)
+    assert torch.equal(y0, x0.flip(0)) and y1 is x1 and y_cond is cond
+    assert Reverse().pairs(x0, x1)[0].tolist() == [4, 3, 2, 1, 0]
 
 
 # --- conditions ------------------------------------------------------------------------------------------------------
@@ -234,6 +265,50 @@ def test_the_weight_trades_transport_for_noise_that_knows_nothing_of_the_conditi
         correlation.append(abs(float(torch.cat(rows).T.corrcoef()[0, 1])))
     assert correlation[0] > 0.9 > 0.5 > correlation[1] > correlation[2] and correlation[2] < 0.06
     assert sum(costs[:10]) < sum(costs[10:20]) < sum(costs[20:]) < 10 * 256 * (2 + 4 + 2 * 0.09)
+
+
+def test_a_bridge_within_labels_is_the_bridge_of_each_label() -> None:
+    """Labels of unlike Gaussians: each has its own closed form, and no bridge of the mixture has both."""
+    sigma, moments = 0.8, []
+    for seed in range(6):
+        g = generator(seed)
+        x0, z = torch.randn(2, 400, 1, generator=g, dtype=torch.float64)
+        label = torch.arange(400)[:, None] % 2
+        scale, shift = torch.where(label == 0, 2.0, 0.5), 6.0 * label - 3
+        coupling = SchrodingerBridge(sigma, weight=math.inf)
+        y0, y1, _ = coupling(x0, scale * z + shift, {"label": label[:, 0]}, generator=g)
+        product = y0 * (y1 - shift)
+        moments.append([float(product[label == k].mean()) for k in (0, 1)])
+        assert sorted(y0[label == 0].tolist()) != sorted(x0[label == 0].tolist())  # it draws
+        assert {tuple(r) for r in y0[label[:, 0] == 1].tolist()} <= {tuple(r) for r in x0[label[:, 0] == 1].tolist()}
+    # N(0, 1) to N(m, s^2): the covariance c solves c / (s^2 - c^2) = 1 / sigma^2
+    for found, s in zip(torch.tensor(moments).mean(0).tolist(), (2.0, 0.5), strict=True):
+        expected = (math.sqrt(4 * s**2 + sigma**4) - sigma**2) / 2
+        assert found == pytest.approx(expected, abs=0.12 * s)
+    ignored = torch.cat([SchrodingerBridge(sigma)(x0, scale * z + shift, label, generator=generator())[0], label], 1)
+    assert abs(float(ignored[label[:, 0] == 1, 0].mean())) > 0.5
+
+
+def test_entropic_plans_within_labels_turn_into_the_permutations_of_each_label() -> None:
+    x0, x1, label = labelled(100, 0)
+    for weight, cond in ((math.inf, label), (20.0, batch(100, 2)[2])):
+        sharp = Sinkhorn(1e-6, weight)(x0, x1, cond, generator=generator())[0]
+        assert torch.equal(sharp, ConditionalOT(weight)(x0, x1, cond)[0])
+
+
+def test_a_mapping_of_conditions_is_one_condition_of_several_parts() -> None:
+    x0, x1, label = labelled(120, 1)
+    other = torch.arange(120) % 3
+    together = torch.cat([label, other[:, None]], 1)
+    for coupling in (ConditionalOT(), Sinkhorn(0.5, weight=math.inf)):
+        results = [
+            coupling(x0, x1, cond, generator=generator())[0]
+            for cond in (together, {"side": label, "third": other}, {"side": label})
+        ]
+        assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+    cond = torch.randn(120, 2, generator=generator(), dtype=torch.float64)
+    both = {"a": cond, "b": 100 * cond + 3}  # the price has no units, part by part
+    assert torch.equal(ConditionalOT(20.0)(x0, x1, both)[0], ConditionalOT(20.0)(x0, x1, cond)[0])
 
 
 def test_the_weight_has_no_units() -> None:
@@ -325,13 +400,16 @@ def test_bad_parameters_are_named() -> None:
         with pytest.raises(ValueError, match=f"sigma is {bad}, but should be positive"):
             SchrodingerBridge(bad)
     for bad in (-1.0, math.nan):
-        with pytest.raises(ValueError, match=f"weight is {bad}, but should be at least 0"):
-            ConditionalOT(bad)
+        for make in (ConditionalOT, lambda w: Sinkhorn(weight=w), lambda w: SchrodingerBridge(weight=w)):
+            with pytest.raises(ValueError, match=f"weight is {bad}, but should be at least 0"):
+                make(bad)
     x0, x1, cond = batch(8, 2)
     with pytest.raises(ValueError, match=r"cond has shape None, but should have shape \(8, c\)"):
         ConditionalOT()(x0, x1)
     with pytest.raises(ValueError, match=r"cond has shape \(3, 1\), but should have shape \(8, c\)"):
         ConditionalOT()(x0, x1, cond[:3])
+    with pytest.raises(ValueError, match=r"cond has shape None, but should have shape \(8, c\)"):
+        SchrodingerBridge(weight=1.0)(x0, x1)
     with pytest.raises(ValueError, match="x0 has shape"):
         Reflow(lambda t, x, cond: x)(x0[:2], x1)
 

@@ -24,10 +24,33 @@ def draw(dequantiser: Dequantiser, levels: torch.Tensor, seed: int = 0) -> tuple
 def test_levels_come_back(dequantiser: Dequantiser) -> None:
     levels = torch.arange(8).repeat(1000, 1)
     assert (dequantiser.quantise(draw(dequantiser, levels)[0]) == levels).all()
-    single, _ = dequantiser(levels.repeat(100, 1), torch.Generator().manual_seed(0))
-    kept = (dequantiser.quantise(single) == levels.repeat(100, 1)).double().mean()
-    # the logit rounds, so that a value at the edge of its bin may fall over it
-    assert single.dtype == torch.float32 and kept > (1 - 1e-5 if dequantiser.logit else 1 - 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("levels", [3, 256, 65_536])
+@pytest.mark.parametrize("options", [{}, {"low": -1.0}, {"low": 100.0, "high": 103.0}, {"logit": 1e-3}], ids=str)
+def test_levels_come_back_from_the_ends_of_their_bins(
+    options: dict[str, float], levels: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dequantiser, k = Dequantiser(levels, **options), torch.arange(levels)[None]
+    largest = 1 - torch.finfo(dtype).eps / 2  # that torch.rand may return
+    for u in (0.0, torch.finfo(dtype).eps, 0.5, 1 - 2e-7, largest):
+        monkeypatch.setattr(torch, "rand", lambda shape, u=u, **other: torch.full(shape, u, dtype=other["dtype"]))
+        x, log_det = dequantiser(k, dtype=dtype)
+        assert (dequantiser.quantise(x) == k).all() and x.dtype == dtype and log_det.isfinite().all()
+        exact = Dequantiser(levels, **options)._data(k.double() + u)
+        width = (exact - dequantiser._data(k.double())).abs().max() + 1e-3
+        assert float((x - exact).abs().max()) < 0.02 * max(1.0, float(width))  # it stays where it was drawn
+
+
+def test_levels_out_of_range_are_an_error() -> None:
+    for bad in (-1, 8, 2.5):
+        with pytest.raises(ValueError, match=f"levels holds {bad}, but should hold whole numbers from 0 to 7"):
+            Dequantiser(8)(torch.tensor([[0, bad]]))
+    fine = Dequantiser(65_536, 1000.0, 1003.0), torch.arange(65_536)[None]  # bins of less than a float32
+    with pytest.raises(ValueError, match=r"that data of dtype torch.float32 can tell apart; pass dtype=torch.float64"):
+        fine[0](fine[1])
+    assert (fine[0].quantise(fine[0](fine[1], dtype=torch.float64)[0]) == fine[1]).all()
 
 
 @each

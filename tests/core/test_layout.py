@@ -37,10 +37,10 @@ FLOORS: list[dict[str, set[str]]] = [
         "solvers": {"_call", "_conditions", "_require", "_tensors", "field", "paths"},
     },
     {
-        "couplings": {"_tensors", "field", "solvers", "transport"},
+        "couplings": {"_conditions", "_tensors", "field", "solvers", "transport"},
         "discrete": {"_call", "_conditions", "_flow", "_tensors", "field", "solvers"},
         "flow": {"_flow", "_jacobian", "_tensors", "divergence", "field", "solvers"},
-        "metrics": {"_tensors", "field", "solvers", "transport"},
+        "metrics": {"_call", "_conditions", "_tensors", "field", "solvers", "transport"},
     },
     {
         "objectives": {

@@ -10,6 +10,7 @@ import ot
 import pytest
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.special import logsumexp
 
 from flowmatch_core import transport
 from flowmatch_core.transport import entropic_plan, optimal_permutation, optimal_plan
@@ -96,7 +97,7 @@ def test_the_entropic_plan_is_that_of_pot(reg: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("reg", [0.02, 0.1, 1.0, 1e3, 1e12])
+@pytest.mark.parametrize("reg", [1e-3, 0.02, 0.1, 1.0, 1e3, 1e12])
 def test_the_entropic_plan_has_its_marginals_and_its_form(kind: str, reg: float) -> None:
     cost = distances(50, kind=kind)
     plan = entropic_plan(cost, reg)
@@ -118,6 +119,45 @@ def test_the_entropic_plan_runs_from_the_best_permutation_to_all_pairs_alike() -
     np.testing.assert_allclose(entropic_plan(cost, 1e-4), permutation, atol=1e-3)
     np.testing.assert_allclose(entropic_plan(cost, 1e8), 1 / 30, rtol=1e-5)
     assert entropic_plan(np.array([[7.0]]), 1.0) == 1
+
+
+def moons(n: int, seed: int) -> Matrix:
+    """Costs between two moons with noise and a standard normal sample."""
+    random = np.random.default_rng(seed)
+    angle = np.pi * random.random(n // 2)
+    x, y = np.cos(angle), np.sin(angle)
+    data = np.stack([np.concatenate([x, 1 - x]), np.concatenate([y, 0.5 - y])], 1)
+    noise = random.standard_normal((n, 2))
+    return np.asarray(ot.dist(data + 0.1 * random.standard_normal((n, 2)), noise))
+
+
+def converged(cost: Matrix, reg: float) -> Matrix:
+    """Sinkhorn's algorithm in the log domain, for as long as it takes."""
+    rows, columns = np.zeros(len(cost)), np.zeros(len(cost))
+    for _ in range(20_000):
+        columns = -reg * logsumexp((rows[:, None] - cost) / reg, axis=0)
+        change = -reg * logsumexp((columns - cost) / reg, axis=1) - rows
+        rows = rows + change
+        if np.abs(change).max() < 1e-10 * reg:
+            return np.asarray(np.exp((rows[:, None] + columns - cost) / reg))
+    raise AssertionError("not converged")
+
+
+def test_a_sharp_entropic_plan_is_the_fixed_point_of_sinkhorns_algorithm() -> None:
+    cost, reg = moons(10, 1), 0.2
+    expected = converged(cost, reg)
+    np.testing.assert_allclose(entropic_plan(cost, reg, tolerance=1e-11), expected, atol=1e-8)
+    assert 0.5 < expected.max(1).mean() < 0.99  # neither a permutation nor spread over all pairs
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.05, 5e-3, 5e-4, 5e-8, 1e-30])
+def test_the_entropic_plan_is_found_for_every_regularisation(sigma: float) -> None:
+    for seed in range(12):
+        cost = moons(128, seed)
+        plan = entropic_plan(cost, 2 * sigma**2)
+        assert np.abs(plan.sum(0) - 1).mean() <= 1e-4 and (plan >= 0).all()
+        if sigma < 1e-6:
+            np.testing.assert_allclose(plan, np.eye(128)[optimal_permutation(cost)], atol=1e-3)
 
 
 def test_a_plan_in_two_points_is_known() -> None:
