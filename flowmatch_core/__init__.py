@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from flowmatch_core.networks import FourierTime as FourierTime
     from flowmatch_core.networks import MLPField as MLPField
     from flowmatch_core.networks import NoisePrediction as NoisePrediction
+    from flowmatch_core.networks import Preconditioned as Preconditioned
     from flowmatch_core.networks import ResidualField as ResidualField
     from flowmatch_core.networks import UNetMLPField as UNetMLPField
     from flowmatch_core.normalizing import DiscreteTimeFlow as DiscreteTimeFlow
@@ -178,6 +179,7 @@ _MODULES = {
         "FourierTime",
         "MLPField",
         "NoisePrediction",
+        "Preconditioned",
         "ResidualField",
         "UNetMLPField",
     ),

@@ -7,6 +7,7 @@ from flowmatch_core.networks.film_mlp import FiLMField
 from flowmatch_core.networks.layers import ACTIVATIONS
 from flowmatch_core.networks.mlp import MLPField
 from flowmatch_core.networks.noise_prediction import NoisePrediction
+from flowmatch_core.networks.preconditioned import Preconditioned
 from flowmatch_core.networks.residual import ResidualField
 from flowmatch_core.networks.unet_mlp import UNetMLPField
 
@@ -18,6 +19,7 @@ __all__ = [
     "FourierTime",
     "MLPField",
     "NoisePrediction",
+    "Preconditioned",
     "ResidualField",
     "UNetMLPField",
 ]

@@ -31,7 +31,7 @@ FLOORS: list[dict[str, set[str]]] = [
         "paths": {"_call", "_conditions", "_tensors", "field"},
     },
     {
-        "networks": {"_tensors", "field", "paths"},
+        "networks": {"_call", "_conditions", "_tensors", "field", "paths"},
         "oracles": {"_tensors", "field", "paths"},
         "solvers": {"_require", "_tensors", "field", "paths"},
     },
