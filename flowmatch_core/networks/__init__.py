@@ -3,6 +3,7 @@
 from flowmatch_core.networks.concat_squash import ConcatSquashField
 from flowmatch_core.networks.conv_unet import ConvUNetField
 from flowmatch_core.networks.embeddings import FourierTime
+from flowmatch_core.networks.encoded import EncodedField, LabelEmbedding
 from flowmatch_core.networks.film_mlp import FiLMField
 from flowmatch_core.networks.layers import ACTIVATIONS
 from flowmatch_core.networks.mlp import MLPField
@@ -15,8 +16,10 @@ __all__ = [
     "ACTIVATIONS",
     "ConcatSquashField",
     "ConvUNetField",
+    "EncodedField",
     "FiLMField",
     "FourierTime",
+    "LabelEmbedding",
     "MLPField",
     "NoisePrediction",
     "Preconditioned",

@@ -26,6 +26,7 @@ FLOORS: list[dict[str, set[str]]] = [
     {"_call": {"_conditions", "_tensors", "field"}},
     {
         "dequantise": {"_tensors"},
+        "guidance": {"_call", "_conditions", "_tensors", "field"},
         "divergence": {"_jacobian", "_tensors", "field"},
         "normalizing": {"_flow", "_require", "_tensors"},
         "paths": {"_call", "_conditions", "_tensors", "field"},
@@ -37,7 +38,7 @@ FLOORS: list[dict[str, set[str]]] = [
     },
     {
         "couplings": {"_tensors", "field", "solvers", "transport"},
-        "discrete": {"_flow", "_tensors", "field", "solvers"},
+        "discrete": {"_conditions", "_flow", "_tensors", "field", "guidance", "solvers"},
         "flow": {"_flow", "_jacobian", "_tensors", "divergence", "field", "solvers"},
         "metrics": {"_tensors", "field", "solvers", "transport"},
     },
@@ -58,6 +59,7 @@ BELOW_THE_TOP = {
         *("TimeSampler", "at_condition", "at_times", "cond_shape", "has_closed_form_divergence"),
         "velocity_and_divergence",
     },
+    "guidance": {"check_guidance", "guidance_scale"},
     "normalizing": {"Architecture", "Glow", "MADE", "MAF", "NAF", "NSF", "Planar", "RealNVP", "Residual"},
     "solvers": {"Constant", "Custom", "Diffusion", "Proportional", "SDE_SOLVERS", "Tableau", "TimeGrid"},
     "successor": {"NoisePrediction"},  # is networks.NoisePrediction
