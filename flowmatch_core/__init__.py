@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from flowmatch_core.discrete import UniformSource as UniformSource
     from flowmatch_core.discrete import cross_entropy_loss as cross_entropy_loss
     from flowmatch_core.discrete import generalised_kl_loss as generalised_kl_loss
+    from flowmatch_core.discrete import guided_tokens as guided_tokens
     from flowmatch_core.discrete import jump_divergence as jump_divergence
     from flowmatch_core.discrete import perplexity as perplexity
     from flowmatch_core.discrete import solve_ctmc as solve_ctmc
@@ -50,15 +51,13 @@ if TYPE_CHECKING:
     from flowmatch_core.flow import ContinuousFlow as ContinuousFlow
     from flowmatch_core.flow import Flow as Flow
     from flowmatch_core.flow import LogDensity as LogDensity
-    from flowmatch_core.intervals import ONE_SIDED as ONE_SIDED
+    from flowmatch_core.guidance import GuidanceScale as GuidanceScale
+    from flowmatch_core.guidance import drop_condition as drop_condition
+    from flowmatch_core.guidance import guided as guided
     from flowmatch_core.intervals import Interval as Interval
-    from flowmatch_core.intervals import difference as difference
     from flowmatch_core.intervals import paired_difference as paired_difference
     from flowmatch_core.intervals import paired_ratio as paired_ratio
-    from flowmatch_core.intervals import ratio as ratio
     from flowmatch_core.intervals import t_interval as t_interval
-    from flowmatch_core.intervals import welch_difference as welch_difference
-    from flowmatch_core.intervals import welch_ratio as welch_ratio
     from flowmatch_core.metrics import Floor as Floor
     from flowmatch_core.metrics import bits_per_dim as bits_per_dim
     from flowmatch_core.metrics import emd as emd
@@ -72,10 +71,13 @@ if TYPE_CHECKING:
     from flowmatch_core.networks import ACTIVATIONS as ACTIVATIONS
     from flowmatch_core.networks import ConcatSquashField as ConcatSquashField
     from flowmatch_core.networks import ConvUNetField as ConvUNetField
+    from flowmatch_core.networks import EncodedField as EncodedField
     from flowmatch_core.networks import FiLMField as FiLMField
     from flowmatch_core.networks import FourierTime as FourierTime
+    from flowmatch_core.networks import LabelEmbedding as LabelEmbedding
     from flowmatch_core.networks import MLPField as MLPField
     from flowmatch_core.networks import NoisePrediction as NoisePrediction
+    from flowmatch_core.networks import Preconditioned as Preconditioned
     from flowmatch_core.networks import ResidualField as ResidualField
     from flowmatch_core.networks import UNetMLPField as UNetMLPField
     from flowmatch_core.normalizing import DiscreteTimeFlow as DiscreteTimeFlow
@@ -169,23 +171,15 @@ _MODULES = {
         "UniformSource",
         "cross_entropy_loss",
         "generalised_kl_loss",
+        "guided_tokens",
         "jump_divergence",
         "perplexity",
         "solve_ctmc",
     ),
     "field": ("Field", "Time", "VelocityField"),
     "flow": ("ContinuousFlow", "Flow", "LogDensity"),
-    "intervals": (
-        "ONE_SIDED",
-        "Interval",
-        "difference",
-        "paired_difference",
-        "paired_ratio",
-        "ratio",
-        "t_interval",
-        "welch_difference",
-        "welch_ratio",
-    ),
+    "guidance": ("GuidanceScale", "drop_condition", "guided"),
+    "intervals": ("Interval", "paired_difference", "paired_ratio", "t_interval"),
     "metrics": (
         "Floor",
         "bits_per_dim",
@@ -202,10 +196,13 @@ _MODULES = {
         "ACTIVATIONS",
         "ConcatSquashField",
         "ConvUNetField",
+        "EncodedField",
         "FiLMField",
         "FourierTime",
+        "LabelEmbedding",
         "MLPField",
         "NoisePrediction",
+        "Preconditioned",
         "ResidualField",
         "UNetMLPField",
     ),

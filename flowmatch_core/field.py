@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from flowmatch_core._conditions import CondShape
+from flowmatch_core._conditions import Condition, CondShape
 from flowmatch_core._jacobian import exact_divergence
 
 __all__ = [
@@ -37,13 +37,13 @@ class VelocityField(Protocol):
     training, sampling and likelihoods; derive from `Field` to speed these up.
     """
 
-    def __call__(self, t: Time, x: Tensor, cond: Tensor | None, /) -> Tensor:
+    def __call__(self, t: Time, x: Tensor, cond: Condition, /) -> Tensor:
         """Return the velocity.
 
         Args:
             t: The time, a float, 0-d or `(batch,)`.
             x: The state, with shape `(batch, *event)`.
-            cond: The condition, with shape `(batch, c)`, or None.
+            cond: The condition, with shape `(batch, *cond)`, a mapping of such tensors, or None.
 
         Returns:
             The velocity, with the shape of `x`.
@@ -87,25 +87,25 @@ class Field(nn.Module, ABC):
         return False
 
     @abstractmethod
-    def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, t: Time, x: Tensor, cond: Condition = None) -> Tensor:
         """Return the velocity.
 
         Args:
             t: The time, a float, 0-d or `(batch,)`.
             x: The state, with shape `(batch, *event)`.
-            cond: The condition, with shape `(batch, c)`, or None.
+            cond: The condition, with shape `(batch, *cond)`, a mapping of such tensors, or None.
 
         Returns:
             The velocity, with the shape of `x`.
         """
 
-    def velocity_and_divergence(self, t: Time, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def velocity_and_divergence(self, t: Time, x: Tensor, cond: Condition = None) -> tuple[Tensor, Tensor]:
         """Return the velocity and its exact divergence; by default by automatic differentiation.
 
         Args:
             t: The time, a float, 0-d or `(batch,)`.
             x: The state, with shape `(batch, *event)`.
-            cond: The condition, with shape `(batch, c)`, or None.
+            cond: The condition, with shape `(batch, *cond)`, a mapping of such tensors, or None.
 
         Returns:
             The velocity `(batch, *event)` and the divergence `(batch,)`.
@@ -135,13 +135,13 @@ class Field(nn.Module, ABC):
         """
         return self
 
-    def at_condition(self, cond: Tensor) -> VelocityField:
+    def at_condition(self, cond: Condition) -> VelocityField:
         """Return the field to evaluate many times at one condition; by default the field itself.
 
         Override it to encode the condition once. Callers still pass `cond` to the result, which may ignore it.
 
         Args:
-            cond: The conditions, with shape `(batch, c)`.
+            cond: The conditions, with shape `(batch, *cond)`.
 
         Examples:
             >>> import torch
@@ -194,9 +194,7 @@ def cond_shape(field: VelocityField) -> CondShape:
     return field.cond_shape if isinstance(field, Field) else None
 
 
-def velocity_and_divergence(
-    field: VelocityField, t: Time, x: Tensor, cond: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def velocity_and_divergence(field: VelocityField, t: Time, x: Tensor, cond: Condition = None) -> tuple[Tensor, Tensor]:
     """Return `Field.velocity_and_divergence`, of a plain callable by automatic differentiation.
 
     Examples:
@@ -209,7 +207,7 @@ def velocity_and_divergence(
     )
 
 
-def at_condition(field: VelocityField, cond: Tensor) -> VelocityField:
+def at_condition(field: VelocityField, cond: Condition) -> VelocityField:
     """Return `Field.at_condition`, or a plain callable itself.
 
     Examples:

@@ -2,6 +2,7 @@
 
 from flowmatch_core.discrete.categorical import Denoiser, Logits, Probabilities, TokenDistribution
 from flowmatch_core.discrete.flow import EvidenceBound, TokenFlow, perplexity
+from flowmatch_core.discrete.guidance import guided_tokens
 from flowmatch_core.discrete.objectives import cross_entropy_loss, generalised_kl_loss, jump_divergence
 from flowmatch_core.discrete.oracle import TokenTable
 from flowmatch_core.discrete.path import MixturePath
@@ -26,6 +27,7 @@ __all__ = [
     "UniformSource",
     "cross_entropy_loss",
     "generalised_kl_loss",
+    "guided_tokens",
     "jump_divergence",
     "perplexity",
     "solve_ctmc",

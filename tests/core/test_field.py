@@ -24,10 +24,11 @@ from flowmatch_core.networks import (
     FiLMField,
     MLPField,
     NoisePrediction,
+    Preconditioned,
     ResidualField,
     UNetMLPField,
 )
-from flowmatch_core.paths import VP, CondOT, Cosine, Rescheduled, VelocityOf
+from flowmatch_core.paths import VE, VP, CondOT, Cosine, Rescheduled, VelocityOf
 
 DIM, COND = 3, 2
 NETWORKS: dict[str, Callable[..., Field]] = {
@@ -43,6 +44,7 @@ WRAPPERS: dict[str, Callable[[Field], Field]] = {
     "alone": lambda network: network,
     "velocity_of": lambda network: VelocityOf(network, VP(), "noise"),
     "noise_prediction": lambda network: NoisePrediction(network, VP()),
+    "preconditioned": lambda network: Preconditioned(network, VE(), data_scale=2.0),
     "rescheduled": lambda network: Rescheduled(network, CondOT(), Cosine()),
 }
 every = pytest.mark.parametrize(("network", "wrapper"), [(n, w) for n in NETWORKS for w in WRAPPERS])

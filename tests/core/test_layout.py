@@ -28,17 +28,18 @@ FLOORS: list[dict[str, set[str]]] = [
     {
         "dequantise": {"_tensors"},
         "divergence": {"_call", "_conditions", "_jacobian", "_tensors", "field"},
+        "guidance": {"_call", "_conditions", "_tensors", "field"},
         "normalizing": {"_flow", "_require", "_tensors"},
         "paths": {"_call", "_conditions", "_tensors", "field"},
     },
     {
-        "networks": {"_tensors", "field", "paths"},
+        "networks": {"_call", "_conditions", "_tensors", "field", "paths"},
         "oracles": {"_tensors", "field", "paths"},
         "solvers": {"_call", "_conditions", "_require", "_tensors", "field", "paths"},
     },
     {
         "couplings": {"_conditions", "_tensors", "field", "solvers", "transport"},
-        "discrete": {"_call", "_conditions", "_flow", "_tensors", "field", "solvers"},
+        "discrete": {"_call", "_conditions", "_flow", "_tensors", "field", "guidance", "solvers"},
         "flow": {"_flow", "_jacobian", "_tensors", "divergence", "field", "solvers"},
         "metrics": {"_call", "_conditions", "_tensors", "field", "solvers", "transport"},
     },
@@ -60,6 +61,8 @@ BELOW_THE_TOP = {
         *("TimeSampler", "at_condition", "at_times", "cond_shape", "has_closed_form_divergence"),
         "velocity_and_divergence",
     },
+    "guidance": {"check_guidance", "guidance_scale"},
+    "intervals": {"ONE_SIDED", "difference", "ratio", "welch_difference", "welch_ratio"},
     "normalizing": {"Architecture", "Glow", "MADE", "MAF", "NAF", "NSF", "Planar", "RealNVP", "Residual"},
     "solvers": {"Constant", "Custom", "Diffusion", "Proportional", "SDE_SOLVERS", "Tableau", "TimeGrid"},
     "successor": {"NoisePrediction"},  # is networks.NoisePrediction

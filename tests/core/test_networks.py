@@ -6,12 +6,16 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from flowmatch_core.divergence import divergence
+from flowmatch_core.field import Time
+from flowmatch_core.flow import ContinuousFlow
+from flowmatch_core.metrics import sliced_wasserstein
 from flowmatch_core.networks import (
     ACTIVATIONS,
     ConcatSquashField,
@@ -19,15 +23,18 @@ from flowmatch_core.networks import (
     FiLMField,
     FourierTime,
     MLPField,
+    Preconditioned,
     ResidualField,
     UNetMLPField,
     conv_unet,
 )
 from flowmatch_core.networks.film_mlp import LogitTime
 from flowmatch_core.networks.layers import precondition
+from flowmatch_core.objectives import cfm_loss
 from flowmatch_core.oracles import GaussianMixture
-from flowmatch_core.paths import CondOT
+from flowmatch_core.paths import VE, AffinePath, CondOT, Quantity
 from tests.support.random import randn
+from tests.support.truths import on_every_path
 
 Build = Callable[[int, torch.Generator | None], nn.Module]
 
@@ -613,3 +620,88 @@ def test_bad_inputs_are_named(name: str) -> None:
         field(t[:, None], x)
     with pytest.raises(ValueError, match=r"t has shape \(1,\)"):
         field(t[:1], x)
+
+
+# ------------------------------------------------------------------------------------------------------ preconditioning
+
+
+def finite(path: AffinePath, prediction: Quantity) -> bool:
+    if prediction == "score":
+        return bool(path.sigma(1.0) > 0)
+    return prediction != "velocity" or bool(path.d_sigma(1.0).isfinite())
+
+
+@on_every_path
+@pytest.mark.parametrize("prediction", get_args(Quantity))
+@pytest.mark.parametrize("data_scale", [0.2, 1.0, 5.0])
+def test_a_preconditioned_network_sees_and_predicts_unit_variance(
+    path: AffinePath, prediction: Quantity, data_scale: float
+) -> None:
+    """Over the four pairs of a fair sign times the scale and a fair sign: nothing linear is left to the network."""
+    if not finite(path, prediction):
+        with pytest.raises(ValueError, match=f"prediction is '{prediction}', whose residual is infinite at an end"):
+            Preconditioned(MLPField(1), path, data_scale, prediction)
+        return
+    seen: list[Tensor] = []
+
+    def silent(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    def one(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        return torch.ones_like(x)
+
+    pairs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=2)), dtype=torch.float64)
+    x0, x1 = pairs[:, :1], data_scale * pairs[:, 1:]
+    for t in torch.linspace(0.01, 0.99, 9, dtype=torch.float64):
+        sample = path.sample(x0, x1, t)
+        target = {"velocity": sample.velocity, "noise": x0, "data": x1, "score": -x0 / path.sigma(t)}[prediction]
+        skip = Preconditioned(silent, path, data_scale, prediction)(t, sample.x_t)
+        size = Preconditioned(one, path, data_scale, prediction)(t, sample.x_t) - skip
+        left = (target - skip) / size
+        unit = torch.ones((), dtype=torch.float64)
+        torch.testing.assert_close(seen[-1].square().mean(), unit)
+        torch.testing.assert_close(left.square().mean(), unit)
+        torch.testing.assert_close((left * sample.x_t).mean(), 0 * unit, rtol=0, atol=1e-10)
+
+
+@on_every_path
+def test_a_silent_preconditioned_network_is_the_exact_field_of_normal_data(path: AffinePath) -> None:
+    if not finite(path, "velocity"):
+        pytest.skip("its velocity is infinite")
+    normal = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), 9 * torch.eye(2)[None].double())
+    field = Preconditioned(lambda t, x, cond: 0 * x, path, data_scale=3.0)
+    t, x = torch.linspace(0, 1, 7, dtype=torch.float64), 3 * randn(7, 2)
+    torch.testing.assert_close(field(t, x), normal.velocity_field(path)(t, x, None))
+
+
+def test_preconditioning_trains_a_path_of_growing_noise() -> None:
+    """VE, whose inputs reach 50 times the data: the same network and steps come closer to the data."""
+    path, truth = VE(), torch.tensor([[1.5, 0.0], [-0.75, 1.3], [-0.75, -1.3]])
+
+    def distance(scaled: bool) -> float:
+        g = torch.Generator().manual_seed(0)
+        network = MLPField(2, (64, 64), generator=g)
+        field = Preconditioned(network, path) if scaled else network
+        optimizer = torch.optim.Adam(field.parameters(), 3e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
+        for _ in range(300):
+            x1 = truth[torch.randint(3, (256,), generator=g)] + 0.2 * torch.randn(256, 2, generator=g)
+            optimizer.zero_grad()
+            cfm_loss(field, path, x1, generator=g).backward()
+            optimizer.step()
+            schedule.step()
+        flow = ContinuousFlow(field, (2,), steps=60, base_scale=path.sigma_max)
+        data = truth[torch.randint(3, (2000,), generator=g)] + 0.2 * torch.randn(2000, 2, generator=g)
+        return float(sliced_wasserstein(flow.sample((2000,), generator=g), data, generator=g))
+
+    plain, scaled = distance(scaled=False), distance(scaled=True)
+    assert scaled < 0.85 * plain, (plain, scaled)  # 0.41 and 0.64
+
+
+def test_bad_scales_are_named() -> None:
+    for scale in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"data_scale is .*, but should be positive and finite\."):
+            Preconditioned(MLPField(2), CondOT(), data_scale=scale)
+    with pytest.raises(ValueError, match="prediction is 'flow'"):
+        Preconditioned(MLPField(2), CondOT(), prediction="flow")  # type: ignore[arg-type]
