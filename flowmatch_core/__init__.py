@@ -46,9 +46,13 @@ if TYPE_CHECKING:
     from flowmatch_core.field import Field as Field
     from flowmatch_core.field import Time as Time
     from flowmatch_core.field import VelocityField as VelocityField
+    from flowmatch_core.flow import BoundContinuousFlow as BoundContinuousFlow
+    from flowmatch_core.flow import BoundFlow as BoundFlow
     from flowmatch_core.flow import ContinuousFlow as ContinuousFlow
     from flowmatch_core.flow import Flow as Flow
+    from flowmatch_core.flow import FlowTransform as FlowTransform
     from flowmatch_core.flow import LogDensity as LogDensity
+    from flowmatch_core.flow import Moments as Moments
     from flowmatch_core.intervals import Interval as Interval
     from flowmatch_core.intervals import paired_difference as paired_difference
     from flowmatch_core.intervals import paired_ratio as paired_ratio
@@ -156,7 +160,15 @@ _MODULES = {
         "solve_ctmc",
     ),
     "field": ("Field", "Time", "VelocityField"),
-    "flow": ("ContinuousFlow", "Flow", "LogDensity"),
+    "flow": (
+        "BoundContinuousFlow",
+        "BoundFlow",
+        "ContinuousFlow",
+        "Flow",
+        "FlowTransform",
+        "LogDensity",
+        "Moments",
+    ),
     "intervals": ("Interval", "paired_difference", "paired_ratio", "t_interval"),
     "metrics": (
         "Floor",

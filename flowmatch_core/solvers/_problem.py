@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowmatch_core._conditions import map_condition
 from flowmatch_core._tensors import check_shape, flatten_event
 from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.solvers.grids import TimeGrid
@@ -34,7 +35,7 @@ class CountedField:
 
     def __call__(self, t: Time, x: Tensor, rows: Tensor | None = None) -> Tensor:
         self.calls += 1
-        cond = self.cond if self.cond is None or rows is None else self.cond[rows]
+        cond = self.cond if rows is None else map_condition(lambda part: part[rows], self.cond)
         velocity = self.field(t, x, cond)
         check_shape("the result of field", velocity, x.shape)
         return velocity

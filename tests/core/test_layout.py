@@ -20,32 +20,38 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Floor by floor: a room is a module or a package of flowmatch_core, and imports the rooms in its row and no others.
 FLOORS: list[dict[str, set[str]]] = [
-    {"_conditions": set(), "_flow": set(), "_jacobian": set(), "_require": set(), "prefetch": set()},
+    {"_conditions": set(), "_jacobian": set(), "_require": set(), "prefetch": set()},
     {"field": {"_jacobian"}, "intervals": {"_require"}, "transport": {"_require"}},
     {"_tensors": {"field"}},
+    {"_flow": {"_conditions", "_tensors"}},
     {
+        "_bases": {"_flow", "_tensors"},
         "_call": {"_conditions", "_tensors", "field"},
         "dequantise": {"_tensors"},
         "divergence": {"_jacobian", "_tensors", "field"},
-        "normalizing": {"_flow", "_require", "_tensors"},
+        "normalizing": {"_conditions", "_flow", "_require", "_tensors"},
         "paths": {"_tensors", "field"},
     },
     {
         "networks": {"_tensors", "field", "paths"},
         "oracles": {"_tensors", "field", "paths"},
-        "solvers": {"_require", "_tensors", "field", "paths"},
+        "solvers": {"_conditions", "_require", "_tensors", "field", "paths"},
     },
+    {"_density": {"_call", "_conditions", "_jacobian", "_tensors", "divergence", "field", "solvers"}},
     {
         "couplings": {"_tensors", "field", "solvers", "transport"},
-        "discrete": {"_flow", "_tensors", "field", "solvers"},
-        "flow": {"_flow", "_jacobian", "_tensors", "divergence", "field", "solvers"},
+        "discrete": {"_conditions", "_flow", "_tensors", "field", "solvers"},
+        "flow": {
+            *("_bases", "_call", "_conditions", "_density", "_flow", "_tensors", "divergence", "field", "solvers"),
+        },
         "metrics": {"_tensors", "field", "solvers", "transport"},
     },
     {
         "objectives": {
-            *("_jacobian", "_require", "_tensors", "couplings", "divergence", "field", "flow", "paths", "solvers"),
+            *("_conditions", "_density", "_jacobian", "_require", "_tensors", "couplings", "divergence", "field"),
+            *("flow", "paths", "solvers"),
         },
-        "successor": {"_tensors", "field", "flow", "networks", "paths", "solvers"},
+        "successor": {"_conditions", "_tensors", "field", "flow", "networks", "paths", "solvers"},
     },
 ]
 MAY_IMPORT = {room: rooms for floor in FLOORS for room, rooms in floor.items()}
