@@ -47,19 +47,18 @@ class LogDensity:
     nfe: int
 
     def warning(self) -> str | None:
-        """Return a sentence if the error of the solver exceeds the standard error of the mean over the points.
+        """Return a sentence if the error of the solver may exceed the standard error of the mean over the points.
 
-        Both are those of the mean log-density: the solver's is the root mean square of `solver_error`, because the
-        errors of the points have a common sign.
+        The error of the mean is at most the mean of `solver_error`.
 
         Examples:
             >>> rough = LogDensity(torch.tensor([-1.0, -1.2]), torch.tensor([3.0, 4.0]), torch.zeros(2), 60)
             >>> rough.warning()
-            'the solver error of the log-density, 3.54 nats, exceeds the standard error of its mean, 0.1 nats; take \
+            'the solver error of the log-density, 3.5 nats, exceeds the standard error of its mean, 0.1 nats; take \
 more steps.'
         """
         values, errors = self.log_prob.detach().double(), self.solver_error.detach().double()
-        solver, mean = float(errors.square().mean().sqrt()), float(values.std() / math.sqrt(values.numel()))
+        solver, mean = float(errors.mean()), float(values.std() / math.sqrt(values.numel()))
         if not solver > mean:
             return None
         return (

@@ -209,9 +209,10 @@ def test_rows_of_a_condition_are_those_of_its_batch() -> None:
 MEANS = tensor([0.0, 0.0], [3.0, 1.0], [-2.0, 2.0])
 
 
-def moved(t: Time, x: Tensor, cond: Tensor) -> Tensor:
+def moved(t: Time, x: Tensor, cond: Condition) -> Tensor:
     """The flow of N(c, I)."""
-    return cond.expand_as(x)
+    velocity: Tensor = cond.expand_as(x)
+    return velocity
 
 
 def test_independent_makes_a_batch_an_event() -> None:
