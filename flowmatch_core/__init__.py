@@ -48,9 +48,13 @@ if TYPE_CHECKING:
     from flowmatch_core.field import Field as Field
     from flowmatch_core.field import Time as Time
     from flowmatch_core.field import VelocityField as VelocityField
+    from flowmatch_core.flow import BoundContinuousFlow as BoundContinuousFlow
+    from flowmatch_core.flow import BoundFlow as BoundFlow
     from flowmatch_core.flow import ContinuousFlow as ContinuousFlow
     from flowmatch_core.flow import Flow as Flow
+    from flowmatch_core.flow import FlowTransform as FlowTransform
     from flowmatch_core.flow import LogDensity as LogDensity
+    from flowmatch_core.flow import Moments as Moments
     from flowmatch_core.guidance import GuidanceScale as GuidanceScale
     from flowmatch_core.guidance import drop_condition as drop_condition
     from flowmatch_core.guidance import guided as guided
@@ -177,7 +181,15 @@ _MODULES = {
         "solve_ctmc",
     ),
     "field": ("Field", "Time", "VelocityField"),
-    "flow": ("ContinuousFlow", "Flow", "LogDensity"),
+    "flow": (
+        "BoundContinuousFlow",
+        "BoundFlow",
+        "ContinuousFlow",
+        "Flow",
+        "FlowTransform",
+        "LogDensity",
+        "Moments",
+    ),
     "guidance": ("GuidanceScale", "drop_condition", "guided"),
     "intervals": ("Interval", "paired_difference", "paired_ratio", "t_interval"),
     "metrics": (

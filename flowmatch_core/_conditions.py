@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["CondShape", "Condition", "condition_batch", "condition_rows", "map_condition"]
+__all__ = [
+    "BoundCondition",
+    "CondShape",
+    "Condition",
+    "bind_condition",
+    "condition_batch",
+    "condition_parts",
+    "condition_rows",
+    "map_condition",
+]
 
 Condition = Any
 """A tensor with shape `(*batch, *cond)`, or a mapping from names to such tensors."""
@@ -37,12 +47,67 @@ def map_condition(function: Callable[[Tensor], Tensor], cond: Condition) -> Cond
     return function(cond)
 
 
-def condition_batch(cond: Condition, shape: CondShape = None) -> torch.Size:
+def condition_parts(cond: Condition) -> list[Any]:
+    """Return the tensors of a condition.
+
+    Examples:
+        >>> condition_parts({"label": torch.arange(3)}), condition_parts(None)
+        ([tensor([0, 1, 2])], [])
+    """
+    if isinstance(cond, BoundCondition):
+        return condition_parts(cond.rows)
+    if cond is None:
+        return []
+    return list(cond.values()) if isinstance(cond, Mapping) else [cond]
+
+
+@dataclass(frozen=True)
+class BoundCondition:
+    """A condition whose batch is known: it needs no declared shape.
+
+    Args:
+        rows: The conditions as rows, one for each entry of the batch, or None.
+        batch: The shape of the batch.
+    """
+
+    rows: Condition
+    batch: torch.Size
+
+    def expand(self, batch: Sequence[int]) -> BoundCondition:
+        """Return the condition with its batch expanded to another shape."""
+        batch = torch.Size(batch)
+        try:
+            index = torch.arange(math.prod(self.batch)).reshape(self.batch).expand(batch).reshape(-1)
+        except RuntimeError:
+            raise ValueError(
+                f"cond has a batch of shape {tuple(self.batch)}, but should have one that broadcasts to {tuple(batch)}."
+            ) from None
+        if batch == self.batch:
+            return self
+        return BoundCondition(map_condition(lambda part: part[index.to(part.device)], self.rows), batch)
+
+
+def bind_condition(cond: Condition, batch: Sequence[int], shape: CondShape = None) -> BoundCondition:
+    """Return the condition with its batch, of which it keeps the rows.
+
+    Examples:
+        >>> bound = bind_condition(torch.arange(3), (3,))
+        >>> bound.expand((2, 3)).rows
+        tensor([0, 1, 2, 0, 1, 2])
+    """
+    if isinstance(cond, BoundCondition):
+        return cond.expand(batch)
+    return BoundCondition(condition_rows(cond, batch, shape), torch.Size(batch))
+
+
+def condition_batch(cond: Condition, shape: CondShape = None, lead: Sequence[int] = ()) -> torch.Size:
     """Return the shape of the batch of a condition; `()` for None or for a single condition.
 
     Args:
         cond: The condition.
         shape: The declared shape of one condition.
+        lead: The shape of the batch of what the condition belongs to, for a condition whose shape is not declared:
+            leading dimensions that equal it are the batch.
 
     Raises:
         ValueError: It is not a tensor or a mapping of tensors, or does not end in the declared shape.
@@ -55,8 +120,15 @@ def condition_batch(cond: Condition, shape: CondShape = None) -> torch.Size:
     """
     if cond is None:
         return torch.Size()
-    batches = [part.shape[: part.ndim - dims] for part, dims in _parts(cond, shape)]
-    return torch.Size(torch.broadcast_shapes(*batches))  # type: ignore[no-untyped-call]
+    if isinstance(cond, BoundCondition):
+        return cond.batch
+    batches = [part.shape[: part.ndim - dims] for part, dims in _parts(cond, shape, tuple(lead))]
+    try:
+        return torch.Size(torch.broadcast_shapes(*batches))  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        raise ValueError(
+            f"cond has parts of the batches {sorted(map(tuple, batches))}, but should have one batch."
+        ) from None
 
 
 def condition_rows(cond: Condition, lead: Sequence[int], shape: CondShape = None) -> Condition:
@@ -77,6 +149,8 @@ def condition_rows(cond: Condition, lead: Sequence[int], shape: CondShape = None
     """
     if cond is None:
         return None
+    if isinstance(cond, BoundCondition):
+        return cond.expand(lead).rows
     lead = tuple(lead)
     parts = iter(_parts(cond, shape, lead))
 
@@ -84,7 +158,7 @@ def condition_rows(cond: Condition, lead: Sequence[int], shape: CondShape = None
         _, dims = next(parts)
         batch, event = part.shape[: part.ndim - dims], part.shape[part.ndim - dims :]
         try:
-            return part.expand(*lead, *event).reshape(math.prod(lead), *event)
+            return part.expand((*lead, *event)).reshape(math.prod(lead), *event)
         except RuntimeError:
             raise ValueError(
                 f"cond has shape {tuple(part.shape)}, of batch {tuple(batch)}, but its batch should broadcast to "
@@ -110,7 +184,7 @@ def _parts(cond: Condition, shape: CondShape, lead: tuple[int, ...] = ()) -> lis
         one = declared[name]
         if one is None:
             parts.append((part, _default_dims(part, lead)))
-        elif tuple(part.shape[part.ndim - len(one) :]) == tuple(one) and part.ndim >= len(one):
+        elif part.ndim >= len(one) and tuple(part.shape[part.ndim - len(one) :]) == tuple(one):
             parts.append((part, len(one)))
         else:
             raise ValueError(

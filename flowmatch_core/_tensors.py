@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,15 +12,16 @@ from torch import Tensor
 from flowmatch_core.field import Time, TimeSampler
 
 __all__ = [
+    "as_shape",
     "as_time",
     "broadcast",
     "check_choice",
     "check_floating",
     "check_shape",
-    "condition_rows",
     "expand_time",
     "flatten_event",
     "noise_like",
+    "seeded",
     "standard_normal_log_prob",
     "time_like",
     "weighted_mean",
@@ -86,22 +88,42 @@ def broadcast(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
         ) from None
 
 
-def condition_rows(cond: Tensor | None, lead: Sequence[int]) -> Tensor | None:
-    """Return the conditions of a batch of shape `lead` as rows, `(rows, c)`.
-
-    Args:
-        cond: The conditions, with shape `(*lead, c)` or one that broadcasts to it, or None.
-        lead: The shape of the batch.
+def as_shape(name: str, shape: Sequence[int]) -> torch.Size:
+    """Return a shape; a `ValueError` names one that is a number.
 
     Examples:
-        >>> import torch
-        >>> condition_rows(torch.zeros(5), (2, 3)).shape
-        torch.Size([6, 5])
+        >>> as_shape("event_shape", 2)
+        Traceback (most recent call last):
+        ValueError: event_shape is 2, but should be a tuple such as (2,).
     """
-    if cond is None:
-        return None
-    width = cond.shape[-1]
-    return broadcast("cond", cond, (*lead, width)).reshape(math.prod(lead), width)
+    if not isinstance(shape, Sequence):
+        raise ValueError(f"{name} is {shape!r}, but should be a tuple such as ({shape},).")
+    return torch.Size(shape)
+
+
+@contextmanager
+def seeded(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators from a generator, and restore them at the end; do nothing for None.
+
+    It is for code of others that draws from the global generators only.
+
+    Examples:
+        >>> with seeded(torch.Generator().manual_seed(0), torch.device("cpu")):
+        ...     first = torch.rand(3)
+        >>> with seeded(torch.Generator().manual_seed(0), torch.device("cpu")):
+        ...     bool((torch.rand(3) == first).all())
+        True
+    """
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, get_args
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, Transform, constraints
 
-from flowmatch_core._flow import Flow
-from flowmatch_core._jacobian import full_precision
-from flowmatch_core._tensors import (
-    broadcast,
-    check_choice,
-    check_shape,
-    condition_rows,
-    flatten_event,
-    standard_normal_log_prob,
-)
-from flowmatch_core.divergence import (
-    DivergenceMethod,
-    divergence,
-    divergence_per_probe,
-    prepared,
-    rademacher,
-)
-from flowmatch_core.field import Time, VelocityField, has_closed_form_divergence
-from flowmatch_core.solvers import SOLVERS, Solution, TimeGrid, Uniform, solve
-from flowmatch_core.solvers.fixed_step import TABLEAUS
+from flowmatch_core._bases import base_of
+from flowmatch_core._call import check_field
+from flowmatch_core._conditions import Condition, CondShape
+from flowmatch_core._density import Rule, push, reference_rule
+from flowmatch_core._flow import BoundFlow, Flow, Moments, check_numbers
+from flowmatch_core._tensors import as_shape, broadcast, check_choice
+from flowmatch_core.divergence import DivergenceMethod, rademacher
+from flowmatch_core.field import VelocityField
+from flowmatch_core.solvers import SOLVERS, TimeGrid, Uniform
 from flowmatch_core.solvers.ode import check_grid, check_tolerances
 
-__all__ = ["ContinuousFlow", "Flow", "LogDensity"]
+__all__ = ["BoundContinuousFlow", "BoundFlow", "ContinuousFlow", "Flow", "FlowTransform", "LogDensity", "Moments"]
 
-ROWS_AT_ONCE = 2**14
-"""Maximum number of points in one field evaluation of a likelihood, which bounds the memory."""
+Reference = Literal["refined", "dopri5"]
+"""What the solve of a flow is compared with; see `ContinuousFlow.estimate`."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +34,8 @@ class LogDensity:
 
     Args:
         log_prob: The log-density in nats.
-        solver_error: The change when the steps are halved. Once the grid resolves the field, it exceeds the error of
-            the solver that remains (about `1 / (2**p - 1)` of it for a method of order `p`).
+        solver_error: The difference of two solves. If the steps are halved, it exceeds the error of the finer solve
+            once the grid resolves the field (that is about `1 / (2**p - 1)` of it for a method of order `p`).
         standard_error: The standard error over the probes of hutchinson; zero if the divergence is exact, NaN for a
             single probe.
         nfe: The number of field evaluations per point in all.
@@ -57,22 +46,44 @@ class LogDensity:
     standard_error: Tensor
     nfe: int
 
+    def warning(self) -> str | None:
+        """Return a sentence if the error of the solver may exceed the standard error of the mean over the points.
 
-class ContinuousFlow(Flow, Distribution):
+        The error of the mean is at most the mean of `solver_error`.
+
+        Examples:
+            >>> rough = LogDensity(torch.tensor([-1.0, -1.2]), torch.tensor([3.0, 4.0]), torch.zeros(2), 60)
+            >>> rough.warning()
+            'the solver error of the log-density, 3.5 nats, exceeds the standard error of its mean, 0.1 nats; take \
+more steps.'
+        """
+        values, errors = self.log_prob.detach().double(), self.solver_error.detach().double()
+        solver, mean = float(errors.mean()), float(values.std() / math.sqrt(values.numel()))
+        if not solver > mean:
+            return None
+        return (
+            f"the solver error of the log-density, {solver:.3g} nats, exceeds the standard error of its mean, "
+            f"{mean:.3g} nats; take more steps."
+        )
+
+
+class ContinuousFlow(Flow):
     r"""The distribution at the end of the flow of a velocity field.
 
-    It is the law of $x = \mu + s\, \psi_1(x_0)$, where $x_0 \sim N(0, \sigma_0^2 I)$ and $\psi$ is the flow:
+    It is the law of $x = \mu + s\, \psi_1(x_0)$, where $x_0 \sim p_0$, by default $N(0, \sigma_0^2 I)$, and $\psi$ is
+    the flow:
 
     $$
-    \log p(x) = \log N(x_0; 0, \sigma_0^2 I) - \int_0^1 \nabla \cdot v(t, x_t, c)\, dt - \sum \log |s|
+    \log p(x) = \log p_0(x_0) - \int_0^1 \nabla \cdot v(t, x_t, c)\, dt - \sum \log |s|
     $$
 
-    For a likelihood, a fixed-step Runge-Kutta method solves the path $x_t$ backward first; the divergence is then
-    evaluated at its `steps + 1` points in one batch and integrated by Simpson's rule, with a quarter of the
-    divergences of a joint solve. The other methods solve point and integral as one state. `adams` takes one field
-    evaluation per step for both, which makes `solver="adams", grid=Warped()` the cheapest likelihood: half the time
-    of `rk4` at 1e-3 or 1e-4 nats. Gradients reach the parameters of the field, `x` and `cond`. Autocast is disabled
-    inside a likelihood.
+    For a likelihood without gradients, a fixed-step Runge-Kutta method solves the path $x_t$ backward first; the
+    divergence is then evaluated at its `steps + 1` points, in one batch where the field is a `Field`, and integrated
+    by Simpson's rule, with a quarter of the divergences of a joint solve. With gradients, and by the other methods,
+    point and integral are solved as one state: a field trained on the quadrature learns to hide divergence between
+    its points. `adams` takes one field evaluation per step for both, which makes `solver="adams", grid=Warped()` the
+    cheapest likelihood to evaluate: half the time of `rk4` at 1e-3 or 1e-4 nats. Train on `nll_loss`. Gradients reach
+    the parameters of the field, `x` and `cond`. Autocast is disabled inside a likelihood.
 
     References:
         - Neural Ordinary Differential Equations (Chen et al., 2018), https://arxiv.org/abs/1806.07366
@@ -88,10 +99,17 @@ class ContinuousFlow(Flow, Distribution):
         probes: The number of probes of hutchinson.
         loc: The location $\mu$, which broadcasts to the event shape; 0 by default.
         scale: The scale $s$, likewise; 1 by default.
-        base_scale: The scale $\sigma_0$ of the noise, as `path.sigma(0)` of the path of the field.
+        base: The distribution $p_0$ of the states at t = 0, in standardised units: a
+            `torch.distributions.Distribution` of the event shape, another flow, also one bound to its conditions, or a
+            tensor of rows `(n, *event)` to draw from, which has no density. Its batch is that of the flow. A flow and
+            rows move with `to`, other distributions stay on their device. Distributions of torch draw from the global
+            generators, which are seeded from `generator` and restored.
+        base_scale: The scale $\sigma_0$ of the noise without `base`, as `path.sigma(0)` of the path of the field.
+        cond_shape: The shape of one condition; that which the field declares by default, see `Flow`.
         rtol: The relative tolerance of an adaptive solver.
         atol: The absolute tolerance of an adaptive solver.
-        check: Whether a solve that fails raises a `SolverError`; the check synchronises with the device.
+        check: Whether a solve that fails raises a `SolverError`, and a value that is not finite a `ValueError`; the
+            check synchronises with the device.
 
     Examples:
         >>> flow = ContinuousFlow(lambda t, x, cond: x, event_shape=(2,), solver="rk4")  # N(0, e^2 I)
@@ -119,11 +137,14 @@ class ContinuousFlow(Flow, Distribution):
         probes: int = 1,
         loc: Tensor | None = None,
         scale: Tensor | None = None,
+        base: Distribution | Tensor | None = None,
         base_scale: float = 1.0,
+        cond_shape: CondShape = None,
         rtol: float = 1e-5,
         atol: float = 1e-5,
         check: bool = True,
     ) -> None:
+        check_field(field)
         check_choice("solver", solver, SOLVERS)
         check_choice("divergence", divergence, get_args(DivergenceMethod))
         check_grid(grid, solver)
@@ -131,28 +152,24 @@ class ContinuousFlow(Flow, Distribution):
         for name, number in (("steps", steps), ("probes", probes)):
             if number < 1:
                 raise ValueError(f"{name} is {number}, but should be at least 1.")
-        if not base_scale > 0:
-            raise ValueError(f"base_scale is {base_scale}, but should be positive.")
+        event = as_shape("event_shape", event_shape)
         for name, tensor in (("loc", loc), ("scale", scale)):
             if tensor is not None:
-                broadcast(name, tensor, event_shape)
+                broadcast(name, tensor, event)
         if scale is not None and not (scale > 0).all():
             raise ValueError("scale holds values that are not positive, but should be positive.")
-        Flow.__init__(self)
-        Distribution.__init__(self, event_shape=torch.Size(event_shape), validate_args=False)
+        start = base_of(base, base_scale, event)
+        declared: CondShape = getattr(field, "cond_shape", None) if cond_shape is None else cond_shape
+        super().__init__(event, declared, start.batch_shape)
         self.field, self.solver, self.steps, self.grid = field, solver, steps, grid
         self.divergence, self.probes = divergence, probes
-        self.base_scale, self.rtol, self.atol, self.check = base_scale, rtol, atol, check
+        self.base, self.rtol, self.atol, self.check = start, rtol, atol, check
         self._register_units("loc", loc)
         self._register_units("scale", scale)
 
     @property
-    def event_shape(self) -> torch.Size:
-        """The shape of one `x`."""
-        return self._event_shape
-
-    @property
     def support(self) -> constraints.Constraint:
+        """The set of all tensors of the event shape."""
         return constraints.independent(constraints.real, len(self.event_shape))  # type: ignore[no-untyped-call]
 
     def __repr__(self) -> str:
@@ -165,7 +182,7 @@ class ContinuousFlow(Flow, Distribution):
     def sample(
         self,
         sample_shape: Sequence[int] = (),
-        cond: Tensor | None = None,
+        cond: Condition = None,
         generator: torch.Generator | None = None,
         *,
         check: bool | None = None,
@@ -174,7 +191,7 @@ class ContinuousFlow(Flow, Distribution):
 
         Args:
             sample_shape: The shape of the draws.
-            cond: The conditions, with shape `(*batch, c)`; each gets `sample_shape` draws.
+            cond: The conditions, with shape `(*batch, *cond)`; each gets `sample_shape` draws.
             generator: The source of randomness.
             check: Whether a solve that fails raises a `SolverError`; by default the setting of the flow.
 
@@ -187,21 +204,54 @@ class ContinuousFlow(Flow, Distribution):
     def rsample(
         self,
         sample_shape: Sequence[int] = (),
-        cond: Tensor | None = None,
+        cond: Condition = None,
         generator: torch.Generator | None = None,
         *,
         check: bool | None = None,
     ) -> Tensor:
         """Draw samples with gradients; arguments and result are those of `sample`."""
         noise = self._noise(sample_shape, cond, generator)
-        x0, rows = self._rows(noise, cond)
-        return self._in_units(self._solve(self.field, x0, rows, check=check).x.reshape(noise.shape))
+        x0, rows, _ = self._rows(noise, cond)
+        rule = self._rule if check is None else replace(self._rule, check=check)
+        return self._in_units(rule.solve(self.field, x0, rows).x.reshape(noise.shape))
+
+    def rsample_and_log_prob(
+        self,
+        sample_shape: Sequence[int] = (),
+        cond: Condition = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw samples and their log-densities by one solve; gradients flow through both.
+
+        Points and log-densities are solved as one state, so the difference to `log_prob` is that of two solvers. Use
+        it where a divergence from the flow to a known density is minimised.
+
+        Args:
+            sample_shape: The shape of the draws.
+            cond: The conditions, with shape `(*batch, *cond)`; each gets `sample_shape` draws.
+            generator: The source of randomness, also of the probes of hutchinson.
+
+        Returns:
+            The samples `(*sample_shape, *batch, *event)`, those of `rsample`, and their log-densities
+            `(*sample_shape, *batch)`.
+
+        Examples:
+            >>> flow = ContinuousFlow(lambda t, x, cond: x, event_shape=(2,), solver="rk4")  # N(0, e^2 I)
+            >>> x, log_prob = flow.rsample_and_log_prob((1000,), generator=torch.Generator().manual_seed(0))
+            >>> bool((log_prob - flow.log_prob(x)).abs().max() < 1e-5)
+            True
+        """
+        noise = self._noise(sample_shape, cond, generator)
+        start = self.base.log_prob(noise)
+        x0, rows, lead = self._rows(noise, cond)
+        x1, integral, _ = push(self.field, x0, rows, self._rule, noise=self._probe_noise(x0, generator))
+        return self._in_units(x1.reshape(noise.shape)), start - integral[0].reshape(lead) - self._log_scale()
 
     @torch.no_grad()
     def trajectory(
         self,
         sample_shape: Sequence[int] = (),
-        cond: Tensor | None = None,
+        cond: Condition = None,
         generator: torch.Generator | None = None,
         *,
         x0: Tensor | None = None,
@@ -214,7 +264,7 @@ class ContinuousFlow(Flow, Distribution):
 
         Args:
             sample_shape: The shape of the draws, as in `sample`.
-            cond: The conditions, with shape `(*batch, c)`; each gets `sample_shape` draws.
+            cond: The conditions, with shape `(*batch, *cond)`; each gets `sample_shape` draws.
             generator: The source of randomness.
             x0: The noise to start from in place of a draw, in standardised units, with shape `(*batch, *event)`.
             solver: One of `flowmatch_core.solvers.SOLVERS`; by default that of the flow.
@@ -235,38 +285,54 @@ class ContinuousFlow(Flow, Distribution):
             x0 = self._noise(sample_shape, cond, generator)
         elif tuple(sample_shape):
             raise ValueError(f"sample_shape is {tuple(sample_shape)}, but should be () where x0 is given.")
-        start, rows = self._rows(x0, cond)
-        path = self._solve(self.field, start, rows, save=True, check=check, solver=solver, steps=steps, grid=grid).path
+        start, rows, lead = self._rows(x0, cond)
+        rule = replace(
+            self._rule,
+            solver=self.solver if solver is None else solver,
+            steps=self.steps if steps is None else steps,
+            grid=self.grid if grid is None else grid,
+            check=self.check if check is None else check,
+        )
+        path = rule.solve(self.field, start, rows, save=True).path
         assert path is not None  # as it was saved
-        return self._in_units(path.reshape(len(path), *x0.shape))
+        return self._in_units(path.reshape(len(path), *lead, *self.event_shape))
 
-    def log_prob(
-        self, value: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def log_prob(self, value: Tensor, cond: Condition = None, *, generator: torch.Generator | None = None) -> Tensor:
         """Return the log-density in nats.
 
         Args:
             value: The points, with shape `(*batch, *event)`.
-            cond: The conditions, with shape `(*batch, c)` or one that broadcasts to it.
+            cond: The conditions, with shape `(*batch, *cond)`; the batches of both broadcast.
             generator: The source of randomness of the probes of hutchinson.
 
         Returns:
             The log-densities, with shape `(*batch,)`.
         """
-        return self._log_prob(value, cond, self._probe_noise(value, generator))[0].squeeze(0)
+        check_numbers(value, self.check)
+        x, rows, lead = self._rows(value, cond)
+        return self._log_prob(x, rows, lead, self._rule, self._probe_noise(x, generator))[0][0]
 
     def estimate(
-        self, value: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
+        self,
+        value: Tensor,
+        cond: Condition = None,
+        *,
+        reference: Reference = "refined",
+        generator: torch.Generator | None = None,
     ) -> LogDensity:
-        """Return the log-density computed with twice the steps, and estimates of its error.
+        """Return the log-density by a better solve than that of `log_prob`, and estimates of its error.
 
-        An adaptive solver takes a tolerance a tenth as large instead of twice the steps. Both solves use the same
-        probes, so that the solver's error does not contain the noise of hutchinson; the log-density is the mean over
-        the probes.
+        - `refined` repeats the solve with twice the steps; an adaptive solver takes a tolerance a tenth as large.
+        - `dopri5` solves point and integral as one state by adaptive steps of the tightest tolerance that the dtype
+          allows. It shares no step, quadrature or grid with the flow, and so checks any of them.
+
+        `solver_error` is the difference of the two solves: by `dopri5`, the error of `log_prob`. They use the same
+        probes, so that it does not contain the noise of hutchinson; the log-density is the mean over the probes.
 
         Args:
             value: The points, with shape `(*batch, *event)`.
-            cond: The conditions, with shape `(*batch, c)` or one that broadcasts to it.
+            cond: The conditions, with shape `(*batch, *cond)`; the batches of both broadcast.
+            reference: One of refined and dopri5.
             generator: The source of randomness of the probes of hutchinson.
 
         Examples:
@@ -274,148 +340,63 @@ class ContinuousFlow(Flow, Distribution):
             >>> estimate = flow.estimate(torch.zeros(1, 2))
             >>> estimate.nfe, bool(estimate.solver_error < 1e-4)
             (122, True)
+            >>> bool(flow.estimate(torch.zeros(1, 2), reference="dopri5").solver_error < 1e-4)
+            True
         """
-        noise = self._probe_noise(value, generator)
-        coarse, calls = self._log_prob(value, cond, noise, each=True)
-        fine, more_calls = self._log_prob(value, cond, noise, each=True, refined=True)
+        check_choice("reference", reference, get_args(Reference))
+        check_numbers(value, self.check)
+        x, rows, lead = self._rows(value, cond)
+        noise, rule = self._probe_noise(x, generator), self._rule
+        better = rule.refined() if reference == "refined" else reference_rule(rule, x.dtype)
+        coarse, calls = self._log_prob(x, rows, lead, rule, noise, each=True)
+        fine, more_calls = self._log_prob(x, rows, lead, better, noise, each=True)
         log_prob = fine.mean(0)
         spread = torch.zeros_like(log_prob)
         if self.divergence == "hutchinson":
             spread = fine.std(0) / math.sqrt(len(fine)) if len(fine) > 1 else torch.full_like(log_prob, math.nan)
         return LogDensity(log_prob, (log_prob - coarse.mean(0)).abs(), spread, calls + more_calls)
 
+    @property
+    def transform(self) -> FlowTransform:
+        """The map from noise to data; `given(cond).transform` is that of a condition."""
+        return FlowTransform(self)
+
+    def given(self, cond: Condition) -> BoundContinuousFlow:
+        """Return the flow bound to its conditions, which are its batch; see `BoundFlow`.
+
+        Args:
+            cond: The conditions, with shape `(*batch, *cond)`.
+
+        Examples:
+            >>> flow = ContinuousFlow(lambda t, x, cond: cond.expand_as(x), event_shape=(1,))  # N(c, 1)
+            >>> flow.given(torch.tensor([[0.0], [3.0]])).log_prob(torch.zeros(1))
+            tensor([-0.9189, -5.4189])
+        """
+        return BoundContinuousFlow(self, cond)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> BoundContinuousFlow:
+        """Return the flow with another shape of the batch, for `torch.distributions` that need one."""
+        return BoundContinuousFlow(self, None, batch_shape)
+
+    @property
+    def _rule(self) -> Rule:
+        return Rule(self.solver, self.steps, self.grid, self.divergence, self.rtol, self.atol, self.check)
+
     def _log_prob(
-        self, value: Tensor, cond: Tensor | None, noise: Tensor | None, each: bool = False, refined: bool = False
+        self, x: Tensor, rows: Condition, lead: torch.Size, rule: Rule, noise: Tensor | None, each: bool = False
     ) -> tuple[Tensor, int]:
-        """Return the log-densities, `(probes or 1, *batch)`, and the number of field evaluations per point."""
-        x1, rows = self._rows(value, cond)
-        if self.loc is not None:
-            x1 = x1 - self.loc
-        if self.scale is not None:
-            x1 = x1 / self.scale
-        solve_both = self._quadrature if self.solver in TABLEAUS else self._joint
-        parts, calls = [], 0
-        with full_precision(x1):
-            field = prepared(self.field, self.divergence)
-            for first in range(0, max(1, len(x1)), ROWS_AT_ONCE):
-                some = slice(first, first + ROWS_AT_ONCE)
-                some_rows = None if rows is None else rows[some]
-                some_noise = None if noise is None else noise[:, some]
-                x0, integral, called = solve_both(field, x1[some], some_rows, some_noise, each, refined)
-                calls = max(calls, called)
-                z = flatten_event(x0) / self.base_scale
-                parts.append(standard_normal_log_prob(z) - integral)
-        log_prob = torch.cat(parts, 1) - math.prod(self.event_shape) * math.log(self.base_scale)
-        if self.scale is not None:
-            log_prob = log_prob - self.scale.log().expand(self.event_shape).sum()
-        return log_prob.reshape(len(log_prob), *value.shape[: value.ndim - len(self.event_shape)]), calls
+        """Return the log-densities of rows, `(probes or 1, *lead)`, and the number of field evaluations per point."""
+        x1 = self._standardised(x)
+        x0, integral, calls = push(self.field, x1, rows, rule, noise=noise, each=each, backward=True)
+        start = self.base.log_prob(x0.reshape(*lead, *self.event_shape))
+        return start - integral.reshape(len(integral), *lead) - self._log_scale(), calls
 
-    def _quadrature(
-        self, field: VelocityField, x: Tensor, cond: Tensor | None, noise: Tensor | None, each: bool, refined: bool
-    ) -> tuple[Tensor, Tensor, int]:
-        """Solve the path first, then integrate the divergences at its points."""
-        solution = self._solve(field, x, cond, backward=True, refined=refined, save=True)
-        assert solution.t is not None and solution.path is not None
-        steps, grid = len(solution.t) - 1, self.grid.backward()
-        rates = torch.tensor([grid.rate(i / steps) for i in range(steps + 1)], dtype=x.dtype, device=x.device)
-        weights = _simpson_weights(steps, like=x) * rates
-        integral = x.new_zeros(self._columns(noise, each), len(x))
-        if self.divergence == "auto" and has_closed_form_divergence(field):
-            # node by node: some closed forms need rows that share their time, and cost as little as a velocity then
-            for node, weight in enumerate(weights):
-                rate = self._divergence(field, solution.t[node], solution.path[node], cond, None, each)[1]
-                integral = integral + weight * rate
-            return solution.x, integral, solution.nfe + steps + 1
-        nodes_at_once = max(1, ROWS_AT_ONCE // max(1, len(x)))
-        for first in range(0, steps + 1, nodes_at_once):
-            nodes = slice(first, first + nodes_at_once)
-            n = len(weights[nodes])
-            _, values = self._divergence(
-                field,
-                solution.t[nodes].repeat_interleave(len(x)),
-                solution.path[nodes].flatten(0, 1),
-                None if cond is None else cond.repeat(n, 1),
-                None if noise is None else noise.repeat(1, n, *(1,) * len(self.event_shape)),
-                each,
-            )
-            integral = integral + torch.stack([weights[nodes] @ row.reshape(n, len(x)) for row in values])
-        return solution.x, integral, solution.nfe + steps + 1
+    def _probe_noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor | None:
+        return rademacher(x, self.probes, generator) if self.divergence == "hutchinson" else None
 
-    def _joint(
-        self, field: VelocityField, x: Tensor, cond: Tensor | None, noise: Tensor | None, each: bool, refined: bool
-    ) -> tuple[Tensor, Tensor, int]:
-        """Solve the path and the integrals of the divergence along it as one state."""
-        columns, width = self._columns(noise, each), 0 if cond is None else cond.shape[1]
-        # the probes of a row are passed as part of its condition, because a solver may leave out rows
-        probes = x.new_empty(len(x), 0) if noise is None else noise.transpose(0, 1).flatten(1)
-        given = probes if cond is None else torch.cat([cond, probes], 1)
-
-        def joint(t: Time, state: Tensor, given: Tensor | None) -> Tensor:
-            assert given is not None
-            point = state[:, :-columns].reshape(len(state), *self.event_shape)
-            signs = None
-            if noise is not None:
-                signs = given[:, width:].reshape(len(given), len(noise), *self.event_shape).transpose(0, 1)
-            velocity, rates = self._divergence(field, t, point, None if cond is None else given[:, :width], signs, each)
-            return torch.cat([flatten_event(velocity), rates.T], 1)
-
-        state = torch.cat([flatten_event(x), x.new_zeros(len(x), columns)], 1)
-        solution = self._solve(joint, state, given, backward=True, refined=refined)
-        return solution.x[:, :-columns].reshape(x.shape), -solution.x[:, -columns:].T, solution.nfe
-
-    def _columns(self, noise: Tensor | None, each: bool) -> int:
-        return len(noise) if each and noise is not None else 1
-
-    def _divergence(
-        self, field: VelocityField, t: Time, x: Tensor, cond: Tensor | None, noise: Tensor | None, each: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Return the velocity and the divergence, with shape `(columns, batch)`."""
-        if each:
-            return divergence_per_probe(field, t, x, cond, self.divergence, noise=noise)
-        velocity, rate = divergence(field, t, x, cond, self.divergence, noise=noise)
-        return velocity, rate[None]
-
-    def _solve(
-        self,
-        field: VelocityField,
-        x: Tensor,
-        cond: Tensor | None,
-        backward: bool = False,
-        refined: bool = False,
-        save: bool = False,
-        check: bool | None = None,
-        solver: str | None = None,
-        steps: int | None = None,
-        grid: TimeGrid | None = None,
-    ) -> Solution:
-        steps = self.steps if steps is None else steps
-        rtol, atol = (0.1 * tolerance if refined else tolerance for tolerance in (self.rtol, self.atol))
-        return solve(
-            field,
-            x,
-            t0=1.0 if backward else 0.0,
-            t1=0.0 if backward else 1.0,
-            cond=cond,
-            solver=self.solver if solver is None else solver,
-            steps=2 * steps if refined else steps,
-            grid=self.grid if grid is None else grid,
-            rtol=rtol,
-            atol=atol,
-            save=save,
-            check=self.check if check is None else check,
-        )
-
-    def _probe_noise(self, value: Tensor, generator: torch.Generator | None) -> Tensor | None:
-        if self.divergence != "hutchinson":
-            return None
-        return rademacher(self._rows(value, None)[0], self.probes, generator)
-
-    def _noise(self, sample_shape: Sequence[int], cond: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        """Return draws of the base distribution, with shape `(*sample_shape, *batch, *event)`."""
-        like = self._like(cond)
-        lead = (*sample_shape, *(() if cond is None else cond.shape[:-1]))
-        noise = torch.randn((*lead, *self.event_shape), generator=generator, dtype=like.dtype, device=like.device)
-        return noise * self.base_scale
+    def _noise(self, sample_shape: Sequence[int], cond: Condition, generator: torch.Generator | None) -> Tensor:
+        """Return draws of the base, with shape `(*sample_shape, *batch, *event)`."""
+        return self.base.draw(self._lead(sample_shape, cond), self._like(cond), generator)
 
     def _in_units(self, x: Tensor) -> Tensor:
         """Return standardised states in the units of the data."""
@@ -423,33 +404,105 @@ class ContinuousFlow(Flow, Distribution):
             x = x * self.scale
         return x if self.loc is None else x + self.loc
 
-    def _rows(self, value: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        lead = value.shape[: value.ndim - len(self.event_shape)]
-        check_shape("value", value, (*lead, *self.event_shape))
-        return value.reshape(math.prod(lead), *self.event_shape), condition_rows(cond, lead)
+    def _standardised(self, x: Tensor) -> Tensor:
+        if self.loc is not None:
+            x = x - self.loc
+        return x if self.scale is None else x / self.scale
 
-    def _like(self, cond: Tensor | None) -> Tensor:
-        """Return a tensor whose dtype and device are those of the samples."""
-        known = (tensor for tensor in (self.loc, self.scale, cond) if tensor is not None and tensor.is_floating_point())
-        return next(known, next(self.parameters(), self._default))
+    def _log_scale(self) -> Tensor | float:
+        """Return the logarithm of the volume by which `scale` multiplies."""
+        return 0.0 if self.scale is None else self.scale.log().expand(self.event_shape).sum()
+
+    def _like(self, cond: Condition) -> Tensor:
+        units = [unit for unit in (self.loc, self.scale) if unit is not None and unit.is_floating_point()]
+        return units[0] if units else super()._like(cond)
 
 
-def _simpson_weights(intervals: int, like: Tensor) -> Tensor:
-    """Return the weights of a quadrature of order four on [0, 1] with `intervals + 1` equidistant nodes.
+class BoundContinuousFlow(BoundFlow):
+    """A `ContinuousFlow` bound to its conditions; see `BoundFlow`."""
 
-    Simpson's rule; an odd number of intervals ends in one panel of the 3/8 rule, and a single one uses the trapezoid
-    rule.
+    flow: ContinuousFlow
+
+    def estimate(
+        self, value: Tensor, *, reference: Reference = "refined", generator: torch.Generator | None = None
+    ) -> LogDensity:
+        """Return the log-density and estimates of its error; see `ContinuousFlow.estimate`."""
+        return self.flow.estimate(value, self._cond, reference=reference, generator=generator)
+
+    def trajectory(
+        self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None, **options: Any
+    ) -> Tensor:
+        """Draw samples and return their states from noise to data; see `ContinuousFlow.trajectory`."""
+        return self.flow.trajectory(sample_shape, self._cond, generator, **options)
+
+    @property
+    def transform(self) -> FlowTransform:
+        """The map from noise to data, given the conditions."""
+        return FlowTransform(self.flow, self._cond)
+
+
+class FlowTransform(Transform):
+    """The map of a `ContinuousFlow` from noise to data, in the units of both, with its log-determinant.
+
+    Each call is one solve; `call_and_ladj` returns the value and the log-determinant of the same one.
+
+    Args:
+        flow: The flow.
+        cond: The conditions, whose batch broadcasts with that of the points.
+        inverse: Whether to map from data to noise.
 
     Examples:
-        >>> _simpson_weights(2, like=torch.zeros(1))
-        tensor([0.1667, 0.6667, 0.1667])
+        >>> flow = ContinuousFlow(lambda t, x, cond: x, event_shape=(2,), solver="rk4")
+        >>> x, log_determinant = flow.transform.call_and_ladj(torch.ones(1, 2))
+        >>> x.detach(), log_determinant.detach(), flow.transform.inv(x).detach()
+        (tensor([[2.7183, 2.7183]]), tensor([2.0000]), tensor([[1.0000, 1.0000]]))
     """
-    weights = like.new_zeros(intervals + 1)
-    if intervals == 1:
-        return weights + 1 / 2
-    even = intervals if intervals % 2 == 0 else intervals - 3
-    for i in range(0, even, 2):
-        weights[i : i + 3] += like.new_tensor([1, 4, 1]) / 3
-    if even < intervals:
-        weights[even:] += like.new_tensor([1, 3, 3, 1]) * 3 / 8
-    return weights / intervals
+
+    bijective = True
+
+    def __init__(self, flow: ContinuousFlow, cond: Condition = None, inverse: bool = False) -> None:
+        super().__init__()
+        self.flow, self.cond, self.inverse = flow, cond, inverse
+
+    @property
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        """The set of all tensors of the event shape."""
+        return self.flow.support
+
+    @property
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
+        """The set of all tensors of the event shape."""
+        return self.flow.support
+
+    @property
+    def inv(self) -> FlowTransform:
+        """The map in the other direction."""
+        return FlowTransform(self.flow, self.cond, not self.inverse)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the image of points, with shape `(*batch, *event)`."""
+        flow = self.flow
+        rows, cond, lead = flow._rows(flow._standardised(x) if self.inverse else x, self.cond)
+        y = flow._rule.solve(flow.field, rows, cond, backward=self.inverse).x.reshape(*lead, *flow.event_shape)
+        return y if self.inverse else flow._in_units(y)
+
+    def call_and_ladj(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Return the image of points and the logarithm of the absolute determinant of the Jacobian, by one solve.
+
+        Args:
+            x: The points, with shape `(*batch, *event)`.
+            generator: The source of randomness of the probes of hutchinson.
+
+        Returns:
+            The image `(*batch, *event)` and the log-determinants `(*batch,)`.
+        """
+        flow = self.flow
+        rows, cond, lead = flow._rows(flow._standardised(x) if self.inverse else x, self.cond)
+        noise = flow._probe_noise(rows, generator)
+        y, integral, _ = push(flow.field, rows, cond, flow._rule, noise=noise, backward=self.inverse)
+        y, volume = y.reshape(*lead, *flow.event_shape), integral[0].reshape(lead) + flow._log_scale()
+        return (y, -volume) if self.inverse else (flow._in_units(y), volume)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the logarithm of the absolute determinant of the Jacobian at `x`, with shape `(*batch,)`."""
+        return self.call_and_ladj(x)[1]

@@ -17,6 +17,7 @@ MAX_ITERATIONS = 10_000_000
 """Maximum number of iterations of the network simplex method."""
 MAX_ROUNDS = 1_000
 """Maximum number of rounds of Sinkhorn's algorithm, twenty iterations each."""
+_RIDGE = 1e-11  # of Newton's matrix, which is singular: prices are free up to a constant, which no plan depends on
 
 Matrix = NDArray[np.float64]
 
@@ -173,7 +174,7 @@ def _newton_step(plan: Matrix, excess: Matrix) -> Matrix:
     """
     linalg = required("scipy.linalg", "scipy")
     laplacian = -(plan.T @ plan)
-    laplacian[np.diag_indices(len(plan))] += 1 + excess + 1e-11  # prices are free up to a constant
+    laplacian[np.diag_indices(len(plan))] += 1 + excess + _RIDGE
     step = -linalg.cho_solve(linalg.cho_factor(laplacian, overwrite_a=True, check_finite=False), excess)
     step -= step.mean()
     gain = -float(excess @ step)

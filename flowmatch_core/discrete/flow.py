@@ -8,9 +8,10 @@ from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
+from flowmatch_core._conditions import Condition, CondShape, condition_parts
 from flowmatch_core._flow import Flow
-from flowmatch_core._tensors import check_shape, condition_rows
 from flowmatch_core.discrete.categorical import Denoiser, check_prediction
 from flowmatch_core.discrete.objectives import jump_divergence
 from flowmatch_core.discrete.path import MixturePath
@@ -44,6 +45,7 @@ class TokenFlow(Flow):
         steps: The number of steps of a sample.
         grid: Where they are placed in time.
         stochasticity: The weight of jumps back to noise; see `solve_ctmc`.
+        cond_shape: The shape of one condition; that which the denoiser declares by default, see `Flow`.
 
     Examples:
         >>> from flowmatch_core.discrete import Logits, MaskSource
@@ -68,17 +70,21 @@ class TokenFlow(Flow):
         *,
         grid: TimeGrid = Uniform(),
         stochasticity: float = 0.0,
+        cond_shape: CondShape = None,
     ) -> None:
         if steps < 1:
             raise ValueError(f"steps is {steps}, but should be at least 1.")
-        super().__init__()
-        self.denoiser, self.path, self._event_shape = denoiser, path, torch.Size(event_shape)
+        declared: CondShape = getattr(denoiser, "cond_shape", None) if cond_shape is None else cond_shape
+        super().__init__(event_shape, declared)
+        self.denoiser, self.path = denoiser, path
         self.steps, self.grid, self.stochasticity = steps, grid, stochasticity
 
     @property
-    def event_shape(self) -> torch.Size:
-        """The shape of one `x`."""
-        return self._event_shape
+    def support(self) -> constraints.Constraint:
+        """The set of all sequences of tokens."""
+        last = self.path.source.vocabulary - 1
+        tokens = constraints.integer_interval(0, last)  # type: ignore[no-untyped-call]
+        return constraints.independent(tokens, len(self.event_shape))  # type: ignore[no-untyped-call]
 
     def __repr__(self) -> str:
         return f"TokenFlow({self.path}, event_shape={tuple(self.event_shape)}, steps={self.steps})"
@@ -86,21 +92,21 @@ class TokenFlow(Flow):
     def sample(
         self,
         sample_shape: Sequence[int] = (),
-        cond: Tensor | None = None,
+        cond: Condition = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw samples.
 
         Args:
             sample_shape: The shape of the draws.
-            cond: The conditions, with shape `(*batch, c)`; each gets `sample_shape` draws.
+            cond: The conditions, with shape `(*batch, *cond)`; each gets `sample_shape` draws.
             generator: The source of randomness.
 
         Returns:
             The tokens, with shape `(*sample_shape, *batch, *event)`.
         """
-        lead = (*sample_shape, *(() if cond is None else cond.shape[:-1]))
-        device = self._like.device if cond is None else cond.device
+        lead = self._lead(sample_shape, cond)
+        device = next(iter(condition_parts(cond)), self._like(None)).device
         x0 = self.path.source.sample((math.prod(lead), *self.event_shape), generator, device)
         solution = solve_ctmc(
             self.denoiser,
@@ -108,7 +114,7 @@ class TokenFlow(Flow):
             path=self.path,
             steps=self.steps,
             grid=self.grid,
-            cond=condition_rows(cond, lead),
+            cond=self._condition_rows(cond, lead),
             stochasticity=self.stochasticity,
             generator=generator,
         )
@@ -117,7 +123,7 @@ class TokenFlow(Flow):
     def log_prob(
         self,
         value: Tensor,
-        cond: Tensor | None = None,
+        cond: Condition = None,
         *,
         samples: int = 16,
         generator: torch.Generator | None = None,
@@ -126,7 +132,7 @@ class TokenFlow(Flow):
 
         Args:
             value: The tokens, with shape `(*batch, *event)`.
-            cond: The conditions, with shape `(*batch, c)` or one that broadcasts to it.
+            cond: The conditions, with shape `(*batch, *cond)`; the batches of both broadcast.
             samples: The number of times per row, at least 2.
             generator: The source of randomness.
 
@@ -138,7 +144,7 @@ class TokenFlow(Flow):
     def elbo(
         self,
         value: Tensor,
-        cond: Tensor | None = None,
+        cond: Condition = None,
         *,
         samples: int = 16,
         generator: torch.Generator | None = None,
@@ -161,7 +167,7 @@ class TokenFlow(Flow):
 
         Args:
             value: The tokens, with shape `(*batch, *event)`.
-            cond: The conditions, with shape `(*batch, c)` or one that broadcasts to it.
+            cond: The conditions, with shape `(*batch, *cond)`; the batches of both broadcast.
             samples: The number of times per row, at least 2.
             generator: The source of randomness.
 
@@ -170,28 +176,19 @@ class TokenFlow(Flow):
         """
         if samples < 2:
             raise ValueError(f"samples is {samples}, but should be at least 2 for a standard error.")
-        lead = value.shape[: value.ndim - len(self.event_shape)]
-        check_shape("value", value, (*lead, *self.event_shape))
-        x1, rows = value.reshape(math.prod(lead), *self.event_shape), condition_rows(cond, lead)
+        x1, rows, lead = self._rows(value, cond)
         terms = torch.stack([self._term(x1, rows, (k, samples), generator) for k in range(samples)])
         error = terms.std(0) / samples**0.5
         return EvidenceBound(terms.mean(0).reshape(lead), error.reshape(lead))
 
-    @property
-    def _like(self) -> Tensor:
-        """A tensor with the device of the states and the dtype of the times."""
-        return next((tensor for tensor in self.parameters() if tensor.is_floating_point()), self._default)
-
-    def _term(
-        self, x1: Tensor, cond: Tensor | None, stratum: tuple[int, int], generator: torch.Generator | None
-    ) -> Tensor:
+    def _term(self, x1: Tensor, cond: Condition, stratum: tuple[int, int], generator: torch.Generator | None) -> Tensor:
         k, of = stratum
         uniform = torch.rand(len(x1), generator=generator, dtype=torch.float64, device=x1.device)
         root = (k + 1 - uniform) / of  # the cube root of the share of noise; never zero
         t = self.path.schedule.time_of_noise(root**3)
         x0 = self.path.source.sample(x1.shape, generator, x1.device)
         x_t = self.path.sample(x0, x1, t, generator)
-        prediction = self.denoiser(t.to(self._like.dtype), x_t, cond)
+        prediction = self.denoiser(t.to(self._like(None).dtype), x_t, cond)
         check_prediction(prediction, x1, self.path.source.vocabulary)
         divergence = jump_divergence(prediction, self.path, x_t, x1).double().flatten(1).sum(1)
         return -3 / root * divergence

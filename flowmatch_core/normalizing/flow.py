@@ -8,10 +8,11 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.distributions import Transform, constraints
+from torch.distributions import constraints
 
-from flowmatch_core._flow import Flow
-from flowmatch_core._tensors import broadcast, check_shape, standard_normal_log_prob
+from flowmatch_core._conditions import Condition, condition_parts
+from flowmatch_core._flow import Flow, check_numbers
+from flowmatch_core._tensors import broadcast, seeded, standard_normal_log_prob
 from flowmatch_core.normalizing._base import Architecture
 from flowmatch_core.normalizing._zuko import zuko
 
@@ -42,6 +43,7 @@ class DiscreteTimeFlow(Flow):
         loc: The location $\mu$, which broadcasts to `(event_dim,)`; 0 by default. Most architectures need
             standardised data, and some are invertible only near the origin.
         scale: The scale $s$, likewise; 1 by default.
+        check: Whether a value that is not finite raises a `ValueError`; the check synchronises with the device.
         generator: The source of randomness of the initial weights.
 
     Examples:
@@ -53,6 +55,7 @@ class DiscreteTimeFlow(Flow):
         torch.Size([5])
     """
 
+    has_rsample = True
     loc: Tensor
     scale: Tensor
 
@@ -64,30 +67,23 @@ class DiscreteTimeFlow(Flow):
         *,
         loc: Tensor | None = None,
         scale: Tensor | None = None,
+        check: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
         if event_dim < 1:
             raise ValueError(f"event_dim is {event_dim}, but should be at least 1.")
         if cond_dim < 0:
             raise ValueError(f"cond_dim is {cond_dim}, but should be at least 0.")
-        self.kind, self.event_dim, self.cond_dim = kind, event_dim, cond_dim
+        super().__init__((event_dim,), (cond_dim,))
+        self.kind, self.event_dim, self.cond_dim, self.check = kind, event_dim, cond_dim, check
         for name, tensor, default in (("loc", loc, 0.0), ("scale", scale, 1.0)):
             given = torch.full((), default) if tensor is None else tensor
             self.register_buffer(name, broadcast(name, given, (event_dim,)).clone())
         if not bool((self.scale > 0).all()):
             raise ValueError("scale holds values that are not positive, but should be positive.")
         zuko()
-        # zuko draws from the global generator only: seed it temporarily
-        device = "cpu" if generator is None else generator.device
-        seed = torch.randint(2**63 - 1, (), generator=generator, device=device)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(seed))
+        with seeded(torch.default_generator if generator is None else generator, torch.device("cpu")):
             self.transform = kind.build(event_dim, cond_dim)
-
-    @property
-    def event_shape(self) -> torch.Size:
-        return torch.Size([self.event_dim])
 
     @property
     def support(self) -> constraints.Constraint:
@@ -100,7 +96,7 @@ class DiscreteTimeFlow(Flow):
     def sample(
         self,
         sample_shape: Sequence[int] = (),
-        cond: Tensor | None = None,
+        cond: Condition = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw samples, without gradients.
@@ -119,19 +115,39 @@ class DiscreteTimeFlow(Flow):
     def rsample(
         self,
         sample_shape: Sequence[int] = (),
-        cond: Tensor | None = None,
+        cond: Condition = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw samples with gradients; arguments and result are those of `sample`."""
-        lead = (*sample_shape, *(() if cond is None else cond.shape[:-1]))
-        shape = (math.prod(lead), self.event_dim)
-        noise = torch.randn(shape, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
-        x: Tensor = self._conditioned(cond, lead).inv(noise)
+        z, transform, lead = self._noise(sample_shape, cond, generator)
+        x: Tensor = transform.inv(z)
         return (self.loc + self.scale * x).reshape(*lead, self.event_dim)
 
-    def log_prob(
-        self, value: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def rsample_and_log_prob(
+        self,
+        sample_shape: Sequence[int] = (),
+        cond: Condition = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw samples and their log-densities by one pass; gradients flow through both.
+
+        Args:
+            sample_shape: The shape of the draws.
+            cond: The conditions, with shape `(*batch, c)`; each gets `sample_shape` draws.
+            generator: The source of randomness.
+
+        Returns:
+            The samples `(*sample_shape, *batch, event_dim)`, those of `rsample`, and their log-densities
+            `(*sample_shape, *batch)`.
+        """
+        z, transform, lead = self._noise(sample_shape, cond, generator)
+        if len(z) == 0:  # zuko cannot sum over no rows
+            return z.reshape(*lead, self.event_dim), z.sum(1).reshape(lead)
+        x, volume = transform.inv.call_and_ladj(z)
+        log_prob: Tensor = standard_normal_log_prob(z) - volume - self.scale.log().sum()
+        return (self.loc + self.scale * x).reshape(*lead, self.event_dim), log_prob.reshape(lead)
+
+    def log_prob(self, value: Tensor, cond: Condition = None, *, generator: torch.Generator | None = None) -> Tensor:
         """Return the log-density in nats.
 
         Args:
@@ -142,22 +158,29 @@ class DiscreteTimeFlow(Flow):
         Returns:
             The log-densities, with shape `(*batch,)`.
         """
-        lead = value.shape[:-1]
-        check_shape("value", value, (*lead, self.event_dim))
-        x = (value.reshape(math.prod(lead), self.event_dim) - self.loc) / self.scale
+        check_numbers(value, self.check)
+        self._check_condition(cond)
+        points, rows, lead = self._rows(value, cond)
+        x = (points - self.loc) / self.scale
         if len(x) == 0:  # zuko cannot sum over no rows
             return x.sum(1).reshape(lead)
-        z, volume = self._conditioned(cond, lead).call_and_ladj(x)
+        z, volume = self.transform(rows).call_and_ladj(x)
         log_prob: Tensor = volume + standard_normal_log_prob(z) - self.scale.log().sum()
         return log_prob.reshape(lead)
 
-    def _conditioned(self, cond: Tensor | None, lead: Sequence[int]) -> Any:
-        if (cond is None) != (self.cond_dim == 0):
-            given = None if cond is None else tuple(cond.shape)
-            wanted = (*lead, self.cond_dim) if self.cond_dim else None
-            raise ValueError(f"cond has shape {given}, but should have shape {wanted}.")
-        if cond is None:
-            transform: Transform = self.transform(None)
-            return transform
-        rows = broadcast("cond", cond, (*lead, self.cond_dim))
-        return self.transform(rows.reshape(math.prod(lead), self.cond_dim))
+    def _noise(
+        self, sample_shape: Sequence[int], cond: Condition, generator: torch.Generator | None
+    ) -> tuple[Tensor, Any, tuple[int, ...]]:
+        """Return noise as rows, the transform from data to noise, and the shape of the draws."""
+        self._check_condition(cond)
+        lead = self._lead(sample_shape, cond)
+        shape = (math.prod(lead), self.event_dim)
+        z = torch.randn(shape, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
+        return z, self.transform(self._condition_rows(cond, lead)), lead
+
+    def _check_condition(self, cond: Condition) -> None:
+        given = condition_parts(cond)
+        if bool(given) != (self.cond_dim > 0):
+            found = tuple(given[0].shape) if given else None
+            wanted = f"a tensor that ends in {self.cond_dim} dimensions" if self.cond_dim else "None"
+            raise ValueError(f"cond has shape {found}, but should be {wanted}.")

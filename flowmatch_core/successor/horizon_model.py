@@ -9,8 +9,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from flowmatch_core._conditions import BoundCondition, bind_condition
 from flowmatch_core.field import VelocityField
-from flowmatch_core.flow import ContinuousFlow
+from flowmatch_core.flow import ContinuousFlow, LogDensity
 from flowmatch_core.solvers import TimeGrid, Uniform
 from flowmatch_core.successor.geometric import check_gamma
 from flowmatch_core.successor.transitions import condition
@@ -51,6 +52,12 @@ class HorizonModel(nn.Module, ABC):
     @abstractmethod
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
         """Return log m(x | s, a) in nats, in raw units, with shape `(batch,)`; a `TypeError` if not `has_density`."""
+
+    def estimate(self, x: Tensor, state: Tensor, action: Tensor | None) -> LogDensity:
+        """Return `log_prob` with estimates of its error; without error by default, where nothing is solved."""
+        log_prob = self.log_prob(x, state, action)
+        zero = torch.zeros_like(log_prob)
+        return LogDensity(log_prob, zero, zero, 0)
 
     def value(
         self,
@@ -158,7 +165,7 @@ class GeometricHorizonModel(HorizonModel):
 
         With `check` a path with values that are not finite raises a `SolverError`.
         """
-        return self.flow.sample((n,), cond=self._condition(state, action), generator=generator, check=check)
+        return self.flow.sample((n,), cond=self._bound(state, action), generator=generator, check=check)
 
     def particles(
         self, state: Tensor, action: Tensor | None, n: int, steps: int, *, generator: torch.Generator | None = None
@@ -167,9 +174,17 @@ class GeometricHorizonModel(HorizonModel):
 
         In raw units, with shape `(steps + 1, n, batch, d)`; see `ContinuousFlow.trajectory`. Values are not checked.
         """
-        cond = self._condition(state, action)
+        cond = self._bound(state, action)
         return self.flow.trajectory((n,), cond, generator, solver="midpoint", steps=steps, grid=Uniform(), check=False)
 
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
-        """Return log m(x | s, a) in nats, in raw units, with shape `(batch,)`."""
-        return self.flow.log_prob(x, cond=self._condition(state, action))
+        """Return log m(x | s, a) in nats, in raw units, with the shape to which the batches of both broadcast."""
+        return self.flow.log_prob(x, cond=self._bound(state, action))
+
+    def estimate(self, x: Tensor, state: Tensor, action: Tensor | None) -> LogDensity:
+        """Return the log-density by twice the steps, and its change; see `ContinuousFlow.estimate`."""
+        return self.flow.estimate(x, cond=self._bound(state, action))
+
+    def _bound(self, state: Tensor, action: Tensor | None) -> BoundCondition:
+        cond = self._condition(state, action)
+        return bind_condition(cond, cond.shape[:-1], cond.shape[-1:])

@@ -58,12 +58,15 @@ def evaluate(stage: Stage, dataset: str) -> None:
         sliced = metrics.sliced_wasserstein(x, y, projections=settings.projections, generator=generator)
         return {"emd": float(metrics.emd(x, y)), "sliced_wasserstein": float(sliced)}
 
-    found = []
+    found, warnings = [], dict[str, str]()
     for method in params.methods:
         table = files.read_table(layout.sampled(layout.samples(dataset), method), [*columns, "seed"])
         for seed in params.seeds:
             file = layout.network(layout.models(dataset, method), seed)
-            likelihood = _likelihood(file, scored, settings.solver, settings.steps, chosen)
+            likelihood, warning = _likelihood(file, scored, settings.solver, settings.steps, chosen)
+            if warning is not None:
+                warnings.setdefault(method, warning)
+                stage.log(f"{method} seed {seed}: {warning}")
             samples = _tensor(table[table["seed"] == seed], columns, chosen)
             found.append({"method": method, "seed": seed, **likelihood, **distances(samples)})
             stage.log("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in found[-1].items()))
@@ -75,19 +78,24 @@ def evaluate(stage: Stage, dataset: str) -> None:
     for method, values in summary.items():
         stage.metrics({f"{method}.{name}": value for name, value in values.items() if value is not None})
     with stage.output(layout.metrics(dataset)) as temporary:
-        files.write_json(temporary, summary)
+        noted = {method: {"warning": warning} for method, warning in warnings.items()}
+        files.write_json(temporary, {method: {**values, **noted.get(method, {})} for method, values in summary.items()})
 
 
-def _likelihood(file: Any, scored: Tensor, solver: str, steps: int, chosen: torch.device) -> dict[str, float]:
+def _likelihood(
+    file: Any, scored: Tensor, solver: str, steps: int, chosen: torch.device
+) -> tuple[dict[str, float], str | None]:
+    """Return the likelihood of a model with its errors, and a sentence where the solver's is too large."""
     flow = density.load(file, chosen, solver, steps // 2)  # `estimate` takes twice the steps of the flow
     with torch.no_grad():
         estimate = flow.estimate(scored)
     log_prob = estimate.log_prob.double()
-    return {
+    numbers = {
         "nll": float(-log_prob.mean()),
         "nll_standard_error": float(log_prob.std() / len(log_prob) ** 0.5),
         "nll_solver_error": float(estimate.solver_error.double().square().mean().sqrt()),
     }
+    return numbers, estimate.warning()
 
 
 def _summary(cells: pd.DataFrame, provenance: dict[str, Any]) -> dict[str, dict[str, float | None]]:

@@ -77,20 +77,24 @@ def sensitivity(
     return slopes
 
 
-def likelihood(fine: HorizonModel, coarse: HorizonModel, x: Tensor, start: Starts) -> dict[str, Array]:
-    """Return the NLL per dimension of true samples (n, starts, d), and its change when the solver's step is doubled."""
-    n, count, dims = x.shape
-    state, action = start.state.repeat(n, 1), start.action.repeat(n, 1)
+def likelihood(model: HorizonModel, x: Tensor, start: Starts) -> tuple[dict[str, Array], str | None]:
+    """Return the NLL per dimension of true samples (n, starts, d) with its solver error, and a warning sentence.
+
+    The error is the root mean square change when the steps of the solver are twice as long. There is a warning where
+    the error of the mean over all samples may exceed its standard error.
+    """
+    dims = x.shape[-1]
     try:
         with torch.no_grad():
-            values = [m.log_prob(x.flatten(0, 1), state, action).double().reshape(n, count) for m in (fine, coarse)]
+            estimate = model.estimate(x, start.state, start.action)
     except SolverError:  # the model has diverged
-        return {"nll": np.full(count, np.nan)}
-    error = (values[0] - values[1]).square().mean(0).sqrt()
-    return {
-        "nll": (-values[0].mean(0) / dims).cpu().numpy(),
+        return {"nll": np.full(x.shape[1], np.nan)}, None
+    error = estimate.solver_error.double().square().mean(0).sqrt()
+    numbers = {
+        "nll": (-estimate.log_prob.double().mean(0) / dims).cpu().numpy(),
         "nll_solver_error": (error / dims).cpu().numpy(),
     }
+    return numbers, estimate.warning()
 
 
 def means(values: Mapping[str, Array]) -> dict[str, float]:

@@ -53,6 +53,7 @@ def evaluate(stage: Stage, environment: str) -> None:
         cell["emd_over_floor"] = cell["emd"] / floor["emd"] if floor["emd"] else math.nan
         stage.metrics({f"{method}.{name}": float(value) for name, value in cell.items() if math.isfinite(value)})
         cell |= {"has_density": densities[method]} if method in densities else {}
+        cell |= {"warning": evaluator.warnings[method]} if method in evaluator.warnings else {}
     with stage.output(layout.metrics(environment)) as temporary:
         files.write_json(temporary, {**summary, **skipped})
 
@@ -63,6 +64,7 @@ class SuccessorEvaluator:
     Attributes:
         numbers: Scores by method and seed.
         cells: Scores at each start state, one table per method and seed.
+        warnings: Sentence by method whose likelihood is not solved well enough.
     """
 
     def __init__(self, stage: Stage, environment: str) -> None:
@@ -87,6 +89,7 @@ class SuccessorEvaluator:
         self.score = scores.SampleScore(self.truth, built, reward, value, gamma)
         self.numbers: dict[str, dict[int, dict[str, float]]] = {}
         self.cells: list[pd.DataFrame] = []
+        self.warnings: dict[str, str] = {}
 
     def true(self, at: Starts, n: int, *key: object) -> Tensor:
         """Return true samples, (n, starts, d)."""
@@ -143,10 +146,14 @@ class SuccessorEvaluator:
 
     def _likelihood(self, method: str, seed: int) -> dict[str, Array]:
         settings = self.successor.evaluate
-        fine, coarse = (
-            self._loaded(method, seed, settings.solver, k) for k in (settings.steps, max(1, settings.steps // 2))
-        )
-        return scores.likelihood(fine, coarse, self.truth[: settings.likelihood_rows], self.start)
+        model = self._loaded(
+            method, seed, settings.solver, max(1, settings.steps // 2)
+        )  # `estimate` takes twice as many
+        found, warning = scores.likelihood(model, self.truth[: settings.likelihood_rows], self.start)
+        if warning is not None:
+            self.warnings.setdefault(method, warning)
+            self.stage.log(f"{method} seed {seed}: {warning}")
+        return found
 
     def _loaded(self, method: str, seed: int, solver: str, steps: int) -> HorizonModel:
         """Return an existing model with other solver steps."""

@@ -20,16 +20,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Floor by floor: a room is a module or a package of flowmatch_core, and imports the rooms in its row and no others.
 FLOORS: list[dict[str, set[str]]] = [
-    {"_conditions": set(), "_flow": set(), "_require": set(), "prefetch": set()},
+    {"_conditions": set(), "_require": set(), "prefetch": set()},
     {"_jacobian": {"_conditions"}},
     {"field": {"_conditions", "_jacobian"}, "intervals": {"_require"}, "transport": {"_require"}},
     {"_tensors": {"field"}},
-    {"_call": {"_conditions", "_tensors", "field"}},
+    {"_call": {"_conditions", "_tensors", "field"}, "_flow": {"_conditions", "_tensors"}},
     {
+        "_bases": {"_flow", "_tensors"},
         "dequantise": {"_tensors"},
         "divergence": {"_call", "_conditions", "_jacobian", "_tensors", "field"},
         "guidance": {"_call", "_conditions", "_tensors", "field"},
-        "normalizing": {"_flow", "_require", "_tensors"},
+        "normalizing": {"_conditions", "_flow", "_require", "_tensors"},
         "paths": {"_call", "_conditions", "_tensors", "field"},
     },
     {
@@ -37,18 +38,21 @@ FLOORS: list[dict[str, set[str]]] = [
         "oracles": {"_tensors", "field", "paths"},
         "solvers": {"_call", "_conditions", "_require", "_tensors", "field", "paths"},
     },
+    {"_density": {"_call", "_conditions", "_jacobian", "_tensors", "divergence", "field", "solvers"}},
     {
         "couplings": {"_conditions", "_tensors", "field", "solvers", "transport"},
         "discrete": {"_call", "_conditions", "_flow", "_tensors", "field", "guidance", "solvers"},
-        "flow": {"_flow", "_jacobian", "_tensors", "divergence", "field", "solvers"},
+        "flow": {
+            *("_bases", "_call", "_conditions", "_density", "_flow", "_tensors", "divergence", "field", "solvers"),
+        },
         "metrics": {"_call", "_conditions", "_tensors", "field", "solvers", "transport"},
     },
     {
         "objectives": {
-            *("_call", "_conditions", "_jacobian", "_require", "_tensors"),
+            *("_call", "_conditions", "_density", "_jacobian", "_require", "_tensors"),
             *("couplings", "divergence", "field", "flow", "paths", "solvers"),
         },
-        "successor": {"_call", "_tensors", "field", "flow", "networks", "paths", "solvers"},
+        "successor": {"_call", "_conditions", "_tensors", "field", "flow", "networks", "paths", "solvers"},
     },
 ]
 MAY_IMPORT = {room: rooms for floor in FLOORS for room, rooms in floor.items()}

@@ -322,14 +322,14 @@ def test_residual_blocks_use_their_bound() -> None:
             r"loc has shape \(3,\), but should broadcast to shape",
         ),
         (lambda: DiscreteTimeFlow(MAF(), 2).log_prob(torch.zeros(4, 3)), r"value has shape \(4, 3\), but should be of"),
-        (lambda: DiscreteTimeFlow(MAF(), 2, 1).sample((3,)), r"cond has shape None, but should have shape \(3, 1\)\."),
+        (lambda: DiscreteTimeFlow(MAF(), 2, 1).sample((3,)), r"cond has shape None, but should be a tensor that"),
         (
             lambda: DiscreteTimeFlow(MAF(), 2).log_prob(torch.zeros(4, 2), torch.zeros(4, 1)),
-            r"cond has shape \(4, 1\), but should have shape None\.",
+            r"cond has shape \(4, 1\), but should be None\.",
         ),
         (
             lambda: DiscreteTimeFlow(MAF(), 2, 2).log_prob(torch.zeros(4, 2), torch.zeros(3, 2)),
-            r"cond has shape \(3, 2\), but should broadcast to shape \(4, 2\)\.",
+            r"cond has a batch of shape \(3,\), but should have one that broadcasts with \(4,\) of value;",
         ),
         (lambda: MAF(transforms=0), r"transforms is 0, but should be at least 1\."),
         (lambda: RealNVP(hidden=()), r"hidden is \(\), but should hold at least one positive width\."),

@@ -169,6 +169,14 @@ def test_samples_that_are_not_finite_have_no_distance(results: Any) -> None:
     assert broken["outside"] == 1
 
 
+def test_a_coarse_solver_warns_in_the_log_and_in_the_metrics(results: Any) -> None:
+    """The fields of the spiral need more than four steps of rk4, and a closed form needs none."""
+    metrics, _, lines = results
+    warning = metrics["flow"]["warning"]
+    assert "exceeds the standard error of its mean" in warning and f"flow seed 0: {warning}" in lines
+    assert "warning" not in metrics["right"]
+
+
 def test_a_model_without_density_has_no_likelihood(results: Any) -> None:
     metrics = results[0]
     assert metrics["no_density"]["has_density"] is False

@@ -43,6 +43,8 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         "there are. The floor is the distance of two sets of true rows of that size, its NLL the exact density's.",
     ]
     for dataset in params.datasets:
+        cells = {method: metrics[dataset].get(method, {}) for method in params.density.methods}
+        notes += [f"{dataset}, {method}: {cell['warning']}" for method, cell in cells.items() if "warning" in cell]
         origin = provenance[dataset]
         notes.append(f"{dataset}: {origin['fidelity']}; {origin['source']}. {origin['notes']}".strip())
     return Table("density", "Density models", pd.DataFrame(rows).dropna(axis=1, how="all"), tuple(notes))
