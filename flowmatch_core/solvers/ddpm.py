@@ -19,6 +19,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flowmatch_core._conditions import Condition
 from flowmatch_core._tensors import noise_like
 from flowmatch_core.field import VelocityField
 from flowmatch_core.paths import AffinePath
@@ -137,7 +138,7 @@ def ddim(
     eta: float = 0.0,
     t0: float = 0.0,
     t1: float = 1.0,
-    cond: Tensor | None = None,
+    cond: Condition = None,
     steps: int = 50,
     grid: TimeGrid = Uniform(),
     generator: torch.Generator | None = None,
@@ -153,7 +154,11 @@ def ddim(
     $$
 
     for a step from `s` to `t`: DDIM, deterministic, for $\eta = 0$, and the ancestral sampling of DDPM
-    for $\eta = 1$, where $\tilde\beta$ is the variance of $q(x_t \mid x_s, x_1)$.
+    for $\eta = 1$, where $\tilde\beta$ is the variance of $q(x_t \mid x_s, x_1)$. Backward in time (`t1 < t0`) DDIM
+    maps data to their noise.
+
+    For $\eta > 0$ the noise of the path has to be independent of the data: a field that was trained with a coupling
+    (`MinibatchOT`, `SchrodingerBridge`, `Reflow`) is sampled wrongly, and needs `solve_sde` with its score.
 
     References:
         - Denoising Diffusion Implicit Models (Song et al., 2021), https://arxiv.org/abs/2010.02502
@@ -164,8 +169,8 @@ def ddim(
         path: The path of the field.
         eta: The factor $\eta$, within [0, 1].
         t0: The start.
-        t1: The end, after the start.
-        cond: The condition handed to the field, with shape `(batch, c)`.
+        t1: The end.
+        cond: The condition handed to the field, a tensor or a mapping of tensors whose first dimension is the batch.
         steps: The number of steps.
         grid: Where the steps end; see `DDPM.grid` for those of a chain.
         generator: The source of randomness.

@@ -104,7 +104,7 @@ class Constant(Diffusion):
     r"""A constant coefficient; 0 gives the probability-flow ODE.
 
     On a path with $\sigma_1 = 0$ the coefficient should vanish at `t = 1`, $w \sim \sigma$ or $w^2 \sim \sigma$
-    (`Proportional`, `Memoryless`); otherwise the solvers lose their order there.
+    (`Proportional`, `Memoryless`); otherwise the solvers lose their order there. On a bridge they do not.
 
     Args:
         value: The coefficient $w$.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -22,8 +23,8 @@ __all__ = ["SDE_SOLVERS", "solve_sde"]
 SDE_SOLVERS = ("euler_maruyama", "heun")
 """The names of the solvers, of weak order 1 and 2."""
 
-Step = Callable[[int, Tensor, Tensor], Tensor]
-"""Returns the state after the i-th step from the state before it and a standard normal draw."""
+Step = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Returns the state after the i-th step from the state and the velocity before it and a standard normal draw."""
 
 
 def solve_sde(
@@ -69,12 +70,14 @@ def solve_sde(
 
     **A coupling** of noise and data (`MinibatchOT`, `SchrodingerBridge`, `Reflow`) makes that score, and hence the
     samples, wrong for any $w > 0$: give `score`, as trained by `sf2m_loss`. The step then gets the term
-    $\sigma_t (1 - \kappa) (\hat x_0 + \sigma_s \nabla \log p_s)$, which is zero without a coupling.
+    $\sigma_t (1 - \kappa) (\hat x_0 + \sigma_s \nabla \log p_s)$, which is zero without a coupling. A checked solve
+    without conditions that starts in pure noise warns where $\hat x_1$ depends on it. For a diffusion that does not
+    vanish at `t = 1`, as `Constant`, leave out the path.
 
     **A bridge** between any two laws has a score and no path. The methods are then Euler-Maruyama and Heun's method
-    with the drift above, the latter without correction of a step that ends in `t = 0` or `t = 1`. The
-    diffusion is `Constant` or `Custom`: `Constant(sigma)` with the fields of `sf2m_loss(sigma=sigma)` simulates the
-    Schrödinger bridge.
+    with the drift above, the latter without correction of a step that ends in `t = 0` or `t = 1`. The diffusion is
+    `Constant` or `Custom`: `Constant(sigma)` with the fields of `sf2m_loss(sigma=sigma)` simulates the Schrödinger
+    bridge.
 
     References:
         - Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
@@ -99,7 +102,8 @@ def solve_sde(
         grid: Where the steps end between `t0` and `t1`.
         generator: The source of randomness.
         save: Whether to keep the states at the ends of the steps.
-        check: Whether to raise a `SolverError` if the result is not finite; the check synchronises with the device.
+        check: Whether to raise a `SolverError` if the result is not finite, and to warn of a field trained with a
+            coupling; the checks synchronise with the device.
 
     Returns:
         The solution; its `nfe` counts the field, not the score, which is evaluated as often.
@@ -153,13 +157,16 @@ def solve_sde(
         step = _bridge_step(evaluate, learned, diffusion, ends, solver)
     else:
         step = _path_step(evaluate, learned, path, diffusion, ends, solver)
-    states = [x]
+    states, first = [x], evaluate(ends[0], x)
     for i, s in enumerate(nodes[1:]):
-        x = step(i, x, noise_like(x, generator))
+        velocity = evaluate(ends[i], x) if i > 0 else first
+        x = step(i, x, velocity, noise_like(x, generator))
         if s in kept:
             states.append(x)
     if check:
         check_finite(solver, x)
+        if path is not None and score is None and cond is None and _is_noisy(diffusion, path):
+            _warn_of_coupling(path, ends[0], states[0], first, x)
     solution = Solution(x=x, nfe=evaluate.calls, status="finished" if check else "unchecked")
     if not save and outputs is None:
         return solution
@@ -189,9 +196,8 @@ def _path_step(
         """Return the mean of the noise less what it is in a path without a coupling."""
         return noise_of_x[i] * x + noise_of_v[i] * velocity + sigma[i] * score(ends[i], x)
 
-    def step(i: int, x: Tensor, z: Tensor) -> Tensor:
+    def step(i: int, x: Tensor, velocity: Tensor, z: Tensor) -> Tensor:
         j = i + 1
-        velocity = evaluate(ends[i], x)
         trial = of_x[i] * x + of_v[i] * velocity + sigma[j] * fresh[i] * z
         share = sigma[j] * (1 - retention[i])
         if score is not None:
@@ -220,15 +226,34 @@ def _bridge_step(
     variance = integral(lambda t: diffusion.w(any_path, t).square(), earlier, later)
     length, spread = times[1:] - times[:-1], variance.sqrt()
 
-    def drift(i: int, t: float, x: Tensor) -> Tensor:
-        return length[i] * evaluate(t, x) + variance[i] / 2 * score(t, x)
-
-    def step(i: int, x: Tensor, z: Tensor) -> Tensor:
-        first = drift(i, ends[i], x)
-        trial = x + first + spread[i] * z
+    def step(i: int, x: Tensor, velocity: Tensor, z: Tensor) -> Tensor:
+        j = i + 1
+        drift = length[i] * velocity + variance[i] / 2 * score(ends[i], x)
+        trial = x + drift + spread[i] * z
         # At the ends of a bridge velocity and score may be infinite.
-        if solver == "euler_maruyama" or not 0 < ends[i + 1] < 1:
+        if solver == "euler_maruyama" or not 0 < ends[j] < 1:
             return trial
-        return trial + (drift(i, ends[i + 1], trial) - first) / 2
+        drift_there = length[i] * evaluate(ends[j], trial) + variance[i] / 2 * score(ends[j], trial)
+        return trial + (drift_there - drift) / 2
 
     return step
+
+
+def _is_noisy(diffusion: Diffusion, path: AffinePath) -> bool:
+    earlier, later = torch.tensor([[0.25], [0.75]], dtype=torch.float64)
+    return bool(diffusion.noise_retention(path, earlier, later) < 1)
+
+
+def _warn_of_coupling(path: AffinePath, t: float, x: Tensor, velocity: Tensor, end: Tensor) -> None:
+    """Warn if the mean of the data depends on pure noise, which it does only with a coupling."""
+    if float(path.alpha(t)) != 0:
+        return
+    of_x, of_v = path.data_or_mean(t, "velocity")
+    moments = (each.detach().var(0, correction=0).sum() for each in (of_x * x + of_v * velocity, x, end))
+    predicted, noise, data = moments
+    if bool(predicted > torch.maximum(data / 2, noise / 100)):
+        warnings.warn(
+            "the data that the field predicts at t = 0 vary with the noise, but should not: with a coupling the noise "
+            "of solve_sde and ddim is wrong unless solve_sde is given score.",
+            stacklevel=3,
+        )

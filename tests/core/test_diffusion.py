@@ -165,6 +165,16 @@ def test_ancestral_steps_are_the_posterior_of_the_reverse_chain(path: AffinePath
     assert float(end.std()) == pytest.approx(std, abs=4 * std / math.sqrt(n))
 
 
+def test_ddim_backward_finds_the_noise_of_data() -> None:
+    path, x = Cosine(), randn(20, 2)
+    field = mixture().velocity_field(path)
+    errors = []
+    for steps in (50, 200):
+        data = ddim(field, x, path=path, t0=0.05, t1=0.95, steps=steps).x
+        errors.append(float((ddim(field, data, path=path, t0=0.95, t1=0.05, steps=steps).x - x).norm()))
+    assert math.log2(errors[0] / errors[1]) / 2 > 0.8 and errors[1] < 0.1
+
+
 def test_ddim_converges_to_the_probability_flow() -> None:
     field, x = mixture().velocity_field(Cosine()), randn(20, 2)
     exact = solve(field, x, t1=0.95, solver="rk4", steps=500).x
