@@ -270,6 +270,8 @@ def test_a_mapping_of_conditions_is_encoded_and_dropped_as_one() -> None:
     assert 0 < gone.sum() < 5
     close(field(t, x, some), torch.where(gone[:, None], field(t, x, None), field(t, x, cond)))
     close(field.at_condition(some)(t, x, some), field(t, x, some))
+    with pytest.raises(ValueError, match="labels holds -1"):  # a row is dropped where all of its parts are
+        field(t, x, {**some, "size": cond["size"]})
 
 
 def test_an_embedding_is_the_table_of_its_labels() -> None:
@@ -311,10 +313,8 @@ def test_one_network_trained_with_dropped_labels_serves_both_velocities() -> Non
         ends = [solve(field, x0, cond=torch.full((4000,), label)).x for label in (0, 1)]
         mixture = solve(field, x0, cond=None).x
         means = [solve(guided(field, w), x0, cond=torch.ones(4000, dtype=torch.long)).x.mean() for w in (0, 1, 2, 3)]
-    assert float(ends[0].mean()) == pytest.approx(-1, abs=0.15) and float(ends[1].mean()) == pytest.approx(1, abs=0.15)
-    assert float(mixture.mean()) == pytest.approx(0, abs=0.15) and float(mixture.std()) == pytest.approx(
-        2**0.5, abs=0.1
-    )
+    assert [float(end.mean()) for end in ends] == pytest.approx([-1, 1], abs=0.3)
+    assert [float(mixture.mean()), float(mixture.std())] == pytest.approx([0, 2**0.5], abs=0.2)
     assert all(float(after - before) > 0.3 for before, after in itertools.pairwise(means))
 
 
@@ -379,7 +379,9 @@ def test_an_impossible_token_stays_impossible_and_nan_stays_an_error() -> None:
 
     expected = {0.0: weak, 0.5: tensor(0.0, 1.0, 0.0, 0.0), 1.0: given, 2.0: tensor(0.0, 0.0, 1.0, 0.0)}
     for scale, law in expected.items():
-        close(guided_tokens(denoiser, scale)(0.5, x, cond).probabilities().values[0, 0], law)
+        for given_scale in (scale, lambda t, scale=scale: scale + 0 * t):
+            found = guided_tokens(denoiser, given_scale)(tensor(0.5), x, cond)
+            close(found.probabilities().values[0, 0], law)
     path = MixturePath(UniformSource(3))
     broken = guided_tokens(lambda t, x, cond: Logits(torch.full((*x.shape, 3), math.nan)), 2.0)
     with pytest.raises(SolverError, match="not distributions"):
