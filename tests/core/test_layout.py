@@ -43,7 +43,19 @@ FLOORS: list[dict[str, set[str]]] = [
     },
     {
         "objectives": {
-            *("_jacobian", "_require", "_tensors", "couplings", "divergence", "field", "flow", "paths", "solvers"),
+            *(
+                "_call",
+                "_conditions",
+                "_jacobian",
+                "_require",
+                "_tensors",
+                "couplings",
+                "divergence",
+                "field",
+                "flow",
+                "paths",
+                "solvers",
+            ),
         },
         "successor": {"_tensors", "field", "flow", "networks", "paths", "solvers"},
     },
