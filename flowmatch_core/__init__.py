@@ -87,13 +87,16 @@ if TYPE_CHECKING:
     from flowmatch_core.normalizing import DiscreteTimeFlow as DiscreteTimeFlow
     from flowmatch_core.objectives import BrownianBridge as BrownianBridge
     from flowmatch_core.objectives import RegressionBatch as RegressionBatch
+    from flowmatch_core.objectives import Spline as Spline
     from flowmatch_core.objectives import cfm_batch as cfm_batch
     from flowmatch_core.objectives import cfm_loss as cfm_loss
+    from flowmatch_core.objectives import draw_snapshots as draw_snapshots
     from flowmatch_core.objectives import interpolant_loss as interpolant_loss
     from flowmatch_core.objectives import nll_loss as nll_loss
     from flowmatch_core.objectives import posterior_cfm_loss as posterior_cfm_loss
     from flowmatch_core.objectives import sb_cfm_loss as sb_cfm_loss
     from flowmatch_core.objectives import sf2m_loss as sf2m_loss
+    from flowmatch_core.objectives import snapshot_cfm_loss as snapshot_cfm_loss
     from flowmatch_core.oracles import GaussianMixture as GaussianMixture
     from flowmatch_core.oracles import LinearGaussianMDP as LinearGaussianMDP
     from flowmatch_core.paths import OU as OU
@@ -222,13 +225,16 @@ _MODULES = {
     "objectives": (
         "BrownianBridge",
         "RegressionBatch",
+        "Spline",
         "cfm_batch",
         "cfm_loss",
+        "draw_snapshots",
         "interpolant_loss",
         "nll_loss",
         "posterior_cfm_loss",
         "sb_cfm_loss",
         "sf2m_loss",
+        "snapshot_cfm_loss",
     ),
     "oracles": ("GaussianMixture", "LinearGaussianMDP"),
     "paths": (

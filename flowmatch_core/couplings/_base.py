@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -70,6 +72,32 @@ class IndexCoupling(Coupling):
         self, x0: Tensor, x1: Tensor, cond: Condition = None, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Condition]:
         return x0[self.partners(x0, x1, cond, generator=generator)], x1, cond
+
+    def chain(
+        self, batches: Sequence[Tensor], cond: Condition = None, *, generator: torch.Generator | None = None
+    ) -> list[Tensor]:
+        r"""Return an index tensor `(batch,)` for each batch, such that consecutive indices are `pairs`.
+
+        Each row of the last batch has a partner in the one before, this one a partner in the one before it, and so
+        on: the joint law $\pi(x_0, \dots, x_K)$ is the Markov chain of the couplings of consecutive batches.
+
+        Args:
+            batches: Two or more batches of samples, all with shape `(batch, *event)`.
+            cond: The conditions; row `i` of every batch has condition `i`.
+            generator: The source of randomness, drawn for the last pair of batches first.
+
+        Examples:
+            >>> from flowmatch_core.couplings import MinibatchOT
+            >>> a, b, c = torch.tensor([[0.0], [9.0]]), torch.tensor([[8.0], [1.0]]), torch.tensor([[2.0], [7.0]])
+            >>> MinibatchOT().chain([a, b, c])
+            [tensor([0, 1]), tensor([1, 0]), tensor([0, 1])]
+        """
+        if len(batches) < 2:
+            raise ValueError(f"batches holds {len(batches)} batch, but should hold two or more.")
+        indices = [torch.arange(len(batches[-1]), device=batches[-1].device)]
+        for x0, x1 in reversed(list(pairwise(batches))):
+            indices.append(self.partners(x0, x1, cond, generator=generator)[indices[-1]])
+        return indices[::-1]
 
 
 def check_coupling(coupling: object) -> None:

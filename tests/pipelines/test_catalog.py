@@ -37,6 +37,7 @@ WITHOUT_ROW: Mapping[str, Mapping[str, str]] = {
     },
     "flowmatch_core.objectives": {
         "bridge": "its bridge replaces path and coupling, which a method names",
+        "snapshots": "it needs samples at several times, which a data set does not have",
         "likelihood": "it has neither a path nor a prediction, which a method names",
     },
     "flowmatch_core.successor.losses": {"bootstrap": "what the losses share"},
