@@ -277,7 +277,10 @@ def benchmark_entropic(quick: bool) -> Result:
     for dim, data in (("2", eight_gaussians(512, generator)), (f"{DIM}", tabular(512, generator))):
         noise = torch.randn(data.shape, generator=generator, dtype=torch.float64)
         cost = torch.cdist(noise, data.double()).square().numpy()
-        runs = {"exact plan": partial(optimal_plan, cost), "exact permutation": partial(optimal_permutation, cost)}
+        runs: dict[str, Callable[[], object]] = {
+            "exact plan": partial(optimal_plan, cost),
+            "exact permutation": partial(optimal_permutation, cost),
+        }
         sigmas = (0.1,) if quick else (0.05, 0.1, 0.5)
         runs |= {f"entropic plan, σ = {sigma:g}": partial(entropic_plan, cost, 2 * sigma**2) for sigma in sigmas}
         timings = side_by_side(runs, rounds=15, budget=5 if quick else 15)

@@ -128,7 +128,7 @@ class RegressionBatch:
         rows = self.x_t.shape[:1]
 
         def parts(tensor: Tensor | None) -> Iterable[Tensor | None]:
-            return tensor.split(size) if tensor is not None and tensor.shape[:1] == rows else repeat(tensor)
+            return torch.split(tensor, size) if tensor is not None and tensor.shape[:1] == rows else repeat(tensor)
 
         cond: Iterable[Condition]
         if isinstance(self.cond, Mapping):

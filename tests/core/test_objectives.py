@@ -301,8 +301,8 @@ BAD_CALLS: list[tuple[Callable[[], object], str]] = [
     (lambda: sb_cfm_loss(zero, ONES, coupling=Independent), "coupling is the class Independent, but"),  # type: ignore[arg-type]
     (lambda: interpolant_loss(zero, CondOT(), ONES.long(), ONES), r"x1 has dtype torch\.int64, but"),
     (lambda: posterior_cfm_loss(zero, CondOT(), ONES.long(), ONES), r"x1 has dtype torch\.int64, but"),
-    (lambda: cfm_loss(lambda x, t: x, CondOT(), ONES), "field takes the arguments .* t comes first"),  # type: ignore[arg-type, misc]
-    (lambda: interpolant_loss(lambda t, x: x, CondOT(), ONES), "let it take a third one"),  # type: ignore[arg-type, misc]
+    (lambda: cfm_loss(lambda x, t: x, CondOT(), ONES), "field takes the arguments .* t comes first"),  # type: ignore[arg-type]
+    (lambda: interpolant_loss(lambda t, x: x, CondOT(), ONES), "let it take a third one"),  # type: ignore[arg-type]
     (lambda: cfm_loss(lambda t, x, cond: t * x, CondOT(), torch.ones(2, 2)), "spreads a time of shape"),
     (lambda: cfm_loss(zero, CondOT(), ONES, cond=ONES[:1]), r"cond has shape \(1, 2\), but should have 4 rows"),
     (lambda: cfm_loss(zero, CondOT(), ONES, cond={"a": ONES, "b": ONES[0]}), r"cond has shape \(2,\), but"),
@@ -351,8 +351,8 @@ def test_conditions_of_any_shape_reach_the_field(cond: Any) -> None:
         partial(sb_cfm_loss, coupling=Independent()),
         partial(sf2m_loss, score=zero, coupling=Independent()),
     ):
-        found = loss(field=given, x1=x1, x0=x0, cond=cond, generator=generator(1))  # type: ignore[operator]
-        assert found == loss(field=written_out, x1=x1, x0=x0, cond=embed(cond), generator=generator(1))  # type: ignore[operator]
+        found = loss(field=given, x1=x1, x0=x0, cond=cond, generator=generator(1))
+        assert found == loss(field=written_out, x1=x1, x0=x0, cond=embed(cond), generator=generator(1))
 
 
 @pytest.mark.parametrize("path", [CondOT(), CustomPath(alpha=lambda t: t**3, sigma=lambda t: 1 - t**3)], ids=repr)

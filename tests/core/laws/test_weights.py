@@ -18,6 +18,7 @@ from flowmatch_core.paths import CondOT
 from flowmatch_core.successor import (
     HorizonGAN,
     HorizonVAE,
+    Loss,
     Particles,
     Transitions,
     gan_loss,
@@ -36,11 +37,13 @@ X1 = randn(N, 2, seed=1)
 TOKENS = MixturePath(MaskSource(2))
 
 
-def shifted(t: Time, x: Tensor, cond: Tensor) -> Tensor:
+def shifted(t: Time, x: Tensor, cond: Tensor | None) -> Tensor:
+    assert cond is not None
     return torch.tanh(x) + cond
 
 
-def token_logits(t: Time, x: Tensor, cond: Tensor) -> Logits:
+def token_logits(t: Time, x: Tensor, cond: Tensor | None) -> Logits:
+    assert cond is not None
     return Logits(cond[:, None].expand(*x.shape, 2))
 
 
@@ -53,7 +56,7 @@ def of_tokens(loss: Callable[..., Tensor], cond: Tensor, weight: Tensor | None) 
     return loss(token_logits, TOKENS, x1, None, cond, weight=weight, generator=generator())
 
 
-def of_successor(loss: Callable[..., Tensor], cond: Tensor, weight: Tensor | None) -> Tensor:
+def of_successor(loss: Callable[..., Loss], cond: Tensor, weight: Tensor | None) -> Tensor:
     batch = Transitions(cond, None, X1, None, terminal=torch.arange(N) % 4 == 0)
     return loss(batch, gamma=0.8, weight=weight, generator=generator()).total
 
@@ -75,10 +78,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
         for loss in (td_cfm_loss, td_cfm_coupled_loss, td2_cfm_loss, td_dd_loss, td2_dd_loss)
         for fused in (True, False)
     },
-    **{
-        loss.__name__: partial(of_successor, partial(loss, *2 * [network(2, 2, 8, generator=generator()).double()]))
-        for loss, network in ((vae_loss, HorizonVAE), (gan_loss, HorizonGAN))
-    },
+    "vae": partial(of_successor, partial(vae_loss, *2 * [HorizonVAE(2, 2, 8, generator=generator()).double()])),
+    "gan": partial(of_successor, partial(gan_loss, *2 * [HorizonGAN(2, 2, 8, generator=generator()).double()])),
 }
 
 
