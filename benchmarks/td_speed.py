@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.results import Cell, Claim, Result
 from benchmarks.timing import Ratio
 from flowmatch_core.field import VelocityField
-from flowmatch_core.intervals import t_interval
+from flowmatch_core.intervals import paired_ratio
 from flowmatch_core.metrics import emd
 from flowmatch_core.networks import MLPField
 from flowmatch_core.oracles import LinearGaussianMDP
@@ -314,8 +314,7 @@ def ratio(slow: Sequence[Cost], fast: Sequence[Cost]) -> Ratio | None:
     """
     if any(c.unreached for c in fast):
         return None
-    logs = t_interval([math.log(s.seconds / f.seconds) for s, f in zip(slow, fast, strict=True)])
-    mean, low, high = (math.exp(log) for log in logs[:3])
+    mean, low, high = paired_ratio([s.seconds for s in slow], [f.seconds for f in fast])[:3]
     return Ratio(mean, low, high, at_least=any(c.unreached for c in slow))
 
 

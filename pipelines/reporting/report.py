@@ -134,8 +134,8 @@ def _short(page: Page, params: Params, metrics: Mapping[str, ranking.Environment
     """Add the summary: the overall ranking and the comparisons across environments."""
     page.overall = ranking.overall(params, metrics) if len(metrics) > 1 else ""
     caption = (
-        "EMD divided by the floor of each environment, with 95 % intervals over seeds; a cross marks a method that "
-        "diverged. MC-CFM, which is trained on the policy's own rollouts, and the oracle, the closed form, are "
+        "EMD divided by the mean floor of each environment, with its 95 % intervals over seeds; a cross marks a method "
+        "that diverged. MC-CFM, which is trained on the policy's own rollouts, and the oracle, the closed form, are "
         "references and not ranked."
     )
     page.picture(page.short, "emd", curves.against_floor(metrics), caption)

@@ -320,8 +320,11 @@ def test_zero_is_a_seed(tmp_path: Path) -> None:
     assert params.load(changed(tmp_path, "seed", 0)).seed == 0
 
 
-@pytest.mark.parametrize("profile", ["default", "smoke", "paper", "td_tables", "td_claims"])
-def test_every_profile_is_valid(tmp_path: Path, profile: str) -> None:
+@pytest.mark.parametrize(
+    ("profile", "seeds"),
+    [("default", {8, 3}), ("smoke", {1}), ("paper", {3}), ("td_tables", {3}), ("td_claims", {8})],
+)
+def test_every_profile_is_valid_and_has_its_seeds(tmp_path: Path, profile: str, seeds: set[int]) -> None:
     raw = yaml_files.read_yaml(ROOT / "params.yaml")
     if profile != "default":
         raw = yaml_files.merge(
@@ -329,7 +332,9 @@ def test_every_profile_is_valid(tmp_path: Path, profile: str) -> None:
         )
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(raw))
-    assert params.load(path).profile == profile
+    loaded = params.load(path)
+    assert loaded.profile == profile
+    assert {len(loaded.successor.seeds_in(entry)) for entry in loaded.environments.values()} == seeds
 
 
 def test_the_paper_profile_has_the_papers_settings(tmp_path: Path) -> None:

@@ -133,13 +133,16 @@ def compared(
 
 
 def said(found: Interval | None) -> str | None:
-    """Return a comparison as `mean [low, high], method`.
+    """Return a comparison as `mean [low, high], method`; the mean alone if there is no interval.
 
     >>> from flowmatch_core.intervals import Interval
-    >>> said(Interval(0.5, 0.4, 0.6, 3, "welch"))
-    '0.5 [0.4, 0.6], welch'
+    >>> nan = float("nan")
+    >>> said(Interval(0.5, 0.4, 0.6, 3, "welch")), said(Interval(0.5, nan, nan, 1, "paired"))
+    ('0.5 [0.4, 0.6], welch', '0.5')
     """
-    return None if found is None else f"{between(*found[:3])}, {found.method}"
+    if found is None or found.n < 2:
+        return None if found is None else between(*found[:3])
+    return f"{between(*found[:3])}, {found.method}"
 
 
 def seeds_note(params: Params) -> str:
