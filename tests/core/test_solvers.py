@@ -384,6 +384,18 @@ def test_condition_reaches_the_field_by_row(solver: str) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+def test_condition_may_be_a_mapping(solver: str) -> None:
+    x, cond = randn(3, 2), {"label": torch.tensor([0, 3, 9]), "rate": randn(3, 1, seed=1)}
+
+    def field(t: Time, x: Tensor, cond: Any) -> Tensor:
+        assert len(cond["label"]) == len(cond["rate"]) == len(x)
+        return (cond["label"][:, None] + cond["rate"]).expand_as(x)
+
+    end = solve(field, x, cond=cond, solver=solver, steps=3).x
+    close(end, x + cond["label"][:, None] + cond["rate"], tolerance=1e-12)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_gradients_reach_the_start_and_the_parameters(solver: str) -> None:
     x = randn(3, 2).requires_grad_()
     rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
