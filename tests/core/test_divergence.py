@@ -16,6 +16,7 @@ from flowmatch_core.divergence import DivergenceMethod, divergence, divergence_p
 from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.networks import MLPField
+from flowmatch_core.objectives import nll_loss
 from tests.support.random import randn
 
 MATRIX = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -248,6 +249,20 @@ def test_likelihood_of_a_field_without_a_derivative_is_refused() -> None:
             ContinuousFlow(without_graph, (2,), solver=solver).log_prob(x)
         right = ContinuousFlow(lambda t, x, cond: -x, (2,), solver=solver, steps=40).log_prob(x)
         assert float(right) == pytest.approx(2 - math.log(2 * math.pi), abs=1e-4)
+
+
+def test_gradients_of_the_adjoint_refuse_a_field_without_a_derivative() -> None:
+    with pytest.raises(ValueError, match="has no derivative by x"):
+        nll_loss(Detached(), randn(3, 2), method="adjoint")
+
+
+@pytest.mark.parametrize("solver", ["rk4", "adams", "dopri5_per_sample"])
+@pytest.mark.parametrize("method", ["exact", "hutchinson"])
+def test_log_density_requires_no_gradients_unasked(solver: str, method: DivergenceMethod) -> None:
+    flow = ContinuousFlow(lambda t, x, cond: torch.sin(x), (2,), solver, 5, method)
+    x = randn(3, 2)
+    assert not flow.log_prob(x, generator=torch.Generator().manual_seed(0)).requires_grad
+    assert flow.log_prob(x.requires_grad_(), generator=torch.Generator().manual_seed(0)).requires_grad
 
 
 @pytest.mark.parametrize("method", ["exact", "hutchinson"])

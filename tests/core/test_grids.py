@@ -55,6 +55,13 @@ def test_backward_is_the_mirror_image(grid: TimeGrid) -> None:
         assert grid.backward().backward().time(s) == pytest.approx(grid.time(s), abs=1e-12)
 
 
+@each_grid
+def test_position_is_the_inverse(grid: TimeGrid) -> None:
+    for s in (0.0, 1e-3, 0.2, 0.5, 0.77, 1.0):
+        assert grid.time(grid.position(grid.time(s))) == pytest.approx(grid.time(s), abs=1e-12)
+        assert 0 <= grid.position(grid.time(s)) <= 1
+
+
 @pytest.mark.parametrize("steps", [5, 49, 50])
 def test_nodes_are_met_exactly(steps: int) -> None:
     times = torch.rand(steps - 1, generator=torch.Generator().manual_seed(steps), dtype=torch.float64).sort().values

@@ -126,6 +126,20 @@ def test_states_at_output_times_have_the_order_of_the_solver(solver: str, backwa
         assert slopes.min() > ORDERS[solver] - 0.4, slopes
 
 
+@pytest.mark.parametrize(("solver", "order"), [("adams", 5.0), ("adams3", 2.0)])
+def test_states_between_the_first_nodes_of_a_multistep_method_are_accurate(solver: str, order: float) -> None:
+    """At fixed fractions of the first steps: `adams` is started in its order, the order of `adams3` rises from one."""
+    x, errors = randn(8, 2), []
+    for steps in (32, 64):
+        times = [0.0, *(fraction / steps for fraction in (0.4, 1.5, 2.6, 3.3)), 1.0]
+        found, exact = (
+            solve(pendulum, x, solver=name, steps=n, times=times).path for name, n in ((solver, steps), ("rk4", 1000))
+        )
+        assert found is not None and exact is not None
+        errors.append((found - exact)[1:-1].flatten(1).norm(dim=1))
+    assert (errors[0] / errors[1]).log2().min() > order - 0.5
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_output_times_on_nodes_change_no_evaluation(solver: str) -> None:
     x = randn(3, 2)
@@ -381,6 +395,18 @@ def test_condition_reaches_the_field_by_row(solver: str) -> None:
     x, cond = randn(3, 2), torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
     end = solve(lambda t, x, cond: cond.expand_as(x), x, cond=cond, solver=solver, steps=3).x
     close(end, x + cond, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_condition_may_be_a_mapping(solver: str) -> None:
+    x, cond = randn(3, 2), {"label": torch.tensor([0, 3, 9]), "rate": randn(3, 1, seed=1)}
+
+    def field(t: Time, x: Tensor, cond: Any) -> Tensor:
+        assert len(cond["label"]) == len(cond["rate"]) == len(x)
+        return (cond["label"][:, None] + cond["rate"]).expand_as(x)
+
+    end = solve(field, x, cond=cond, solver=solver, steps=3).x
+    close(end, x + cond["label"][:, None] + cond["rate"], tolerance=1e-12)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
