@@ -161,9 +161,11 @@ class TokenFlow(Flow):
 
         With uniform times the estimate has infinite variance, because a position with rate $\lambda_t$ is noise with
         probability $1 - \kappa_t$ only. The times are drawn, one in each of `samples` strata, such that $\sqrt[3]{1 -
-        \kappa_t}$ is uniform: the square root has the least variance; the cube root has nearly that and a finite
-        fourth moment, which the standard error needs. The standard error neglects the reduction by the strata, and so
-        is slightly too large.
+        \kappa_t}$ is uniform. With the root of degree $m$ the moments of order below $m + 1$ are finite: the square
+        root has the least variance; the cube root has 9/8 of its second moment and a finite third one, so that the
+        mean of many estimates is normal as fast as $1 / \sqrt n$. The fourth moment diverges logarithmically, and with
+        it the variance of the squared standard error; a finite one takes the fourth root and 4/3 of the least second
+        moment. The standard error neglects the reduction by the strata, and so is slightly too large.
 
         Args:
             value: The tokens, with shape `(*batch, *event)`.

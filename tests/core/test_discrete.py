@@ -34,7 +34,7 @@ from flowmatch_core.discrete import (
 from flowmatch_core.field import Time
 from flowmatch_core.metrics import bits_per_dim
 from flowmatch_core.solvers import SolverError
-from tests.support.checks import close
+from tests.support.checks import BOUND, close, z_scores
 from tests.support.random import generator
 
 SCHEDULES: list[Schedule] = [PolynomialSchedule(), PolynomialSchedule(2.5), CosineSchedule()]
@@ -586,6 +586,21 @@ def test_estimate_of_the_bound_is_unbiased_and_its_error_is_right(
     spread, error = float(bound.log_prob.std()), float(bound.standard_error.square().mean().sqrt())
     assert float(bound.log_prob.mean()) == pytest.approx(truth, abs=5 * spread / 4000**0.5)
     assert 0.9 * spread < error < 1.5 * spread
+
+
+def test_bound_has_the_tail_of_the_cube_root() -> None:
+    """Of one masked token of probability 1/e the terms are -3/r with probability r^3: P(term < -w) = (3/w)^4 / 4.
+
+    So the moments below the fourth are finite. With two strata the lower term is the estimate minus its error, and
+    comes from r < 1/2 where w > 6.
+    """
+    n, path = 500_000, MixturePath(MaskSource(2))
+    law = Logits(torch.tensor([-1.0, math.log(1 - math.exp(-1))], dtype=torch.float64))
+    flow = TokenFlow(lambda t, x, cond: Logits(law.values.expand(*x.shape, 2)), path, (1,))
+    bound = flow.elbo(torch.zeros(n, 1, dtype=torch.long), samples=2, generator=generator())
+    lower = bound.log_prob - bound.standard_error
+    for w in (8.0, 16.0):
+        assert abs(z_scores((lower < -w).double(), 2 * (3 / w) ** 4 / 4)) < BOUND
 
 
 def test_bound_of_a_deterministic_language_is_zero_and_carries_gradients() -> None:

@@ -32,8 +32,10 @@ WITHOUT_ROW: Mapping[str, Mapping[str, str]] = {
     "flowmatch_core.networks": {
         "conv_unet": "its events are images, not vectors",
         "embeddings": "parts of networks",
+        "encoded": "wraps a network; the conditions of the pipeline are vectors",
         "layers": "parts of networks",
         "noise_prediction": "wraps a network; models of noise are wrapped in it without being asked",
+        "preconditioned": "wraps a network",
     },
     "flowmatch_core.objectives": {
         "bridge": "its bridge replaces path and coupling, which a method names",

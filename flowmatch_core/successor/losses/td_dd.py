@@ -10,6 +10,10 @@ It is `td_cfm_loss` with a network that predicts the noise; `VelocityOf(network,
 field, for samples and likelihoods. Use a `NoisePrediction` network: the data that follow from a plain noise
 prediction have 150 times its error at the start of VP.
 
+DDIM is of first order, so with few steps the true measure is not the fixed point. At the exact noise of a
+linear-Gaussian process (16,000 transitions) a component of the gradient is 7.3 standard errors from zero with 10 steps,
+5.0 with the 20 of the paper, 2.8 with 200, and 2.7 with `solver="rk4", steps=10`, which has no such bias.
+
 References:
     - Temporal Difference Flows (Farebrother et al., 2025), section 3.1 and appendix C.3.2,
       https://arxiv.org/abs/2503.09817
