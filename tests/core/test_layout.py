@@ -48,8 +48,8 @@ FLOORS: list[dict[str, set[str]]] = [
     },
     {
         "objectives": {
-            *("_conditions", "_density", "_jacobian", "_require", "_tensors", "couplings", "divergence", "field"),
-            *("flow", "paths", "solvers"),
+            *("_bases", "_conditions", "_density", "_jacobian", "_require", "_tensors", "couplings"),
+            *("divergence", "field", "paths", "solvers"),
         },
         "successor": {"_conditions", "_tensors", "field", "flow", "networks", "paths", "solvers"},
     },
