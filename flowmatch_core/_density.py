@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -11,11 +12,12 @@ from torch import Tensor
 from flowmatch_core._call import call_field
 from flowmatch_core._conditions import Condition, condition_parts, map_condition
 from flowmatch_core._jacobian import full_precision
-from flowmatch_core._tensors import expand_time, flatten_event
+from flowmatch_core._tensors import check_choice, expand_time, flatten_event
 from flowmatch_core.divergence import DivergenceMethod, divergence, divergence_per_probe, prepared
 from flowmatch_core.field import Field, Time, VelocityField, has_closed_form_divergence
-from flowmatch_core.solvers import Solution, TimeGrid, Uniform, solve
+from flowmatch_core.solvers import SOLVERS, Solution, TimeGrid, Uniform, solve
 from flowmatch_core.solvers.fixed_step import TABLEAUS
+from flowmatch_core.solvers.ode import check_grid, check_tolerances
 
 __all__ = ["Rule", "push", "random_phase", "reference_rule", "simpson_weights"]
 
@@ -46,6 +48,14 @@ class Rule:
     rtol: float
     atol: float
     check: bool
+
+    def __post_init__(self) -> None:
+        check_choice("solver", self.solver, SOLVERS)
+        check_choice("divergence", self.divergence, get_args(DivergenceMethod))
+        check_grid(self.grid, self.solver)
+        check_tolerances(self.rtol, self.atol)
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}, but should be at least 1.")
 
     def refined(self) -> Rule:
         """Return the rule with twice the steps and a tenth of the tolerances."""

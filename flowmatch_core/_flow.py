@@ -86,7 +86,7 @@ class Flow(nn.Module, _Moments, ABC):
     def __init__(
         self, event_shape: Sequence[int], cond_shape: CondShape = None, batch_shape: Sequence[int] = ()
     ) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         event = as_shape("event_shape", event_shape)
         Distribution.__init__(self, torch.Size(batch_shape), event, validate_args=False)
         self.cond_shape = cond_shape

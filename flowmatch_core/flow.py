@@ -19,8 +19,7 @@ from flowmatch_core._flow import BoundFlow, Flow, Moments, check_numbers
 from flowmatch_core._tensors import as_shape, broadcast, check_choice
 from flowmatch_core.divergence import DivergenceMethod, rademacher
 from flowmatch_core.field import VelocityField
-from flowmatch_core.solvers import SOLVERS, TimeGrid, Uniform
-from flowmatch_core.solvers.ode import check_grid, check_tolerances
+from flowmatch_core.solvers import TimeGrid, Uniform
 
 __all__ = ["BoundContinuousFlow", "BoundFlow", "ContinuousFlow", "Flow", "FlowTransform", "LogDensity", "Moments"]
 
@@ -145,13 +144,9 @@ class ContinuousFlow(Flow):
         check: bool = True,
     ) -> None:
         check_field(field)
-        check_choice("solver", solver, SOLVERS)
-        check_choice("divergence", divergence, get_args(DivergenceMethod))
-        check_grid(grid, solver)
-        check_tolerances(rtol, atol)
-        for name, number in (("steps", steps), ("probes", probes)):
-            if number < 1:
-                raise ValueError(f"{name} is {number}, but should be at least 1.")
+        Rule(solver, steps, grid, divergence, rtol, atol, check)  # checks them
+        if probes < 1:
+            raise ValueError(f"probes is {probes}, but should be at least 1.")
         event = as_shape("event_shape", event_shape)
         for name, tensor in (("loc", loc), ("scale", scale)):
             if tensor is not None:

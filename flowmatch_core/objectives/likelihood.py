@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from flowmatch_core._bases import base_of
 from flowmatch_core._conditions import Condition, condition_parts
 from flowmatch_core._density import Rule, push, random_phase
 from flowmatch_core._jacobian import full_precision
@@ -14,7 +15,6 @@ from flowmatch_core._require import required
 from flowmatch_core._tensors import check_choice, check_shape, flatten_event
 from flowmatch_core.divergence import DivergenceMethod, divergence, rademacher
 from flowmatch_core.field import VelocityField
-from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.solvers import TimeGrid, Uniform
 from flowmatch_core.solvers.adaptive import dopri5_errors, dopri5_options
 
@@ -91,22 +91,10 @@ def nll_loss(
         raise ValueError("x1 has no rows, but should have at least one.")
     if weight is not None:
         check_shape("weight", weight, (len(x1),))
-    flow = ContinuousFlow(  # checks the arguments of either method
-        field,
-        x1.shape[1:],
-        solver,
-        steps,
-        divergence,
-        grid=grid,
-        probes=probes,
-        base_scale=base_scale,
-        rtol=rtol,
-        atol=atol,
-        check=False,
-    )
+    rule = Rule(solver, steps, grid, divergence, rtol, atol, check=False)
+    base = base_of(None, base_scale, x1.shape[1:])
     noise = rademacher(x1, probes, generator) if divergence == "hutchinson" else None
     if method == "backprop":
-        rule = Rule(solver, steps, grid, divergence, rtol, atol, check=False)
         phase = random_phase(x1, generator)
         x0, integrals, _ = push(field, x1, cond, rule, noise=noise, backward=True, phase=phase)
         integral = integrals[0]
@@ -118,7 +106,7 @@ def nll_loss(
             f"field is a {type(field).__name__}, but should be a torch.nn.Module for method 'adjoint', which needs "
             "its parameters."
         )
-    nll = integral - flow.base.log_prob(x0)
+    nll = integral - base.log_prob(x0)
     return nll.mean() if weight is None else (weight * nll).mean()
 
 

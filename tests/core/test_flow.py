@@ -16,7 +16,7 @@ from flowmatch_core._density import simpson_weights
 from flowmatch_core._tensors import expand_time
 from flowmatch_core.divergence import DivergenceMethod, rademacher
 from flowmatch_core.field import Field, Time
-from flowmatch_core.flow import ContinuousFlow
+from flowmatch_core.flow import ContinuousFlow, LogDensity
 from flowmatch_core.networks import MLPField
 from flowmatch_core.solvers import EDM, SOLVERS, Nodes, Power, SolverError, TimeGrid, Uniform, Warped, solve
 from flowmatch_core.solvers.adaptive import ADAPTIVE
@@ -267,6 +267,41 @@ def test_estimate_is_that_of_twice_the_steps(solver: str) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+@torch.no_grad()
+def test_an_estimate_by_reference_is_the_exact_value_and_the_error_of_the_flow(solver: str) -> None:
+    flow, law, x = ContinuousFlow(linear, (2,), solver, 7, rtol=1e-3, atol=1e-3), linear_law(), randn(20, 2)
+    estimate = flow.estimate(x, reference="dopri5")
+    close(estimate.log_prob, exact(law, x), 1e-6)
+    close(estimate.solver_error, (flow.log_prob(x) - exact(law, x)).abs(), 1e-6)
+    assert estimate.solver_error.max() > 1e-9
+
+
+def test_a_warning_compares_the_error_of_the_solver_with_that_of_the_mean() -> None:
+    values = torch.tensor([-1.0, -3.0])  # of standard error 1
+    for error, warns in ((0.9, False), (1.1, True)):
+        density = LogDensity(values, torch.tensor([2 * error, 0.0]), torch.zeros(2), 1)
+        assert (density.warning() is not None) == warns
+
+
+def test_a_plain_callable_meets_times_without_dimensions() -> None:
+    """P4: `t**3 * x` with as many dimensions as times, where a time for each row would spread over dimensions."""
+    seen = set()
+
+    def field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        seen.add(torch.as_tensor(t).ndim)
+        return t**3 * x
+
+    x = randn(1, 21)
+    flow = ContinuousFlow(field, (21,), "rk4", 20)
+    truth = exact(Normal(x.new_zeros(()), math.exp(0.25)), x).sum(1)
+    for mode in (torch.no_grad(), torch.enable_grad()):
+        with mode:
+            close(flow.log_prob(x).detach(), truth, 1e-5)
+            close(flow.estimate(x).log_prob.detach(), truth, 1e-5)
+    assert seen == {0}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_error_estimate_uses_the_same_probes(solver: str) -> None:
     flow = ContinuousFlow(network(), (2,), solver, 24, "hutchinson", probes=3, rtol=1e-6, atol=1e-6)
     estimate = flow.estimate(randn(50, 2), generator=torch.Generator().manual_seed(0))
@@ -439,6 +474,34 @@ def test_nan_field_is_an_error(solver: str) -> None:
     ("call", "message"),
     [
         (lambda: ContinuousFlow(linear, (2,), solver="rk5"), "solver is 'rk5'"),
+        (
+            lambda: ContinuousFlow(linear, 2),  # type: ignore[arg-type]
+            r"event_shape is 2, but should be a tuple such as \(2,\)\.",
+        ),
+        (
+            lambda: ContinuousFlow(linear, (2,)).sample(8),  # type: ignore[arg-type]
+            r"sample_shape is 8, but should be a tuple such as \(8,\)\.",
+        ),
+        (
+            lambda: ContinuousFlow(linear, (2,)).trajectory(8),  # type: ignore[arg-type]
+            r"sample_shape is 8, but should be a tuple such as \(8,\)\.",
+        ),
+        (
+            lambda: ContinuousFlow(MLPField, (2,)),  # type: ignore[arg-type]
+            "field is the class MLPField, but should be an object",
+        ),
+        (
+            lambda: ContinuousFlow(lambda x, t, cond: x, (2,)),  # type: ignore[misc]
+            "but is called as field\\(t, x, cond\\): t comes first",
+        ),
+        (
+            lambda: ContinuousFlow(linear, (2,)).estimate(torch.ones(3, 2), reference="exact"),  # type: ignore[arg-type]
+            "reference is 'exact', but should be one of refined, dopri5",
+        ),
+        (
+            lambda: ContinuousFlow(linear, (2,)).log_prob(torch.ones(3, 2, dtype=torch.long)),
+            r"value has dtype torch\.int64, but should be of a floating-point dtype",
+        ),
         (lambda: ContinuousFlow(linear, (2,), steps=0), "steps is 0"),
         (lambda: ContinuousFlow(linear, (2,), probes=0), "probes is 0"),
         (lambda: ContinuousFlow(linear, (2,), base_scale=0.0), "base_scale is 0"),
