@@ -88,7 +88,7 @@ def test_an_example_is_listed_documented_and_shown(script: Path) -> None:
 
 def test_nothing_is_listed_or_shown_without_its_example() -> None:
     names = {script.name for script in SCRIPTS}
-    assert len(names) == 9
+    assert len(names) == 10
     assert set(re.findall(r"^\| `(\w+\.py)` \|", README, re.MULTILINE)) == names
     assert {path.name for path in PICTURES.iterdir()} == {f"{script.stem}.png" for script in SCRIPTS}
 
