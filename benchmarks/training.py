@@ -29,7 +29,7 @@ from flowmatch_core.transport import entropic_plan, optimal_permutation, optimal
 __all__ = ["benchmark_coupling", "benchmark_entropic", "benchmark_training", "benchmark_tutorial"]
 
 BATCH = 256
-AHEAD = 32
+AHEAD = 64
 """Batches that are drawn at once."""
 
 STEPS = 20

@@ -127,8 +127,8 @@ def sb_cfm_loss(
         x0: The sample at `t = 0`, with the same shape; standard normal by default.
         cond: The conditions, a tensor whose first dimension is the batch or a mapping of such tensors.
         sigma: The scale $\sigma$ of the Brownian motion.
-        coupling: How the ends are paired; `SchrodingerBridge(sigma)` by default, which ignores the conditions and is
-            therefore an error where these are given.
+        coupling: How the ends are paired; `SchrodingerBridge(sigma)` by default, which ignores the conditions. Where
+            these are given it has to be named, for example `SchrodingerBridge(sigma, weight=math.inf)` for labels.
         time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
         weight: The weights of the rows of `x1`, with shape `(batch,)`, ones by default: the loss of a row is multiplied
             by its weight before the average over the batch.
@@ -179,8 +179,8 @@ def sf2m_loss(
         x0: The sample at `t = 0`, with the same shape; standard normal by default.
         cond: The conditions, a tensor whose first dimension is the batch or a mapping of such tensors.
         sigma: The scale $\sigma$ of the Brownian motion.
-        coupling: How the ends are paired; `SchrodingerBridge(sigma)` by default, which ignores the conditions and is
-            therefore an error where these are given.
+        coupling: How the ends are paired; `SchrodingerBridge(sigma)` by default, which ignores the conditions. Where
+            these are given it has to be named, for example `SchrodingerBridge(sigma, weight=math.inf)` for labels.
         time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
         weight: The weights of the rows of `x1`, with shape `(batch,)`, ones by default: the loss of a row is multiplied
             by its weight before the average over the batch.
@@ -215,7 +215,7 @@ def _bridges(
         if cond is not None:
             raise ValueError(
                 "cond is given without a coupling, but the default, SchrodingerBridge(sigma), ignores conditions; pass "
-                "a coupling that respects them, such as ConditionalOT(), or Independent()."
+                "coupling=SchrodingerBridge(sigma, weight=math.inf) for labels, or a finite weight for other conditions."
             )
         coupling = SchrodingerBridge(sigma)
     x0, x1, cond = draw_pairs(x1, x0, cond, coupling, generator)
