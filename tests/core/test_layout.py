@@ -49,8 +49,8 @@ FLOORS: list[dict[str, set[str]]] = [
     },
     {
         "objectives": {
-            *("_call", "_conditions", "_density", "_jacobian", "_require", "_tensors"),
-            *("couplings", "divergence", "field", "flow", "paths", "solvers"),
+            *("_bases", "_call", "_conditions", "_density", "_jacobian", "_require", "_tensors"),
+            *("couplings", "divergence", "field", "paths", "solvers"),
         },
         "successor": {"_call", "_conditions", "_tensors", "field", "flow", "networks", "paths", "solvers"},
     },
