@@ -76,14 +76,14 @@ class BoundCondition:
     def expand(self, batch: Sequence[int]) -> BoundCondition:
         """Return the condition with its batch expanded to another shape."""
         batch = torch.Size(batch)
+        if batch == self.batch:
+            return self
         try:
             index = torch.arange(math.prod(self.batch)).reshape(self.batch).expand(batch).reshape(-1)
         except RuntimeError:
             raise ValueError(
                 f"cond has a batch of shape {tuple(self.batch)}, but should have one that broadcasts to {tuple(batch)}."
             ) from None
-        if batch == self.batch:
-            return self
         return BoundCondition(map_condition(lambda part: part[index.to(part.device)], self.rows), batch)
 
 

@@ -425,10 +425,20 @@ class BoundContinuousFlow(BoundFlow):
         return self.flow.estimate(value, self._cond, reference=reference, generator=generator)
 
     def trajectory(
-        self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None, **options: Any
+        self,
+        sample_shape: Sequence[int] = (),
+        generator: torch.Generator | None = None,
+        *,
+        x0: Tensor | None = None,
+        solver: str | None = None,
+        steps: int | None = None,
+        grid: TimeGrid | None = None,
+        check: bool | None = None,
     ) -> Tensor:
         """Draw samples and return their states from noise to data; see `ContinuousFlow.trajectory`."""
-        return self.flow.trajectory(sample_shape, self._cond, generator, **options)
+        return self.flow.trajectory(
+            sample_shape, self._cond, generator, x0=x0, solver=solver, steps=steps, grid=grid, check=check
+        )
 
     @property
     def transform(self) -> FlowTransform:

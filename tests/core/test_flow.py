@@ -491,7 +491,7 @@ def test_nan_field_is_an_error(solver: str) -> None:
             "field is the class MLPField, but should be an object",
         ),
         (
-            lambda: ContinuousFlow(lambda x, t, cond: x, (2,)),  # type: ignore[misc]
+            lambda: ContinuousFlow(lambda x, t, cond: x, (2,)),
             "but is called as field\\(t, x, cond\\): t comes first",
         ),
         (

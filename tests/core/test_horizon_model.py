@@ -85,6 +85,24 @@ def test_model_on_the_oracle_has_the_exact_likelihood_moments_and_values(in_raw_
         assert ((value - truth) / error).abs().max() < BOUND
 
 
+def test_likelihoods_of_many_points_broadcast_with_their_states() -> None:
+    """Points `(n, batch, d)` at states `(batch, d)`, and states with several dimensions of batch."""
+    gamma, mdp = 0.6, standardised(tensor(0.0, 0.0), tensor(1.0, 1.0))[0]
+    model = GeometricHorizonModel(mdp.velocity_field(gamma), (2,), gamma, "rk4", 12)
+    state, action, x = randn(3, 2, seed=3), randn(3, 2, seed=4), randn(4, 3, 2)
+    with torch.no_grad():
+        together = model.log_prob(x, state, action)
+        assert together.shape == (4, 3)
+        for i in range(4):
+            torch.testing.assert_close(model.log_prob(x[i], state, action), together[i])
+        many = model.log_prob(x, state.expand(4, 3, 2), action.expand(4, 3, 2))
+        torch.testing.assert_close(many, together)
+        estimate = model.estimate(x, state, action)
+        exact = mdp.successor(state, action, gamma).log_prob(x)
+    assert ((estimate.log_prob - exact).abs() <= estimate.solver_error + 1e-4).all()
+    assert estimate.solver_error.max() > 0
+
+
 def test_grid_of_the_flow_is_the_one_given() -> None:
     cond = tensor([1.0])
 
