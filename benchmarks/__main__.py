@@ -17,6 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.density import benchmark_density, benchmark_divergence
+from benchmarks.entropic import benchmark_entropic
 from benchmarks.growth import benchmark_growth, draw_growth
 from benchmarks.results import Claim, Result, markdown_table
 from benchmarks.sampling import benchmark_sampling
@@ -31,6 +32,7 @@ PAGES: dict[str, dict[str, Callable[[bool], Result]]] = {
         "training": benchmark_training,
         "tutorial": benchmark_tutorial,
         "coupling": benchmark_coupling,
+        "entropic": benchmark_entropic,
         "sampling": benchmark_sampling,
         "growth": benchmark_growth,
     },
