@@ -17,12 +17,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.density import benchmark_density, benchmark_divergence
+from benchmarks.entropic import benchmark_entropic
 from benchmarks.growth import benchmark_growth, draw_growth
 from benchmarks.results import Claim, Result, markdown_table
 from benchmarks.sampling import benchmark_sampling
 from benchmarks.td_scale import benchmark_td_data, benchmark_td_scale
 from benchmarks.td_speed import benchmark_td_speed
-from benchmarks.training import benchmark_coupling, benchmark_entropic, benchmark_training, benchmark_tutorial
+from benchmarks.training import benchmark_coupling, benchmark_training, benchmark_tutorial
 
 PAGES: dict[str, dict[str, Callable[[bool], Result]]] = {
     "benchmarks": {

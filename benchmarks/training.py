@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import cast
 
 import torch
@@ -14,7 +13,7 @@ from flow_matching.path import CondOTProbPath
 from torch import Tensor, nn
 from torchcfm.conditional_flow_matching import ConditionalFlowMatcher, ExactOptimalTransportConditionalFlowMatcher
 
-from benchmarks.fields import DIM, batches, eight_gaussians, tabular
+from benchmarks.fields import DIM, batches, tabular
 from benchmarks.peers import torchcfm_tutorial
 from benchmarks.results import Cell, Claim, Result
 from benchmarks.timing import side_by_side
@@ -24,9 +23,8 @@ from flowmatch_core.networks import MLPField
 from flowmatch_core.objectives import RegressionBatch, cfm_batch, cfm_loss
 from flowmatch_core.paths import CondOT
 from flowmatch_core.prefetch import ahead
-from flowmatch_core.transport import entropic_plan, optimal_permutation, optimal_plan
 
-__all__ = ["benchmark_coupling", "benchmark_entropic", "benchmark_training", "benchmark_tutorial"]
+__all__ = ["benchmark_coupling", "benchmark_training", "benchmark_tutorial"]
 
 BATCH = 256
 AHEAD = 64
@@ -267,45 +265,3 @@ def _paired(x: Tensor) -> Iterator[RegressionBatch]:
     generator = torch.Generator().manual_seed(1)  # not shared with the training step: a thread draws from it
     for x1 in batches(x, BATCH, generator):
         yield cfm_batch(CondOT(), x1, coupling=MinibatchOT(), generator=generator)
-
-
-def benchmark_entropic(quick: bool) -> Result:
-    """Compare the entropic plan of a small regularisation with the exact plan."""
-    rows: list[dict[str, Cell]] = []
-    claims: list[Claim] = []
-    generator = torch.Generator().manual_seed(0)
-    for dim, data in (("2", eight_gaussians(512, generator)), (f"{DIM}", tabular(512, generator))):
-        noise = torch.randn(data.shape, generator=generator, dtype=torch.float64)
-        cost = torch.cdist(noise, data.double()).square().numpy()
-        runs: dict[str, Callable[[], object]] = {
-            "exact plan": partial(optimal_plan, cost),
-            "exact permutation": partial(optimal_permutation, cost),
-        }
-        sigmas = (0.1,) if quick else (0.05, 0.1, 0.5)
-        runs |= {f"entropic plan, σ = {sigma:g}": partial(entropic_plan, cost, 2 * sigma**2) for sigma in sigmas}
-        timings = side_by_side(runs, rounds=15, budget=5 if quick else 15)
-        rows += [
-            {
-                "dimensions": dim,
-                "plan of 512 rows": label,
-                "ms": 1e3 * timings.median(label),
-                "time, of the exact plan = 1": str(timings.ratio(label, "exact plan")),
-            }
-            for label in runs
-        ]
-        label = "entropic plan, σ = 0.1"
-        claims.append(
-            Claim(
-                f"time of the {label} of 512 rows in {dim} dimensions, over that of the exact plan",
-                timings.ratio(label, "exact plan"),
-                wanted=3,
-                bound="at most",
-                suspects={label: runs[label]},
-            )
-        )
-    notes = [
-        "Standard normal noise and, in two dimensions, eight Gaussians of unit variance; the regularisation is 2σ², "
-        "that of a Schrödinger bridge. The exact plan is the network simplex of POT (`optimal_plan`), "
-        "the permutation that of `MinibatchOT`."
-    ]
-    return Result("Entropic optimal transport", rows, claims, notes)

@@ -296,6 +296,14 @@ def test_entropic_plans_within_labels_turn_into_the_permutations_of_each_label()
         assert torch.equal(sharp, ConditionalOT(weight)(x0, x1, cond)[0])
 
 
+def test_the_draws_of_different_labels_are_independent() -> None:
+    x0, x1, _ = batch(60, 2)
+    label = torch.arange(120) // 60  # both labels hold the same rows
+    i0, _ = Sinkhorn(5.0, math.inf).pairs(x0.repeat(2, 1), x1.repeat(2, 1), label, generator=generator())
+    assert (i0[:60] < 60).all() and (i0[60:] >= 60).all()
+    assert float((i0[:60] == i0[60:] - 60).double().mean()) < 0.3
+
+
 def test_a_mapping_of_conditions_is_one_condition_of_several_parts() -> None:
     x0, x1, label = labelled(120, 1)
     other = torch.arange(120) % 3
