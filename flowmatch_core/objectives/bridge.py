@@ -215,7 +215,7 @@ def _bridges(
         if cond is not None:
             raise ValueError(
                 "cond is given without a coupling, but the default, SchrodingerBridge(sigma), ignores conditions; pass "
-                "coupling=SchrodingerBridge(sigma, weight=math.inf) for labels, or a finite weight for other conditions."
+                "coupling=SchrodingerBridge(sigma, weight=math.inf) for labels, or a finite weight otherwise."
             )
         coupling = SchrodingerBridge(sigma)
     x0, x1, cond = draw_pairs(x1, x0, cond, coupling, generator)
