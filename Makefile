@@ -70,7 +70,7 @@ examples: setup  ## run the scripts in examples/, each under a minute
 readme: setup  ## write the tables of runs into README.md and docs/
 	@$(BIN)/python -m pipelines.reporting.readme
 
-bench: $(BENCH_VENV)/.installed  ## speed beside flow_matching, zuko and torchcfm (ARGS=--quick for two minutes)
+bench: $(BENCH_VENV)/.installed  ## speed beside flow_matching, zuko and torchcfm (ARGS=--quick for five minutes)
 	@$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
 
 # Peers are installed apart from the project: torchcfm asks for packages that do not install beside a current torch.

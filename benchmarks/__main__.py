@@ -49,7 +49,7 @@ PACKAGES = ("torch", "flow_matching", "zuko", "torchcfm", "torchdiffeq", "POT")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer settings and rows, under two minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer settings and rows, five minutes")
     names = [name for page in PAGES.values() for name in page]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="which benchmarks")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="the folder of the results")

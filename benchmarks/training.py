@@ -27,11 +27,8 @@ from flowmatch_core.prefetch import ahead
 __all__ = ["benchmark_coupling", "benchmark_training", "benchmark_tutorial"]
 
 BATCH = 256
-AHEAD = 64
-"""Batches that are drawn at once."""
-
-STEPS = 20
-"""Steps between two readings of the clock."""
+STEPS = 32
+"""Steps between two readings of the clock, and batches that are drawn at once, so that each reading has its draw."""
 
 IN_STEP, AHEAD_OF_STEP = "flowmatch_core, OT in the step", "flowmatch_core, OT ahead"
 
@@ -88,7 +85,7 @@ def benchmark_training(quick: bool) -> Result:
     notes = [
         f"Batches of {BATCH} drawn from 20,000 rows, the same MLPField and fused Adam in all loops; the bare loop "
         "repeats forward pass, `mse_loss`, backward pass and Adam on one batch that never changes.",
-        f"flowmatch_core draws {AHEAD} batches at once, their rows, noise, times and points on the path "
+        f"flowmatch_core draws {STEPS} batches at once, their rows, noise, times and points on the path "
         "(`cfm_batch(...).split`); `each batch alone` calls `cfm_loss` on every batch, as the peers do.",
     ]
     return Result("Training with independent noise", rows, claims, notes)
@@ -104,7 +101,7 @@ def _ours(field: nn.Module, x: Tensor, generator: torch.Generator) -> tuple[nn.M
 
 
 def _split(x: Tensor, generator: torch.Generator) -> Iterator[RegressionBatch]:
-    for x1 in batches(x, AHEAD * BATCH, generator):
+    for x1 in batches(x, STEPS * BATCH, generator):
         yield from cfm_batch(CondOT(), x1, generator=generator).split(BATCH)
 
 
@@ -252,7 +249,7 @@ def benchmark_coupling(quick: bool) -> Result:
         "`ahead` computes the batches in a second thread, on the second core, and is timed by the wall: where that "
         "core is busy with other work, as the load average above tells, its ratio is that of a machine with one core. "
         "The CPU time of a step with the transport in it is what it takes where there is no second core. Between "
-        "rounds `ahead` fills its queue, which hides two of the twenty transports of a round.",
+        f"rounds `ahead` fills its queue, which hides two of the {STEPS} transports of a round.",
     ]
     return Result("Training with exact optimal transport", rows, claims, notes)
 

@@ -214,8 +214,8 @@ def _bridges(
     if coupling is None:
         if cond is not None:
             raise ValueError(
-                "cond is given without a coupling, but the default, SchrodingerBridge(sigma), ignores conditions; "
-                "pass coupling=SchrodingerBridge(sigma, weight=math.inf) for labels, or a finite weight for others."
+                "cond is given without a coupling, but the default, SchrodingerBridge(sigma), ignores conditions; pass "
+                "coupling=SchrodingerBridge(sigma, weight=math.inf) for labels, or a finite weight otherwise."
             )
         coupling = SchrodingerBridge(sigma)
     x0, x1, cond = draw_pairs(x1, x0, cond, coupling, generator)

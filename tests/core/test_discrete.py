@@ -642,3 +642,15 @@ def test_bad_arguments_of_the_flow_are_named() -> None:
         TABLE.marginal(MixturePath(MaskSource(4)), 0.5)
     with pytest.raises(ValueError, match=r"values of Logits has shape \(2,\) and dtype torch\.int64, but should"):
         Logits(torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("loss", [generalised_kl_loss, cross_entropy_loss])
+def test_a_time_of_a_loss_may_be_one_number_and_a_mistake_in_its_call_is_named(loss: Callable[..., Tensor]) -> None:
+    path, x1 = MixturePath(MaskSource(3)), TABLE.sample((6,), generator())
+    times = (0.5, torch.full((6,), 0.5, dtype=torch.float64))
+    losses = [loss(TABLE.denoiser(path), path, x1, time=t, generator=generator()) for t in times]
+    close(losses[0], losses[1])
+    with pytest.raises(ValueError, match=r"x1 has dtype torch\.float32, but should hold tokens of dtype torch\.int64"):
+        loss(TABLE.denoiser(path), path, x1.float())
+    with pytest.raises(ValueError, match=r"denoiser takes the arguments .*, but is called as denoiser\(t, x, cond\)"):
+        loss(lambda t, x: x, path, x1)
