@@ -17,6 +17,9 @@ MAX_ITERATIONS = 10_000_000
 """Maximum number of iterations of the network simplex method."""
 MAX_ROUNDS = 1_000
 """Maximum number of rounds of Sinkhorn's algorithm, twenty iterations each."""
+DAMPING = 1e-11
+"""Share of the diagonal that keeps Newton's Laplacian regular: prices are free up to a constant, in a plan that is a
+permutation up to one for each row. It changes a step, not the plan that the steps lead to."""
 
 Matrix = NDArray[np.float64]
 
@@ -173,7 +176,7 @@ def _newton_step(plan: Matrix, excess: Matrix) -> Matrix:
     """
     linalg = required("scipy.linalg", "scipy")
     laplacian = -(plan.T @ plan)
-    laplacian[np.diag_indices(len(plan))] += 1 + excess + 1e-11  # prices are free up to a constant
+    laplacian[np.diag_indices(len(plan))] += 1 + excess + DAMPING
     step = -linalg.cho_solve(linalg.cho_factor(laplacian, overwrite_a=True, check_finite=False), excess)
     step -= step.mean()
     gain = -float(excess @ step)
