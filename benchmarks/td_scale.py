@@ -14,13 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.results import Cell, Claim, Result
 from benchmarks.timing import seconds, side_by_side
+from flowmatch_core.averaging import polyak_update
 from flowmatch_core.networks import MLPField, UNetMLPField
 from flowmatch_core.successor import (
     Loss,
     Transitions,
     logit_normal,
     mc_cfm_loss,
-    polyak_update,
     td2_cfm_loss,
     td_cfm_loss,
 )

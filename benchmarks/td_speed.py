@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.results import Cell, Claim, Result
 from benchmarks.timing import Ratio
+from flowmatch_core.averaging import polyak_update
 from flowmatch_core.field import VelocityField
 from flowmatch_core.intervals import paired_ratio
 from flowmatch_core.metrics import emd
@@ -29,7 +30,6 @@ from flowmatch_core.successor import (
     logit_normal,
     mc_cfm_loss,
     n_step,
-    polyak_update,
     td2_cfm_loss,
 )
 from flowmatch_core.successor.particles import logit_normal_quantile

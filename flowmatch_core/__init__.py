@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from flowmatch_core.averaging import polyak_update as polyak_update
     from flowmatch_core.couplings import ConditionalOT as ConditionalOT
     from flowmatch_core.couplings import Coupling as Coupling
     from flowmatch_core.couplings import Independent as Independent
@@ -141,7 +142,6 @@ if TYPE_CHECKING:
     from flowmatch_core.successor import mc_cfm_loss as mc_cfm_loss
     from flowmatch_core.successor import n_step as n_step
     from flowmatch_core.successor import path_error as path_error
-    from flowmatch_core.successor import polyak_update as polyak_update
     from flowmatch_core.successor import td2_cfm_loss as td2_cfm_loss
     from flowmatch_core.successor import td2_dd_loss as td2_dd_loss
     from flowmatch_core.successor import td_cfm_coupled_loss as td_cfm_coupled_loss
@@ -150,6 +150,7 @@ if TYPE_CHECKING:
     from flowmatch_core.successor import vae_loss as vae_loss
 
 _MODULES = {
+    "averaging": ("polyak_update",),
     "couplings": (
         "ConditionalOT",
         "Coupling",
@@ -284,7 +285,6 @@ _MODULES = {
         "mc_cfm_loss",
         "n_step",
         "path_error",
-        "polyak_update",
         "td2_cfm_loss",
         "td2_dd_loss",
         "td_cfm_coupled_loss",

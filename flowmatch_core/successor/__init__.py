@@ -22,7 +22,6 @@ from flowmatch_core.successor.losses import (
 )
 from flowmatch_core.successor.networks import LatentNetwork
 from flowmatch_core.successor.particles import Particles
-from flowmatch_core.successor.targets import polyak_update
 from flowmatch_core.successor.transitions import Transitions, n_step
 
 __all__ = [
@@ -43,7 +42,6 @@ __all__ = [
     "mc_cfm_loss",
     "n_step",
     "path_error",
-    "polyak_update",
     "td2_cfm_loss",
     "td2_dd_loss",
     "td_cfm_coupled_loss",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.successor import polyak_update
+from flowmatch_core.averaging import polyak_update
 from pipelines.base.errors import UserError
 from pipelines.training import checkpoints
 

@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Floor by floor: a room is a module or a package of flowmatch_core, and imports the rooms in its row and no others.
 FLOORS: list[dict[str, set[str]]] = [
-    {"_conditions": set(), "_require": set(), "prefetch": set()},
+    {"_conditions": set(), "_require": set(), "averaging": set(), "prefetch": set()},
     {"_jacobian": {"_conditions"}},
     {"field": {"_conditions", "_jacobian"}, "intervals": {"_require"}, "transport": {"_require"}},
     {"_tensors": {"field"}},

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_core._tensors import as_time
+from flowmatch_core.averaging import polyak_update
 from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.networks import UNetMLPField
 from flowmatch_core.oracles import GaussianMixture, LinearGaussianMDP
@@ -29,7 +30,6 @@ from flowmatch_core.successor import (
     logit_normal,
     mc_cfm_loss,
     n_step,
-    polyak_update,
     td2_cfm_loss,
     td2_dd_loss,
     td_cfm_coupled_loss,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from flowmatch_core.averaging import polyak_update
 from flowmatch_core.metrics import emd
 from flowmatch_core.networks import MLPField
 from flowmatch_core.oracles import LinearGaussianMDP
@@ -18,7 +19,6 @@ from flowmatch_core.successor import (
     Transitions,
     logit_normal,
     path_error,
-    polyak_update,
     td2_cfm_loss,
 )
 from tests.support.random import generator

@@ -1,4 +1,4 @@
-"""The target network of a temporal-difference loss, a slow copy of the network that learns."""
+"""Averages of weights: the target network of a temporal-difference loss, the network to sample from."""
 
 from __future__ import annotations
 
