@@ -35,7 +35,9 @@ class VelocityOf(Field):
     with the `coefficients` of the path; the divergence has a closed form if that of the network has one.
 
     On a path with an infinite $\dot\sigma_1$ (`VP`, `OU`) the noise and the data at $t = 1$ do not determine the
-    velocity there, which is finite. It then follows from the score just before, at `AffinePath.latest_time`.
+    velocity there, which is finite. It then follows from the score just before, at `AffinePath.latest_time`, with the
+    error of the network divided by $\sigma_t$. On `OU`, where a step of 1/40 holds half of the noise, likelihoods of
+    trained networks need many steps next to the data, or a network that predicts the score.
 
     Where $\alpha_t = 0$, noise and score do not determine the data. The data are independent of `x` there and are
     replaced by their mean, which makes the velocity exact. Just after that time $b_t$ is of the order of $1 /
