@@ -15,7 +15,16 @@ from flowmatch_core._tensors import expand_time, flatten_event
 from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.solvers.grids import TimeGrid
 
-__all__ = ["GAUSS", "Clock", "CountedField", "SolverError", "check_finite", "check_output_times", "step_ends"]
+__all__ = [
+    "GAUSS",
+    "Clock",
+    "CountedField",
+    "SolverError",
+    "check_finite",
+    "check_output_times",
+    "output_marks",
+    "step_ends",
+]
 
 GAUSS = ((-math.sqrt(0.6), 5 / 18), (0.0, 8 / 18), (math.sqrt(0.6), 5 / 18))
 """The points within [-1, 1] and the weights, of sum one, of the Gauss rule that is exact up to degree five."""
@@ -51,6 +60,14 @@ def check_output_times(times: Sequence[float] | Tensor, t0: Time, t1: Time, save
     if not gaps or not all(map(math.isfinite, gaps)) or not (min(gaps) > 0 or max(gaps) < 0):
         raise ValueError(f"times is {given}, but should hold at least two times that increase or decrease.")
     return given
+
+
+def output_marks(clock: Clock, steps: int, save: bool, outputs: list[float] | None) -> list[float]:
+    """Return where in [0, 1] the states are kept: at the ends, at the ends of the steps, or at the output times."""
+    if save:
+        return [i / steps for i in range(steps + 1)]
+    inner = [] if outputs is None else [(t - outputs[0]) / (outputs[-1] - outputs[0]) for t in outputs[1:-1]]
+    return [0.0, *map(clock.forward.position, inner), 1.0]
 
 
 def step_ends(steps: int, marks: Sequence[float]) -> list[float]:

@@ -37,7 +37,12 @@ class Diffusion(ABC):
 
     @abstractmethod
     def w(self, path: AffinePath, t: Tensor) -> Tensor:
-        r"""Return $w_t$, shaped like `t`."""
+        r"""Return $w_t$, shaped like `t`.
+
+        Args:
+            path: The path; any one where `needs_path` is false.
+            t: The times, of any shape.
+        """
 
     @abstractmethod
     def noise_retention(self, path: AffinePath, start: Tensor, end: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from flowmatch_core.solvers._problem import (
     SolverError,
     check_finite,
     check_output_times,
+    output_marks,
     step_ends,
 )
 from flowmatch_core.solvers.adaptive import ADAPTIVE, GIVEN_UP, dopri5, dopri5_per_sample
@@ -133,11 +134,7 @@ def solve(
         t0, t1 = outputs[0], outputs[-1]
     start, end = (as_time(t, x) if isinstance(t, Tensor) else float(t) for t in (t0, t1))
     evaluate, clock = CountedField(field, cond), Clock(grid, start, end - start)
-    marks = [0.0, 1.0]  # where the states are kept, in s
-    if save:
-        marks = [i / steps for i in range(steps + 1)]
-    elif outputs is not None:
-        marks[1:1] = [clock.forward.position((t - outputs[0]) / (outputs[-1] - outputs[0])) for t in outputs[1:-1]]
+    marks = output_marks(clock, steps, save, outputs)
     status = "unchecked"
     accepted: int | Tensor | None = None
     rejected: int | Tensor | None = None

@@ -13,7 +13,14 @@ from flowmatch_core._conditions import Condition
 from flowmatch_core._tensors import check_choice, check_floating, noise_like
 from flowmatch_core.field import VelocityField
 from flowmatch_core.paths import AffinePath, CondOT
-from flowmatch_core.solvers._problem import Clock, CountedField, check_finite, check_output_times, step_ends
+from flowmatch_core.solvers._problem import (
+    Clock,
+    CountedField,
+    check_finite,
+    check_output_times,
+    output_marks,
+    step_ends,
+)
 from flowmatch_core.solvers.diffusions import Diffusion, Memoryless, integral
 from flowmatch_core.solvers.grids import TimeGrid, Uniform
 from flowmatch_core.solvers.ode import Solution
@@ -143,11 +150,7 @@ def solve_sde(
     if steps < 1:
         raise ValueError(f"steps is {steps}, but should be at least 1.")
     clock = Clock(grid, t0, t1 - t0)
-    marks = [0.0, 1.0]  # where the states are kept, in s
-    if save:
-        marks = [i / steps for i in range(steps + 1)]
-    elif outputs is not None:
-        marks[1:1] = [clock.forward.position((t - t0) / (t1 - t0)) for t in outputs[1:-1]]
+    marks = output_marks(clock, steps, save, outputs)
     nodes, kept = step_ends(steps, marks), set(marks)
     ends = [(1 - share) * t0 + share * t1 for share in map(clock.forward.time, nodes)]  # exactly t0 and t1 at the ends
     evaluate = CountedField(field, cond)
@@ -249,8 +252,7 @@ def _warn_of_coupling(path: AffinePath, t: float, x: Tensor, velocity: Tensor, e
     if float(path.alpha(t)) != 0:
         return
     of_x, of_v = path.data_or_mean(t, "velocity")
-    moments = (each.detach().var(0, correction=0).sum() for each in (of_x * x + of_v * velocity, x, end))
-    predicted, noise, data = moments
+    predicted, noise, data = (each.detach().var(0, correction=0).sum() for each in (of_x * x + of_v * velocity, x, end))
     if bool(predicted > torch.maximum(data / 2, noise / 100)):
         warnings.warn(
             "the data that the field predicts at t = 0 vary with the noise, but should not: with a coupling the noise "
