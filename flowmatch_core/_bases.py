@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent
 
 from flowmatch_core._flow import BoundFlow, Flow
 from flowmatch_core._tensors import check_floating, flatten_event, seeded, standard_normal_log_prob
@@ -124,9 +124,12 @@ def base_of(base: Distribution | Tensor | None, scale: float, event_shape: torch
             f"base is a {type(base).__name__}, but should be a torch.distributions.Distribution, a flow or a tensor "
             "of rows."
         )
+    batch = base.batch_shape
+    if batch + base.event_shape == event_shape:  # independent entries, such as Normal(zeros(2), ones(2))
+        return _Given(Independent(base, len(batch)) if batch else base)
     if base.event_shape != event_shape:
         raise ValueError(
-            f"base has the event shape {tuple(base.event_shape)}, but should have that of the flow, "
-            f"{tuple(event_shape)}; torch.distributions.Independent turns dimensions of a batch into those of an event."
+            f"base has the batch shape {tuple(batch)} and the event shape {tuple(base.event_shape)}, but should have "
+            f"the event shape of the flow, {tuple(event_shape)}; see torch.distributions.Independent."
         )
     return _Given(base)

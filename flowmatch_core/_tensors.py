@@ -17,6 +17,7 @@ __all__ = [
     "broadcast",
     "check_choice",
     "check_floating",
+    "check_object",
     "check_shape",
     "expand_time",
     "flatten_event",
@@ -189,6 +190,19 @@ def check_floating(name: str, tensor: Tensor) -> None:
     """Raise a `ValueError` unless the tensor holds floating-point numbers."""
     if not tensor.is_floating_point():
         raise ValueError(f"{name} has dtype {tensor.dtype}, but should be of a floating-point dtype.")
+
+
+def check_object(name: str, value: object) -> None:
+    """Raise a `ValueError` for a class in place of an object of it.
+
+    Examples:
+        >>> from flowmatch_core.paths import CondOT
+        >>> check_object("path", CondOT)
+        Traceback (most recent call last):
+        ValueError: path is the class CondOT, but should be an object; pass CondOT().
+    """
+    if isinstance(value, type):
+        raise ValueError(f"{name} is the class {value.__name__}, but should be an object; pass {value.__name__}().")
 
 
 def check_choice(name: str, given: str, known: Iterable[str]) -> None:

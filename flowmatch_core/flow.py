@@ -99,10 +99,10 @@ class ContinuousFlow(Flow):
         loc: The location $\mu$, which broadcasts to the event shape; 0 by default.
         scale: The scale $s$, likewise; 1 by default.
         base: The distribution $p_0$ of the states at t = 0, in standardised units: a
-            `torch.distributions.Distribution` of the event shape, another flow, also one bound to its conditions, or a
-            tensor of rows `(n, *event)` to draw from, which has no density. Its batch is that of the flow. A flow and
-            rows move with `to`, other distributions stay on their device. Distributions of torch draw from the global
-            generators, which are seeded from `generator` and restored.
+            `torch.distributions.Distribution` of the event shape or of independent entries, another flow, also one
+            bound to its conditions, or a tensor of rows `(n, *event)` to draw from, which has no density. Its batch
+            is that of the flow. A flow and rows move with `to`, other distributions stay on their device.
+            Distributions of torch draw from the global generators, which are seeded from `generator` and restored.
         base_scale: The scale $\sigma_0$ of the noise without `base`, as `path.sigma(0)` of the path of the field.
         cond_shape: The shape of one condition; that which the field declares by default, see `Flow`.
         rtol: The relative tolerance of an adaptive solver.

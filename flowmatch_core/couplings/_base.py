@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_core._conditions import Condition
+from flowmatch_core._tensors import check_object
 
 __all__ = ["Coupling", "IndexCoupling", "check_coupling"]
 
@@ -108,9 +108,7 @@ def check_coupling(coupling: object) -> None:
         Traceback (most recent call last):
         ValueError: coupling is the class Coupling, but should be an object; pass Coupling().
     """
-    if inspect.isclass(coupling):
-        name = coupling.__name__
-        raise ValueError(f"coupling is the class {name}, but should be an object; pass {name}().")
+    check_object("coupling", coupling)
     if not callable(coupling):
         kind = type(coupling).__name__
         raise ValueError(f"coupling is a {kind}, but should be a Coupling; pass one such as MinibatchOT().")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_core._conditions import Condition
+from flowmatch_core._tensors import check_object
 from flowmatch_core.couplings import Coupling, Independent
 from flowmatch_core.field import VelocityField
 from flowmatch_core.objectives._regression import (
@@ -125,6 +126,7 @@ def cfm_batch(
         [0.0, 0.0, 0.0, 0.0]
     """
     check_prediction(prediction)
+    check_object("path", path)
     x0, x1, cond = draw_pairs(x1, x0, cond, coupling, generator)
     sample = path.sample(x0, x1, draw_times(time, x1, generator))
     return RegressionBatch.of(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_core._conditions import Condition, map_condition
-from flowmatch_core._tensors import check_shape, expand_time, flatten_event, noise_like
+from flowmatch_core._tensors import check_object, check_shape, expand_time, flatten_event, noise_like
 from flowmatch_core.field import VelocityField
 from flowmatch_core.objectives._regression import RegressionBatch, Times, check_batch, check_prediction, draw_times
 from flowmatch_core.paths import AffinePath, Quantity
@@ -82,6 +82,7 @@ def posterior_cfm_loss(
         tensor(True)
     """
     check_prediction(prediction)
+    check_object("path", path)
     check_batch(x1, cond)
     rows, row_cond, row_weight = x1, cond, weight
     if reference is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_core._conditions import Condition
-from flowmatch_core._tensors import as_time, check_choice, check_floating, flatten_event
+from flowmatch_core._tensors import as_time, check_choice, check_floating, check_object, flatten_event
 from flowmatch_core.field import Time, VelocityField
 from flowmatch_core.solvers._problem import (
     Clock,
@@ -168,6 +168,7 @@ def solve(
 
 def check_grid(grid: TimeGrid, solver: str) -> None:
     """Raise a `ValueError` if a grid other than `Uniform()` is given to an adaptive solver."""
+    check_object("grid", grid)
     if solver in ADAPTIVE and grid != Uniform():
         raise ValueError(
             f"grid is {grid}, but should be Uniform() for solver {solver!r}, which places its own steps; for the "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_core._conditions import Condition
-from flowmatch_core._tensors import check_choice, check_floating, noise_like
+from flowmatch_core._tensors import check_choice, check_floating, check_object, noise_like
 from flowmatch_core.field import VelocityField
 from flowmatch_core.paths import AffinePath, CondOT
 from flowmatch_core.solvers._problem import (
@@ -134,6 +134,8 @@ def solve_sde(
         tensor(1.)
     """
     check_choice("solver", solver, SDE_SOLVERS)
+    for name, value in (("path", path), ("diffusion", diffusion), ("grid", grid)):
+        check_object(name, value)
     check_floating("x", x)
     outputs = None if times is None else check_output_times(times, t0, t1, save)
     if outputs is not None:

@@ -415,6 +415,16 @@ def test_rows_are_a_base_without_a_density() -> None:
     close(flow.transform.inv(x + 10), x, 1e-6)
 
 
+def test_a_base_of_independent_entries_is_their_product() -> None:
+    entries = Normal(tensor(1.0, -2.0), tensor(0.5, 3.0))
+    x = randn(5, 2)
+    flow, same = (
+        ContinuousFlow(linear, (2,), "rk4", base=base).double() for base in (entries, Independent(entries, 1))
+    )
+    assert flow.batch_shape == ()
+    close(flow.log_prob(x).detach(), same.log_prob(x).detach(), 0)
+
+
 def test_the_batch_of_a_base_is_that_of_the_flow() -> None:
     base = Independent(Normal(MEANS, 0.5), 1)
     flow = ContinuousFlow(moved, (2,), "rk4", base=base, cond_shape=(2,)).double()
@@ -432,7 +442,7 @@ def test_the_batch_of_a_base_is_that_of_the_flow() -> None:
     ("call", "sentence"),
     [
         (lambda: ContinuousFlow(linear, (2,), base=START, base_scale=2.0), "base_scale is 2.0, but should be 1 where"),
-        (lambda: ContinuousFlow(linear, (2,), base=Normal(0.0, 1.0)), r"base has the event shape \(\), but"),
+        (lambda: ContinuousFlow(linear, (2,), base=Normal(0.0, 1.0)), r"base has the batch shape \(\) and the event"),
         (lambda: ContinuousFlow(linear, (2,), base=torch.zeros(3)), r"base has shape \(3,\), but should be of shape"),
         (lambda: ContinuousFlow(linear, (2,), base=3.0), "base is a float, but should be"),  # type: ignore[arg-type]
         (lambda: ContinuousFlow(linear, (2,), base=torch.zeros(3, 2).long()), r"base has dtype torch\.int64"),

@@ -299,6 +299,9 @@ def test_no_rows_and_no_real_numbers_are_refused() -> None:
 BAD_CALLS: list[tuple[Callable[[], object], str]] = [
     (lambda: cfm_loss(zero, CondOT(), ONES, coupling=MinibatchOT), "coupling is the class MinibatchOT, but"),  # type: ignore[arg-type]
     (lambda: sb_cfm_loss(zero, ONES, coupling=Independent), "coupling is the class Independent, but"),  # type: ignore[arg-type]
+    (lambda: cfm_loss(zero, CondOT, ONES), r"path is the class CondOT, but should be an object; pass CondOT\(\)"),  # type: ignore[arg-type]
+    (lambda: posterior_cfm_loss(zero, CondOT, ONES), "path is the class CondOT, but"),  # type: ignore[arg-type]
+    (lambda: interpolant_loss(zero, CondOT, ONES), "path is the class CondOT, but"),  # type: ignore[arg-type]
     (lambda: interpolant_loss(zero, CondOT(), ONES.long(), ONES), r"x1 has dtype torch\.int64, but"),
     (lambda: posterior_cfm_loss(zero, CondOT(), ONES.long(), ONES), r"x1 has dtype torch\.int64, but"),
     (lambda: cfm_loss(lambda x, t: x, CondOT(), ONES), "field takes the arguments .* t comes first"),  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from flowmatch_core.objectives import sf2m_loss
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import OU, VE, VP, AffinePath, CondOT, Cosine, Polynomial
 from flowmatch_core.solvers import (
+    EDM,
     SDE_SOLVERS,
     Constant,
     Custom,
@@ -649,3 +651,16 @@ def test_path_that_starts_at_rest(diffusion: Diffusion, solver: str) -> None:
     x = solve_sde(field, x0, path=path, diffusion=diffusion, solver=solver, steps=300, generator=g).x
     assert abs(float(x.mean())) < 0.02
     assert abs(float(x.std()) - 0.5) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"path": CondOT}, "path is the class CondOT, but should be an object"),
+        ({"path": CondOT(), "diffusion": Memoryless}, "diffusion is the class Memoryless, but should be an object"),
+        ({"path": CondOT(), "grid": EDM}, "grid is the class EDM, but should be an object"),
+    ],
+)
+def test_a_class_in_place_of_an_object_is_named(options: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        solve_sde(lambda t, x, cond: x, randn(3, 2), **options)

@@ -26,7 +26,15 @@ import torch
 from torch import Tensor
 
 from flowmatch_core._call import call_field
-from flowmatch_core._tensors import check_choice, check_floating, flatten_event, noise_like, time_like, weighted_mean
+from flowmatch_core._tensors import (
+    check_choice,
+    check_floating,
+    check_object,
+    flatten_event,
+    noise_like,
+    time_like,
+    weighted_mean,
+)
 from flowmatch_core.field import Time, TimeSampler, VelocityField, at_condition, at_times
 from flowmatch_core.paths import AffinePath, CondOT, VelocityOf
 from flowmatch_core.paths._affine import stack_times
@@ -94,6 +102,7 @@ def squared_error(prediction: Tensor, target: Tensor, weight: Tensor | None) -> 
 
 def check_path(path: AffinePath) -> None:
     """Raise a `ValueError` unless the path starts in N(0, I), the source of the bootstrap and the horizon model."""
+    check_object("path", path)
     alpha, sigma = float(path.alpha(0.0)), float(path.sigma(0.0))
     if abs(alpha) > _PURE or abs(sigma - 1) > _PURE:
         raise ValueError(
