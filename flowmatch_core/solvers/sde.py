@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -77,9 +76,9 @@ def solve_sde(
 
     **A coupling** of noise and data (`MinibatchOT`, `SchrodingerBridge`, `Reflow`) makes that score, and hence the
     samples, wrong for any $w > 0$: give `score`, as trained by `sf2m_loss`. The step then gets the term
-    $\sigma_t (1 - \kappa) (\hat x_0 + \sigma_s \nabla \log p_s)$, which is zero without a coupling. A checked solve
-    without conditions that starts in pure noise warns where $\hat x_1$ depends on it. For a diffusion that does not
-    vanish at `t = 1`, as `Constant`, leave out the path.
+    $\sigma_t (1 - \kappa) (\hat x_0 + \sigma_s \nabla \log p_s)$, which is zero without a coupling. A field does not
+    show how it was trained, so that a missing score is no error. For a diffusion that does not vanish at `t = 1`, as
+    `Constant`, leave out the path.
 
     **A bridge** between any two laws has a score and no path. The methods are then Euler-Maruyama and Heun's method
     with the drift above, the latter without correction of a step that ends in `t = 0` or `t = 1`. The diffusion is
@@ -109,8 +108,7 @@ def solve_sde(
         grid: Where the steps end between `t0` and `t1`.
         generator: The source of randomness.
         save: Whether to keep the states at the ends of the steps.
-        check: Whether to raise a `SolverError` if the result is not finite, and to warn of a field trained with a
-            coupling; the checks synchronise with the device.
+        check: Whether to raise a `SolverError` if the result is not finite; the check synchronises with the device.
 
     Returns:
         The solution; its `nfe` counts the field, not the score, which is evaluated as often.
@@ -162,16 +160,13 @@ def solve_sde(
         step = _bridge_step(evaluate, learned, diffusion, ends, solver)
     else:
         step = _path_step(evaluate, learned, path, diffusion, ends, solver)
-    states, first = [x], evaluate(ends[0], x)
+    states = [x]
     for i, s in enumerate(nodes[1:]):
-        velocity = evaluate(ends[i], x) if i > 0 else first
-        x = step(i, x, velocity, noise_like(x, generator))
+        x = step(i, x, evaluate(ends[i], x), noise_like(x, generator))
         if s in kept:
             states.append(x)
     if check:
         check_finite(solver, x)
-        if path is not None and score is None and cond is None and _is_noisy(diffusion, path):
-            _warn_of_coupling(path, ends[0], states[0], first, x)
     solution = Solution(x=x, nfe=evaluate.calls, status="finished" if check else "unchecked")
     if not save and outputs is None:
         return solution
@@ -242,22 +237,3 @@ def _bridge_step(
         return trial + (drift_there - drift) / 2
 
     return step
-
-
-def _is_noisy(diffusion: Diffusion, path: AffinePath) -> bool:
-    earlier, later = torch.tensor([[0.25], [0.75]], dtype=torch.float64)
-    return bool(diffusion.noise_retention(path, earlier, later) < 1)
-
-
-def _warn_of_coupling(path: AffinePath, t: float, x: Tensor, velocity: Tensor, end: Tensor) -> None:
-    """Warn if the mean of the data depends on pure noise, which it does only with a coupling."""
-    if float(path.alpha(t)) != 0:
-        return
-    of_x, of_v = path.data_or_mean(t, "velocity")
-    predicted, noise, data = (each.detach().var(0, correction=0).sum() for each in (of_x * x + of_v * velocity, x, end))
-    if bool(predicted > torch.maximum(data / 2, noise / 100)):
-        warnings.warn(
-            "the data that the field predicts at t = 0 vary with the noise, but should not: with a coupling the noise "
-            "of solve_sde and ddim is wrong unless solve_sde is given score.",
-            stacklevel=3,
-        )

@@ -23,7 +23,7 @@ CALLS: list[Callable[[Any, Tensor], object]] = [
     lambda field, x: call_field(field, 0.5, x),
     lambda field, x: solve(field, x),
     lambda field, x: solve(field, x, solver="dopri5_per_sample"),
-    lambda field, x: solve_sde(field, x, path=CondOT(), generator=generator(), check=False),
+    lambda field, x: solve_sde(field, x, path=CondOT(), generator=generator()),
     lambda field, x: divergence(field, 0.5, x),
     lambda field, x: divergence(field, 0.5, x, method="hutchinson"),
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +27,6 @@ from flowmatch_core.solvers import (
     Nodes,
     Proportional,
     SolverError,
-    ddim,
     solve,
     solve_sde,
 )
@@ -267,27 +265,10 @@ def test_a_coupled_field_needs_its_score(
     given = {"field": transported, "path": CondOT(), "diffusion": diffusion, "steps": 400, "solver": solver}
     mean, variance = moments(monkeypatch, score=score_of_transported, **given)
     assert mean == 0 and math.sqrt(variance) == pytest.approx(0.3, abs=3e-3)
-    without = math.sqrt(moments(monkeypatch, check=False, **given)[1])
+    without = math.sqrt(moments(monkeypatch, **given)[1])
     assert abs(without - 0.3) > 0.015
     if wrong is not None:
         assert without == pytest.approx(wrong, abs=6e-3)
-
-
-def test_a_coupled_field_without_its_score_is_warned_of() -> None:
-    """Only where the noise of the sampler matters; a field of independent noise predicts one mean at t = 0."""
-    x = randn(200, 1)
-    given = {"path": CondOT(), "steps": 20, "generator": generator(1)}
-    with pytest.warns(UserWarning, match="vary with the noise"):
-        solve_sde(transported, x, **given)  # type: ignore[arg-type]
-    with pytest.warns(UserWarning, match="vary with the noise"):
-        ddim(transported, x, eta=0.3, **given)  # type: ignore[arg-type]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ddim(transported, x, **given)  # type: ignore[arg-type]
-        solve_sde(transported, x, score=score_of_transported, **given)  # type: ignore[arg-type]
-        solve_sde(transported, x, t0=0.1, **given)  # type: ignore[arg-type]
-        for path in PATHS:
-            solve_sde(mixture().velocity_field(path), x, path=path, steps=20, generator=generator(1))
 
 
 @pytest.mark.parametrize(
