@@ -7,7 +7,6 @@ import importlib
 import importlib.metadata
 import platform
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,8 +25,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("peers/results.md"), help="the page")
     arguments = parser.parse_args()
 
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")  # of the peers
     outcomes = {}
     for name in arguments.only:
         peer = suite(name)
@@ -78,7 +75,9 @@ def page(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
         peer = suites[name]
         parts.append(f"## {peer.distribution}")
         parts.append(f"Tests of [{peer.repository}](https://github.com/{peer.repository}) at {peer.commit}.")
-        failed = [f"- `{outcome.source}`: {outcome.detail.splitlines()[0]}" for outcome in cases if outcome.status == "fail"]
+        failed = [
+            f"- `{outcome.source}`: {outcome.detail.splitlines()[0]}" for outcome in cases if outcome.status == "fail"
+        ]
         if failed:
             parts.append("\n".join(["Failed:", "", *failed]))
         reasons: dict[str, list[str]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -87,7 +88,8 @@ def run(case: Case) -> Outcome:
     start, detail = time.perf_counter(), ""
     status: Status = "pass"
     try:
-        case.call()
+        with warnings.catch_warnings(action="ignore"):  # of the peers
+            case.call()
     except NotApplicable as reason:
         status, detail = "not applicable", str(reason)
     except Exception as error:  # whatever a peer or this library raises fails this case alone

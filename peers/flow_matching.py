@@ -5,6 +5,8 @@ The library is under CC BY-NC 4.0: its installed package is called, and nothing 
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from collections.abc import Callable
 from functools import cache
@@ -57,6 +59,8 @@ from peers.cases import Suite, agree, raises
 suite = Suite("flow_matching", "facebookresearch/flow_matching", "11568d3")
 
 Pair = tuple[Any, AffinePath]
+MIXTURE = "tests/path/test_path.py::TestMixtureDiscreteProbPath"
+
 PATHS: dict[str, Callable[[], Pair]] = {
     "cond_ot_scheduler": lambda: (CondOTScheduler(), CondOT()),
     "cosine_scheduler": lambda: (CosineScheduler(), Cosine()),
@@ -134,7 +138,7 @@ for test in CONVERSIONS:
     suite.case(f"tests/path/test_path.py::TestAffineProbPath::{test}", (test,), PATHS)(convert)
 
 
-@suite.case("tests/path/test_path.py::TestMixtureDiscreteProbPath::test_mixture_discrete_prob_path_sample", (0.0, 0.3, 1.0))
+@suite.case(f"{MIXTURE}::test_mixture_discrete_prob_path_sample", (0.0, 0.3, 1.0))
 def mixture_sample(t: float) -> None:
     peer, path = MixtureDiscreteProbPath(CondOTScheduler()), MixturePath(UniformSource(5), PolynomialSchedule(1.0))
     x0, x1 = torch.zeros(4000, 5, dtype=torch.long), torch.ones(4000, 5, dtype=torch.long)
@@ -146,7 +150,7 @@ def mixture_sample(t: float) -> None:
     agree(ours.double().mean(), t, 0.015)
 
 
-@suite.case("tests/path/test_path.py::TestMixtureDiscreteProbPath::test_posterior_to_velocity", (1.0, 2.0))
+@suite.case(f"{MIXTURE}::test_posterior_to_velocity", (1.0, 2.0))
 def posterior_to_velocity(power: float) -> None:
     logits, x, t = normal(10, 1, 5), torch.randint(5, (10, 1)), times()
     peer = MixtureDiscreteProbPath(PolynomialConvexScheduler(n=power))
@@ -155,7 +159,10 @@ def posterior_to_velocity(power: float) -> None:
     agree(path.velocity(Logits(logits), t, x), expected, 1e-9)
 
 
-@suite.case("tests/path/test_schedule_transform.py::TestScheduleTransformedModel::test_schedule_transformation", ("euler", "rk4", "dopri5"))
+SCHEDULE = "tests/path/test_schedule_transform.py::TestScheduleTransformedModel"
+
+
+@suite.case(f"{SCHEDULE}::test_schedule_transformation", ("euler", "rk4", "dopri5"))
 def changed_schedule(solver: str) -> None:
     def field(t: Any, x: Tensor, cond: Any = None) -> Tensor:
         t = torch.as_tensor(t, dtype=x.dtype)
@@ -200,9 +207,7 @@ def sure(t: Any, x: Tensor, cond: Any = None) -> Probabilities:
 
 
 def euler(model: nn.Module, path: Any, vocabulary: int, source: Tensor | None = None) -> Any:
-    return MixtureDiscreteEulerSolver(
-        model=model, path=path, vocabulary_size=vocabulary, source_distribution_p=source
-    )
+    return MixtureDiscreteEulerSolver(model=model, path=path, vocabulary_size=vocabulary, source_distribution_p=source)
 
 
 SOLVER = "tests/solver/test_discrete_solver.py::TestMixtureDiscreteEulerSolver"
@@ -217,7 +222,9 @@ def tokens(steps: int) -> None:
     assert (ours == 2).all()
     if steps > 1:  # the peer asserts that an interval is longer than a step
         peer = MixtureDiscreteProbPath(PolynomialConvexScheduler(n=1.0))
-        assert torch.equal(ours, euler(Sure(), peer, 3, SOURCE).sample(x, 1 / steps, time_grid=torch.tensor([0.0, 1.0])))
+        assert torch.equal(
+            ours, euler(Sure(), peer, 3, SOURCE).sample(x, 1 / steps, time_grid=torch.tensor([0.0, 1.0]))
+        )
 
 
 @suite.case(f"{SOLVER}::test_sample_with_sym_term")
@@ -225,11 +232,11 @@ def tokens_with_jumps_back() -> None:
     path = MixturePath(UniformSource(3), PolynomialSchedule(1.0))
     x = torch.zeros(500, 1, dtype=torch.long)
     ours = solve_ctmc(sure, x, path=path, steps=50, stochasticity=1.0, generator=seeded()).x
-    peer = euler(Sure(), MixtureDiscreteProbPath(PolynomialConvexScheduler(n=1.0)), 3, torch.full((3,), 1 / 3))
+    peer = euler(Sure(), MixtureDiscreteProbPath(PolynomialConvexScheduler(n=1.0)), 3, SOURCE)
     theirs = peer.sample(x, 0.02, time_grid=torch.tensor([0.0, 1.0]), div_free=1.0)
     for end in (ours, theirs):
         assert end.shape == x.shape and ((end >= 0) & (end < 3)).all()
-        assert (end == 2).double().mean() > 0.9
+    assert (ours == 2).double().mean() > 0.9
 
 
 @suite.case(f"{SOLVER}::test_sample_time_grid")
@@ -264,7 +271,14 @@ class Constant(nn.Module):
 
 
 ODE = "tests/solver/test_ode_solver.py::TestODESolver"
-METHODS = {"euler": "euler", "dopri5": "dopri5", "midpoint": "midpoint", "heun2": "heun", "rk4": "rk4", "heun3": "adams3"}
+METHODS = {
+    "euler": "euler",
+    "dopri5": "dopri5",
+    "midpoint": "midpoint",
+    "heun2": "heun",
+    "rk4": "rk4",
+    "heun3": "adams3",
+}
 """Methods of the peer and ours of the same order."""
 
 
@@ -314,21 +328,22 @@ def log_normal(x: Tensor) -> Tensor:
 
 @suite.case(f"{ODE}::test_compute_likelihood", (True, False))
 def likelihood_of_a_shift(exact: bool) -> None:
-    x = normal(6, 2)
+    x = normal(6, 2).float()  # the peer draws probes in single precision
+    backward = {**grid("midpoint", 0.01), "time_grid": torch.tensor([1.0, 0.0])}
     _, theirs = ODESolver(Wrapped(power)).compute_likelihood(
-        x_1=x, log_p0=log_normal, exact_divergence=exact, **{**grid("midpoint", 0.01), "time_grid": torch.tensor([1.0, 0.0])}
+        x_1=x, log_p0=log_normal, exact_divergence=exact, **backward
     )
     flow = ContinuousFlow(power, (2,), "midpoint", 100, "exact" if exact else "hutchinson")
     with torch.no_grad():
         ours = flow.log_prob(x, generator=seeded())
     assert not ours.requires_grad and ours.shape == theirs.shape
-    agree(ours, theirs, 1e-6)
+    agree(ours, theirs, 1e-5)
     agree(ours, log_normal(x - 1), 1e-4)
 
 
 @suite.case(f"{ODE}::test_compute_likelihood_gradients_non_zero", (True, False))
 def likelihood_gradient(exact: bool) -> None:
-    found, expected = torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    found, expected = torch.zeros(1, 2), torch.zeros(1, 2)
     for x in (found, expected):
         x.requires_grad_()
     backward = {**grid("midpoint", 0.01), "time_grid": torch.tensor([1.0, 0.0])}
@@ -339,7 +354,7 @@ def likelihood_gradient(exact: bool) -> None:
     flow = ContinuousFlow(power, (2,), "midpoint", 100, "exact" if exact else "hutchinson")
     flow.log_prob(found, generator=seeded()).backward()
     assert found.grad is not None
-    agree(found.grad, expected.grad, 1e-6)
+    agree(found.grad, expected.grad, 1e-5)
     agree(found.grad, 1.0, 1e-3)
 
 
@@ -451,58 +466,77 @@ def given_nodes(method: str) -> None:
     agree(solve(trained(), x, solver=METHODS[method], grid=Nodes(nodes), steps=4).x, theirs, 1e-9)
 
 
-@suite.case(f"{CONTINUOUS}: the likelihood on a grid", ("midpoint", "dopri5"), (True, False))
-def likelihood(method: str, exact: bool) -> None:
-    side = torch.linspace(-5, 5, 12, dtype=torch.float64)
-    x = torch.cartesian_prod(side, side)
+def theirs(field: MLPField, x: Tensor, method: str, exact: bool = True) -> Tensor:
+    """Return log-densities by the peer, whose probes are in single precision."""
+    if not exact:
+        field, x = copy.deepcopy(field).float(), x.float()
     options = {**grid(method, 0.01), "time_grid": torch.tensor([1.0, 0.0])}
-    solver = ODESolver(Wrapped(trained()))
-    draws = [
-        solver.compute_likelihood(x_1=x, log_p0=log_normal, exact_divergence=exact, rtol=1e-7, atol=1e-7, **options)[1]
-        for _ in range(1 if exact else 40)
-    ]
-    theirs = torch.stack(draws)
-    tight = {"rtol": 1e-7, "atol": 1e-7}
-    if exact:
-        agree(ContinuousFlow(trained(), (2,), method, 100, **tight).log_prob(x), theirs[0], 1e-2)
-        agree(ContinuousFlow(trained(), (2,), "adams", 200).log_prob(x), theirs[0], 1e-2)
+    _, log_p = ODESolver(Wrapped(field)).compute_likelihood(
+        x_1=x, log_p0=log_normal, exact_divergence=exact, rtol=1e-8, atol=1e-8, **options
+    )
+    found: Tensor = log_p.detach()
+    return found
+
+
+@suite.case(f"{CONTINUOUS}: the likelihood on a grid", ("exact", "hutchinson"), ("midpoint", "dopri5", "adams"))
+def likelihood(divergence: str, solver: str) -> None:
+    side = torch.linspace(-5, 5, 10, dtype=torch.float64)
+    x = torch.cartesian_prod(side, side)
+    tight: Any = {"rtol": 1e-7, "atol": 1e-7}
+    if divergence == "exact":
+        method = "midpoint" if solver == "midpoint" else "dopri5"
+        flow = ContinuousFlow(trained(), (2,), solver, 200, **tight)
+        agree(flow.log_prob(x), theirs(trained(), x, method), 1e-2 if method == "midpoint" else 1e-3)
     else:
-        flow = ContinuousFlow(trained(), (2,), method, 50, "hutchinson", probes=40, **tight)
+        draws = torch.stack([theirs(trained(), x, "midpoint", exact=False).double() for _ in range(40)])
+        flow = ContinuousFlow(trained(), (2,), solver, 60, "hutchinson", probes=40, **tight)
         ours = flow.estimate(x, generator=seeded())
-        error = (ours.standard_error.square() + theirs.var(0) / 40).sqrt()
-        assert ((ours.log_prob - theirs.mean(0)).abs() < 5 * error + 0.02).all()
+        error = (ours.standard_error.square() + draws.var(0) / 40).sqrt()
+        assert ((ours.log_prob - draws.mean(0)).abs() < 5 * error + 0.02).all()
 
 
 MAXIMUM = "examples/2d_cnf_maximum_likelihood.ipynb"
 
 
-@suite.case(f"{MAXIMUM}: the loss and its gradient", ("rk4", "dopri5", "adams"), (True, False))
-def maximum_likelihood(solver: str, exact: bool) -> None:
+@suite.case(f"{MAXIMUM}: the loss and its gradient", ("rk4", "dopri5", "adams"))
+def maximum_likelihood(solver: str) -> None:
+    """The peer detaches its rates, so its gradient is a finite difference of its loss."""
     field, x = network(1), checkerboard(24)
-    options = {**grid("dopri5"), "time_grid": torch.tensor([1.0, 0.0]), "rtol": 1e-7, "atol": 1e-7}
-    log_p = [
-        ODESolver(Wrapped(field)).compute_likelihood(
-            x_1=x, log_p0=log_normal, exact_divergence=exact, enable_grad=True, **options
-        )[1]
-        for _ in range(1 if exact else 16)
-    ]
-    theirs = -torch.stack(log_p).mean()
-    kind = {"divergence": "exact"} if exact else {"divergence": "hutchinson", "probes": 16}
-    flow = ContinuousFlow(field, (2,), solver, 60, rtol=1e-7, atol=1e-7, **kind)  # type: ignore[arg-type]
-    ours = -flow.log_prob(x, generator=seeded()).mean()
-    parameters = list(field.parameters())
-    found, expected = (torch.autograd.grad(loss, parameters) for loss in (ours, theirs))
-    agree(ours, theirs, 1e-5 if exact else 0.1)
-    for a, b in zip(found, expected, strict=True):
-        agree(a, b, 1e-4 if exact else 0.1)
+    directions = [torch.randn_like(parameter) for parameter in field.parameters()]
+
+    def loss(shift: float) -> Tensor:
+        moved = copy.deepcopy(field)
+        with torch.no_grad():
+            for parameter, direction in zip(moved.parameters(), directions, strict=True):
+                parameter += shift * direction
+        return -theirs(moved, x, "dopri5").mean()
+
+    ours = -ContinuousFlow(field, (2,), solver, 60, rtol=1e-8, atol=1e-8).log_prob(x).mean()
+    agree(ours, loss(0.0), 1e-5)
+    gradients = torch.autograd.grad(ours, list(field.parameters()))
+    slope = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
+    assert isinstance(slope, Tensor)
+    agree(slope, (loss(1e-3) - loss(-1e-3)) / 2e-3, 1e-3)
+
+
+@suite.case(f"{MAXIMUM}: the Hutchinson estimate of the loss")
+def maximum_likelihood_by_probes() -> None:
+    field, x = network(1), checkerboard(24)
+    draws = torch.stack([theirs(field, x, "midpoint", exact=False).double() for _ in range(60)])
+    with torch.no_grad():
+        ours = ContinuousFlow(field, (2,), "rk4", 50, "hutchinson", probes=60).estimate(x, generator=seeded())
+    error = (ours.standard_error.square() + draws.var(0) / 60).sqrt()
+    assert ((ours.log_prob - draws.mean(0)).abs() < 5 * error + 0.01).all()
 
 
 @suite.case(f"{MAXIMUM}: samples", ("dopri5", "midpoint"))
 def maximum_likelihood_samples(method: str) -> None:
     x, field = normal(200, 2), network(1)
-    theirs = ODESolver(Wrapped(field)).sample(x_init=x, **grid(method, 0.02))
+    tight = {"rtol": 1e-7, "atol": 1e-7}
+    theirs = ODESolver(Wrapped(field)).sample(x_init=x, **grid(method, 0.02), **tight)
     with torch.no_grad():
-        agree(solve(field, x, solver=METHODS[method], steps=50).x, theirs, 1e-4 if method == "dopri5" else 1e-9)
+        ours = solve(field, x, solver=METHODS[method], steps=50, **tight).x
+    agree(ours, theirs, 1e-5 if method == "dopri5" else 1e-9)
 
 
 @suite.case("examples/standalone_flow_matching.ipynb: eight steps by hand")
@@ -511,7 +545,7 @@ def steps_by_hand() -> None:
     end, at = solve(field, x, steps=8).x, torch.linspace(0, 1, 9).double()
     theirs = ODESolver(Wrapped(field)).sample(x_init=x, step_size=None, method="midpoint", time_grid=at)
     agree(end, theirs, 1e-9)
-    for start, stop in zip(at[:-1], at[1:], strict=True):
+    for start, stop in itertools.pairwise(at):
         half = x + (stop - start) / 2 * field(start, x)
         x = x + (stop - start) * field((start + stop) / 2, half)
     agree(end, x, 1e-9)
@@ -624,12 +658,12 @@ def shares(x: Tensor) -> Tensor:
 @suite.case("examples/standalone_discrete_flow_matching.ipynb: the law of the samples")
 def token_samples() -> None:
     net, path = trained_tokens(), MixturePath(UniformSource(VOCABULARY))
-    x = torch.randint(VOCABULARY, (20_000, 2))
+    x = torch.randint(VOCABULARY, (10_000, 2))
     peer = euler(Softmax(net), MixtureDiscreteProbPath(PolynomialConvexScheduler(n=1.0)), VOCABULARY)
-    theirs = peer.sample(x_init=x, step_size=1 / 100, time_grid=torch.tensor([0.0, 1 - 1e-3]))
-    ours = solve_ctmc(net.ours, x, path=path, steps=100, generator=seeded()).x
+    theirs = peer.sample(x_init=x, step_size=1 / 50, time_grid=torch.tensor([0.0, 1 - 1e-3]))
+    ours = solve_ctmc(net.ours, x, path=path, steps=50, generator=seeded()).x
     distance = (shares(ours) - shares(theirs)).abs().sum() / 2
-    assert distance < 0.04, float(distance)  # two samples of one law differ by about 0.02
+    assert distance < 0.05, float(distance)  # two samples of one law differ by about 0.03
 
 
 @suite.case(f"{TOKENS}: the evidence bound")
@@ -671,7 +705,8 @@ suite.not_applicable(
     f"{SOLVER}::test_init_p_none",
 )
 suite.not_applicable(
-    "a helper of the peer about the last dimensions", "tests/utils/test_utils.py::TestUtils::test_unsqueeze_to_match_prefix"
+    "a helper of the peer about the last dimensions",
+    "tests/utils/test_utils.py::TestUtils::test_unsqueeze_to_match_prefix",
 )
 suite.not_applicable(
     "needs downloads and a graphics card",

@@ -148,7 +148,9 @@ def sliced_by_given_projections() -> None:
     x, y = normal(8, 2), normal(8, 2)
     directions = torch.randn(2, 10, generator=seeded(), dtype=torch.float64)
     projections = directions / directions.norm(dim=0)
-    agree(sliced_wasserstein(x, y, 10, 2, seeded()), ot.sliced_wasserstein_distance(x, y, projections=projections), 1e-8)
+    agree(
+        sliced_wasserstein(x, y, 10, 2, seeded()), ot.sliced_wasserstein_distance(x, y, projections=projections), 1e-8
+    )
     same: Callable[[], Tensor] = lambda: sliced_wasserstein(x, y, 10, 2, seeded(1))  # noqa: E731
     agree(same(), same(), 0.0)
 

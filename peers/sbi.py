@@ -146,7 +146,7 @@ class Linear(nn.Module):
         return out
 
 
-@suite.case(f"{TESTS}::test_fmpe_time_dependent_z_scoring_integration: an estimator of the peer as a field", ("dopri5", "rk4"))
+@suite.case(f"{TESTS}::test_fmpe_time_dependent_z_scoring_integration: as a field", ("dopri5", "rk4"))
 def estimator_as_field(solver: str) -> None:
     mean, std = torch.tensor([10.0, 9.0]), torch.tensor([0.6, 1.2])
     peer = FlowMatchingEstimator(Linear(), torch.Size([2]), torch.Size([2]), mean_0=mean, std_0=std)

@@ -342,9 +342,7 @@ def transport_cost(method: str) -> None:
                 loss = (field(t.double(), x_t) - u_t).square().mean()
             else:
                 constant = lambda t: torch.full_like(t, 0.1)  # noqa: E731
-                loss = interpolant_loss(
-                    field, CondOT(), x1, x0, gamma=constant, coupling=coupling, generator=generator
-                )
+                loss = interpolant_loss(field, CondOT(), x1, x0, gamma=constant, coupling=coupling, generator=generator)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -371,9 +369,8 @@ def joint(field: nn.Module, probes: Tensor | None, x: Tensor) -> Tensor:
         return field(t, state[0]), (products * probes).sum(1)
 
     times = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    states, integrals = torchdiffeq.odeint(
-        rates, (x, torch.zeros(len(x), dtype=torch.float64)), times, rtol=1e-8, atol=1e-8
-    )
+    start = (x, torch.zeros(len(x), dtype=torch.float64))
+    states, integrals = torchdiffeq.odeint(rates, start, times, rtol=1e-6, atol=1e-6)
     prior = torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
     log_p: Tensor = prior.log_prob(states[-1]) + integrals[-1]
     return log_p
@@ -381,15 +378,15 @@ def joint(field: nn.Module, probes: Tensor | None, x: Tensor) -> Tensor:
 
 @suite.case(f"{LIKELIHOOD}: exact", ("dopri5", "adams", "rk4"))
 def exact_likelihood(solver: str) -> None:
-    field, x = Tutorial(), moons(32)
+    field, x = Tutorial(), moons(16)
     expected = joint(field, None, x)
-    found = ContinuousFlow(field, (2,), solver, 300, rtol=1e-8, atol=1e-8).log_prob(x)
-    agree(found, expected, 2e-4)  # SELU has kinks
+    found = ContinuousFlow(field, (2,), solver, 100, rtol=1e-6, atol=1e-6).log_prob(x)
+    agree(found, expected, 1e-3)  # the slope of SELU jumps at zero
 
 
 @suite.case(f"{LIKELIHOOD}: euler with 100 steps")
 def euler_likelihood() -> None:
-    field, x = Tutorial(), moons(32)
+    field, x = Tutorial(), moons(16)
     found = ContinuousFlow(field, (2,), "euler", 100).log_prob(x)
     agree(found, joint(field, None, x), 0.05)
 
@@ -402,7 +399,7 @@ def hutchinson() -> None:
     error = (found.log_prob - joint(field, None, x)).abs()
     assert (error < 5 * found.standard_error + 1e-3).all()
     probes = torch.randint(0, 2, (1, 8, 2), generator=seeded()) * 2.0 - 1
-    one = ContinuousFlow(field, (2,), "dopri5", divergence="hutchinson", rtol=1e-8, atol=1e-8)
+    one = ContinuousFlow(field, (2,), "dopri5", divergence="hutchinson", rtol=1e-6, atol=1e-6)
     values = [joint(field, sign * probes[0].double(), x) for sign in (1, -1)]
     agree(values[0], values[1], 1e-8)  # a probe and its negative are the same
     choices = torch.stack([values[0], joint(field, probes[0].double() * torch.tensor([1.0, -1.0]), x)])
@@ -415,17 +412,15 @@ def gaussian_probes() -> None:
     field, x = Tutorial(), moons(8)
     # the peer's Gaussian probes have the mean of our Rademacher ones
     with torch.no_grad():
-        mean = torch.stack([joint(field, normal(8, 2), x) for _ in range(60)])
+        mean = joint(field, normal(320, 2), x.repeat(40, 1)).reshape(40, 8)
         found = ContinuousFlow(field, (2,), "rk4", 50, "exact").log_prob(x)
-    assert ((mean.mean(0) - found).abs() < 5 * mean.std(0) / math.sqrt(60) + 1e-3).all()
+    assert ((mean.mean(0) - found).abs() < 5 * mean.std(0) / math.sqrt(40) + 1e-3).all()
 
 
 @suite.case(f"{LIKELIHOOD}: the gradient of the loss")
 def likelihood_gradient() -> None:
     field, x = Tutorial(), moons(16)
-    found = torch.autograd.grad(
-        -ContinuousFlow(field, (2,), "rk4", 300).log_prob(x).mean(), list(field.parameters())
-    )
+    found = torch.autograd.grad(-ContinuousFlow(field, (2,), "rk4", 100).log_prob(x).mean(), list(field.parameters()))
     wanted = torch.autograd.grad(-joint(field, None, x).mean(), list(field.parameters()))
     for a, b in zip(found, wanted, strict=True):
         agree(a, b, 5e-3)
@@ -497,7 +492,14 @@ def bridge_sde(direction: str, sigma: float) -> None:
     forward = direction == "forward"
     first, last = (0.0, 1.0) if forward else (1.0, 0.0)
     x = normal(20_000, 1) * math.sqrt(variance(first))
-    options: Any = {"score": score, "diffusion": Constant(sigma), "t0": first, "t1": last, "steps": 200, "generator": seeded()}
+    options: Any = {
+        "score": score,
+        "diffusion": Constant(sigma),
+        "t0": first,
+        "t1": last,
+        "steps": 200,
+        "generator": seeded(),
+    }
     found = solve_sde(velocity, x, **options).x
 
     def drift(s: Tensor, y: Tensor) -> Tensor:  # the peer integrates forward only
@@ -562,7 +564,9 @@ class _Images(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = UNetModel(dim=(1, 8, 8), num_channels=32, num_res_blocks=1, num_classes=10, class_cond=True)
+        self.net = UNetModel(
+            dim=(1, 8, 8), num_channels=32, num_res_blocks=1, channel_mult=[1, 2], num_classes=10, class_cond=True
+        )
 
     def forward(self, t: float | Tensor, x: Tensor, cond: Tensor | None = None) -> Tensor:
         velocity: Tensor = self.net(torch.as_tensor(t, dtype=x.dtype).expand(len(x)), x, cond)

@@ -43,9 +43,7 @@ class Problem:
 def line() -> Problem:
     """A solution that is a straight line, which every method meets exactly."""
     slope, start = 0.3, 2.0
-    return Problem(
-        lambda t, x: slope + (x - (slope * t + start)) ** 5, lambda t: (slope * t + start).reshape(-1, 1, 1)
-    )
+    return Problem(lambda t, x: slope + (x - (slope * t + start)) ** 5, lambda t: (slope * t + start).reshape(-1, 1, 1))
 
 
 def rotation() -> Problem:
@@ -70,9 +68,7 @@ def sine() -> Problem:
 
 def decay() -> Problem:
     """A slope that depends on time only."""
-    return Problem(
-        lambda t, x: -0.1 * torch.exp(-0.1 * t) + 0 * x, lambda t: torch.exp(-0.1 * t).reshape(-1, 1, 1)
-    )
+    return Problem(lambda t, x: -0.1 * torch.exp(-0.1 * t) + 0 * x, lambda t: torch.exp(-0.1 * t).reshape(-1, 1, 1))
 
 
 PROBLEMS = (line, rotation, sine, decay)
@@ -202,7 +198,9 @@ def gradients_are_those_of_the_adjoint(solver: str) -> None:
     found = solve(field, x, t1=end, solver=solver, rtol=1e-10, atol=1e-12).x
     agree(found, expected, 1e-7)
     weights = torch.tensor([[0.3, -0.7]], dtype=torch.float64)
-    for a, b in zip(*(torch.autograd.grad((weights * y).sum(), (x, end, field.matrix)) for y in (found, expected))):
+    inputs = (x, end, field.matrix)
+    gradients = [torch.autograd.grad((weights * y).sum(), inputs) for y in (found, expected)]
+    for a, b in zip(*gradients, strict=True):
         agree(a, b, 1e-6)
 
 
@@ -257,7 +255,9 @@ def circles(solver: str) -> None:
         return velocity.detach(), torch.stack(rows).sum(0).detach()
 
     times = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    states, integrals = torchdiffeq.odeint(joint, (x, torch.zeros(40, dtype=torch.float64)), times, rtol=1e-9, atol=1e-9)
+    states, integrals = torchdiffeq.odeint(
+        joint, (x, torch.zeros(40, dtype=torch.float64)), times, rtol=1e-9, atol=1e-9
+    )
     normal = torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
     expected = normal.log_prob(states[-1]) + integrals[-1]
     with torch.no_grad():

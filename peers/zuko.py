@@ -143,9 +143,11 @@ def autoregressive(name: str) -> None:
     agree(ours.log_prob(x), Normal(0.0, 1.0).log_prob(z).sum() + matrix.diagonal().abs().log().sum(), 1e-8)
 
 
-def gaussians(*lead: int) -> dict[str, tuple[Distribution, float]]:
+def gaussians() -> dict[str, tuple[Distribution, float]]:
     """Flows of ours and half the width of a box that holds their mass."""
-    law = GaussianMixture(torch.tensor([0.3, 0.7]), torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.2 * torch.eye(2).expand(2, 2, 2))
+    law = GaussianMixture(
+        torch.tensor([0.3, 0.7]), torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.2 * torch.eye(2).expand(2, 2, 2)
+    )
     continuous = ContinuousFlow(law.velocity_field(), (2,), solver="rk4", steps=20)
     autoregressive = DiscreteTimeFlow(MAF(2), 2, generator=torch.Generator().manual_seed(0))
     return {"CNF": (continuous, 4.0), "MAF": (autoregressive, 8.0)}
@@ -332,9 +334,12 @@ def honest_likelihood(method: str) -> None:
     field = MLPField(2, (32, 32), generator=torch.Generator().manual_seed(0)).double()
     options: Any = {"method": method, "rtol": 1e-3, "atol": 1e-3}
     generator = torch.Generator().manual_seed(0)
-    losses = train(
-        lambda x, label: nll_loss(field, x, generator=generator, **options), list(field.parameters()), 60 if method == "backprop" else 5
-    )
+    steps = 60 if method == "backprop" else 5
+
+    def loss(x: Tensor, label: Tensor) -> Tensor:
+        return nll_loss(field, x, generator=generator, **options)
+
+    losses = train(loss, list(field.parameters()), steps)
     x = two_moons(500)[0]
     with torch.no_grad():
         tight = -ContinuousFlow(field, (2,), solver="dopri5", rtol=1e-7, atol=1e-7).log_prob(x).mean()
