@@ -6,7 +6,7 @@ import functools
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Case", "NotApplicable", "Outcome", "Suite", "agree", "raises", "run"]
+__all__ = ["Case", "NotApplicable", "Outcome", "Suite", "agree", "normal", "raises", "run", "seeded"]
 
 Status = Literal["pass", "fail", "not applicable"]
 
@@ -54,7 +54,7 @@ class Suite:
         self.distribution, self.repository, self.commit = distribution, repository, commit
         self.cases: dict[str, Case] = {}
 
-    def case(self, source: str, *parameters: Sequence[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def case(self, source: str, *parameters: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
         """Return a decorator that registers an adapter.
 
         Args:
@@ -101,6 +101,16 @@ def agree(ours: Tensor, theirs: Any, tolerance: float = 1e-10) -> None:
     """Raise an `AssertionError` unless all values agree within an absolute and relative tolerance."""
     expected = torch.as_tensor(theirs, dtype=ours.dtype)
     torch.testing.assert_close(ours, expected.expand_as(ours), rtol=tolerance, atol=tolerance)
+
+
+def normal(*shape: int) -> Tensor:
+    """Return standard normal inputs in float64, from the global generator."""
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """Return a generator for this library; its draws are not those of the global generator, which gives the inputs."""
+    return torch.Generator().manual_seed(1000 + seed)
 
 
 def raises(error: type[Exception], call: Callable[[], object]) -> None:

@@ -12,17 +12,9 @@ from torch import Tensor
 
 from flowmatch_core import MinibatchOT, Sinkhorn, emd, sliced_wasserstein, wasserstein2
 from flowmatch_core.transport import entropic_plan, optimal_permutation, optimal_plan
-from peers.cases import Suite, agree, raises
+from peers.cases import Suite, agree, normal, raises, seeded
 
 suite = Suite("POT", "PythonOT/POT", "aed0120")
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def cost(x: Tensor, y: Tensor, power: float = 2) -> Any:

@@ -25,7 +25,7 @@ from flowmatch_core import (
     solve,
     solve_sde,
 )
-from peers.cases import Suite, agree
+from peers.cases import Suite, agree, seeded
 
 suite = Suite("sbi", "sbi-dev/sbi", "900821d")
 
@@ -34,10 +34,6 @@ NOISE, SHIFT = 0.3, -1.0
 BAR = 0.6
 """The largest accuracy of a classifier between the samples and the truth, as in the peer's tests."""
 PATHS: dict[str, AffinePath] = {"fmpe": CondOT(), "vp": VP(), "ve": VE()}
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def prior(kind: str, n: int, dim: int) -> Tensor:
@@ -105,7 +101,7 @@ def accuracy(setting: tuple[str, int, str], sample_with: str) -> None:
     if sample_with == "ode":
         found = flow.sample((1000,), observed, seeded())[:, 0]
     else:
-        noise = float(path.sigma(0.0)) * torch.randn(1000, dim, generator=seeded())
+        noise = float(path.sigma(0.0)) * torch.randn(1000, dim)
         end = solve_sde(field, noise, path=path, cond=observed.expand(1000, dim), steps=400, generator=seeded())
         found = loc + scale * end.x
     score = float(c2st(found, truth(kind, 1000, dim)))
@@ -127,7 +123,7 @@ def both_samplers(name: str) -> None:
     kind, dim = ("uniform", 3) if name == "ve" else ("gaussian", 3)
     (field, observed, path, loc, scale), flow = trained(name, kind, dim)
     ode = flow.sample((1000,), observed, seeded())[:, 0]
-    noise = float(path.sigma(0.0)) * torch.randn(1000, dim, generator=seeded(1))
+    noise = float(path.sigma(0.0)) * torch.randn(1000, dim)
     end = solve_sde(field, noise, path=path, cond=observed.expand(1000, dim), steps=400, generator=seeded(1)).x
     score = float(c2st(ode, loc + scale * end))
     assert score < 0.5 + 0.07 + 0.03, f"c2st is {score:.3f}"

@@ -46,7 +46,7 @@ from flowmatch_core import (
 )
 from flowmatch_core.solvers import Constant
 from flowmatch_core.transport import entropic_plan, optimal_permutation
-from peers.cases import Suite, agree, raises
+from peers.cases import Suite, agree, normal, raises, seeded
 
 suite = Suite("torchcfm", "atong01/conditional-flow-matching", "cacd4dc")
 
@@ -57,14 +57,6 @@ MATCHERS: dict[str, Callable[[float], Any]] = {
     "exact_ot_cfm": ExactOptimalTransportConditionalFlowMatcher,
     "i_cfm": ConditionalFlowMatcher,
 }
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def target_path(sigma: float) -> AffinePath:
@@ -491,7 +483,7 @@ def bridge_sde(direction: str, sigma: float) -> None:
     variance, velocity, score = gaussian_bridge(1.0, 0.3, sigma)
     forward = direction == "forward"
     first, last = (0.0, 1.0) if forward else (1.0, 0.0)
-    x = normal(20_000, 1) * math.sqrt(variance(first))
+    x = normal(40_000, 1) * math.sqrt(variance(first))
     options: Any = {
         "score": score,
         "diffusion": Constant(sigma),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowmatch_core import MLPField, Nodes, solve
 from flowmatch_core.divergence import divergence
 from flowmatch_core.flow import ContinuousFlow
-from peers.cases import Suite, agree
+from peers.cases import Suite, agree, normal, seeded
 
 suite = Suite("torchdiffeq", "rtqichen/torchdiffeq", "657943a")
 
@@ -48,7 +48,7 @@ def line() -> Problem:
 
 def rotation() -> Problem:
     """A linear equation with an antisymmetric matrix."""
-    raw = 0.1 * torch.randn(10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    raw = 0.1 * torch.randn(10, 10, dtype=torch.float64, generator=seeded())
     matrix, start = raw - raw.T, torch.ones(1, 10, dtype=torch.float64)
     return Problem(
         lambda t, x: x @ matrix.T.to(x.dtype),
@@ -228,8 +228,8 @@ def spiral(solver: str) -> None:
 
 @suite.case("examples/ode_demo.py: the loss of a batch of short solves")
 def spiral_loss() -> None:
-    net = MLPField(2, (50,), generator=torch.Generator().manual_seed(0)).double()
-    x, times = torch.randn(20, 2, dtype=torch.float64), torch.linspace(0, 25, 1000).double()[:10]
+    net = MLPField(2, (50,), generator=seeded()).double()
+    x, times = normal(20, 2), torch.linspace(0, 25, 1000).double()[:10]
     target = torchdiffeq.odeint(Cubic(), x, times).detach()
     expected = (torchdiffeq.odeint(lambda t, x: net(t, x), x, times, rtol=1e-9, atol=1e-11) - target).abs().mean()
     path = solve(net, x, times=times, solver="dopri5", rtol=1e-9, atol=1e-11).path
@@ -243,7 +243,7 @@ def spiral_loss() -> None:
 
 @suite.case("examples/cnf.py: the likelihood of circles", ("dopri5", "dopri5_per_sample", "adams"))
 def circles(solver: str) -> None:
-    net = MLPField(2, (32, 32), generator=torch.Generator().manual_seed(0)).double()
+    net = MLPField(2, (32, 32), generator=seeded()).double()
     angle = torch.linspace(0, 6, 40, dtype=torch.float64)
     x = torch.stack([angle.cos(), angle.sin()], 1)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowmatch_core import CondOT, GaussianMixture, solve_sde
 from flowmatch_core.solvers import Constant
-from peers.cases import Suite, agree
+from peers.cases import Suite, agree, seeded
 
 suite = Suite("torchsde", "google-research/torchsde", "eb3a00e")
 
@@ -23,10 +23,6 @@ def law() -> GaussianMixture:
     means = torch.tensor([[-1.0], [2.0]], dtype=torch.float64)
     weights = torch.tensor([0.4, 0.6], dtype=torch.float64)
     return GaussianMixture(weights, means, torch.full((2, 1, 1), 0.09, dtype=torch.float64))
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def start(n: int) -> Tensor:

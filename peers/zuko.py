@@ -17,7 +17,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from flowmatch_core import ContinuousFlow, DiscreteTimeFlow, GaussianMixture, MLPField, nll_loss, solve
 from flowmatch_core.normalizing import MAF, NSF, RealNVP
-from peers.cases import Suite, agree, raises
+from peers.cases import Suite, agree, normal, raises, seeded
 
 suite = Suite("zuko", "probabilists/zuko", "1063ae4")
 
@@ -53,7 +53,7 @@ def pair(name: str, features: int = 3, context: int = 5) -> tuple[Any, Any]:
 
 
 def data(n: int = 16, features: int = 3, context: int = 5) -> tuple[Tensor, Tensor]:
-    return torch.randn(n, features, dtype=torch.float64), torch.randn(context, dtype=torch.float64)
+    return normal(n, features), normal(context)
 
 
 @suite.case("tests/test_flows.py::test_flows: log_prob and its gradients", FLOWS)
@@ -86,8 +86,8 @@ def sampling(name: str) -> None:
     c = data()[1]
     assert ours.sample((32,), c).shape == theirs(c).sample((32,)).shape == (32, 3)
     assert ours.has_rsample
-    x = ours.rsample((), c, torch.Generator().manual_seed(0))
-    z = torch.randn((1, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64)[0]
+    x = ours.rsample((), c, seeded())
+    z = torch.randn((1, 3), generator=seeded(), dtype=torch.float64)[0]
     agree(x, theirs(c).transform.inv(z), 1e-6)
     gradients = torch.autograd.grad(x.square().sum().sqrt(), [p for p in ours.parameters() if p.requires_grad])
     assert all(bool(g.abs().sum() > 0) for g in gradients if g.ndim > 1)
@@ -96,9 +96,9 @@ def sampling(name: str) -> None:
 @suite.case("tests/test_flows.py::test_flows: invertibility", FLOWS)
 def invertibility(name: str) -> None:
     theirs, ours = pair(name)
-    c = torch.randn(16, 5, dtype=torch.float64)
-    x = ours.given(c).rsample((), torch.Generator().manual_seed(0))
-    z = torch.randn((16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    c = normal(16, 5)
+    x = ours.given(c).rsample((), seeded())
+    z = torch.randn((16, 3), generator=seeded(), dtype=torch.float64)
     agree(theirs(c).transform(x), z, 1e-5)
     if name == "CNF":
         transform = ours.given(c).transform
@@ -109,7 +109,7 @@ def invertibility(name: str) -> None:
 @suite.case("tests/test_flows.py::test_flows: Jacobian", FLOWS)
 def jacobian(name: str) -> None:
     theirs, ours = pair(name)
-    x, c = torch.randn(3, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    x, c = normal(3), normal(5)
     expected = torch.linalg.slogdet(torch.autograd.functional.jacobian(theirs(c).transform, x)).logabsdet
     agree(ours.log_prob(x, c) - theirs(c).base.log_prob(theirs(c).transform(x)), expected, 1e-6)
     if name != "CNF":
@@ -149,7 +149,7 @@ def autoregressive(name: str) -> None:
             x: Tensor = ours.rsample()
         return x
 
-    z = torch.randn(5, dtype=torch.float64)
+    z = normal(5)
     matrix = torch.autograd.functional.jacobian(sample, z)
     assert (matrix.triu(1) == 0).all()
     volume = matrix.diagonal().abs().log().sum()
@@ -162,7 +162,7 @@ def gaussians() -> dict[str, tuple[Distribution, float]]:
         torch.tensor([0.3, 0.7]), torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.2 * torch.eye(2).expand(2, 2, 2)
     )
     continuous = ContinuousFlow(law.velocity_field(), (2,), solver="rk4", steps=20)
-    autoregressive = DiscreteTimeFlow(MAF(2), 2, generator=torch.Generator().manual_seed(0))
+    autoregressive = DiscreteTimeFlow(MAF(2), 2, generator=seeded())
     return {"CNF": (continuous, 4.0), "MAF": (autoregressive, 8.0)}
 
 
@@ -202,7 +202,7 @@ def expansion(name: str) -> None:
 def normalizing_flow() -> None:
     base = torch.distributions.Gamma(torch.full((1,), 2.0), torch.ones(1))
     ours = ContinuousFlow(lambda t, x, cond: x, (1,), solver="dopri5", base=Independent(base, 1), **TIGHT)
-    scaling = torch.distributions.AffineTransform(torch.zeros(1), torch.full((1,), math.e))
+    scaling = torch.distributions.AffineTransform(torch.zeros(1), torch.full((1,), 1 / math.e))
     theirs = zuko.distributions.NormalizingFlow(scaling, Independent(base, 1))
     x = theirs.sample((64,))
     agree(ours.log_prob(x), theirs.log_prob(x), 1e-4)
@@ -215,7 +215,7 @@ def mixture(covariance: str) -> None:
     matrices = parts.covariance_matrix if covariance == "full" else parts.variance.diag_embed()
     means = parts.loc if covariance == "full" else parts.base_dist.loc
     ours = GaussianMixture(theirs.logits.softmax(-1), means.expand(4, 3), matrices.expand(4, 3, 3))
-    x = torch.randn(64, 3, dtype=torch.float64)
+    x = normal(64, 3)
     agree(ours.log_prob(x), theirs.log_prob(x), 1e-8)
 
 
@@ -233,7 +233,7 @@ def mixture_samples() -> None:
 
 def free_form() -> tuple[Any, Any]:
     """A free-form transform of the peer, from data to noise, and ours from noise to data, by the same field."""
-    first, second = torch.randn(5, 16, dtype=torch.float64), torch.randn(16, 5, dtype=torch.float64) / 4
+    first, second = normal(5, 16), normal(16, 5) / 4
 
     def field(t: float | Tensor, x: Tensor, cond: Tensor | None = None) -> Tensor:
         return torch.sigmoid(x @ first) @ second
@@ -250,10 +250,10 @@ def free_form() -> tuple[Any, Any]:
 )
 def transform(aspect: str) -> None:
     theirs, ours = free_form()
-    x = torch.randn(5, dtype=torch.float64)
+    x = normal(5)
     y = theirs(x)
     if aspect == "value":
-        rows = torch.randn(64, 5, dtype=torch.float64)
+        rows = normal(64, 5)
         agree(ours(rows), theirs(rows), 1e-7)
     elif aspect == "inverse":
         agree(ours.inv(y), x, 1e-7)
@@ -290,7 +290,7 @@ def basics() -> None:
     base = Independent(Normal(torch.zeros(1).double(), torch.ones(1).double()), 1)
     theirs = zuko.distributions.NormalizingFlow(affine, base)
     still = ContinuousFlow(lambda t, x, cond: torch.zeros_like(x), (1,), loc=-shift / scale, scale=1 / scale)
-    x = torch.randn(16, 1, dtype=torch.float64)
+    x = normal(16, 1)
     agree(still.log_prob(x), theirs.log_prob(x), 1e-12)
 
 
@@ -299,7 +299,7 @@ def two_moons(n: int) -> tuple[Tensor, Tensor]:
     angle = 2 * math.pi * torch.rand(n, dtype=torch.float64)
     label = (angle > math.pi).double()
     centres = torch.stack([angle.cos() + label - 0.5, angle.sin() + label / 2 - 0.25], 1)
-    return centres + 0.1 * torch.randn(n, 2, dtype=torch.float64), label[:, None]
+    return centres + 0.1 * normal(n, 2), label[:, None]
 
 
 def train(loss: Callable[[Tensor, Tensor], Tensor], parameters: list[Tensor], steps: int = 20) -> list[Tensor]:
@@ -344,9 +344,9 @@ def forward_kl_of_cnf(kind: str) -> None:
 
 @suite.case("docs/tutorials/forward_kl.ipynb: the training loss is the likelihood", ("backprop", "adjoint"))
 def honest_likelihood(method: str) -> None:
-    field = MLPField(2, (32, 32), generator=torch.Generator().manual_seed(0)).double()
+    field = MLPField(2, (32, 32), generator=seeded()).double()
     options: Any = {"method": method, "rtol": 1e-3, "atol": 1e-3}
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded()
     steps = 60 if method == "backprop" else 5
 
     def loss(x: Tensor, label: Tensor) -> Tensor:
@@ -376,9 +376,9 @@ def log_energy(x: Tensor) -> Tensor:
 @suite.case("docs/tutorials/reverse_kl.ipynb: sample and density in one solve", FLOWS)
 def sample_and_density(name: str) -> None:
     theirs, ours = pair(name, 2, 0)
-    x, log_p = ours.rsample_and_log_prob((16,), generator=torch.Generator().manual_seed(0))
+    x, log_p = ours.rsample_and_log_prob((16,), generator=seeded())
     agree(log_p, theirs().log_prob(x), 1e-4 if name == "CNF" else 1e-7)
-    z = torch.randn((16, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = torch.randn((16, 2), generator=seeded(), dtype=torch.float64)
     y, volume = theirs().transform.inv.call_and_ladj(z)
     expected = theirs().base.log_prob(z) - volume
     agree(x, y, 1e-5)
@@ -392,10 +392,10 @@ def sample_and_density(name: str) -> None:
 
 @suite.case("docs/tutorials/reverse_kl.ipynb: the objective after training")
 def reverse_kl() -> None:
-    field = MLPField(2, (32, 32), generator=torch.Generator().manual_seed(0)).double()
+    field = MLPField(2, (32, 32), generator=seeded()).double()
     flow = ContinuousFlow(field, (2,))
     optimizer = torch.optim.Adam(field.parameters(), lr=3e-3)
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded()
     for _ in range(60):
         x, log_p = flow.rsample_and_log_prob((64,), generator=generator)
         optimizer.zero_grad()
