@@ -501,7 +501,7 @@ def maximum_likelihood(solver: str) -> None:
         moved = copy.deepcopy(field)
         with torch.no_grad():
             for parameter, direction in zip(moved.parameters(), directions, strict=True):
-                parameter += shift * direction
+                parameter.add_(shift * direction)
         return -theirs(moved, x, "dopri5").mean()
 
     ours = -ContinuousFlow(field, (2,), solver, 60, rtol=1e-8, atol=1e-8).log_prob(x).mean()

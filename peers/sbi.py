@@ -20,6 +20,7 @@ from flowmatch_core import (
     ContinuousFlow,
     MLPField,
     Preconditioned,
+    Quantity,
     VelocityOf,
     cfm_loss,
     solve,
@@ -68,8 +69,8 @@ def trained(path_name: str, kind: str, dim: int) -> tuple[Any, ContinuousFlow]:
     rows, given = (theta - loc) / scale, (x - x.mean(0)) / x.std(0)
     network = MLPField(dim, (64, 64), cond_dim=dim, generator=seeded())
     # Inputs of the size of the noise reach a network unscaled otherwise, which fails this test for VE.
-    prediction = "velocity" if path_name == "fmpe" else "noise"
-    net = Preconditioned(network, path, prediction=prediction)  # type: ignore[arg-type]
+    prediction: Quantity = "velocity" if path_name == "fmpe" else "noise"
+    net = Preconditioned(network, path, prediction=prediction)
     optimizer, generator = torch.optim.Adam(network.parameters(), lr=2e-3), seeded()
     average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
     for step in range(1500):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torchdiffeq
@@ -142,7 +143,7 @@ def a_known_jump_costs_fewer_evaluations(dtype: torch.dtype) -> None:
         return x**2
 
     x = torch.tensor([[0.5], [1.0]], dtype=dtype)
-    accuracy = {"solver": "dopri5", "rtol": 1e-6, "atol": 1e-6}
+    accuracy: Any = {"solver": "dopri5", "rtol": 1e-6, "atol": 1e-6}
     blind = solve(jump, x, **accuracy)
     half = solve(before, x, t1=0.5, **accuracy)
     rest = solve(after, half.x, t0=0.5, **accuracy)

@@ -83,7 +83,7 @@ def there_and_back() -> None:
     velocity = law().velocity_field()
 
     def score(t: Any, x: Tensor, cond: Any = None) -> Tensor:
-        return CondOT().convert(velocity(t, x), t, x, source="velocity", target="score")
+        return CondOT().convert(velocity(t, x, None), t, x, source="velocity", target="score")
 
     x = start(20_000)
     there = simulate(0.5, 20_000, 100, "euler_maruyama")[0]

@@ -21,7 +21,7 @@ from peers.cases import Suite, agree, normal, raises, seeded
 
 suite = Suite("zuko", "probabilists/zuko", "1063ae4")
 
-TIGHT = {"rtol": 1e-8, "atol": 1e-9}
+TIGHT: Any = {"rtol": 1e-8, "atol": 1e-9}
 DISCRETE = ("RealNVP", "MAF", "NSF")
 FLOWS = ("CNF", *DISCRETE)
 
@@ -44,7 +44,8 @@ def pair(name: str, features: int = 3, context: int = 5) -> tuple[Any, Any]:
         # smooth, unlike the default ELU, whose kinks limit the accuracy of every gradient of a divergence
         theirs = zuko.flows.CNF(features, context, hidden_features=(32, 32), activation=nn.SiLU, **TIGHT).double()
         return theirs, ContinuousFlow(Reversed(theirs), (features,), solver="dopri5", **TIGHT).double()
-    kind = {"RealNVP": RealNVP(4), "MAF": MAF(2), "NSF": NSF(2)}[name]
+    kinds: dict[str, RealNVP | MAF | NSF] = {"RealNVP": RealNVP(4), "MAF": MAF(2), "NSF": NSF(2)}
+    kind = kinds[name]
     ours = DiscreteTimeFlow(kind, features, context).double()
     make = partial(getattr(zuko.flows, name), features, context, hidden_features=(64, 64), activation=nn.SiLU)
     theirs = make(transforms=kind.transforms).double()

@@ -14,8 +14,8 @@ from tests.support.random import tensor
 
 ROOT = Path(__file__).parents[1]
 FAST = {
-    "pot": ("test_emd_emd2", "test_sinkhorn_variants_log", "test_sliced"),
-    "torchdiffeq": ("TestNoIntegration", "TestDiscontinuities", "TestGradient::test_adjoint["),
+    "pot": ("test_emd_emd2", "test_sinkhorn_variants_log", "test_1d_sliced_equals_emd"),
+    "torchdiffeq": ("TestNoIntegration", "TestDiscontinuities"),
     "zuko": ("test_mixtures", "test_flows: evaluation mode", "test_utils.py::test_odeint"),
 }
 """Peers that the library depends on, and words of cases that take a moment."""
