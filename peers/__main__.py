@@ -31,9 +31,9 @@ def main() -> int:
         outcomes[name] = run_suite(peer, arguments.match)
         failed = [outcome for outcome in outcomes[name] if outcome.status == "fail"]
         print("\n".join(f"FAIL {peer.distribution} {outcome.source}\n  {outcome.detail}" for outcome in failed))
-        slowest = max(outcomes[name], key=lambda outcome: outcome.seconds)
-        seconds = sum(outcome.seconds for outcome in outcomes[name])
-        print(f"{peer.distribution}: {seconds:.0f} s, most for {slowest.source}: {slowest.seconds:.0f} s", flush=True)
+        seconds = {outcome.source: outcome.seconds for outcome in outcomes[name]}
+        slowest = max(seconds, key=lambda source: seconds[source], default="no case")
+        print(f"{peer.distribution}: {sum(seconds.values()):.0f} s, most for {slowest}", flush=True)
     print(f"\n{table(outcomes)}")
     if tuple(arguments.only) == PEERS and not arguments.match:
         arguments.out.write_text(page(outcomes))
