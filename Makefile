@@ -10,7 +10,7 @@ export NO_MKDOCS_2_WARNING := 1
 RUN := $(BIN)/python -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow td-tables td-claims status ui publish test test-slow lint docs docs-serve examples readme bench gpu-check clean
+.PHONY: help setup repro flow td-tables td-claims status ui publish test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -78,6 +78,14 @@ $(BENCH_VENV)/.installed: benchmarks/requirements.txt benchmarks/requirements-no
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/pip install --quiet --constraint requirements.lock --requirement benchmarks/requirements.txt
 	$(BENCH_VENV)/bin/pip install --quiet --no-deps --requirement benchmarks/requirements-no-deps.txt
+	touch $@
+
+peers: $(BENCH_VENV)/.peers-installed  ## tests and tutorials of other libraries, by them and by this one (ARGS="--only zuko")
+	@OMP_NUM_THREADS=1 $(BENCH_VENV)/bin/python -m peers $(ARGS)
+
+# Beside what the benchmarks install: peers that are compared in values and not in speed.
+$(BENCH_VENV)/.peers-installed: $(BENCH_VENV)/.installed peers/requirements.txt
+	$(BENCH_VENV)/bin/pip install --quiet --constraint requirements.lock --requirement peers/requirements.txt
 	touch $@
 
 gpu-check: setup  ## test and time the library on a CUDA card, under 8 minutes

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 SIX = {"torch", "torchdiffeq", "numpy", "scipy", "pot", "zuko"}
-FOLDERS = ("flowmatch_core", "pipelines", "tests", "benchmarks", "docs", "examples")
+FOLDERS = ("flowmatch_core", "pipelines", "tests", "benchmarks", "peers", "docs", "examples")
 IMPORTED_AS = {"griffelib": "griffe", "pillow": "PIL", "pot": "ot", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 NOT_IMPORTED = {"fastapi"}  # a bound for what prefect brings
 
@@ -137,7 +137,7 @@ def test_the_source_distribution_holds_what_the_wheel_needs_and_says_what_change
         "pyproject.toml",
         "flowmatch_core/py.typed",
     } <= names
-    assert not [name for name in names if re.match("(pipelines|tests|benchmarks|docs|examples|data)(/|$)", name)]
+    assert not [name for name in names if re.match("(pipelines|tests|benchmarks|peers|docs|examples|data)(/|$)", name)]
 
 
 def test_the_metadata_asks_for_the_six_and_has_one_version(wheel: Path) -> None:
@@ -195,10 +195,11 @@ def test_the_site_is_built_with_its_extra() -> None:
     assert third_party(*python_files("docs")) <= CORE | importable(EXTRAS["docs"])
 
 
-def test_benchmarks_import_what_their_requirements_name() -> None:
-    files = sorted((ROOT / "benchmarks").glob("requirements*.txt"))
+@pytest.mark.parametrize("folders", [("benchmarks",), ("peers", "benchmarks")], ids=lambda folders: folders[0])
+def test_comparisons_import_what_their_requirements_name(folders: tuple[str, ...]) -> None:
+    files = [file for folder in folders for file in sorted((ROOT / folder).glob("requirements*.txt"))]
     lines = [line for file in files for line in file.read_text().splitlines() if line and not line.startswith("#")]
-    assert third_party(*python_files("benchmarks")) <= importable(lines)
+    assert third_party(*python_files(folders[0])) <= importable(lines)
 
 
 def test_the_lock_pins_every_declared_distribution_and_names_no_place() -> None:

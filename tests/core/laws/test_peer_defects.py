@@ -96,6 +96,26 @@ def test_the_default_likelihood_is_accurate() -> None:
     torch.testing.assert_close(flow.log_prob(x) - start.sum(1), torch.full((8,), 3.0).double(), rtol=0, atol=1e-2)
 
 
+@pytest.mark.parametrize("solver", ["rk4", "adams", "dopri5"])
+def test_the_gradient_of_a_likelihood_reaches_the_field(solver: str) -> None:
+    """FM detaches the velocity and the divergence in every evaluation: `enable_grad=True` trains nothing."""
+    field, x = MLPField(2, (8, 8), generator=generator()).double(), randn(6, 2)
+    directions = [randn(*parameter.shape, seed=3) for parameter in field.parameters()]
+
+    def log_prob() -> Tensor:
+        return ContinuousFlow(field, (2,), solver, 20, rtol=1e-8, atol=1e-8).log_prob(x).mean()
+
+    gradients = torch.autograd.grad(log_prob(), list(field.parameters()))
+    slope = torch.stack([(g * d).sum() for g, d in zip(gradients, directions, strict=True)]).sum()
+    values = []
+    for shift in (1e-4, -2e-4):  # to +1e-4 and then to -1e-4
+        with torch.no_grad():
+            for parameter, direction in zip(field.parameters(), directions, strict=True):
+                parameter.add_(shift * direction)
+            values.append(log_prob())
+    torch.testing.assert_close(slope, (values[0] - values[1]) / 2e-4, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("event", [(1, 4, 4), (2, 3, 3)])
 def test_the_exact_divergence_of_images_is_exact(event: tuple[int, ...]) -> None:
     """FM raises an IndexError on (batch, channels, height, width)."""
