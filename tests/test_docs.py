@@ -230,7 +230,8 @@ def test_keys_of_params_exist(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_paths_in_code_spans_exist(path: Path) -> None:
-    for name in re.findall(r"`((?:flowmatch_core|pipelines|tests|benchmarks|peers|examples|docs)/[\w./]*)`", prose(path)):
+    folders = "flowmatch_core|pipelines|tests|benchmarks|peers|examples|docs"
+    for name in re.findall(rf"`((?:{folders})/[\w./]*)`", prose(path)):
         assert (ROOT / name).exists() or name in promised(path), name
 
 
