@@ -358,7 +358,9 @@ def test_conditions_of_any_shape_reach_the_field(cond: Any) -> None:
         assert found == loss(field=written_out, x1=x1, x0=x0, cond=embed(cond), generator=generator(1))
 
 
-@pytest.mark.parametrize("path", [CondOT(), CustomPath(alpha=lambda t: t**3, sigma=lambda t: 1 - t**3)], ids=repr)
+@pytest.mark.parametrize(
+    "path", [CondOT(), CustomPath(alpha=lambda t: t**3, sigma=lambda t: 1 - t**3)], ids=["CondOT", "CustomPath"]
+)
 def test_an_expanded_time_is_a_time_of_each_row(path: AffinePath) -> None:
     x1, x0 = torch.randn(2, 4, 3, generator=generator())
     one = torch.tensor([0.3])
