@@ -168,7 +168,7 @@ def test_bad_parameters_stop_before_any_stage(project: Path) -> None:
     for old, new, word in (
         ("gamma: 0.95", "gamma: 1", "gamma is 1"),
         ("coupling: minibatch_ot", "coupling: minibatch", "'minibatch_ot'"),
-        ("seed: 1 ", "seed: 1\nseed: 2 ", "'seed' stands twice"),
+        ("\nseed: 1\n", "\nseed: 1\nseed: 2\n", "'seed' stands twice"),
         ("device: auto", "device: cuda:7", "device is 'cuda:7'"),
         ("kind: moons", "kind: moon", "'moons'"),
     ):
