@@ -280,8 +280,6 @@ class BoundFlow(_Moments):
         torch.Size([4, 2])
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-
     def __init__(self, flow: Flow, cond: Condition = None, batch_shape: Sequence[int] | None = None) -> None:
         self.flow, self._cond = flow, bind_condition(cond, flow._batch(cond), flow.cond_shape)
         if batch_shape is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -118,7 +118,6 @@ class ContinuousFlow(Flow):
         tensor([-3.8379])
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = True
     field: VelocityField
     loc: Tensor | None

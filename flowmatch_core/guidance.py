@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import final
 
 import torch
 from torch import Tensor
 
 from flowmatch_core._call import call_field
-from flowmatch_core._conditions import Condition, condition_rows, map_condition
+from flowmatch_core._conditions import Condition, condition_parts, condition_rows, map_condition
 from flowmatch_core._tensors import expand_time
 from flowmatch_core.field import (
     Field,
@@ -201,7 +201,7 @@ def drop_condition(cond: Condition, probability: float, *, generator: torch.Gene
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"probability is {probability}, but should be from 0 to 1.")
-    first = next(iter(cond.values())) if isinstance(cond, Mapping) else cond
+    first = condition_parts(cond)[0]
     dropped = torch.rand(len(first), generator=generator, device=first.device) < probability
 
     def drop(part: Tensor) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from flowmatch_core._conditions import Condition
+from flowmatch_core._conditions import Condition, condition_parts
 from flowmatch_core._tensors import check_shape, flatten_event
 from flowmatch_core.transport import Matrix
 
@@ -79,7 +79,7 @@ def _centred(name: str, rows: Tensor) -> Tensor:
 
 def _condition_parts(cond: Condition, x1: Tensor) -> list[Tensor]:
     """Return the conditions as matrices with a row for each row of the data, one for each tensor of a mapping."""
-    parts = list(cond.values()) if isinstance(cond, Mapping) else [cond]
+    parts = condition_parts(cond) or [None]
     for part in parts:
         if part is None or part.shape[:1] != x1.shape[:1]:
             shape = None if part is None else tuple(part.shape)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core._conditions import Condition, CondShape, map_condition
+from flowmatch_core._conditions import Condition, CondShape, condition_parts, map_condition
 from flowmatch_core.field import Field, Time, VelocityField, at_condition, at_times
 
 __all__ = ["EncodedField", "LabelEmbedding"]
@@ -114,8 +114,7 @@ class EncodedField(Field):
         null = self.null.expand(len(x), -1)
         if cond is None:
             return null
-        parts: Sequence[Tensor] = list(cond.values()) if isinstance(cond, Mapping) else [cond]
-        dropped = torch.stack([_dropped(part) for part in parts]).all(0)
+        dropped = torch.stack([_dropped(part) for part in condition_parts(cond)]).all(0)
         kept = map_condition(lambda part: part.masked_fill(_beside(dropped, part), 0), cond)
         code = kept if self.encoder is None else self.encoder(kept)
         return torch.where(dropped[:, None], null.to(code.dtype), code)
@@ -140,8 +139,7 @@ class EncodedField(Field):
 
         It holds for the current weights and for these rows, and ignores the condition that it is called with.
         """
-        first = next(iter(cond.values())) if isinstance(cond, Mapping) else cond
-        code = self.encode(first, cond)
+        code = self.encode(condition_parts(cond)[0], cond)
         field = at_condition(self.network, code)
         return lambda t, x, _=None: field(t, x, code)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowmatch_core._call import call_field
-from flowmatch_core._conditions import Condition, map_condition
+from flowmatch_core._conditions import Condition, condition_parts
 from flowmatch_core._tensors import (
     as_time,
     check_choice,
@@ -25,7 +25,7 @@ from flowmatch_core._tensors import (
 from flowmatch_core.couplings import Coupling
 from flowmatch_core.couplings._base import check_coupling
 from flowmatch_core.field import Time, TimeSampler, VelocityField
-from flowmatch_core.paths import Quantity
+from flowmatch_core.paths import AffinePath, Quantity
 
 __all__ = ["RegressionBatch", "Times", "check_batch", "check_prediction", "draw_pairs", "draw_times"]
 
@@ -41,15 +41,11 @@ def check_prediction(prediction: Quantity) -> None:
 def check_batch(x1: Tensor, cond: Condition) -> None:
     """Raise a `ValueError` unless the data are floating-point numbers and the conditions have a row for each."""
     check_floating("x1", x1)
-
-    def check(part: Tensor) -> Tensor:
+    for part in condition_parts(cond):
         if not isinstance(part, Tensor):
             raise ValueError(f"cond is a {type(part).__name__}, but should be a tensor or a mapping of tensors.")
         if part.shape[:1] != x1.shape[:1]:
             raise ValueError(f"cond has shape {tuple(part.shape)}, but should have {len(x1)} rows, one for each of x1.")
-        return part
-
-    map_condition(check, cond)
 
 
 def draw_pairs(
@@ -111,6 +107,31 @@ class RegressionBatch:
         if prediction == "score":
             return cls(t, x_t, noise, cond, -expand_time(sigma(t), x_t), weight)
         return cls(t, x_t, {"velocity": velocity, "noise": noise, "data": data}[prediction], cond, weight=weight)
+
+    @classmethod
+    def along(
+        cls,
+        path: AffinePath,
+        prediction: Quantity,
+        x0: Tensor,
+        x1: Tensor,
+        t: Tensor,
+        cond: Condition,
+        weight: Tensor | None,
+    ) -> RegressionBatch:
+        """Return the batch of a prediction on a path between paired noise and data."""
+        sample = path.sample(x0, x1, t)
+        return cls.of(
+            prediction,
+            sample.t,
+            sample.x_t,
+            cond,
+            weight,
+            velocity=sample.velocity,
+            noise=x0,
+            data=x1,
+            sigma=path.sigma,
+        )
 
     def loss(self, field: VelocityField) -> Tensor:
         """Return the mean squared error of a network, averaged over the event dimensions and the batch."""

@@ -128,15 +128,5 @@ def cfm_batch(
     check_prediction(prediction)
     check_object("path", path)
     x0, x1, cond = draw_pairs(x1, x0, cond, coupling, generator)
-    sample = path.sample(x0, x1, draw_times(time, x1, generator))
-    return RegressionBatch.of(
-        prediction,
-        sample.t,
-        sample.x_t,
-        cond,
-        weight,
-        velocity=sample.velocity,
-        noise=x0,
-        data=x1,
-        sigma=path.sigma,
-    )
+    t = draw_times(time, x1, generator)
+    return RegressionBatch.along(path, prediction, x0, x1, t, cond, weight)

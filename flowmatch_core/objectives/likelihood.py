@@ -12,7 +12,7 @@ from flowmatch_core._conditions import Condition, condition_parts
 from flowmatch_core._density import Rule, push, random_phase
 from flowmatch_core._jacobian import full_precision
 from flowmatch_core._require import required
-from flowmatch_core._tensors import check_choice, check_shape, flatten_event
+from flowmatch_core._tensors import check_choice, check_shape, flatten_event, weighted_mean
 from flowmatch_core.divergence import DivergenceMethod, divergence, rademacher
 from flowmatch_core.field import VelocityField
 from flowmatch_core.solvers import TimeGrid, Uniform
@@ -107,7 +107,7 @@ def nll_loss(
             "its parameters."
         )
     nll = integral - base.log_prob(x0)
-    return nll.mean() if weight is None else (weight * nll).mean()
+    return weighted_mean(nll, weight)
 
 
 def _adjoint(

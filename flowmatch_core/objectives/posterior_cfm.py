@@ -94,23 +94,12 @@ def posterior_cfm_loss(
         check_shape("weight", weight, x1.shape[:1])
     if x0 is None:
         x0 = noise_like(x1, generator)
-    sample = path.sample(x0, x1, draw_times(time, x1, generator))
-    mean, weight = _posterior_mean(path, sample.t, x0, x1, rows, row_cond, row_weight)
-    shift = mean - x1
+    batch = RegressionBatch.along(path, prediction, x0, x1, draw_times(time, x1, generator), cond, None)
+    mean, total = _posterior_mean(path, batch.t, x0, x1, rows, row_cond, row_weight)
     # each target is affine in the data, so the shift of their mean is exact
-    slope = path.coefficients(sample.t, "data", "noise" if prediction == "score" else prediction)[1]
-    batch = RegressionBatch.of(
-        prediction,
-        sample.t,
-        sample.x_t,
-        cond,
-        weight,
-        velocity=sample.velocity,
-        noise=x0,
-        data=x1,
-        sigma=path.sigma,
-    )
-    return replace(batch, target=batch.target + expand_time(slope, x1) * shift).loss(field)
+    slope = path.coefficients(batch.t, "data", "noise" if prediction == "score" else prediction)[1]
+    target = batch.target + expand_time(slope, x1) * (mean - x1)
+    return replace(batch, target=target, weight=total).loss(field)
 
 
 @torch.no_grad()

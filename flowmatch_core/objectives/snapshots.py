@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowmatch_core._call import call_field
 from flowmatch_core._conditions import Condition
-from flowmatch_core._tensors import check_floating, check_shape, flatten_event
+from flowmatch_core._tensors import check_floating, check_shape, weighted_mean
 from flowmatch_core.couplings import ConditionalOT, IndexCoupling, MinibatchOT
 from flowmatch_core.couplings._base import check_coupling
 from flowmatch_core.field import VelocityField
@@ -180,8 +180,4 @@ def snapshot_cfm_loss(
     start, end = spline.times[0], spline.times[-1]
     t = start + (end - start) * draw_times(time, last, generator).expand(len(last))
     x_t, velocity = spline.sample(points, t)
-    error = (call_field(field, t, x_t, cond) - velocity).square()
-    if weight is None:
-        return error.mean()
-    check_shape("weight", weight, last.shape[:1])
-    return (weight * flatten_event(error).mean(1)).mean()
+    return weighted_mean((call_field(field, t, x_t, cond) - velocity).square(), weight)

@@ -146,9 +146,8 @@ class SuccessorEvaluator:
 
     def _likelihood(self, method: str, seed: int) -> dict[str, Array]:
         settings = self.successor.evaluate
-        model = self._loaded(
-            method, seed, settings.solver, max(1, settings.steps // 2)
-        )  # `estimate` takes twice as many
+        steps = max(1, settings.steps // 2)  # `estimate` takes twice as many
+        model = self._loaded(method, seed, settings.solver, steps)
         found, warning = scores.likelihood(model, self.truth[: settings.likelihood_rows], self.start)
         if warning is not None:
             self.warnings.setdefault(method, warning)
