@@ -28,6 +28,11 @@ $(VENV)/.docs-installed: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[docs]'
 	touch $@
 
+# What runs stages on clusters and keeps results in other stores; no part of the two commands of the README.
+$(VENV)/.scale-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dask,ray,postgres,s3,test-slow]'
+	touch $@
+
 repro: setup  ## run what has changed, to the report (PROFILE=smoke|default|paper)
 	@$(RUN) repro --profile $(PROFILE)
 
@@ -52,7 +57,7 @@ publish: setup  ## copy the runs of bare `dvc repro` to MLflow
 test: $(VENV)/.docs-installed  ## the tests, on all cores
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
-test-slow: setup  ## the tests that take minutes
+test-slow: $(VENV)/.scale-installed  ## the tests that take minutes, local clusters and stores among them
 	@$(BIN)/python -m pytest -m slow
 
 lint: setup  ## ruff (rules and format) and mypy

@@ -205,9 +205,9 @@ def assert_python(words: list[str], command: str, path: Path) -> None:
     if words[1] == "pytest":
         assert all((ROOT / word).exists() for word in words if word.endswith(".py")), command
     if words[1] == "pipelines.orchestration" and words[2] != "--help":
-        from pipelines.orchestration.__main__ import _parser
+        from pipelines.orchestration.__main__ import parser
 
-        options = _parser().parse_args(words[2:])
+        options = parser().parse_args(words[2:])
         assert options.profile in profiles() | own_names(path), command
 
 

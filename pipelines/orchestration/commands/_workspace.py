@@ -1,0 +1,86 @@
+"""What several commands do with the folder of a profile."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from pipelines.base import layout
+from pipelines.base.errors import UserError
+from pipelines.config import params as parameters
+from pipelines.orchestration import workspace
+from pipelines.runs import graph, records
+
+
+def positive(word: str) -> int:
+    """Return the number of an option that is at least 1."""
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names a profile."""
+    parser.add_argument(
+        "--profile", default="default", help="a file of pipelines/config/profiles/ (default: params.yaml as it is)"
+    )
+
+
+def add_stages(parser: argparse.ArgumentParser) -> None:
+    """Add the options that select stages."""
+    parser.add_argument("targets", nargs="*", help="stages, run with their dependencies (default: all)")
+    parser.add_argument("--force", action="store_true", help="also run stages that have not changed")
+
+
+def prepare(options: argparse.Namespace) -> Path:
+    """Prepare the profile's folder and return it, after validating its parameters."""
+    root = Path.cwd()
+    for name in ("dvc.yaml", "params.yaml"):
+        if not (root / name).exists():
+            raise UserError(f"there is no {name} in {root}; run from the project's root.")
+    here = workspace.prepare(root, options.profile)
+    parameters.load(here / "params.yaml")
+    return here
+
+
+def has_work(here: Path, options: argparse.Namespace) -> bool:
+    """Return whether a stage has changed, after checking what would fail in a stage; else point to the report."""
+    nodes = graph.load(here, options.targets)
+    if options.force or not graph.dirty(here).isdisjoint(nodes):
+        from pipelines.orchestration import preflight
+
+        preflight.check(parameters.load(here / "params.yaml"))
+        return True
+    print(f"nothing has changed: all {len(nodes)} stages are up to date.")
+    point_to_report(here)
+    return False
+
+
+def report_outcome(status: int, here: Path, invocation: str, options: argparse.Namespace) -> int:
+    """Print the path of the report, or the failed stages and the command to continue; return the status."""
+    if status == 0:
+        point_to_report(here)
+        return 0
+    failed = [record for record in records.read(records.home() / "runs" / invocation) if record.status != "FINISHED"]
+    names = ", ".join(record.stage for record in failed) or "a stage"
+    print(
+        f"{names} failed; completed stages are kept, so fix the cause and {how_to_continue(options)}.",
+        file=sys.stderr,
+    )
+    return status
+
+
+def point_to_report(here: Path) -> None:
+    """Print the path of the report, if there is one."""
+    if (here / layout.page(layout.REPORT)).exists():
+        print(os.path.relpath(here / layout.page(layout.REPORT)))
+
+
+def how_to_continue(options: argparse.Namespace) -> str:
+    """Return the end of a sentence about a run that did not complete."""
+    command = "make flow" if options.command == "flow" else "make repro"
+    profile = "" if options.profile == "default" else f" PROFILE={options.profile}"
+    return f"continue with `{command}{profile}`"

@@ -1,0 +1,38 @@
+"""Run changed stages in parallel as a Prefect flow."""
+
+from __future__ import annotations
+
+import argparse
+
+import psutil
+
+from pipelines.config import params as parameters
+from pipelines.orchestration.commands import _prefect, _workspace
+from pipelines.runs import records
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    _workspace.add_profile(parser)
+    _workspace.add_stages(parser)
+    parser.add_argument(
+        "--workers", type=_workspace.positive, help="maximum number of parallel stages (default: cores, at most 4)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the flow in a process of its own."""
+    here = _workspace.prepare(options)
+    if not _workspace.has_work(here, options):
+        return 0
+    invocation = records.name_of(psutil.Process())
+    status = _prefect.start(
+        "run",
+        invocation,
+        root=here,
+        targets=options.targets,
+        force=options.force,
+        workers=options.workers,
+        device=parameters.load(here / "params.yaml").device,
+    )
+    return _workspace.report_outcome(status, here, invocation, options)

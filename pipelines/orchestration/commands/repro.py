@@ -1,0 +1,34 @@
+"""Run changed stages by dvc repro."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import psutil
+
+from pipelines.orchestration import runner
+from pipelines.orchestration.commands import _workspace
+from pipelines.runs import records
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    _workspace.add_profile(parser)
+    _workspace.add_stages(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the stages one after the other and publish their records."""
+    here = _workspace.prepare(options)
+    if not _workspace.has_work(here, options):
+        return 0
+    from pipelines.runs import live
+
+    command = [sys.executable, "-m", "dvc", "repro", *(["--force"] if options.force else []), *options.targets]
+    invocation = records.name_of(psutil.Process())
+    runner.raise_on_signals()
+    with live.live(here, invocation) as outcome:
+        status = runner.run_foreground(command, here, runner.environment(invocation))
+        outcome.status = "FAILED" if status else "FINISHED"
+    return _workspace.report_outcome(status, here, invocation, options)

@@ -1,0 +1,22 @@
+"""List the stages and whether they have changed."""
+
+from __future__ import annotations
+
+import argparse
+
+from pipelines.orchestration.commands import _workspace
+from pipelines.runs import graph
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    _workspace.add_profile(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print one line for each stage."""
+    here = _workspace.prepare(options)
+    changed = graph.dirty(here)
+    for name in graph.load(here):
+        print(f"{'changed' if name in changed else 'up to date':10}  {name}")
+    return 0
