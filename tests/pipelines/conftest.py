@@ -46,7 +46,7 @@ settings = yaml.safe_load(open("params.yaml"))
 mine = settings["leaf" if name in "ab" else name]
 seen = pathlib.Path("seen")
 seen.mkdir(exist_ok=True)
-record = RunRecord.start(os.environ["DVC_STAGE"], {"cell": name, **settings})
+record = RunRecord.start(os.environ["DVC_STAGE"], {"cell": name, **mine}, settings)
 def stop(signum, frame):
     raise SystemExit(1)
 signal.signal(signal.SIGTERM, stop)
@@ -67,6 +67,9 @@ try:
     metrics = {"score": mine["value"], "note": "words", "nested": {"two": 2}}
     (data / f"{name}.json").write_text(json.dumps(metrics))
     record.metrics({"score": mine["value"]})
+    record.output(pathlib.Path(f"data/{name}.txt"))
+    if name != "side":
+        record.output(data / f"{name}.json")
     record.artifact(f"data/{name}.txt")
     record.finish("FINISHED")
     (seen / f"{name}.end").write_text(str(time.time()))

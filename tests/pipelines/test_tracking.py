@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.runs import live, records, tracking
+from pipelines.runs import live, records, store, tracking, versions
 from pipelines.runs.records import RunRecord
 from tests.pipelines.conftest import PARAMS, write
 
@@ -26,7 +26,7 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty database, since MLflow takes seconds to make one."""
     home = tmp_path_factory.mktemp("schema") / ".flowmatch"
     code = "from mlflow import MlflowClient; import sys; MlflowClient(sys.argv[1]).search_experiments()"
-    subprocess.run([sys.executable, "-c", code, tracking.uri(home)], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", code, store.uri(home)], check=True, capture_output=True)
     return home.parent / "mlflow.db"
 
 
@@ -50,7 +50,7 @@ def runs(project: Path) -> list[Any]:
     from mlflow.entities import ViewType
 
     tracker = tracking.Tracker(project / ".flowmatch")
-    return list(tracker.client.search_runs([tracker.experiment], "", ViewType.ALL))
+    return list(tracker.client.search_runs([tracker.store.experiment], "", ViewType.ALL))
 
 
 def parents(project: Path) -> list[Any]:
@@ -92,7 +92,9 @@ def repro(*arguments: str) -> None:
 
 
 def test_a_run_is_published_as_it_goes_on(project: Path, owner: str) -> None:
-    record = RunRecord.start("train@moons-cfm", {"dataset": "moons", "seed": 3, "fit": {"lr": 0.1}, "device": "cpu"})
+    whole = {"seed": 3, "device": "auto", "density": {"fit": {"lr": 0.1}}}
+    record = RunRecord.start("train@moons-cfm", {"dataset": "moons", "seed": 3, "fit": {"lr": 0.1}}, whole)
+    record.tag("device", "cpu")
     record._flushed = -100.0  # so that the next point is written at once
     record.series(0, {"loss": 4.0})
     live.publish(owner)
@@ -100,8 +102,8 @@ def test_a_run_is_published_as_it_goes_on(project: Path, owner: str) -> None:
     child = children(project, parent)["train@moons-cfm"]
     assert (parent.info.status, child.info.status) == ("RUNNING", "RUNNING")
     assert curve(project, child) == [(0, 4.0)]
-    assert parent.data.params == {"seed": "3", "device": "cpu"}  # those of params.yaml, not of the cell
-    assert child.data.params == {"dataset": "moons", "seed": "3", "fit.lr": "0.1", "device": "cpu"}
+    assert parent.data.params == {"seed": "3", "device": "auto", "density.fit.lr": "0.1"}  # params.yaml's
+    assert child.data.params == {"dataset": "moons", "seed": "3", "fit.lr": "0.1"}
     record.series(1, {"loss": 2.0})
     record.metrics({"nll@test": 1.5})
     record.finish("FINISHED")
@@ -109,6 +111,7 @@ def test_a_run_is_published_as_it_goes_on(project: Path, owner: str) -> None:
     child = children(project, parents(project)[0])["train@moons-cfm"]
     assert curve(project, child) == [(0, 4.0), (1, 2.0)]
     assert child.data.metrics["nll:test"] == 1.5
+    assert child.data.tags["device"] == "cpu"
     assert child.info.status == "FINISHED"
     assert parents(project)[0].info.status == "RUNNING"  # others may follow
 
@@ -138,14 +141,7 @@ def test_a_bare_repro_is_completed_from_dvcs_side(project: Path) -> None:
     own = children(project, parent)
     assert set(own) == {"leaf@a", "leaf@b", "join", "side"}
     assert {run.info.status for run in [parent, *own.values()]} == {"FINISHED"}
-    assert parent.data.metrics == {
-        "a/score": 1.5,
-        "a/nested/two": 2.0,
-        "b/score": 1.5,
-        "b/nested/two": 2.0,
-        "join/score": 2.0,
-        "join/nested/two": 2.0,
-    }
+    assert parent.data.metrics == {"leaf:a/score": 1.5, "leaf:b/score": 1.5, "join/score": 2.0, "side/score": 3.0}
     assert parent.data.params["join.value"] == "2"
     assert json.loads(kept(project, parent, "lineage.json")) == {k: run.info.run_id for k, run in own.items()}
     assert kept(project, parent, "dvc.lock") == (project / "dvc.lock").read_text()
@@ -164,7 +160,7 @@ def test_what_dvc_skips_or_restores_points_to_the_run_that_made_it(project: Path
     (side,) = children(project, second).values()
     expected = {**first, "side": side.info.run_id}
     assert json.loads(kept(project, second, "lineage.json")) == expected
-    assert second.data.metrics["join/score"] == 2.0  # of a stage that did not run
+    assert second.data.metrics == {"side/score": 4.0}  # of the stage that ran, and of no other
     write(project, "params.yaml", PARAMS)
     with live.live(project, GONE) as outcome:  # nothing runs: side comes back from the run cache
         repro()
@@ -255,8 +251,9 @@ def test_the_snapshot_is_taken_before_the_next_run_overwrites(project: Path, mon
         repro()
         outcome.status = "FINISHED"
     live.publish()
-    scores = {run.data.tags["flowmatch.invocation"] == GONE: run.data.metrics["join/score"] for run in parents(project)}
-    assert scores == {False: 2.0, True: 9.0}
+    ends = {run.data.tags["flowmatch.invocation"] == GONE: kept(project, run, "dvc.lock") for run in parents(project)}
+    assert "value: 9" in ends[True]
+    assert "value: 9" not in ends[False]
 
 
 def test_the_outcome_is_the_orchestrators(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +286,7 @@ def test_a_tracker_that_is_away_costs_one_line(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     record = RunRecord.start("s", {})
     record.finish("FINISHED")
-    live.publish_quietly(record.invocation)
+    live.publish_quietly(record.invocation, "s")
     said = capsys.readouterr().err
     assert said.startswith("tracking: not published (")
     assert said.count("\n") == 1
@@ -307,7 +304,7 @@ def test_importing_the_tracker_does_not_import_mlflow() -> None:
 def test_a_stage_by_hand_is_complete_at_once(project: Path) -> None:
     record = RunRecord.start("s", {})
     record.finish("FINISHED")
-    live.publish_quietly(record.invocation)
+    live.publish_quietly(record.invocation, "s")
     assert [run.info.status for run in parents(project)] == ["FINISHED"]
 
 
@@ -327,6 +324,7 @@ def trained(project: Path, name: str = "spiral.td_cfm", **params: Any) -> str:
     folder = project / "data" / "models" / data / method
     config = build.network_config(NetworkChoice(name="mlp", hidden=[8], activation="tanh"), 2, 3)
     meta = {"network": config, "path": {"name": "cond_ot"}, "prediction": "velocity", "gamma": 0.75}
+    meta |= {"state_names": ["x", "y"], "action_names": ["push"]}
     for seed in (1, 2):
         torch.manual_seed(seed)
         loc, scale = torch.tensor([1.0, -1.0]), torch.tensor([2.0, 3.0])
@@ -343,7 +341,7 @@ def trained(project: Path, name: str = "spiral.td_cfm", **params: Any) -> str:
     return str(run.info.run_id)
 
 
-def versions(project: Path, name: str) -> list[str]:
+def trained_by(project: Path, name: str) -> list[str]:
     client = tracking.Tracker(project / ".flowmatch").client
     return [str(version.run_id) for version in client.search_model_versions(f"name = '{name}'")]
 
@@ -356,7 +354,7 @@ def test_a_trained_model_is_registered_and_answers(project: Path) -> None:
     from pipelines.models.registry import load
 
     run = trained(project)
-    assert versions(project, "spiral.td_cfm") == [run]
+    assert trained_by(project, "spiral.td_cfm") == [run]
     file = project / "data/models/spiral/td_cfm/seed1.safetensors"
     truth = successor.load(file, torch.device("cpu"), "rk4", 20)
     shutil.rmtree(project / "data")  # MLflow has its own copy
@@ -384,11 +382,11 @@ def test_a_trained_model_is_registered_and_answers(project: Path) -> None:
 def test_latest_is_the_last_one_trained_and_not_another_profiles(project: Path) -> None:
     first, second = trained(project), trained(project)
     smoke = trained(project, profile="smoke")
-    assert versions(project, "spiral.td_cfm") == [second, first]
-    assert versions(project, "smoke.spiral.td_cfm") == [smoke]
+    assert trained_by(project, "spiral.td_cfm") == [second, first]
+    assert trained_by(project, "smoke.spiral.td_cfm") == [smoke]
     client = tracking.Tracker(project / ".flowmatch").client
-    assert tracking._trained_by(client, "spiral.td_cfm", "latest", "") == second
-    assert tracking._trained_by(client, "spiral.td_cfm", "1", "") == first
+    assert versions._find(client, "spiral.td_cfm", "latest", "").run_id == second
+    assert versions._find(client, "spiral.td_cfm", "1", "").run_id == first
 
 
 def test_a_model_is_registered_once(project: Path) -> None:
@@ -399,7 +397,7 @@ def test_a_model_is_registered_once(project: Path) -> None:
         if "flowmatch.complete" in found.data.tags:
             client.delete_tag(found.info.run_id, "flowmatch.complete")
     live.publish()
-    assert versions(project, "spiral.td_cfm") == [run]
+    assert trained_by(project, "spiral.td_cfm") == [run]
 
 
 def test_what_a_failed_training_left_is_no_model(project: Path) -> None:
@@ -408,7 +406,7 @@ def test_what_a_failed_training_left_is_no_model(project: Path) -> None:
     record.finish("FAILED", "stopped")
     live.publish(record.invocation)
     assert [run.info.run_name for run in runs(project) if run.info.status == "FAILED"] != []
-    assert versions(project, "spiral.mc_cfm") == []
+    assert trained_by(project, "spiral.mc_cfm") == []
 
 
 def test_a_model_that_cannot_be_had_is_one_sentence(project: Path) -> None:
