@@ -26,6 +26,10 @@ UI = "http://127.0.0.1:5000"  # where `make ui` serves a database
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens in its view of model training
 _EXTRAS = {"postgresql": ("psycopg2", "postgres"), "s3": ("boto3", "s3")}  # the module that a scheme needs, the extra
 
+# A store that does not answer must not delay a run: MLflow alone asks a database for minutes.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "PGCONNECT_TIMEOUT": "5"}
+_ATTEMPTS = 3
+
 
 @dataclass(frozen=True)
 class Store:
@@ -129,12 +133,17 @@ def _client(home: Path) -> MlflowClient:
     _require(where)
     if not is_server(where):
         _require(artifacts(home))
+    for key, value in _PATIENCE.items():
+        os.environ.setdefault(key, value)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an unreachable server must not delay a run
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)  # an error is printed once, by whoever publishes
     from mlflow import MlflowClient
+
+    if not is_server(where):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = _ATTEMPTS
 
     return MlflowClient(tracking_uri=where)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from pipelines.runs import store
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,6 +107,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("FLOWMATCH_INVOCATION", "MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE"):
         monkeypatch.delenv(name, raising=False)
     return root
+
+
+@pytest.fixture(scope="session")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database, since MLflow takes seconds to make one."""
+    home = tmp_path_factory.mktemp("schema") / ".flowmatch"
+    code = "from mlflow import MlflowClient; import sys; MlflowClient(sys.argv[1]).search_experiments()"
+    subprocess.run([sys.executable, "-c", code, store.uri(home)], check=True, capture_output=True)
+    return home.parent / "mlflow.db"
 
 
 def write(root: Path, name: str, text: str) -> None:

@@ -12,22 +12,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.runs import live, records, store, tracking, versions
+from pipelines.runs import live, records, tracking, versions
 from pipelines.runs.records import RunRecord
 from tests.pipelines.conftest import PARAMS, write
+from tests.pipelines.runs import children, curve, kept, parents, runs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 GONE = "999999999-1.00"  # an invocation whose owner does not run
-
-
-@pytest.fixture(scope="module")
-def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database, since MLflow takes seconds to make one."""
-    home = tmp_path_factory.mktemp("schema") / ".flowmatch"
-    code = "from mlflow import MlflowClient; import sys; MlflowClient(sys.argv[1]).search_experiments()"
-    subprocess.run([sys.executable, "-c", code, store.uri(home)], check=True, capture_output=True)
-    return home.parent / "mlflow.db"
 
 
 @pytest.fixture(autouse=True)
@@ -44,33 +36,6 @@ def owner(monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"{psutil.Process().ppid()}-{psutil.Process(psutil.Process().ppid()).create_time():.2f}"
     monkeypatch.setenv("FLOWMATCH_INVOCATION", name)
     return name
-
-
-def runs(project: Path) -> list[Any]:
-    from mlflow.entities import ViewType
-
-    tracker = tracking.Tracker(project / ".flowmatch")
-    return list(tracker.client.search_runs([tracker.store.experiment], "", ViewType.ALL))
-
-
-def parents(project: Path) -> list[Any]:
-    found = [run for run in runs(project) if "mlflow.parentRunId" not in run.data.tags]
-    return sorted(found, key=lambda run: run.info.start_time)
-
-
-def children(project: Path, parent: Any) -> dict[str, Any]:
-    own = [run for run in runs(project) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len({run.info.run_name for run in own}) == len(own)
-    return {run.info.run_name: run for run in own}
-
-
-def curve(project: Path, run: Any, key: str = "loss") -> list[tuple[int, float]]:
-    client = tracking.Tracker(project / ".flowmatch").client
-    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
-
-
-def kept(project: Path, run: Any, name: str) -> str:
-    return (project / "mlartifacts" / run.info.run_id / "artifacts" / name).read_text()
 
 
 def everything(project: Path) -> Any:
@@ -267,6 +232,97 @@ def test_the_outcome_is_the_orchestrators(project: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [run.info.status for run in parents(project)] == ["KILLED"]
+
+
+def test_a_killed_orchestrator_leaves_killed_and_only_its_own_numbers(project: Path) -> None:
+    repro()  # what stands in the workspace before
+    code = """
+import os, pathlib, sys
+from pipelines.runs import live, records
+from pipelines.runs.records import RunRecord
+import psutil
+os.environ["FLOWMATCH_INVOCATION"] = name = records.name_of(psutil.Process())
+with live.live(pathlib.Path.cwd(), name, every=600.0):
+    record = RunRecord.start("mine", {})
+    record.metrics({"score": 7})
+    record.finish("FINISHED")
+    print(name, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    live.publish()
+    parent = next(run for run in parents(project) if run.data.tags["flowmatch.invocation"] == killed.stdout.strip())
+    assert parent.info.status == "KILLED"
+    assert parent.data.metrics == {"mine/score": 7.0}
+
+
+def test_what_is_checked_out_afterwards_is_not_the_runs(project: Path) -> None:
+    repro()
+    before = {name: (project / name).read_text() for name in ("dvc.lock", "data/metrics/join.json", "params.yaml")}
+    live.publish()
+    (first,) = parents(project)
+    write(project, "params.yaml", PARAMS.replace("join: {value: 2}", "join: {value: 9}"))
+    repro()
+    for name, text in before.items():  # git checkout
+        write(project, name, text)
+    live.publish()
+    second = parents(project)[1]
+    assert second.data.metrics == {"join/score": 9.0}
+    assert second.data.params["join.value"] == "9"
+    own = children(project, second)
+    assert json.loads(kept(project, second, "lineage.json")) == {"join": own["join"].info.run_id}
+    assert not (project / "mlartifacts" / second.info.run_id / "artifacts" / "dvc.lock").exists()
+    assert json.loads(kept(project, first, "lineage.json"))["join"] != own["join"].info.run_id
+
+
+def test_runs_in_a_row_keep_their_numbers_until_they_are_published(project: Path) -> None:
+    for value in (5, 6, 7):
+        write(project, "params.yaml", PARAMS.replace("side: {value: 3}", f"side: {{value: {value}}}"))
+        repro("side")
+    live.publish()
+    assert [run.data.metrics for run in parents(project)] == [{"side/score": float(value)} for value in (5, 6, 7)]
+    assert [run.data.params["side.value"] for run in parents(project)] == ["5", "6", "7"]
+
+
+def test_the_digest_of_an_output_is_dvcs(project: Path) -> None:
+    import yaml
+
+    from pipelines.base import files
+
+    subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "step.py"], check=True)
+    assert files.md5(project / "step.py") == yaml.safe_load((project / "step.py.dvc").read_text())["outs"][0]["md5"]
+    write(project, "folder/b/2.txt", "2")
+    write(project, "folder/b.txt", "b")
+    write(project, "folder/a/1.txt", "1")
+    subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "folder"], check=True)
+    assert files.md5(project / "folder") == yaml.safe_load((project / "folder.dvc").read_text())["outs"][0]["md5"]
+
+
+@pytest.mark.slow
+def test_experiments_of_dvc_are_not_mixed_with_what_is_checked_out(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> None:
+        command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words]
+        subprocess.run(command, check=True, capture_output=True)
+
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.setenv(name, "t@t")
+    git("init", "-q")
+    write(project, ".dvc/config", "[core]\n    analytics = false\n")
+    write(project, ".gitignore", "/data\n/seen\n/.flowmatch\n/mlflow.db\n/mlartifacts\n/.dvc/tmp\n/.dvc/cache\n")
+    repro()
+    git("add", ".")
+    git("commit", "-qm", "x")
+    for value in (7, 8, 9):
+        experiment = [sys.executable, "-m", "dvc", "exp", "run", "-q", "-S", f"join.value={value}"]
+        subprocess.run(experiment, check=True)
+    git("checkout", "-q", "-f", "HEAD")
+    live.publish()
+    assert [run.data.metrics.get("join/score") for run in parents(project)] == [2.0, 7.0, 8.0, 9.0]
+    assert [run.data.params["join.value"] for run in parents(project)] == ["2", "7", "8", "9"]
+    assert {run.info.status for run in parents(project)} == {"FINISHED"}
 
 
 def test_live_publishes_while_stages_run(project: Path, owner: str) -> None:
