@@ -3,6 +3,7 @@ PROFILE ?= default
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
 PYTHON ?= python3
+PORT ?= 5000
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 # The theme's advice on MkDocs 2, which requirements.lock excludes.
@@ -10,7 +11,7 @@ export NO_MKDOCS_2_WARNING := 1
 RUN := $(BIN)/python -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow td-tables td-claims status ui publish test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
+.PHONY: help setup repro flow td-tables td-claims status ui compare publish test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -48,8 +49,11 @@ td-claims: setup  ## its claims with eight seeds, half an hour on two cores; goe
 status: setup  ## what a run would do
 	@$(RUN) status --profile $(PROFILE)
 
-ui: setup  ## MLflow on the runs so far, at http://127.0.0.1:5000
-	@$(RUN) ui
+ui: setup  ## MLflow on the runs so far, at http://127.0.0.1:5000 (PORT=… for another port)
+	@$(RUN) ui --port $(PORT)
+
+compare: setup  ## the newest numbers of every method over seeds (ARGS="--data spiral --metric emd --json")
+	@$(RUN) compare --profile $(PROFILE) $(ARGS)
 
 publish: setup  ## copy the runs of bare `dvc repro` to MLflow
 	@$(RUN) publish

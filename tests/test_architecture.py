@@ -40,7 +40,7 @@ WITHOUT_CORE = {"base", "config", "runs", "stages"}
 WITHOUT_RESULT = (
     *("pipelines.base.errors", "pipelines.config.messages", "flowmatch_core._require"),
     *("pipelines.runs.records", "pipelines.runs.live", "pipelines.runs.snapshots", "pipelines.runs.tracking"),
-    *("pipelines.runs.graph", "flowmatch_core"),
+    *("pipelines.runs.graph", "pipelines.runs.usage", "flowmatch_core"),
     *("pipelines.base.extras", "pipelines.reporting", "pipelines.runs"),
 )
 """Modules that cannot change what a stage writes: sentences, records, the tracker, lists of names."""
@@ -166,7 +166,7 @@ def test_the_mathematics_opens_no_file_prints_nothing_and_reads_no_environment()
 
 
 def test_each_outer_tool_has_one_place() -> None:
-    assert users("mlflow") == {"pipelines.runs.tracking"}
+    assert users("mlflow") == {f"pipelines.runs.{module}" for module in ("flavour", "store", "tracking", "versions")}
     assert users("prefect") == {"pipelines.orchestration.prefect"}
     assert users("dvc") == {"pipelines.runs.graph", "pipelines.orchestration.workspace"}
     assert users("matplotlib") <= {m for m in map(name, FILES) if room(m) in ("reporting", "experiments")}
@@ -181,6 +181,7 @@ def test_only_the_catalog_and_the_plugins_import_by_name() -> None:
         "pipelines.config.catalog",
         "pipelines.environments._entry_point",  # a user's policy
         "pipelines.environments.gymnasium",  # is it installed?
+        "pipelines.runs.store",  # is it installed?
     }
 
 
@@ -235,7 +236,7 @@ def test_params_yaml_has_one_reader() -> None:
         "pipelines.config.yaml_files",
         "pipelines.reporting.report",  # writes
         "pipelines.orchestration.workspace",  # writes
-        "pipelines.runs.tracking",  # reads dvc.lock
+        "pipelines.runs.snapshots",  # reads dvc.lock
     }
 
 

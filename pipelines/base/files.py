@@ -6,6 +6,7 @@ file in the same folder and renames it, so a file with the final name is always 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -72,6 +73,22 @@ def chunks(path: Path) -> Iterator[bytes]:
                 yield piece
     except FileNotFoundError:
         raise _missing(path) from None
+
+
+def md5(path: Path) -> str:
+    """Return the MD5 of a file or a folder as DVC computes it; that of a folder ends in `.dir`.
+
+    Raises:
+        UserError: The file is missing.
+    """
+    if path.is_dir():
+        inside = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+        listed = [{"md5": md5(inside[name]), "relpath": name} for name in sorted(inside)]
+        return hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    digest = hashlib.md5(usedforsecurity=False)
+    for piece in chunks(path):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -212,6 +229,24 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise _missing(path) from None
     except Exception as error:  # SafetensorError, KeyError (no metadata), ValueError (not JSON), OSError
+        raise _corrupt(path, "safetensors", error) from None
+
+
+def read_description(path: Path) -> tuple[dict[str, Any], list[float], list[float]]:
+    """Return the description, the mean and the scale in a model's safetensors file, without torch.
+
+    Raises:
+        UserError: The file is missing or corrupt.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            loc, scale = (file.get_tensor(name).tolist() for name in ("loc", "scale"))
+            return json.loads(file.metadata()["meta"]), loc, scale
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except Exception as error:
         raise _corrupt(path, "safetensors", error) from None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from pipelines import datasets
 from pipelines.base import device, files, layout
 from pipelines.models import density
 from pipelines.runs.context import Stage
+from pipelines.runs.records import Cell
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,31 @@ def evaluate(stage: Stage, dataset: str) -> None:
         files.write_table(layout.cells(folder), cells)
     summary = _summary(cells, rows.provenance)
     summary["floor"] = {**distances(rows.other), **_exact_nll(stage, dataset, rows.provenance["kind"], scored)}
-    for method, values in summary.items():
-        stage.metrics({f"{method}.{name}": value for name, value in values.items() if value is not None})
     with stage.output(layout.metrics(dataset)) as temporary:
         noted = {method: {"warning": warning} for method, warning in warnings.items()}
         files.write_json(temporary, {method: {**values, **noted.get(method, {})} for method, values in summary.items()})
+    _record(stage, dataset, found, summary["floor"], rows.provenance)
+
+
+def _record(
+    stage: Stage,
+    dataset: str,
+    found: Sequence[Mapping[str, Any]],
+    floor: Mapping[str, float | None],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Record the numbers of each cell."""
+    stage.record.tag("score_metric", "nll")
+    stage.record.data(dataset, "evaluation", layout.prepared(dataset), provenance)
+    dims = len(provenance["columns"])
+    cells = []
+    for row in found:
+        numbers = {name: value for name, value in row.items() if name not in ("method", "seed")}
+        numbers |= {"nll_per_dim": row["nll"] / dims, "emd_over_floor": row["emd"] / (floor["emd"] or math.nan)}
+        numbers |= {f"{name}_floor": value for name, value in floor.items() if value is not None}
+        model = files.md5(layout.network(layout.models(dataset, row["method"]), row["seed"]))
+        cells.append(Cell(dataset, row["method"], row["seed"], metrics=numbers, model=model))
+    stage.record.cells(cells)
 
 
 def _likelihood(

@@ -7,6 +7,7 @@ spread over start states is in the table of cells.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 import torch
@@ -21,6 +22,7 @@ from pipelines.evaluation import models, scores, truth
 from pipelines.evaluation.truth import Starts
 from pipelines.models.untrained import Untrained
 from pipelines.runs.context import Stage
+from pipelines.runs.records import Cell
 
 SENSITIVITY_SAMPLES = 256  # per start state; few are enough, because both sides of a difference share their noise
 
@@ -51,11 +53,29 @@ def evaluate(stage: Stage, environment: str) -> None:
     for method, cell in summary.items():
         # the floor of a point measure is zero
         cell["emd_over_floor"] = cell["emd"] / floor["emd"] if floor["emd"] else math.nan
-        stage.metrics({f"{method}.{name}": float(value) for name, value in cell.items() if math.isfinite(value)})
         cell |= {"has_density": densities[method]} if method in densities else {}
         cell |= {"warning": evaluator.warnings[method]} if method in evaluator.warnings else {}
     with stage.output(layout.metrics(environment)) as temporary:
         files.write_json(temporary, {**summary, **skipped})
+    _record(stage, environment, evaluator, floor)
+
+
+def _record(stage: Stage, environment: str, evaluator: SuccessorEvaluator, floor: Mapping[str, float]) -> None:
+    """Record the numbers of each cell; a likelihood is per dimension here, which its name says."""
+    stage.record.tag("score_metric", "emd")
+    stage.record.data(environment, "evaluation", layout.collected(environment), evaluator.provenance)
+    cells = []
+    for method, seeds in evaluator.numbers.items():
+        if method == "floor":
+            continue
+        for seed, scored in seeds.items():
+            numbers = {name.replace("nll", "nll_per_dim"): value for name, value in scored.items()}
+            numbers |= {"emd_over_floor": scored["emd"] / (floor["emd"] or math.nan)}
+            numbers |= {f"{name}_floor": floor[name] for name in ("emd", "mse_v")}
+            file = layout.network(layout.models(environment, method), seed)
+            model = files.md5(file) if file.exists() else None  # the closed form has no file
+            cells.append(Cell(environment, method, seed, metrics=numbers, model=model))
+    stage.record.cells(cells)
 
 
 class SuccessorEvaluator:

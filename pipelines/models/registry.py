@@ -8,6 +8,7 @@ models:/maze_loop.td2_cfm/latest, nor models:/<name>@<alias> nor runs:/<id of a 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.base.errors import UserError
@@ -37,16 +38,37 @@ def load(
     Raises:
         UserError: There is no such model, seed or device, or its file is damaged.
     """
+    from pipelines.runs import versions
+
+    return read(versions.files(uri), uri, seed=seed, device=device, solver=solver, steps=steps)
+
+
+def read(
+    folder: Path, name: str, *, seed: int | None = None, device: str = "cpu", solver: str = "rk4", steps: int = 20
+) -> HorizonModel | ContinuousFlow:
+    """Read a trained model from a folder of networks; the other arguments are those of `load`.
+
+    Args:
+        folder: Folder with one network per seed.
+        name: Name of the model in messages.
+        seed: Seed of the network; the first one by default.
+        device: As in params.yaml.
+        solver: ODE solver.
+        steps: Number of solver steps.
+
+    Raises:
+        UserError: There is no such seed or device, or the file is damaged.
+    """
     from pipelines.base import layout
     from pipelines.base.device import resolve
     from pipelines.models import density, saved, successor
-    from pipelines.runs import tracking
 
-    folder = tracking.model_files(uri)
     files = layout.networks(folder)
     chosen = min(files) if seed is None and files else seed
     if chosen not in files:
-        raise UserError(f"the model {uri!r} has no seed {chosen}, only {', '.join(map(str, sorted(files))) or 'none'}.")
-    read = successor.load if "gamma" in saved.meta(files[chosen]) else density.load
-    model: HorizonModel | ContinuousFlow = read(files[chosen], resolve(device), solver, steps)
+        raise UserError(
+            f"the model {name!r} has no seed {chosen}, only {', '.join(map(str, sorted(files))) or 'none'}."
+        )
+    source = successor if "gamma" in saved.meta(files[chosen]) else density
+    model: HorizonModel | ContinuousFlow = source.load(files[chosen], resolve(device), solver, steps)
     return model

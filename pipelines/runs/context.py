@@ -61,4 +61,5 @@ class Stage:
         """Yield a temporary path for an output file or folder, and rename it when it is complete."""
         with files.replacing(path) as temporary:
             yield temporary
+        self.record.output(path)
         self.log(f"wrote {path}")

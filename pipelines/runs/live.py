@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.base.errors import first_line
+from pipelines.base.redact import redact
 from pipelines.runs import records, snapshots
 from pipelines.runs.records import Status
 from pipelines.runs.tracking import Tracker
@@ -47,6 +48,7 @@ def live(workspace: Path, invocation: str, every: float = 3.0) -> Iterator[Outco
 
     with _swallow_errors(reported):
         snapshots.settle(workspace)
+        snapshots.begin(invocation, workspace)
     thread = threading.Thread(target=watch, name="publisher", daemon=True)
     thread.start()
     outcome = Outcome()
@@ -56,15 +58,15 @@ def live(workspace: Path, invocation: str, every: float = 3.0) -> Iterator[Outco
         done.set()
         thread.join()
         with _swallow_errors(reported):
-            snapshots.take(invocation, workspace, outcome.status)
+            snapshots.end(invocation, workspace, outcome.status)
             publish(invocation)
 
 
-def publish_quietly(invocation: str) -> None:
+def publish_quietly(invocation: str, stage: str) -> None:
     """Publish at the end of a stage that no orchestrator started; errors are printed and do not fail the stage."""
     with _swallow_errors([]):
         if ".dvc/tmp/" in Path.cwd().as_posix():  # the copy of a DVC experiment, which is deleted when it ends
-            snapshots.take(invocation, Path.cwd(), None)
+            snapshots.during(invocation, Path.cwd(), stage)
         publish(invocation)
 
 
@@ -96,7 +98,7 @@ def _swallow_errors(reported: list[str]) -> Iterator[None]:
     except Exception as error:
         if not reported:
             retry = "run `python -m pipelines.orchestration publish` to retry"
-            print(f"tracking: not published ({first_line(error)}); {retry}.", file=sys.stderr)
+            print(f"tracking: not published ({redact(first_line(error))}); {retry}.", file=sys.stderr)
         reported.append(str(error))
 
 

@@ -7,14 +7,15 @@ are `<home>/runs/<invocation>/<stage>.json[l]`; an invocation is one `dvc repro`
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psutil
 
@@ -25,8 +26,76 @@ Parameter = str | int | float | bool | None
 
 _FLUSH_SECONDS = 2.0  # at most this much of a curve is lost if the process is killed
 _SAME_PROCESS_SECONDS = 5.0  # a process's start time is derived from the clock, which may be adjusted while it runs
+_COLUMNS = ("columns", "state_names", "action_names")  # keys of a provenance
 # Files that a run writes do not make the code dirty.
 _NOT_CODE = (":(top,exclude)data", ":(top,exclude)dvc.lock")
+
+
+class CellKey(NamedTuple):
+    """A method on a data set or in an environment, with one training seed."""
+
+    data: str
+    method: str
+    seed: int
+
+
+@dataclass
+class Cell:
+    """What a stage found about one cell.
+
+    Attributes:
+        data: Data set or environment.
+        method: Name of the method in params.yaml.
+        seed: Training seed.
+        params: Parameters of the training.
+        metrics: Numbers, with the same names for every method and seed.
+        model: Digest of the file of the network.
+        trained: Whether the stage trained the network.
+    """
+
+    data: str
+    method: str
+    seed: int
+    params: Mapping[str, Parameter] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    model: str | None = None
+    trained: bool = False
+
+    @property
+    def key(self) -> CellKey:
+        """What identifies the cell."""
+        return CellKey(self.data, self.method, self.seed)
+
+
+@dataclass
+class Input:
+    """Data that a stage read.
+
+    Attributes:
+        name: Data set or environment.
+        context: What they were read for: training or evaluation.
+        path: Folder of the data in the workspace.
+        digest: MD5 of the content, as DVC computes it.
+        columns: Names of the columns.
+        source: Where the data come from.
+    """
+
+    name: str
+    context: str
+    path: str
+    digest: str
+    columns: list[str]
+    source: str
+
+
+class Point(NamedTuple):
+    """A point of a stage's curves, and the byte offset after it."""
+
+    end: int
+    time: float
+    step: int
+    values: dict[str, float]
+    cell: CellKey | None
 
 
 @dataclass
@@ -48,6 +117,10 @@ class Record:
     metrics: dict[str, float | None] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: list[str] = field(default_factory=list)
+    settings: dict[str, Parameter] = field(default_factory=dict)  # params.yaml as the stage loaded it
+    outputs: dict[str, str] = field(default_factory=dict)  # digests by path
+    inputs: list[Input] = field(default_factory=list)
+    cells: list[Cell] = field(default_factory=list)
 
 
 class RunRecord:
@@ -60,8 +133,14 @@ class RunRecord:
         self._flushed = time.monotonic()
 
     @classmethod
-    def start(cls, stage: str, params: Mapping[str, Any]) -> RunRecord:
-        """Open the record of the stage that this process runs, and replace that of an earlier attempt."""
+    def start(cls, stage: str, params: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> RunRecord:
+        """Open the record of the stage that this process runs, and replace that of an earlier attempt.
+
+        Args:
+            stage: Name of the stage.
+            params: Parameters of the stage's cell.
+            settings: Contents of params.yaml as the stage loaded it.
+        """
         me = psutil.Process()
         commit, dirty = _git()
         name = invocation()
@@ -73,6 +152,7 @@ class RunRecord:
             created=me.create_time(),
             started=time.time(),
             params=flat(params),
+            settings=flat(settings or {}),
             commit=commit,
             dirty=dirty,
         )
@@ -86,9 +166,10 @@ class RunRecord:
         """Name of the invocation."""
         return self.record.invocation
 
-    def series(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one point to each of some curves."""
-        self._rows.append(json.dumps({"time": time.time(), "step": step, "values": _floats(values)}))
+    def series(self, step: int, values: Mapping[str, float], cell: CellKey | None = None) -> None:
+        """Add one point to each of some curves, of the stage or of one of its cells."""
+        row = {"time": time.time(), "step": step, "values": _floats(values), "cell": cell}
+        self._rows.append(json.dumps(row))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush()
 
@@ -110,6 +191,37 @@ class RunRecord:
     def artifact(self, path: Path | str) -> None:
         """Add a file or folder that the tracker should copy."""
         self.record.artifacts.append(str(path))
+        self._write()
+
+    def output(self, path: Path) -> None:
+        """Add an output that is complete, with the digest of its content."""
+        self.record.outputs[path.as_posix()] = files.md5(path)
+        self._write()
+
+    def data(self, name: str, context: str, folder: Path, provenance: Mapping[str, Any]) -> None:
+        """Add data that the stage reads.
+
+        Args:
+            name: Data set or environment.
+            context: What they are read for: training or evaluation.
+            folder: Folder of the data.
+            provenance: Description of the data.
+        """
+        columns = [column for key, names in provenance.items() if key.endswith(_COLUMNS) for column in names]
+        source = str(provenance.get("source", ""))
+        self.record.inputs.append(Input(name, context, folder.as_posix(), files.md5(folder), columns, source))
+        self._write()
+
+    def cells(self, cells: Sequence[Cell]) -> None:
+        """Add cells, or what else is known about them."""
+        for new in cells:
+            old = next((cell for cell in self.record.cells if cell.key == new.key), None)
+            if old is None:
+                old = Cell(*new.key)
+                self.record.cells.append(old)
+            old.params = {**old.params, **new.params}
+            old.metrics = {**old.metrics, **_floats(new.metrics)}
+            old.model, old.trained = new.model or old.model, new.trained or old.trained
         self._write()
 
     def finish(self, status: Status, message: str | None = None) -> None:
@@ -212,18 +324,14 @@ def is_over(invocation: str, found: Sequence[Record]) -> bool:
     return all(record.status != "RUNNING" for record in found) and (by_hand or not is_alive(*owner))
 
 
-def worst(found: Sequence[Record]) -> Status:
-    """Return the status of an invocation from those of its stages."""
-    statuses = {record.status for record in found}
+def worst(statuses: Iterable[Status]) -> Status:
+    """Return the status of several stages that have ended, from those of each."""
+    statuses = set(statuses)
     return "FAILED" if "FAILED" in statuses else "KILLED" if "KILLED" in statuses else "FINISHED"
 
 
-def points(folder: Path, stage: str, offset: int = 0) -> Iterator[tuple[int, float, int, dict[str, float]]]:
-    """Yield the points of a stage's curves from a byte offset.
-
-    Yields:
-        The offset after the point, its time, step and values.
-    """
+def points(folder: Path, stage: str, offset: int = 0) -> Iterator[Point]:
+    """Yield the points of a stage's curves from a byte offset."""
     path = _paths(folder, stage)[1]
     if not path.exists():
         return
@@ -234,7 +342,8 @@ def points(folder: Path, stage: str, offset: int = 0) -> Iterator[tuple[int, flo
                 return
             offset += len(line)
             row = json.loads(line)
-            yield offset, row["time"], row["step"], row["values"]
+            cell = row.get("cell")
+            yield Point(offset, row["time"], row["step"], row["values"], CellKey(*cell) if cell else None)
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Parameter]:
@@ -253,7 +362,7 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Parameter]:
 
 
 def _floats(values: Mapping[str, Any]) -> dict[str, float]:
-    return {key: float(value) for key, value in values.items()}
+    return {key: math.nan if value is None else float(value) for key, value in values.items()}
 
 
 def _paths(folder: Path, stage: str) -> tuple[Path, Path]:
@@ -261,10 +370,17 @@ def _paths(folder: Path, stage: str) -> tuple[Path, Path]:
     return folder / f"{name}.json", folder / f"{name}.jsonl"
 
 
-def _read(path: Path) -> Record:
+def _parse(path: Path) -> Record:
     record = Record(**json.loads(path.read_text()))
+    record.cells = [Cell(**cell) for cell in record.cells]  # type: ignore[arg-type]
+    record.inputs = [Input(**given) for given in record.inputs]  # type: ignore[arg-type]
+    return record
+
+
+def _read(path: Path) -> Record:
+    record = _parse(path)
     if record.status == "RUNNING" and not is_alive(record.pid, record.created):
-        record = Record(**json.loads(path.read_text()))  # it may have finished since it was read
+        record = _parse(path)  # it may have finished since it was read
         if record.status == "RUNNING":
             # The clock of files is coarser than that of the start.
             record.status, record.ended = "KILLED", max(record.started, path.stat().st_mtime)

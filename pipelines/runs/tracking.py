@@ -1,305 +1,385 @@
-"""Publish records as MLflow runs: one parent run per invocation, with a nested child run per stage.
+"""Publish records as MLflow runs: a parent per invocation, and below it a run per stage and a run per cell.
+
+A cell is a method on a data set with one training seed. Training and evaluation write to the same run of a cell, with
+the same names for all of them, so that MLflow compares methods and seeds; the parent has the means over seeds. All
+numbers come from the records of the stages that the invocation ran, none from the workspace. `lineage.json` names for
+each stage the run that made its present outputs, found by their digests.
 
 Publishing is idempotent: published runs are identified by their tags, so after a crash, with a second publisher or
-after the database was deleted, the next `publish` only adds what is missing. A stage that DVC skips has no record, so
-an invocation that has ended is completed from its snapshot: all metrics of the workspace go to the parent, and
-`lineage.json` names for each stage the run that produced its present output. Only this file imports MLflow.
+after the database was deleted, the next `publish` only adds what is missing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import os
 import re
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import yaml
-
-from pipelines.base.errors import UserError, did_you_mean, first_line
-from pipelines.config.params import Params
-from pipelines.runs import records, snapshots
-from pipelines.runs.records import Parameter, Record
+from pipelines.base.redact import redact
+from pipelines.runs import flavour, records, snapshots, store, versions
+from pipelines.runs.records import Cell, CellKey, Input, Parameter, Record, Status
 from pipelines.runs.snapshots import Snapshot
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import DatasetInput, Metric, Run
 
-EXPERIMENT = "flowmatch"
-_MODEL = "flowmatch.model"  # tag of a run that trained a model: <data set or environment>.<method>
-_BATCH = {"metrics": 900, "params": 100}  # MLflow rejects larger requests
+_SCORE = "score_metric"  # tag of an evaluation: the metric that is the score of its models
 
+_BATCH = {"metrics": 900, "others": 100}  # MLflow rejects larger requests
+_STATE = "flowmatch.state"  # tag of a cell: digest of what is published
+_TRAINED_IN = "flowmatch.trained_in"  # tag of a cell: id of the run of its training stage
+_PARENT = "mlflow.parentRunId"
+_INHERITED = ("flowmatch.invocation", "profile", "commit", "mlflow.source.git.commit", "git.dirty")
 
-def uri(home: Path) -> str:
-    """Return the address of the MLflow store: `$MLFLOW_TRACKING_URI`, else a database in the project's folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.parent / 'mlflow.db'}"
-
-
-def model_files(address: str) -> Path:
-    """Return the folder of a trained model's files, from its address in the registry or the run that trained it.
-
-    Raises:
-        UserError: There is no such model, or the address is invalid.
-    """
-    from mlflow.exceptions import MlflowException
-
-    kind, _, rest = address.partition(":/")
-    name, alias = (rest.partition("@")[::2]) if "@" in rest else (rest.partition("/")[0], "")
-    version = rest.partition("/")[2]
-    if kind not in ("models", "runs") or not name or (kind == "models" and not (alias or version)):
-        raise UserError(
-            f"the model {address!r} is neither models:/<name>/<version>, such as models:/maze_loop.td2_cfm/latest, nor "
-            "models:/<name>@<alias> nor runs:/<id of a training run>."
-        )
-    client = _open(records.home())
-    try:
-        run = client.get_run(rest if kind == "runs" else _trained_by(client, name, version, alias))
-    except MlflowException as error:
-        raise UserError(f"MLflow has no model {address!r} ({first_line(error)}); see `make ui`.") from None
-    model = run.data.tags.get(_MODEL)
-    if model is None:
-        raise UserError(f"the run of {address!r} is {run.info.run_name}; expected one that trained a model.")
-    return Path(client.download_artifacts(run.info.run_id, model.rpartition(".")[2]))
+_Point = tuple[str, float | None, int, int]  # name, value, milliseconds, step
 
 
-def _open(home: Path) -> MlflowClient:
-    """Open the existing MLflow store; a missing one is not created.
+@dataclass
+class _CellState:
+    """What the stages of an invocation found about one cell."""
 
-    Raises:
-        UserError: There is no store.
-    """
-    from mlflow import MlflowClient
+    key: CellKey
+    started: float
+    ended: float = 0.0
+    statuses: list[Status] = field(default_factory=list)
+    params: dict[str, Parameter] = field(default_factory=dict)
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    inputs: list[Input] = field(default_factory=list)
+    score: str | None = None
+    trained_in: str | None = None  # id of the run of the training stage
 
-    where = uri(home)
-    if where.startswith("sqlite:///") and not Path(where.removeprefix("sqlite:///")).exists():
-        raise UserError(
-            f"there are no runs in {where}; train models by `make repro`, and load them from the project's folder or "
-            "with MLFLOW_TRACKING_URI set."
-        )
-    _be_quiet()
-    return MlflowClient(tracking_uri=where)
+    @property
+    def status(self) -> Status:
+        """Status of the cell's run, of all stages that contributed."""
+        return "RUNNING" if "RUNNING" in self.statuses else records.worst(self.statuses)
 
+    def digest(self) -> str:
+        """Return a digest of all that is published, to notice what is new."""
+        state = [self.status, self.params, self.metrics, self.tags, [repr(given) for given in self.inputs]]
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
-def _trained_by(client: MlflowClient, name: str, version: str, alias: str) -> str:
-    """Return the id of the run that trained a version of a registered model."""
-    if alias:
-        return str(client.get_model_version_by_alias(name, alias).run_id)
-    if version != "latest":
-        return str(client.get_model_version(name, version).run_id)
-    found = client.search_model_versions(f"name = '{name}'", max_results=1, order_by=["version_number DESC"])
-    if not found:
-        known = [model.name for model in client.search_registered_models()]
-        hint = did_you_mean(name, known)
-        raise UserError(f"MLflow has no model {name!r}, only {', '.join(known) or 'none'}{hint}")
-    return str(found[0].run_id)
-
-
-def _be_quiet() -> None:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an unreachable server must not delay a run
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    def add(self, record: Record, cell: Cell, run: str) -> None:
+        """Add what one stage found."""
+        self.started = min(self.started, record.started)
+        self.ended = max(self.ended, record.ended or record.started)
+        self.statuses.append(record.status)
+        self.params |= cell.params
+        self.metrics |= cell.metrics
+        self.inputs += record.inputs
+        self.tags |= {key: record.tags[key] for key in ("device",) if key in record.tags}
+        if cell.model:
+            self.tags["model"] = cell.model
+        if cell.trained:
+            self.trained_in = run
+        self.score = record.tags.get(_SCORE, self.score)
 
 
 class Tracker:
-    """The open store and its experiment; created and used while holding the publisher's lock."""
+    """The open store; created and used while holding the publisher's lock."""
 
     def __init__(self, home: Path) -> None:
-        _be_quiet()
-        from mlflow import MlflowClient
-
         self.home = home
-        self.client: MlflowClient = MlflowClient(tracking_uri=uri(home))
-        found = self.client.get_experiment_by_name(EXPERIMENT)
-        if found:
-            self.experiment = found.experiment_id
-        else:
-            # The default location is the current folder, which may be the temporary one of a DVC experiment.
-            own = "MLFLOW_TRACKING_URI" not in os.environ
-            location = (home.parent / "mlartifacts").as_uri() if own else None
-            self.experiment = self.client.create_experiment(EXPERIMENT, artifact_location=location)
+        self.store = store.connect(home)
+        self.client = self.store.client
 
     def publish(self, invocation: str) -> None:
         """Create or update the runs of an invocation."""
-        runs = self._search(f"tags.`flowmatch.invocation` = '{invocation}'")
-        parent = next((run for run in runs if "mlflow.parentRunId" not in run.data.tags), None)
+        runs = self.store.search(f"tags.`flowmatch.invocation` = '{invocation}'")
+        parent = next((run for run in runs if _PARENT not in run.data.tags), None)
         if parent and (parent.data.tags.get("flowmatch.complete") or parent.info.lifecycle_stage != "active"):
             return
         found = records.read(self.home / "runs" / invocation)
         last = snapshots.read(self.home, invocation)
         if not found and not last:
             return
-        if parent is None:
-            parent = self._create_parent(invocation, found, last)
-        children = {
-            (run.data.tags["dvc.stage"], run.data.tags["flowmatch.started"]): run
-            for run in runs
-            if "mlflow.parentRunId" in run.data.tags
-        }
-        latest: dict[str, str] = {}
+        parent = parent or self._create_parent(invocation, found, last)
+        children = [run for run in runs if _PARENT in run.data.tags]
+        stages = self._stage_runs(parent, found, [run for run in children if "dvc.stage" in run.data.tags])
+        known = {key: run for run in children if (key := _key_of(run)) is not None}
+        cells = {state.key: state for state in _gather(found, stages)}
+        cell_runs = {key: known.get(key) or self._create_cell(parent, state) for key, state in cells.items()}
         for record in found:
-            child = children.pop((record.stage, repr(record.started)), None) or self._create_child(parent, record)
-            latest[record.stage] = child.info.run_id
-            self._update_child(child, record)
-        for replaced in children.values():  # an attempt that was retried before its end was published
-            if replaced.info.status == "RUNNING":
-                self.client.set_terminated(replaced.info.run_id, "FAILED")
-        if found:
-            self._log_params(
-                parent, {k: v for k, v in found[0].params.items() if k.split(".")[0] in Params.model_fields}
-            )
-        if last:
-            finished = {record.stage: latest[record.stage] for record in found if record.status == "FINISHED"}
-            self._complete(parent, last, finished)
-        if (last and last.status) or records.is_over(invocation, found):
-            status = (last and last.status) or records.worst(found)
-            ended = max([record.ended or record.started for record in found], default=last.time if last else 0.0)
-            self.client.set_terminated(parent.info.run_id, status, _ms(ended))
-            self.client.set_tag(parent.info.run_id, "flowmatch.complete", "true")
+            self._update_stage(stages[record.stage], record, cell_runs)
+        for key, state in cells.items():
+            self._update_cell(cell_runs[key], state)
+        status = _status(invocation, found, last)
+        if status != "RUNNING":
+            self._score(cells.values())
+            self._complete(parent, found, stages, cells.values(), last, status)
 
     def _create_parent(self, invocation: str, found: Sequence[Record], last: Snapshot | None) -> Run:
         owner = records.owner_of(invocation)[1]
         started = owner or min([record.started for record in found], default=last.time if last else 0.0)
-        params = found[0].params if found else last.params if last else {}
-        profile = str(params.get("profile", "default"))
+        params = found[0].settings if found else last.params if last else {}
+        profile = _profile(found[0]) if found else str(params.get("profile", "default"))
         name = f"{profile} {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(started))}"
-        tags = {"flowmatch.invocation": invocation, "profile": profile} | (_code(found[0]) if found else {})
-        return self.client.create_run(self.experiment, _ms(started), tags, name)
+        tags = {"kind": "invocation", "flowmatch.invocation": invocation, "profile": profile}
+        run = self.client.create_run(
+            self.store.experiment, _ms(started), tags | (_code(found[0]) if found else {}), name
+        )
+        self._log(run.info.run_id, params=params)
+        return run
 
-    def _create_child(self, parent: Run, record: Record) -> Run:
+    def _stage_runs(self, parent: Run, found: Sequence[Record], existing: Sequence[Run]) -> dict[str, Run]:
+        """Return the run of every stage by its name, created where there is none."""
+        known = {(run.data.tags["dvc.stage"], run.data.tags["flowmatch.started"]): run for run in existing}
+        stages: dict[str, Run] = {}
+        for record in found:
+            run = known.pop((record.stage, repr(record.started)), None)
+            stages[record.stage] = run or self._create_stage(parent, record)
+        for replaced in known.values():  # an attempt that was retried before its end was published
+            if replaced.info.status == "RUNNING":
+                self.client.set_terminated(replaced.info.run_id, "FAILED")
+        return stages
+
+    def _create_stage(self, parent: Run, record: Record) -> Run:
         tags = {
-            "mlflow.parentRunId": parent.info.run_id,
+            "kind": "stage",
+            _PARENT: parent.info.run_id,
             "flowmatch.invocation": record.invocation,
             "flowmatch.started": repr(record.started),
             "dvc.stage": record.stage,
+            "profile": _profile(record),
         }
-        tags |= _code(record) | {_key(key): value for key, value in record.tags.items()}
-        return self.client.create_run(self.experiment, _ms(record.started), tags, record.stage)
+        return self.client.create_run(self.store.experiment, _ms(record.started), tags | _code(record), record.stage)
 
-    def _update_child(self, child: Run, record: Record) -> None:
-        if child.info.status != "RUNNING":
+    def _update_stage(self, run: Run, record: Record, cells: Mapping[CellKey, Run]) -> None:
+        """Log what is new about a stage on its run, and its curves of cells on theirs."""
+        if run.info.status != "RUNNING" or run.info.lifecycle_stage != "active":
             return
-        self._log_params(child, record.params)
-        self._log_curves(child, record)
+        run_id = run.info.run_id
+        offset = self._log_curves(run, record, cells)
         if record.status == "RUNNING":
+            self._log(run_id, params=_new(run, record.params), tags=offset)
             return
         ended = _ms(record.ended or record.started)
-        self._log_metrics(child.info.run_id, [(key, value, ended, 0) for key, value in record.metrics.items()])
-        for key, value in record.tags.items():
-            self.client.set_tag(child.info.run_id, _key(key), value)
+        tags = offset | record.tags | {"flowmatch.outputs": snapshots.digest(record.outputs)}
         if record.message:
-            self.client.set_tag(child.info.run_id, "mlflow.note.content", record.message)
+            tags["mlflow.note.content"] = redact(record.message)
+        self._log(run_id, _at(record.metrics, ended), _new(run, record.params), tags)
+        self._log_inputs(run_id, record.inputs)
         for name in record.artifacts:
             path = self.home.parent / record.workspace / name
             if path.exists():
-                self.client.log_artifact(child.info.run_id, str(path))
-        if record.status == "FINISHED" and _MODEL in record.tags:
-            self._register(child, record)
-        self.client.set_terminated(child.info.run_id, record.status, ended)
+                self.client.log_artifact(run_id, str(path))
+        if record.status == "FINISHED" and versions.MODEL in record.tags:
+            self._register(run, record)
+        self.client.set_terminated(run_id, record.status, ended)
 
-    def _register(self, child: Run, record: Record) -> None:
-        """Register the model that a run trained as the next version of its name, once."""
-        from mlflow.exceptions import MlflowException
+    def _register(self, run: Run, record: Record) -> None:
+        """Add the MLmodel file to a trained model and register it."""
+        run_id, model = run.info.run_id, record.tags[versions.MODEL]
+        networks = [self.home.parent / record.workspace / name for name in record.artifacts]
+        with tempfile.TemporaryDirectory() as folder:
+            for path in networks:
+                if path.name == versions.folder_of(model) and path.exists():
+                    flavour.write(path, Path(folder), run_id)
+            self.client.log_artifacts(run_id, folder, versions.folder_of(model))
+        tags = {"dvc.stage": record.stage} | _code(record)
+        versions.register(self.client, model, _profile(record), run_id, str(run.info.artifact_uri), tags)
 
-        run, model = child.info.run_id, record.tags[_MODEL]
-        profile = str(record.params.get("profile", "default"))
-        name = model if profile == "default" else f"{profile}.{model}"  # a smoke run is not the latest model
-        try:
-            self.client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        if not self.client.search_model_versions(f"run_id = '{run}'"):
-            source = f"{child.info.artifact_uri}/{model.rpartition('.')[2]}"
-            self.client.create_model_version(name, source, run, {"profile": profile, "dvc.stage": record.stage})
+    def _log_curves(self, run: Run, record: Record, cells: Mapping[CellKey, Run]) -> dict[str, str]:
+        """Log the points that were added to a stage's curves; return the tag with the offset that was reached."""
+        done = int(run.data.tags.get("flowmatch.offset", 0))
+        batches: dict[str, list[_Point]] = {}
+        end = done
+        for point in records.points(self.home / "runs" / record.invocation, record.stage, done):
+            there = cells.get(point.cell, run) if point.cell else run
+            batches.setdefault(there.info.run_id, []).extend(_at(point.values, _ms(point.time), point.step))
+            end = point.end
+        for run_id, points in batches.items():
+            self._log(run_id, points)
+        return {"flowmatch.offset": str(end)} if end > done else {}
 
-    def _log_curves(self, child: Run, record: Record) -> None:
-        """Log the points that were added to the stage's curves since the offset in the run's tag."""
-        offset = done = int(child.data.tags.get("flowmatch.offset", 0))
-        batch: list[tuple[str, float | None, int, int]] = []
-        for end, at, step, values in records.points(self.home / "runs" / record.invocation, record.stage, done):
-            batch += [(key, value, _ms(at), step) for key, value in values.items()]
-            offset = end
-        if offset > done:
-            self._log_metrics(child.info.run_id, batch)
-            self.client.set_tag(child.info.run_id, "flowmatch.offset", str(offset))
+    def _create_cell(self, parent: Run, state: _CellState) -> Run:
+        data, method, seed = state.key
+        tags = {
+            "kind": "cell",
+            _PARENT: parent.info.run_id,
+            **{name: parent.data.tags[name] for name in _INHERITED if name in parent.data.tags},
+            "data": data,
+            "method": method,
+            "seed": str(seed),
+        }
+        return self.client.create_run(self.store.experiment, _ms(state.started), tags, f"{data} {method} seed {seed}")
 
-    def _complete(self, parent: Run, last: Snapshot, finished: Mapping[str, str]) -> None:
-        """Log DVC's metrics and parameters on the parent, and the run that produced each stage's present output."""
-        run = parent.info.run_id
-        self._log_params(parent, last.params)
-        self._log_metrics(run, [(key, value, _ms(last.time), 0) for key, value in last.metrics.items()])
-        lineage: dict[str, str | None] = {}
-        for stage, entry in ((yaml.safe_load(last.lock) or {}).get("stages") or {}).items():
-            digest = _digest(entry)
-            if stage in finished:
-                self.client.set_tag(finished[stage], "dvc.lock_hash", digest)
-            made = finished.get(stage) or next(
-                (
-                    earlier.info.run_id
-                    for earlier in self._search(f"tags.`dvc.stage` = '{stage}' and tags.`dvc.lock_hash` = '{digest}'")
-                    if earlier.info.lifecycle_stage == "active"
-                ),
-                None,
-            )
-            lineage[stage] = made
-        self.client.log_dict(run, lineage, "lineage.json")
-        self.client.log_text(run, last.lock, "dvc.lock")
-        self.client.set_tag(run, "dvc.lock_md5", hashlib.md5(last.lock.encode()).hexdigest())
+    def _update_cell(self, run: Run, state: _CellState) -> None:
+        """Bring the run of a cell up to date with what its stages found, if anything is new."""
+        digest = state.digest()
+        if run.data.tags.get(_STATE) == digest or run.info.lifecycle_stage != "active":
+            state.trained_in = run.data.tags.get(_TRAINED_IN)
+            return
+        tags = dict(state.tags)
+        params: dict[str, Parameter] = {**state.key._asdict(), **state.params}
+        if state.trained_in is None and "model" in tags:  # evaluated only: another invocation trained the network
+            trained = self.store.search(f"tags.kind = 'cell' and tags.trained_model = '{tags['model']}'", 1)
+            for earlier in trained:
+                tags["trained_by"] = earlier.info.run_id
+                state.trained_in = earlier.data.tags[_TRAINED_IN]
+                params = {**earlier.data.params, **params}
+        elif "model" in tags:
+            tags["trained_model"] = tags["model"]
+        if state.trained_in:
+            tags[_TRAINED_IN] = state.trained_in
+        self._log(run.info.run_id, _at(state.metrics, _ms(state.ended)), _new(run, params), tags)
+        self._log_inputs(run.info.run_id, state.inputs)
+        if state.status != "RUNNING":
+            self.client.set_terminated(run.info.run_id, state.status, _ms(state.ended))
+        self._log(run.info.run_id, tags={_STATE: digest})
 
-    def _search(self, condition: str) -> list[Run]:
-        from mlflow.entities import ViewType
+    def _score(self, cells: Iterable[_CellState]) -> None:
+        """Tag the versions of the models that were evaluated with the mean of their score over seeds."""
+        scored: dict[tuple[str, str], list[float]] = {}
+        for cell in cells:
+            if cell.trained_in and cell.score in cell.metrics:
+                value = cell.metrics[cell.score]
+                scored.setdefault((cell.trained_in, cell.score), []).append(math.nan if value is None else value)
+        for (run, metric), values in scored.items():
+            versions.score(self.client, run, metric, sum(values) / len(values), len(values))
 
-        found: list[Run] = []
-        token: str | None = None
-        while True:
-            page = self.client.search_runs(
-                [self.experiment],
-                condition,
-                ViewType.ALL,
-                order_by=["attributes.start_time DESC"],
-                page_token=token,
-            )
-            found += page
-            token = page.token
-            if not token:
-                return found
+    def _complete(
+        self,
+        parent: Run,
+        found: Sequence[Record],
+        stages: Mapping[str, Run],
+        cells: Iterable[_CellState],
+        last: Snapshot | None,
+        status: Status,
+    ) -> None:
+        """Log means over seeds, numbers of stages, and the run that made each stage's outputs; close the parent."""
+        run_id = parent.info.run_id
+        ended = _ms(max([record.ended or record.started for record in found], default=last.time if last else 0.0))
+        devices = sorted({record.tags["device"] for record in found if "device" in record.tags})
+        tags = {"flowmatch.complete": "true"} | ({"device": ", ".join(devices)} if devices else {})
+        lineage = {record.stage: stages[record.stage].info.run_id for record in found if record.status == "FINISHED"}
+        outputs = last.outputs() if last else {}
+        ran = {record.stage for record in found}
+        earlier = {stage: self._made(stage, digest) for stage, digest in outputs.items() if stage not in ran}
+        self.client.log_dict(run_id, lineage | earlier, "lineage.json")
+        if last and last.lock:
+            self.client.log_text(run_id, last.lock, "dvc.lock")
+            tags["dvc.lock_md5"] = hashlib.md5(last.lock.encode(), usedforsecurity=False).hexdigest()
+        self._log(run_id, _at(_means(cells) | _of_stages(found), ended))
+        self.client.set_terminated(run_id, status, ended)
+        self._log(run_id, tags=tags)
 
-    def _log_params(self, run: Run, params: Mapping[str, Parameter]) -> None:
-        """Log the parameters that the run does not have; MLflow does not allow changes."""
-        from mlflow.entities import Param
+    def _made(self, stage: str, digest: str) -> str | None:
+        """Return the newest run of a stage that made outputs of a digest, or None if it is not known."""
+        for run in self.store.search(f"tags.`dvc.stage` = '{stage}' and tags.`flowmatch.outputs` = '{digest}'"):
+            if run.info.lifecycle_stage == "active" and run.info.status == "FINISHED":
+                return str(run.info.run_id)
+        return None
 
-        new = [Param(_key(key), str(value)) for key, value in params.items() if _key(key) not in run.data.params]
-        run.data.params.update({param.key: param.value for param in new})
-        for start in range(0, len(new), _BATCH["params"]):
-            self.client.log_batch(run.info.run_id, params=new[start : start + _BATCH["params"]])
+    def _log(
+        self,
+        run_id: str,
+        points: Sequence[_Point] = (),
+        params: Mapping[str, Parameter] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log points, parameters and tags in as few requests as MLflow allows.
 
-    def _log_metrics(self, run_id: str, points: Sequence[tuple[str, float | None, int, int]]) -> None:
-        """Log points (key, value, milliseconds, step); MLflow stores equal points once, so they may be sent again."""
-        from mlflow.entities import Metric
+        MLflow stores equal points once, so they may be sent again; it does not allow to change parameters.
+        """
+        from mlflow.entities import Metric, Param, RunTag
 
         metrics: list[Metric] = [
             Metric(_key(key), math.nan if value is None else value, at, step) for key, value, at, step in points
         ]
-        for start in range(0, len(metrics), _BATCH["metrics"]):
-            self.client.log_batch(run_id, metrics=metrics[start : start + _BATCH["metrics"]])
+        given = [Param(_key(key), str(value)) for key, value in (params or {}).items()]
+        set_tags = [RunTag(_key(key), value) for key, value in (tags or {}).items()]
+        while metrics or given or set_tags:
+            most = _BATCH["others"]
+            self.client.log_batch(run_id, metrics[: _BATCH["metrics"]], given[: most // 2], set_tags[: most // 2])
+            metrics, given, set_tags = metrics[_BATCH["metrics"] :], given[most // 2 :], set_tags[most // 2 :]
+
+    def _log_inputs(self, run_id: str, inputs: Sequence[Input]) -> None:
+        """Log the data that were read: name, digest, source and columns."""
+        if inputs:
+            self.client.log_inputs(run_id, [_dataset(given) for given in inputs])
+
+
+def _gather(found: Sequence[Record], stages: Mapping[str, Run]) -> list[_CellState]:
+    """Return what the stages of an invocation found, by cell."""
+    states: dict[CellKey, _CellState] = {}
+    for record in found:
+        for cell in record.cells:
+            state = states.setdefault(cell.key, _CellState(cell.key, record.started))
+            state.add(record, cell, stages[record.stage].info.run_id)
+    return list(states.values())
+
+
+def _status(invocation: str, found: Sequence[Record], last: Snapshot | None) -> Status:
+    """Return the status of an invocation: that of its orchestrator, else that of its stages."""
+    if any(record.status == "RUNNING" for record in found):
+        return "RUNNING"
+    if last and last.status:
+        return last.status
+    over = records.is_over(invocation, found)
+    return records.worst([record.status for record in found]) if over else "RUNNING"
+
+
+def _means(cells: Iterable[_CellState]) -> dict[str, float | None]:
+    """Return the means of the metrics of cells over seeds, such as `maze_loop/td2_cfm/emd`."""
+    values: dict[str, list[float]] = {}
+    for cell in cells:
+        for name, value in cell.metrics.items():
+            key = f"{cell.key.data}/{cell.key.method}/{name}"
+            values.setdefault(key, []).append(math.nan if value is None else value)
+    return {key: sum(each) / len(each) for key, each in values.items()}
+
+
+def _of_stages(found: Sequence[Record]) -> dict[str, float | None]:
+    """Return the metrics that stages have beside those of cells; their load on the machine stays on their own runs."""
+    return {
+        f"{record.stage}/{name}": value
+        for record in found
+        for name, value in record.metrics.items()
+        if not name.startswith("system/")
+    }
+
+
+def _dataset(given: Input) -> DatasetInput:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    schema = {"mlflow_colspec": [{"type": "double", "name": name, "required": True} for name in given.columns]}
+    source = {"uri": given.path, "description": given.source}
+    dataset = Dataset(given.name, given.digest, "local", json.dumps(source), json.dumps(schema))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", given.context)])
 
 
 def _code(record: Record) -> dict[str, str]:
     if record.commit is None:
         return {}
-    return {"mlflow.source.git.commit": record.commit, "git.dirty": str(record.dirty).lower()}
+    dirty = str(record.dirty).lower()
+    return {"commit": record.commit, "mlflow.source.git.commit": record.commit, "git.dirty": dirty}
 
 
-def _digest(entry: Any) -> str:
-    return hashlib.sha256(json.dumps(entry, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _profile(record: Record) -> str:
+    return str(record.params.get("profile", "default"))
+
+
+def _key_of(run: Run) -> CellKey | None:
+    """Return the cell of a run, or None if it is a stage's."""
+    tags = run.data.tags
+    return CellKey(tags["data"], tags["method"], int(tags["seed"])) if tags.get("kind") == "cell" else None
+
+
+def _new(run: Run, params: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """Return the parameters that a run does not have."""
+    return {key: value for key, value in params.items() if _key(key) not in run.data.params}
+
+
+def _at(values: Mapping[str, float | None], at: int, step: int = 0) -> list[_Point]:
+    return [(key, value, at, step) for key, value in values.items()]
 
 
 def _key(name: str) -> str:

@@ -24,6 +24,7 @@ from pipelines.config.params import Params
 from pipelines.runs import records
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord, Status
+from pipelines.runs.usage import Usage
 
 
 def run(main: Callable[..., None]) -> NoReturn:
@@ -48,13 +49,15 @@ def _guarded(main: Callable[..., None], name: str, arguments: dict[str, str]) ->
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    record = RunRecord.start(name, {**arguments, "profile": params.profile, "seed": params.seed})
+    settings = params.model_dump(mode="json", exclude_unset=True)
+    record = RunRecord.start(name, {**arguments, "profile": params.profile, "seed": params.seed}, settings)
     signal.signal(signal.SIGTERM, _stop)
     started = time.monotonic()
     status: Status = "FAILED"
     message, code = None, 1
     try:
-        main(Stage(name, params, record), **arguments)
+        with Usage(record):
+            main(Stage(name, params, record), **arguments)
         status, code = "FINISHED", 0
         print(f"{name}: done in {time.monotonic() - started:.1f} s", flush=True)
     except UserError as error:
@@ -94,4 +97,4 @@ def _publish(record: RunRecord) -> None:
     if "FLOWMATCH_INVOCATION" not in os.environ:
         from pipelines.runs import live
 
-        live.publish_quietly(record.invocation)
+        live.publish_quietly(record.invocation, record.record.stage)

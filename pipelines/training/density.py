@@ -65,5 +65,10 @@ class DensityJob(Job):
             return {"loss": loss(network, path, rows[index], generator=generator)}
 
         config = build.network_config(self.fit.network, len(columns), 0)
-        meta = {"network": config, "path": self.choice.path.model_dump(), "prediction": self.choice.prediction}
+        meta = {
+            "network": config,
+            "path": self.choice.path.model_dump(),
+            "prediction": self.choice.prediction,
+            "columns": columns,
+        }
         return Task(build.network(config).to(device), terms, loc, scale, meta)

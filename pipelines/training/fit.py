@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,15 @@ from pipelines.base import device, files, layout, metric_keys
 from pipelines.base.seeding import derived_seed
 from pipelines.config.params import Fit
 from pipelines.models import saved
+from pipelines.runs import records
 from pipelines.runs.context import Stage
+from pipelines.runs.records import Cell, CellKey
 from pipelines.training import checkpoints, loop
 from pipelines.training.loop import Progress
 from pipelines.training.workers import side_by_side
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,14 @@ def fit_seeds(stage: Stage, job: Job, seeds: tuple[int, ...]) -> None:
     }
     state = checkpoints.folder(stage.name, config, job.inputs())
     stage.log(f"seeds {list(seeds)} on {chosen}; checkpoints in {state}")
-    stage.record.params(config)
+    stage.record.tag("device", str(chosen))
+    settings = {key: value for key, value in config.items() if key not in ("seed", "device")}
+    stage.record.params(settings)
+    data = job.inputs()[0].parent
+    stage.record.data(job.data, "training", data, files.read_json(layout.provenance(data)))
+    stage.record.cells([Cell(job.data, job.method, seed, records.flat(settings)) for seed in seeds])
     work = partial(_fit_one, base=stage.params.seed, job=job, device=str(chosen), state=state)
-    report = _reporter(stage, seeds)
+    report = _reporter(stage, job, seeds)
     processes = None if chosen.type == "cpu" else 1
     summaries = side_by_side(work, seeds, report, processes, stage.params.threads)
     models = layout.models(job.data, job.method)
@@ -119,12 +129,13 @@ def _fit_one(
     return result
 
 
-def _reporter(stage: Stage, seeds: tuple[int, ...]) -> Callable[[int, Progress], None]:
+def _reporter(stage: Stage, job: Job, seeds: tuple[int, ...]) -> Callable[[int, Progress], None]:
     """Return a reporter that records every row, and logs one every two seconds and the last one."""
     last = dict.fromkeys(seeds, 0.0)
 
     def report(seed: int, row: Progress) -> None:
-        stage.record.series(row.step, {metric_keys.seed_key(name, seed): value for name, value in row.terms.items()})
+        terms = {f"train/{name}": value for name, value in row.terms.items()}
+        stage.record.series(row.step, terms, CellKey(job.data, job.method, seed))
         if row.seconds - last[seed] >= loop.LINE_SECONDS or row.step == row.steps:
             last[seed] = row.seconds
             stage.log(f"seed {seed}  {row}")
@@ -141,10 +152,20 @@ def _write_logs(stage: Stage, job: Job, summaries: Mapping[int, Mapping[str, Any
     curve = mean.join([table.add_suffix(metric_keys.seed_key("", seed)) for seed, table in tables.items()])
     with stage.output(layout.curve(job.data, job.method)) as temporary:
         curve.to_csv(temporary, float_format="%.6g")
-    end = curve.iloc[-max(1, len(curve) // 10) :].mean()
-    final = {f"final_{name}": float(value) for name, value in end.items()}
+    final = {f"final_{name}": float(value) for name, value in _end(curve).items()}
     with stage.output(layout.final_losses(job.data, job.method)) as temporary:
         files.write_json(temporary, final)
-    seconds = [summary["seconds"] for summary in summaries.values()]
-    stage.metrics({**final, "seconds": sum(seconds) / len(seconds)})
-    stage.metrics({"steps_per_second": int(curve.index[-1]) * len(seconds) / sum(seconds)})
+    stage.record.cells([_cell(job, seed, tables[seed], summaries[seed]["seconds"]) for seed in summaries])
+
+
+def _cell(job: Job, seed: int, curve: pd.DataFrame, seconds: float) -> Cell:
+    """Return the numbers of the training of one seed."""
+    metrics = {f"train/final_{name}": float(value) for name, value in _end(curve).items()}
+    metrics |= {"train/seconds": seconds, "train/steps_per_second": int(curve.index[-1]) / seconds}
+    model = files.md5(layout.network(layout.models(job.data, job.method), seed))
+    return Cell(job.data, job.method, seed, metrics=metrics, model=model, trained=True)
+
+
+def _end(curve: pd.DataFrame) -> pd.Series[float]:
+    """Return the means over the last tenth of a curve."""
+    return curve.iloc[-max(1, len(curve) // 10) :].mean()

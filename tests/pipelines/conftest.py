@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from pipelines.runs import store
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +49,7 @@ settings = yaml.safe_load(open("params.yaml"))
 mine = settings["leaf" if name in "ab" else name]
 seen = pathlib.Path("seen")
 seen.mkdir(exist_ok=True)
-record = RunRecord.start(os.environ["DVC_STAGE"], {"cell": name, **settings})
+record = RunRecord.start(os.environ["DVC_STAGE"], {"cell": name, **mine}, settings)
 def stop(signum, frame):
     raise SystemExit(1)
 signal.signal(signal.SIGTERM, stop)
@@ -67,6 +70,9 @@ try:
     metrics = {"score": mine["value"], "note": "words", "nested": {"two": 2}}
     (data / f"{name}.json").write_text(json.dumps(metrics))
     record.metrics({"score": mine["value"]})
+    record.output(pathlib.Path(f"data/{name}.txt"))
+    if name != "side":
+        record.output(data / f"{name}.json")
     record.artifact(f"data/{name}.txt")
     record.finish("FINISHED")
     (seen / f"{name}.end").write_text(str(time.time()))
@@ -101,6 +107,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("FLOWMATCH_INVOCATION", "MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE"):
         monkeypatch.delenv(name, raising=False)
     return root
+
+
+@pytest.fixture(scope="session")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database, since MLflow takes seconds to make one."""
+    home = tmp_path_factory.mktemp("schema") / ".flowmatch"
+    code = "from mlflow import MlflowClient; import sys; MlflowClient(sys.argv[1]).search_experiments()"
+    subprocess.run([sys.executable, "-c", code, store.uri(home)], check=True, capture_output=True)
+    return home.parent / "mlflow.db"
 
 
 def write(root: Path, name: str, text: str) -> None:

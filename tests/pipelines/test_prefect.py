@@ -162,11 +162,11 @@ def test_a_failing_stage_is_tried_again_and_stops_only_what_needs_it(project: Pa
     assert max(starts.values()) < min(ends.values())  # independent stages overlapped
     assert set(yaml.safe_load((project / "dvc.lock").read_text())["stages"]) == {"leaf@a", "leaf@b", "side"}
     assert graph.dirty(project) == {"join"}
-    store = tracking.Tracker(project / ".flowmatch")
-    names = sorted((run.info.run_name, run.info.status) for run in store._search("tags.`dvc.stage` != ''"))
+    store = tracking.Tracker(project / ".flowmatch").store
+    names = sorted((run.info.run_name, run.info.status) for run in store.search("tags.`dvc.stage` != ''"))
     assert ("join", "FAILED") in names
     assert ("side", "FINISHED") in names
-    (parent,) = store._search("tags.`flowmatch.complete` = 'true'")
+    (parent,) = store.search("tags.`flowmatch.complete` = 'true'")
     assert parent.info.status == "FAILED"
 
 

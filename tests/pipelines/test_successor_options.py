@@ -32,7 +32,7 @@ from pipelines.evaluation import models
 from pipelines.models import build, registry, successor
 from pipelines.models.untrained import Untrained
 from pipelines.orchestration import preflight
-from pipelines.runs import tracking
+from pipelines.runs import versions
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
 from pipelines.stages import collect, sample_successor, train_successor
@@ -138,7 +138,7 @@ def test_a_latent_model_has_samples_and_values_and_no_density(
     root: Path, monkeypatch: pytest.MonkeyPatch, method: str, kind: type[nn.Module]
 ) -> None:
     folder = root / layout.models("spiral", method)
-    monkeypatch.setattr(tracking, "model_files", lambda uri: folder)
+    monkeypatch.setattr(versions, "files", lambda uri: folder)
     model = registry.load(f"models:/spiral.{method}/latest")
     assert isinstance(model, LatentHorizonModel)
     assert isinstance(model.network, kind)

@@ -12,22 +12,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.runs import live, records, tracking
+from pipelines.runs import live, records, tracking, versions
 from pipelines.runs.records import RunRecord
 from tests.pipelines.conftest import PARAMS, write
+from tests.pipelines.runs import children, curve, kept, parents, runs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 GONE = "999999999-1.00"  # an invocation whose owner does not run
-
-
-@pytest.fixture(scope="module")
-def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database, since MLflow takes seconds to make one."""
-    home = tmp_path_factory.mktemp("schema") / ".flowmatch"
-    code = "from mlflow import MlflowClient; import sys; MlflowClient(sys.argv[1]).search_experiments()"
-    subprocess.run([sys.executable, "-c", code, tracking.uri(home)], check=True, capture_output=True)
-    return home.parent / "mlflow.db"
 
 
 @pytest.fixture(autouse=True)
@@ -44,33 +36,6 @@ def owner(monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"{psutil.Process().ppid()}-{psutil.Process(psutil.Process().ppid()).create_time():.2f}"
     monkeypatch.setenv("FLOWMATCH_INVOCATION", name)
     return name
-
-
-def runs(project: Path) -> list[Any]:
-    from mlflow.entities import ViewType
-
-    tracker = tracking.Tracker(project / ".flowmatch")
-    return list(tracker.client.search_runs([tracker.experiment], "", ViewType.ALL))
-
-
-def parents(project: Path) -> list[Any]:
-    found = [run for run in runs(project) if "mlflow.parentRunId" not in run.data.tags]
-    return sorted(found, key=lambda run: run.info.start_time)
-
-
-def children(project: Path, parent: Any) -> dict[str, Any]:
-    own = [run for run in runs(project) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len({run.info.run_name for run in own}) == len(own)
-    return {run.info.run_name: run for run in own}
-
-
-def curve(project: Path, run: Any, key: str = "loss") -> list[tuple[int, float]]:
-    client = tracking.Tracker(project / ".flowmatch").client
-    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
-
-
-def kept(project: Path, run: Any, name: str) -> str:
-    return (project / "mlartifacts" / run.info.run_id / "artifacts" / name).read_text()
 
 
 def everything(project: Path) -> Any:
@@ -92,7 +57,9 @@ def repro(*arguments: str) -> None:
 
 
 def test_a_run_is_published_as_it_goes_on(project: Path, owner: str) -> None:
-    record = RunRecord.start("train@moons-cfm", {"dataset": "moons", "seed": 3, "fit": {"lr": 0.1}, "device": "cpu"})
+    whole = {"seed": 3, "device": "auto", "density": {"fit": {"lr": 0.1}}}
+    record = RunRecord.start("train@moons-cfm", {"dataset": "moons", "seed": 3, "fit": {"lr": 0.1}}, whole)
+    record.tag("device", "cpu")
     record._flushed = -100.0  # so that the next point is written at once
     record.series(0, {"loss": 4.0})
     live.publish(owner)
@@ -100,8 +67,8 @@ def test_a_run_is_published_as_it_goes_on(project: Path, owner: str) -> None:
     child = children(project, parent)["train@moons-cfm"]
     assert (parent.info.status, child.info.status) == ("RUNNING", "RUNNING")
     assert curve(project, child) == [(0, 4.0)]
-    assert parent.data.params == {"seed": "3", "device": "cpu"}  # those of params.yaml, not of the cell
-    assert child.data.params == {"dataset": "moons", "seed": "3", "fit.lr": "0.1", "device": "cpu"}
+    assert parent.data.params == {"seed": "3", "device": "auto", "density.fit.lr": "0.1"}  # params.yaml's
+    assert child.data.params == {"dataset": "moons", "seed": "3", "fit.lr": "0.1"}
     record.series(1, {"loss": 2.0})
     record.metrics({"nll@test": 1.5})
     record.finish("FINISHED")
@@ -109,6 +76,7 @@ def test_a_run_is_published_as_it_goes_on(project: Path, owner: str) -> None:
     child = children(project, parents(project)[0])["train@moons-cfm"]
     assert curve(project, child) == [(0, 4.0), (1, 2.0)]
     assert child.data.metrics["nll:test"] == 1.5
+    assert child.data.tags["device"] == "cpu"
     assert child.info.status == "FINISHED"
     assert parents(project)[0].info.status == "RUNNING"  # others may follow
 
@@ -138,14 +106,7 @@ def test_a_bare_repro_is_completed_from_dvcs_side(project: Path) -> None:
     own = children(project, parent)
     assert set(own) == {"leaf@a", "leaf@b", "join", "side"}
     assert {run.info.status for run in [parent, *own.values()]} == {"FINISHED"}
-    assert parent.data.metrics == {
-        "a/score": 1.5,
-        "a/nested/two": 2.0,
-        "b/score": 1.5,
-        "b/nested/two": 2.0,
-        "join/score": 2.0,
-        "join/nested/two": 2.0,
-    }
+    assert parent.data.metrics == {"leaf:a/score": 1.5, "leaf:b/score": 1.5, "join/score": 2.0, "side/score": 3.0}
     assert parent.data.params["join.value"] == "2"
     assert json.loads(kept(project, parent, "lineage.json")) == {k: run.info.run_id for k, run in own.items()}
     assert kept(project, parent, "dvc.lock") == (project / "dvc.lock").read_text()
@@ -164,7 +125,7 @@ def test_what_dvc_skips_or_restores_points_to_the_run_that_made_it(project: Path
     (side,) = children(project, second).values()
     expected = {**first, "side": side.info.run_id}
     assert json.loads(kept(project, second, "lineage.json")) == expected
-    assert second.data.metrics["join/score"] == 2.0  # of a stage that did not run
+    assert second.data.metrics == {"side/score": 4.0}  # of the stage that ran, and of no other
     write(project, "params.yaml", PARAMS)
     with live.live(project, GONE) as outcome:  # nothing runs: side comes back from the run cache
         repro()
@@ -255,8 +216,9 @@ def test_the_snapshot_is_taken_before_the_next_run_overwrites(project: Path, mon
         repro()
         outcome.status = "FINISHED"
     live.publish()
-    scores = {run.data.tags["flowmatch.invocation"] == GONE: run.data.metrics["join/score"] for run in parents(project)}
-    assert scores == {False: 2.0, True: 9.0}
+    ends = {run.data.tags["flowmatch.invocation"] == GONE: kept(project, run, "dvc.lock") for run in parents(project)}
+    assert "value: 9" in ends[True]
+    assert "value: 9" not in ends[False]
 
 
 def test_the_outcome_is_the_orchestrators(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +232,97 @@ def test_the_outcome_is_the_orchestrators(project: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [run.info.status for run in parents(project)] == ["KILLED"]
+
+
+def test_a_killed_orchestrator_leaves_killed_and_only_its_own_numbers(project: Path) -> None:
+    repro()  # what stands in the workspace before
+    code = """
+import os, pathlib, sys
+from pipelines.runs import live, records
+from pipelines.runs.records import RunRecord
+import psutil
+os.environ["FLOWMATCH_INVOCATION"] = name = records.name_of(psutil.Process())
+with live.live(pathlib.Path.cwd(), name, every=600.0):
+    record = RunRecord.start("mine", {})
+    record.metrics({"score": 7})
+    record.finish("FINISHED")
+    print(name, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    live.publish()
+    parent = next(run for run in parents(project) if run.data.tags["flowmatch.invocation"] == killed.stdout.strip())
+    assert parent.info.status == "KILLED"
+    assert parent.data.metrics == {"mine/score": 7.0}
+
+
+def test_what_is_checked_out_afterwards_is_not_the_runs(project: Path) -> None:
+    repro()
+    before = {name: (project / name).read_text() for name in ("dvc.lock", "data/metrics/join.json", "params.yaml")}
+    live.publish()
+    (first,) = parents(project)
+    write(project, "params.yaml", PARAMS.replace("join: {value: 2}", "join: {value: 9}"))
+    repro()
+    for name, text in before.items():  # git checkout
+        write(project, name, text)
+    live.publish()
+    second = parents(project)[1]
+    assert second.data.metrics == {"join/score": 9.0}
+    assert second.data.params["join.value"] == "9"
+    own = children(project, second)
+    assert json.loads(kept(project, second, "lineage.json")) == {"join": own["join"].info.run_id}
+    assert not (project / "mlartifacts" / second.info.run_id / "artifacts" / "dvc.lock").exists()
+    assert json.loads(kept(project, first, "lineage.json"))["join"] != own["join"].info.run_id
+
+
+def test_runs_in_a_row_keep_their_numbers_until_they_are_published(project: Path) -> None:
+    for value in (5, 6, 7):
+        write(project, "params.yaml", PARAMS.replace("side: {value: 3}", f"side: {{value: {value}}}"))
+        repro("side")
+    live.publish()
+    assert [run.data.metrics for run in parents(project)] == [{"side/score": float(value)} for value in (5, 6, 7)]
+    assert [run.data.params["side.value"] for run in parents(project)] == ["5", "6", "7"]
+
+
+def test_the_digest_of_an_output_is_dvcs(project: Path) -> None:
+    import yaml
+
+    from pipelines.base import files
+
+    subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "step.py"], check=True)
+    assert files.md5(project / "step.py") == yaml.safe_load((project / "step.py.dvc").read_text())["outs"][0]["md5"]
+    write(project, "folder/b/2.txt", "2")
+    write(project, "folder/b.txt", "b")
+    write(project, "folder/a/1.txt", "1")
+    subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "folder"], check=True)
+    assert files.md5(project / "folder") == yaml.safe_load((project / "folder.dvc").read_text())["outs"][0]["md5"]
+
+
+@pytest.mark.slow
+def test_experiments_of_dvc_are_not_mixed_with_what_is_checked_out(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> None:
+        command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words]
+        subprocess.run(command, check=True, capture_output=True)
+
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.setenv(name, "t@t")
+    git("init", "-q")
+    write(project, ".dvc/config", "[core]\n    analytics = false\n")
+    write(project, ".gitignore", "/data\n/seen\n/.flowmatch\n/mlflow.db\n/mlartifacts\n/.dvc/tmp\n/.dvc/cache\n")
+    repro()
+    git("add", ".")
+    git("commit", "-qm", "x")
+    for value in (7, 8, 9):
+        experiment = [sys.executable, "-m", "dvc", "exp", "run", "-q", "-S", f"join.value={value}"]
+        subprocess.run(experiment, check=True)
+    git("checkout", "-q", "-f", "HEAD")
+    live.publish()
+    assert [run.data.metrics.get("join/score") for run in parents(project)] == [2.0, 7.0, 8.0, 9.0]
+    assert [run.data.params["join.value"] for run in parents(project)] == ["2", "7", "8", "9"]
+    assert {run.info.status for run in parents(project)} == {"FINISHED"}
 
 
 def test_live_publishes_while_stages_run(project: Path, owner: str) -> None:
@@ -289,7 +342,7 @@ def test_a_tracker_that_is_away_costs_one_line(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     record = RunRecord.start("s", {})
     record.finish("FINISHED")
-    live.publish_quietly(record.invocation)
+    live.publish_quietly(record.invocation, "s")
     said = capsys.readouterr().err
     assert said.startswith("tracking: not published (")
     assert said.count("\n") == 1
@@ -307,7 +360,7 @@ def test_importing_the_tracker_does_not_import_mlflow() -> None:
 def test_a_stage_by_hand_is_complete_at_once(project: Path) -> None:
     record = RunRecord.start("s", {})
     record.finish("FINISHED")
-    live.publish_quietly(record.invocation)
+    live.publish_quietly(record.invocation, "s")
     assert [run.info.status for run in parents(project)] == ["FINISHED"]
 
 
@@ -327,6 +380,7 @@ def trained(project: Path, name: str = "spiral.td_cfm", **params: Any) -> str:
     folder = project / "data" / "models" / data / method
     config = build.network_config(NetworkChoice(name="mlp", hidden=[8], activation="tanh"), 2, 3)
     meta = {"network": config, "path": {"name": "cond_ot"}, "prediction": "velocity", "gamma": 0.75}
+    meta |= {"state_names": ["x", "y"], "action_names": ["push"]}
     for seed in (1, 2):
         torch.manual_seed(seed)
         loc, scale = torch.tensor([1.0, -1.0]), torch.tensor([2.0, 3.0])
@@ -343,7 +397,7 @@ def trained(project: Path, name: str = "spiral.td_cfm", **params: Any) -> str:
     return str(run.info.run_id)
 
 
-def versions(project: Path, name: str) -> list[str]:
+def trained_by(project: Path, name: str) -> list[str]:
     client = tracking.Tracker(project / ".flowmatch").client
     return [str(version.run_id) for version in client.search_model_versions(f"name = '{name}'")]
 
@@ -356,7 +410,7 @@ def test_a_trained_model_is_registered_and_answers(project: Path) -> None:
     from pipelines.models.registry import load
 
     run = trained(project)
-    assert versions(project, "spiral.td_cfm") == [run]
+    assert trained_by(project, "spiral.td_cfm") == [run]
     file = project / "data/models/spiral/td_cfm/seed1.safetensors"
     truth = successor.load(file, torch.device("cpu"), "rk4", 20)
     shutil.rmtree(project / "data")  # MLflow has its own copy
@@ -384,11 +438,11 @@ def test_a_trained_model_is_registered_and_answers(project: Path) -> None:
 def test_latest_is_the_last_one_trained_and_not_another_profiles(project: Path) -> None:
     first, second = trained(project), trained(project)
     smoke = trained(project, profile="smoke")
-    assert versions(project, "spiral.td_cfm") == [second, first]
-    assert versions(project, "smoke.spiral.td_cfm") == [smoke]
+    assert trained_by(project, "spiral.td_cfm") == [second, first]
+    assert trained_by(project, "smoke.spiral.td_cfm") == [smoke]
     client = tracking.Tracker(project / ".flowmatch").client
-    assert tracking._trained_by(client, "spiral.td_cfm", "latest", "") == second
-    assert tracking._trained_by(client, "spiral.td_cfm", "1", "") == first
+    assert versions._find(client, "spiral.td_cfm", "latest", "").run_id == second
+    assert versions._find(client, "spiral.td_cfm", "1", "").run_id == first
 
 
 def test_a_model_is_registered_once(project: Path) -> None:
@@ -399,7 +453,7 @@ def test_a_model_is_registered_once(project: Path) -> None:
         if "flowmatch.complete" in found.data.tags:
             client.delete_tag(found.info.run_id, "flowmatch.complete")
     live.publish()
-    assert versions(project, "spiral.td_cfm") == [run]
+    assert trained_by(project, "spiral.td_cfm") == [run]
 
 
 def test_what_a_failed_training_left_is_no_model(project: Path) -> None:
@@ -408,7 +462,7 @@ def test_what_a_failed_training_left_is_no_model(project: Path) -> None:
     record.finish("FAILED", "stopped")
     live.publish(record.invocation)
     assert [run.info.run_name for run in runs(project) if run.info.status == "FAILED"] != []
-    assert versions(project, "spiral.mc_cfm") == []
+    assert trained_by(project, "spiral.mc_cfm") == []
 
 
 def test_a_model_that_cannot_be_had_is_one_sentence(project: Path) -> None:

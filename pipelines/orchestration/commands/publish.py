@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from pipelines.runs import records
+from pipelines.base.redact import redact
+from pipelines.runs import records, store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Publish all records that are not complete in MLflow."""
-    from pipelines.runs import live, tracking
+    from pipelines.runs import live
 
     live.publish()
-    print(f"published to {tracking.uri(records.home())}")
+    print(f"published to {redact(store.uri(records.home()))}")
     return 0

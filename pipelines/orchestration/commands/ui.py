@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 from pathlib import Path
 
+from pipelines.base.errors import UserError
+from pipelines.base.redact import redact
 from pipelines.orchestration import runner
 from pipelines.orchestration.commands import publish
-from pipelines.runs import records
+from pipelines.runs import records, store
+
+_HOST = "127.0.0.1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,16 +22,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Publish, and serve until stopped."""
+    """Publish, and serve until stopped; of an MLflow server, which has pages already, print the address."""
+    home = records.home()
+    where = store.uri(home)
+    if store.is_server(where):
+        print(f"MLflow: {redact(where)} (a server with pages of its own)")
+        return 0
+    _check_port(options.port)
     publish.run(options)
-    from pipelines.runs import tracking
-
-    print(f"MLflow: http://127.0.0.1:{options.port} (stop with Ctrl-C)", flush=True)
+    print(f"MLflow: http://{_HOST}:{options.port} (stop with Ctrl-C)", flush=True)
     runner.raise_on_signals()
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking.uri(records.home())]
-    command += ["--host", "127.0.0.1", "--port", str(options.port), "--workers", "1"]
-    env = runner.environment("") | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", _HOST, "--port", str(options.port), "--workers", "1"]
+    env = runner.environment("") | {
+        "MLFLOW_BACKEND_STORE_URI": where,  # other users of the machine can read a command line
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": store.artifacts(home),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     try:
         return runner.run_foreground(command, Path.cwd(), env)
     except runner.Stopped:
         return 0
+
+
+def _check_port(port: int) -> None:
+    """Raise an error if another process listens on a port."""
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            listening.bind((_HOST, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"port {port} of {_HOST} cannot be used ({error}); stop what uses it, or name another one by "
+                "`make ui PORT=5001`."
+            ) from None

@@ -1,0 +1,164 @@
+"""Open MLflow's store: which one it is, where files go, and sentences for what is missing.
+
+The environment alone decides. `MLFLOW_TRACKING_URI` is a database (sqlite by default, or PostgreSQL) or the address of
+an MLflow server. `FLOWMATCH_ARTIFACTS` is the folder or URL for the files of runs; a server decides that itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pipelines.base.errors import UserError
+from pipelines.base.redact import redact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+EXPERIMENT = "flowmatch"
+UI = "http://127.0.0.1:5000"  # where `make ui` serves a database
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens in its view of model training
+_EXTRAS = {"postgresql": ("psycopg2", "postgres"), "s3": ("boto3", "s3")}  # the module that a scheme needs, the extra
+
+# A store that does not answer must not delay a run: MLflow alone asks a database for minutes.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "PGCONNECT_TIMEOUT": "5"}
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open store.
+
+    Attributes:
+        client: MLflow's client.
+        experiment: Id of the project's experiment.
+        page: Address of the UI.
+    """
+
+    client: MlflowClient
+    experiment: str
+    page: str
+
+    def search(self, condition: str, limit: int | None = None) -> list[Run]:
+        """Return the runs of the experiment that fulfil a condition, deleted ones too, the newest first."""
+        from mlflow.entities import ViewType
+
+        found: list[Run] = []
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment],
+                condition,
+                ViewType.ALL,
+                max_results=min(limit or 1000, 1000),
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            found += page
+            token = page.token
+            if not token or (limit and len(found) >= limit):
+                return found
+
+    def link(self, run: str) -> str:
+        """Return the address of a run's page."""
+        return f"{self.page}/#/experiments/{self.experiment}/runs/{run}"
+
+
+def uri(home: Path) -> str:
+    """Return the address of the MLflow store: `$MLFLOW_TRACKING_URI`, else a database in the project's folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.parent / 'mlflow.db'}"
+
+
+def is_server(address: str) -> bool:
+    """Return whether an address is that of an MLflow server.
+
+    >>> is_server("https://mlflow.example.org"), is_server("postgresql://db/mlflow")
+    (True, False)
+    """
+    return urlsplit(address).scheme in ("http", "https")
+
+
+def artifacts(home: Path) -> str:
+    """Return where a database store keeps files: `$FLOWMATCH_ARTIFACTS`, a folder or URL, else the project's folder."""
+    given = os.environ.get("FLOWMATCH_ARTIFACTS") or str(home.parent / "mlartifacts")
+    return given if "://" in given else Path(given).absolute().as_uri()
+
+
+def connect(home: Path) -> Store:
+    """Open the store and create what is missing in it; call this only while holding the publisher's lock.
+
+    Raises:
+        UserError: The store needs a package that is not installed.
+    """
+    client = _client(home)
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        # MLflow's default is the current folder, which may be the temporary one of a DVC experiment.
+        location = None if is_server(uri(home)) else artifacts(home)
+        experiment = str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=_KIND))
+    else:
+        experiment = str(found.experiment_id)
+        for key, value in _KIND.items():
+            if found.tags.get(key) != value:
+                client.set_experiment_tag(experiment, key, value)
+    return Store(client, experiment, _page(home))
+
+
+def open_existing(home: Path) -> Store:
+    """Open the store for reading; a missing one is not created.
+
+    Raises:
+        UserError: There is no store or no run in it, or the store needs a package that is not installed.
+    """
+    where = uri(home)
+    missing = where.startswith("sqlite:///") and not Path(where.removeprefix("sqlite:///")).exists()
+    client = None if missing else _client(home)
+    found = client and client.get_experiment_by_name(EXPERIMENT)
+    if client is None or not found:
+        raise UserError(
+            f"there are no runs in {redact(where)}; train models by `make repro`, and load them from the project's "
+            "folder or with MLFLOW_TRACKING_URI set."
+        )
+    return Store(client, str(found.experiment_id), _page(home))
+
+
+def _client(home: Path) -> MlflowClient:
+    where = uri(home)
+    _require(where)
+    if not is_server(where):
+        _require(artifacts(home))
+    for key, value in _PATIENCE.items():
+        os.environ.setdefault(key, value)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # an error is printed once, by whoever publishes
+    from mlflow import MlflowClient
+
+    if not is_server(where):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = _ATTEMPTS
+
+    return MlflowClient(tracking_uri=where)
+
+
+def _require(address: str) -> None:
+    """Raise an error if the package that an address needs is not installed."""
+    scheme = urlsplit(address).scheme.partition("+")[0]
+    module, extra = _EXTRAS.get(scheme, ("", ""))
+    if module and find_spec(module) is None:
+        raise UserError(
+            f"{redact(address)} needs the package {module}, which is not installed; "
+            f"run `pip install -e '.[{extra}]'` in the project's folder."
+        )
+
+
+def _page(home: Path) -> str:
+    address = uri(home)
+    return redact(address).rstrip("/") if is_server(address) else UI

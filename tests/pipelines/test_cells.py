@@ -1,0 +1,272 @@
+"""Runs of cells: methods and seeds side by side in MLflow, their models, and the table of `compare`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import unittest.mock
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.base import files
+from pipelines.runs import live, store, tracking, versions
+from pipelines.runs.records import Cell, CellKey, RunRecord
+from tests.pipelines.runs import children, parents, runs
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+STATES, ACTIONS = ["x", "y"], ["push"]
+
+
+@pytest.fixture(autouse=True)
+def database(project: Path, schema: Path) -> None:
+    shutil.copy(schema, project / "mlflow.db")
+
+
+def network(project: Path, data: str, method: str, seed: int) -> Path:
+    """A tiny model of an environment with two-dimensional states, or of a data set if the name is `table`."""
+    import torch
+
+    from pipelines.config.params import NetworkChoice
+    from pipelines.models import build, saved
+
+    density = data == "table"
+    config = build.network_config(NetworkChoice(name="mlp", hidden=[8], activation="tanh"), 2, 0 if density else 3)
+    meta: dict[str, Any] = {"network": config, "path": {"name": "cond_ot"}, "prediction": "velocity", "seed": seed}
+    own = {"columns": ["a", "b"]} if density else {"gamma": 0.75, "state_names": STATES, "action_names": ACTIONS}
+    file = project / "data" / "models" / data / method / f"seed{seed}.safetensors"
+    torch.manual_seed(sum(map(ord, data + method)) + seed)
+    loc, scale = torch.tensor([1.0, -1.0]), torch.tensor([2.0, 3.0])
+    saved.save(file, build.network(config), loc, scale, meta | own)
+    return file
+
+
+def train(project: Path, data: str, method: str, seeds: tuple[int, ...] = (0, 1), profile: str = "default") -> None:
+    """What a training stage records."""
+    record = RunRecord.start(f"train@{data}-{method}", {"profile": profile}, {"profile": profile, "device": "auto"})
+    record.tag("device", "cpu")
+    record.tag("flowmatch.model", f"{data}.{method}")
+    provenance = {"source": "a generator", "state_names": STATES, "action_names": ACTIONS}
+    files.write_json(project / "data" / "transitions" / data / "provenance.json", provenance)
+    record.data(data, "training", Path("data/transitions") / data, provenance)
+    record.cells([Cell(data, method, seed, {"fit.lr": 0.1}) for seed in seeds])
+    for step in (50, 100):
+        for seed in seeds:
+            record.series(step, {"train/loss": 1 / step + seed}, CellKey(data, method, seed))
+    for seed in seeds:
+        digest = files.md5(network(project, data, method, seed))
+        record.cells([Cell(data, method, seed, {}, {"train/seconds": 2.0}, digest, trained=True)])
+    record.artifact(Path("data/models") / data / method)
+    record.finish("FINISHED")
+
+
+def evaluate(project: Path, data: str, numbers: Mapping[tuple[str, int], float], profile: str = "default") -> None:
+    """What an evaluation records."""
+    record = RunRecord.start(f"evaluate@{data}", {"profile": profile}, {"profile": profile})
+    record.tag("score_metric", "emd")
+    for (method, seed), emd in numbers.items():
+        model = files.md5(project / "data" / "models" / data / method / f"seed{seed}.safetensors")
+        record.cells([Cell(data, method, seed, metrics={"emd": emd, "emd_over_floor": emd / 0.5}, model=model)])
+    record.finish("FINISHED")
+
+
+@pytest.fixture
+def invocation(project: Path) -> Any:
+    """A context for an invocation, which is published at its end."""
+    count = 0
+
+    class Invocation:
+        def __enter__(self) -> None:
+            nonlocal count
+            count += 1
+            self.name = f"{999_990_000 + count}-1.00"
+            self.patch = unittest.mock.patch.dict(os.environ, {"FLOWMATCH_INVOCATION": self.name})
+            self.patch.__enter__()
+
+        def __exit__(self, *error: object) -> None:
+            self.patch.__exit__(None, None, None)
+            live.publish(self.name)
+
+    return Invocation
+
+
+NUMBERS = {("td_cfm", 0): 1.0, ("td_cfm", 1): 3.0, ("mc_cfm", 0): 0.5, ("mc_cfm", 1): 0.5}
+
+
+def test_methods_and_seeds_have_the_same_names_and_differ_in_tags(project: Path, invocation: Any) -> None:
+    with invocation():
+        train(project, "maze", "td_cfm")
+        train(project, "maze", "mc_cfm")
+        evaluate(project, "maze", NUMBERS)
+    (parent,) = parents(project)
+    below = children(project, parent)
+    cells = {name: run for name, run in below.items() if run.data.tags["kind"] == "cell"}
+    assert set(below) - set(cells) == {"train@maze-td_cfm", "train@maze-mc_cfm", "evaluate@maze"}
+    assert {below[name].data.tags["kind"] for name in set(below) - set(cells)} == {"stage"}
+    assert {run.info.status for run in below.values()} == {"FINISHED"}
+    assert len(cells) == 4
+    expected = {"train/loss", "train/seconds", "emd", "emd_over_floor"}
+    for run in cells.values():
+        tags = run.data.tags
+        key = (tags["method"], int(tags["seed"]))
+        assert set(run.data.metrics) == expected
+        assert run.data.metrics["emd"] == NUMBERS[key]
+        assert (tags["data"], tags["profile"], tags["device"]) == ("maze", "default", "cpu")
+        assert run.data.params == {"data": "maze", "method": key[0], "seed": str(key[1]), "fit.lr": "0.1"}
+        (given,) = run.inputs.dataset_inputs
+        assert given.dataset.name == "maze"
+        assert given.dataset.digest == files.md5(project / "data/transitions/maze")
+        assert json.loads(given.dataset.source) == {"uri": "data/transitions/maze", "description": "a generator"}
+        assert [column["name"] for column in json.loads(given.dataset.schema)["mlflow_colspec"]] == [*STATES, *ACTIONS]
+        assert given.tags[0].value == "training"
+    client = tracking.Tracker(project / ".flowmatch").client
+    history = client.get_metric_history(cells["maze td_cfm seed 1"].info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(50, 1.02), (100, 1.01)]
+    assert parent.data.metrics["maze/td_cfm/emd"] == 2.0
+    assert parent.data.metrics["maze/mc_cfm/emd"] == 0.5
+    assert parent.data.params == {"profile": "default", "device": "auto"}
+    assert parent.data.tags["device"] == "cpu"
+    assert parent.data.tags["kind"] == "invocation"
+
+
+def test_an_evaluation_alone_points_to_the_run_that_trained(project: Path, invocation: Any) -> None:
+    with invocation():
+        train(project, "maze", "td_cfm")
+    with invocation():
+        evaluate(project, "maze", {("td_cfm", 0): 1.0, ("td_cfm", 1): 2.0})
+    first, second = (
+        children(project, parent)
+        for parent in sorted(parents(project), key=lambda run: run.data.tags["flowmatch.invocation"])
+    )
+    assert set(first["maze td_cfm seed 0"].data.metrics) == {"train/loss", "train/seconds"}
+    for seed in (0, 1):
+        name = f"maze td_cfm seed {seed}"
+        assert second[name].data.tags["trained_by"] == first[name].info.run_id
+        assert second[name].data.params == first[name].data.params
+        assert set(second[name].data.metrics) == {"emd", "emd_over_floor"}
+    client = tracking.Tracker(project / ".flowmatch").client
+    (version,) = client.search_model_versions("name = 'maze.td_cfm'")
+    assert version.run_id == first["train@maze-td_cfm"].info.run_id
+    assert {key: version.tags[key] for key in ("score", "score_metric", "score_seeds", "profile")} == {
+        "score": "1.5",
+        "score_metric": "emd",
+        "score_seeds": "2",
+        "profile": "default",
+    }
+
+
+def test_a_diverged_seed_has_no_score(project: Path, invocation: Any) -> None:
+    with invocation():
+        train(project, "maze", "td_cfm")
+        evaluate(project, "maze", {("td_cfm", 0): 1.0, ("td_cfm", 1): float("nan")})
+    client = tracking.Tracker(project / ".flowmatch").client
+    assert client.search_model_versions("name = 'maze.td_cfm'")[0].tags["score"] == "nan"
+
+
+def test_publishing_cells_again_changes_nothing(project: Path, invocation: Any) -> None:
+    def everything() -> list[Any]:
+        rows = sorted(runs(project), key=lambda run: str(run.info.run_id))
+        return [(run.info.run_id, run.info.status, run.data.metrics, run.data.params, run.data.tags) for run in rows]
+
+    with invocation():
+        train(project, "maze", "td_cfm")
+        evaluate(project, "maze", {("td_cfm", 0): 1.0})
+    before = everything()
+    client = tracking.Tracker(project / ".flowmatch").client
+    for run in runs(project):  # as if the publisher had died before its end
+        client.update_run(run.info.run_id, "RUNNING")
+        for tag in ("flowmatch.complete", "flowmatch.state", "flowmatch.offset"):
+            if tag in run.data.tags:
+                client.delete_tag(run.info.run_id, tag)
+    live.publish()
+    assert everything() == before
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of MLflow about its own type hints
+def test_a_version_is_a_model_of_mlflow_without_pickle(project: Path, invocation: Any) -> None:
+    import mlflow.pyfunc
+    import numpy as np
+    import torch
+
+    from pipelines.models.registry import load
+
+    with invocation():
+        for data in ("maze", "table"):
+            train(project, data, "td_cfm")
+            evaluate(project, data, {("td_cfm", 0): 1.0})
+    shutil.rmtree(project / "data")
+    folder = versions.files("models:/maze.td_cfm/1")
+    assert sorted(file.name for file in folder.iterdir()) == [
+        *("MLmodel", "input_example.json", "seed0.safetensors", "seed1.safetensors"),
+    ]
+    mlflow.set_tracking_uri(store.uri(project / ".flowmatch"))
+    model = mlflow.pyfunc.load_model("models:/maze.td_cfm/1")
+    example = model.input_example
+    assert list(example) == ["state_x", "state_y", "action_push"]
+    assert len(example) == 2
+    assert [column.name for column in model.metadata.signature.outputs] == ["future_x", "future_y"]
+    drawn = model.predict(example, params={"seed": 3})
+    assert list(drawn) == ["future_x", "future_y"]
+    assert np.isfinite(drawn.to_numpy()).all()
+    assert np.array_equal(drawn, model.predict(example, params={"seed": 3}))
+    assert not np.array_equal(drawn, model.predict(example, params={"seed": 4}))
+    table = mlflow.pyfunc.load_model("models:/table.td_cfm/latest")
+    rows = table.input_example
+    assert list(rows) == ["a", "b"]
+    flow = load("models:/table.td_cfm/1")
+    expected = flow.log_prob(torch.tensor(rows.to_numpy(), dtype=torch.float32))  # type: ignore[call-arg]
+    assert np.allclose(table.predict(rows)["log_prob"], expected.detach().numpy())
+
+
+def test_aliases_and_tags_of_versions(project: Path, invocation: Any) -> None:
+    for _ in range(2):
+        with invocation():
+            train(project, "maze", "td_cfm", seeds=(0,))
+    assert [int(version.version) for version in versions.versions("maze.td_cfm")] == [2, 1]
+    versions.set_alias("maze.td_cfm", "champion", "1")
+    versions.tag_version("maze.td_cfm", "1", {"reason": "the first"})
+    found = versions.versions("maze.td_cfm")[1]
+    assert (found.aliases, found.tags["reason"]) == (["champion"], "the first")
+    assert versions.files("models:/maze.td_cfm@champion").is_dir()
+    assert versions.versions("maze.other") == []
+
+
+def test_compare_prints_the_newest_cells_with_their_intervals(
+    project: Path, invocation: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flowmatch_core.intervals import t_interval
+    from pipelines.orchestration.__main__ import main
+
+    with invocation():
+        train(project, "maze", "td_cfm")
+        train(project, "maze", "mc_cfm")
+        evaluate(project, "maze", dict.fromkeys(NUMBERS, 9.0))  # replaced by what follows
+    with invocation():
+        evaluate(project, "maze", NUMBERS)
+    with invocation():
+        evaluate(project, "maze", {("td_cfm", 0): 7.0}, profile="smoke")
+    with invocation():
+        train(project, "maze", "td_cfm")  # not evaluated
+    capsys.readouterr()
+    assert main(["compare", "--json", "--metric", "emd"]) == 0
+    rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(rows) == {"td_cfm", "mc_cfm"}
+    expected = t_interval([1.0, 3.0])
+    emd = rows["td_cfm"]["metrics"]["emd"]
+    assert (emd["mean"], emd["low"], emd["high"]) == pytest.approx(expected[:3])
+    assert emd["seeds"] == {"0": 1.0, "1": 3.0}
+    second = next(run for run in parents(project) if run.data.metrics.get("maze/td_cfm/emd") == 2.0)
+    assert rows["td_cfm"]["run"].endswith(f"/runs/{second.info.run_id}")
+    assert main(["compare", "--data", "maze"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.split() == ["data", "method", "seeds", "emd", "emd_over_floor", "run"]
+    assert [line.split()[:6] for line in lines] == [
+        ["maze", "mc_cfm", "2", "0.5", "±", "0"],
+        ["maze", "td_cfm", "2", "2", "±", "13"],
+    ]
+    assert main(["compare", "--data", "nowhere"]) == 1
+    assert "no finished run of profile 'default' with emd" in capsys.readouterr().err
