@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.base import console
 from pipelines.base.errors import UserError
 from pipelines.orchestration import runner
 from pipelines.orchestration.commands import _workspace, flow, publish, repro, serve, status, ui, validate
@@ -18,6 +19,7 @@ COMMANDS = (repro, flow, status, validate, publish, ui, serve)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
+    console.accept_all_characters()
     options = parser().parse_args(arguments)
     os.environ.setdefault("FLOWMATCH_HOME", str(Path.cwd() / ".flowmatch"))  # workspaces record in the project
     try:
