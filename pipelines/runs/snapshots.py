@@ -55,7 +55,7 @@ def take(invocation: str, workspace: Path, status: Status | None) -> None:
         time=time.time(),
         params=records.flat(read_yaml(params)) if params.exists() else {},
         metrics={key: value for path, found in shown.items() for key, value in _numbers(path, found.get("data"))},
-        lock=lock.read_text() if lock.exists() else "",
+        lock=lock.read_text(encoding="utf-8") if lock.exists() else "",
     )
     files.write_json(path_of(home, invocation), asdict(snapshot))
 
@@ -68,7 +68,7 @@ def path_of(home: Path, invocation: str) -> Path:
 def read(home: Path, invocation: str) -> Snapshot | None:
     """Return the snapshot of an invocation, or None if there is none."""
     path = path_of(home, invocation)
-    return Snapshot(**json.loads(path.read_text())) if path.exists() else None
+    return Snapshot(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def _numbers(path: str, nested: Any, inner: str = "") -> Iterator[tuple[str, float]]:

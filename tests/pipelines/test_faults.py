@@ -16,6 +16,7 @@ import yaml
 
 from pipelines.base import locks
 from pipelines.base.errors import UserError
+from pipelines.config import params, yaml_files
 from pipelines.runs import inputs, records, watchdog
 from tests.pipelines.conftest import ROOT, write
 
@@ -261,3 +262,51 @@ def test_a_limit_that_is_none_is_named(waiting: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("FLOWMATCH_TIMEOUT", limit)
     with pytest.raises(UserError, match=f"FLOWMATCH_TIMEOUT is '{limit}'; expected"):
         watchdog.Watchdog(records.RunRecord.start("a", {}))
+
+
+NASTY = [
+    "x; touch pwned; true",
+    "'; touch pwned; '",
+    "$(touch pwned) `touch pwned`",
+    "n\ntouch pwned\n",
+    '"; touch pwned; "',
+]
+
+
+def test_a_bare_dvc_repro_executes_no_name_of_an_entry(project: Path) -> None:
+    """The project's own command lines, with names that the schema would refuse if a stage started."""
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    for stage in graph["stages"].values():
+        for section in ("deps", "params", "outs", "metrics", "plots"):
+            stage.pop(section, None)
+    write(project, "dvc.yaml", yaml.safe_dump(graph))
+    entries = dict.fromkeys(NASTY, "")
+    raw = {"datasets": entries, "environments": entries, "experiments": entries}
+    raw |= {section: {"methods": {NASTY[0]: {}}} for section in ("density", "successor")}
+    write(project, "params.yaml", yaml.safe_dump(raw))
+    write(project, "bin/python", '#!/bin/sh\nprintf "%s|" "$@" >> ran\n')
+    (project / "bin/python").chmod(0o755)
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "repro", "--keep-going"],
+        env={**os.environ, "PATH": f"{project / 'bin'}:{os.environ['PATH']}"},
+        capture_output=True,
+        check=False,
+    )
+    ran = (project / "ran").read_text()
+    assert all(f"--dataset|{name}|" in ran for name in NASTY if "\n" not in name), ran
+    assert not list(project.rglob("pwned"))
+
+
+@pytest.mark.parametrize("section", ["datasets", "environments", "experiments", "density.methods", "successor.methods"])
+@pytest.mark.parametrize("name", [*NASTY, "../up", "a/b", "", " ", "-rf", "A", "ä", "x" * 65, "a.b", "floor\n"])
+def test_the_schema_refuses_names_that_are_no_words(section: str, name: str) -> None:
+    raw = yaml_files.read_yaml(ROOT / "params.yaml")
+    here = raw
+    for part in section.split("."):
+        here = here[part]
+    here[name] = next(iter(here.values()))
+    with pytest.raises(UserError) as caught:
+        params.parse(raw, Path("params.yaml"))
+    assert "\n" not in str(caught.value)
+    assert section in str(caught.value)
+    assert "it should" in str(caught.value)
