@@ -64,7 +64,8 @@ def writing(path: Path) -> Iterator[None]:
         full = error.errno in _FULL
         if not full and not (error.errno in _FORBIDDEN and _concerns(error, path)):
             raise
-        final = Path(*(match[1] if (match := _TEMPORARY.fullmatch(part)) else part for part in path.parts))
+        refused = path if full else Path(error.filename or path)
+        final = Path(*(match[1] if (match := _TEMPORARY.fullmatch(part)) else part for part in refused.parts))
         remedy = "free some space" if full else "allow this user to write there"
         raise UserError(
             f"{final} could not be written ({os.strerror(error.errno or 0)}); {remedy} and run the same command again."

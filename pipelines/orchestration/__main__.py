@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.base import console
+from pipelines.base import console, files
 from pipelines.base.errors import UserError
 from pipelines.orchestration import runner
 from pipelines.orchestration.commands import _workspace, flow, publish, repro, serve, status, ui, validate
@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     os.environ.setdefault("FLOWMATCH_HOME", str(Path.cwd() / ".flowmatch"))  # workspaces record in the project
     try:
-        return int(options.run(options))
+        with files.writing(Path.cwd()):
+            return int(options.run(options))
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

@@ -75,7 +75,8 @@ def _attempt(main: Callable[..., None], name: str, arguments: dict[str, str]) ->
     status: Status = "FAILED"
     message, code = None, 1
     try:
-        main(Stage(name, params, record), **arguments)
+        with files.writing(Path.cwd()):
+            main(Stage(name, params, record), **arguments)
         needed.verify(before)
         status, code = "FINISHED", 0
         print(f"{name}: done in {time.monotonic() - started:.1f} s", flush=True)
