@@ -4,11 +4,12 @@ VENV ?= .venv
 BENCH_VENV ?= .venv-bench
 PYTHON ?= python3
 PORT ?= 5000
-BIN := $(abspath $(VENV))/bin
+# Not abspath, which takes a space in a path for the end of a name.
+BIN := $(if $(filter /%,$(firstword $(VENV))),$(VENV),$(CURDIR)/$(VENV))/bin
 export PATH := $(BIN):$(PATH)
 # The theme's advice on MkDocs 2, which requirements.lock excludes.
 export NO_MKDOCS_2_WARNING := 1
-RUN := $(BIN)/python -m pipelines.orchestration
+RUN := "$(BIN)/python" -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
 .PHONY: help setup repro flow td-tables td-claims status ui compare publish test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
@@ -20,19 +21,19 @@ setup: $(VENV)/.installed  ## create .venv from requirements.lock (VENV=… for 
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python >= 3.11 is needed, found " + sys.version.split()[0] + "; name another one with PYTHON=...")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[pipeline,gymnasium,test,lint]'
-	touch $@
+	$(PYTHON) -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --quiet --constraint requirements.lock --editable '.[pipeline,gymnasium,test,lint]'
+	touch "$@"
 
 # What builds the site comes when it is first needed, by `make docs` or by the tests of the site.
 $(VENV)/.docs-installed: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[docs]'
-	touch $@
+	"$(BIN)/python" -m pip install --quiet --constraint requirements.lock --editable '.[docs]'
+	touch "$@"
 
 # What runs stages on clusters and keeps results in other stores; no part of the two commands of the README.
 $(VENV)/.scale-installed: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dask,ray,postgres,s3,test-slow]'
-	touch $@
+	"$(BIN)/python" -m pip install --quiet --constraint requirements.lock --editable '.[dask,ray,postgres,s3,test-slow]'
+	touch "$@"
 
 repro: setup  ## run what has changed, to the report (PROFILE=smoke|default|paper)
 	@$(RUN) repro --profile $(PROFILE)
@@ -59,46 +60,46 @@ publish: setup  ## copy the runs of bare `dvc repro` to MLflow
 	@$(RUN) publish
 
 test: $(VENV)/.docs-installed  ## the tests, on all cores
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(VENV)/.scale-installed  ## the tests that take minutes, local clusters and stores among them
-	@$(BIN)/python -m pytest -m slow
+	@"$(BIN)/python" -m pytest -m slow
 
 lint: setup  ## ruff (rules and format) and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
 
 docs: $(VENV)/.docs-installed  ## build the documentation into site/; a warning is an error
-	@$(BIN)/python -m mkdocs build --strict && echo "site/index.html"
+	@"$(BIN)/python" -m mkdocs build --strict && echo "site/index.html"
 
 docs-serve: $(VENV)/.docs-installed  ## show the documentation at http://127.0.0.1:8000
-	@$(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8000
+	@"$(BIN)/python" -m mkdocs serve --dev-addr 127.0.0.1:8000
 
 examples: setup  ## run the scripts in examples/, each under a minute
-	@set -e; for script in examples/[a-z]*.py; do echo "$$script"; $(BIN)/python $$script; done
+	@set -e; for script in examples/[a-z]*.py; do echo "$$script"; "$(BIN)/python" $$script; done
 
 readme: setup  ## write the tables of runs into README.md and docs/
-	@$(BIN)/python -m pipelines.reporting.readme
+	@"$(BIN)/python" -m pipelines.reporting.readme
 
 bench: $(BENCH_VENV)/.installed  ## speed beside flow_matching, zuko and torchcfm (ARGS=--quick for five minutes)
-	@$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
+	@"$(BENCH_VENV)/bin/python" -m benchmarks $(ARGS)
 
 # Peers are installed apart from the project: torchcfm asks for packages that do not install beside a current torch.
 $(BENCH_VENV)/.installed: benchmarks/requirements.txt benchmarks/requirements-no-deps.txt requirements.lock
-	$(PYTHON) -m venv $(BENCH_VENV)
-	$(BENCH_VENV)/bin/pip install --quiet --constraint requirements.lock --requirement benchmarks/requirements.txt
-	$(BENCH_VENV)/bin/pip install --quiet --no-deps --requirement benchmarks/requirements-no-deps.txt
-	touch $@
+	$(PYTHON) -m venv "$(BENCH_VENV)"
+	"$(BENCH_VENV)/bin/pip" install --quiet --constraint requirements.lock --requirement benchmarks/requirements.txt
+	"$(BENCH_VENV)/bin/pip" install --quiet --no-deps --requirement benchmarks/requirements-no-deps.txt
+	touch "$@"
 
 peers: $(BENCH_VENV)/.peers-installed  ## tests and tutorials of other libraries, by them and by this one (ARGS="--only zuko")
-	@OMP_NUM_THREADS=1 $(BENCH_VENV)/bin/python -m peers $(ARGS)
+	@OMP_NUM_THREADS=1 "$(BENCH_VENV)/bin/python" -m peers $(ARGS)
 
 # Beside what the benchmarks install: peers that are compared in values and not in speed.
 $(BENCH_VENV)/.peers-installed: $(BENCH_VENV)/.installed peers/requirements.txt
-	$(BENCH_VENV)/bin/pip install --quiet --constraint requirements.lock --requirement peers/requirements.txt
-	touch $@
+	"$(BENCH_VENV)/bin/pip" install --quiet --constraint requirements.lock --requirement peers/requirements.txt
+	touch "$@"
 
 gpu-check: setup  ## test and time the library on a CUDA card, under 8 minutes
-	@$(BIN)/python -m benchmarks.gpu $(ARGS)
+	@"$(BIN)/python" -m benchmarks.gpu $(ARGS)
 
 clean:  ## remove what a run leaves behind, except DVC's cache and MLflow's store
 	rm -rf .checkpoints .workspaces .flowmatch .prefect .venv-bench build dist site

@@ -82,7 +82,7 @@ def write(title: str, results: dict[str, Result], folder: Path) -> None:
     if claims:
         files["profiles.md"] = profiles([claim for claim in claims if not claim.met])
     for name, content in files.items():
-        (folder / name).write_text(content)
+        (folder / name).write_text(content, encoding="utf-8")
     if "growth" in results:
         draw_growth(results["growth"], folder / "growth.png")
     print(text.split("\n## ")[0], flush=True)
@@ -108,7 +108,7 @@ def machine() -> str:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 

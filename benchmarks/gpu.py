@@ -456,7 +456,7 @@ def _output(*command: str) -> str:
     """Return what a program prints, nothing if it cannot be run."""
     if shutil.which(command[0]) is None:
         return ""
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    finished = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     return finished.stdout.strip() if finished.returncode == 0 else ""
 
 

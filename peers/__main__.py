@@ -36,7 +36,7 @@ def main() -> int:
         print(f"{peer.distribution}: {sum(seconds.values()):.0f} s, most for {slowest}", flush=True)
     print(f"\n{table(outcomes)}")
     if tuple(arguments.only) == PEERS and not arguments.match:
-        arguments.out.write_text(page(outcomes))
+        arguments.out.write_text(page(outcomes), encoding="utf-8")
         print(f"Written to {arguments.out}.")
     return int(any(outcome.status == "fail" for cases in outcomes.values() for outcome in cases))
 

@@ -40,7 +40,8 @@ WITHOUT_CORE = {"base", "config", "runs", "stages"}
 WITHOUT_RESULT = (
     *("pipelines.base.errors", "pipelines.config.messages", "flowmatch_core._require"),
     *("pipelines.runs.records", "pipelines.runs.live", "pipelines.runs.snapshots", "pipelines.runs.tracking"),
-    *("pipelines.runs.graph", "pipelines.runs.usage", "flowmatch_core"),
+    *("pipelines.runs.graph", "pipelines.runs.inputs", "pipelines.runs.watchdog", "pipelines.runs.usage"),
+    "flowmatch_core",
     *("pipelines.base.extras", "pipelines.reporting", "pipelines.runs"),
 )
 """Modules that cannot change what a stage writes: sentences, records, the tracker, lists of names."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -91,7 +93,7 @@ def test_tests_run_on_every_version_of_python_that_the_metadata_names() -> None:
 def test_ci_runs_lint_and_tests() -> None:
     assert "make lint test" in (ROOT / ".ci" / "run").read_text().splitlines()
     assert {"make lint", "make test", "make docs PYTHON=python"} <= {str(step.get("run")) for step in steps()}
-    assert re.search(r"ruff check .* && \S*ruff format --check .* && \S*mypy", make("--dry-run", "lint"))
+    assert re.search(r'ruff" check .* && \S*ruff" format --check .* && \S*mypy"', make("--dry-run", "lint"))
 
 
 def test_make_alone_lists_every_target() -> None:
@@ -181,3 +183,47 @@ def test_every_public_method_has_a_docstring_of_its_own_or_of_its_base() -> None
 
 def documented(cls: type, name: str) -> bool:
     return any(getattr(vars(base)[name], "__doc__", None) for base in cls.__mro__ if name in vars(base))
+
+
+def without_encoding(source: str) -> list[str]:
+    """The calls that open text in the encoding of the locale."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            given = {word.arg for word in node.keywords}
+            strings = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            binary = any(re.fullmatch(r"[rwax]\+?b\+?", string) for string in strings)
+            module = ast.unparse(node.func).partition(".")[0]
+            opens = (
+                name in {"read_text", "write_text", "open", "fdopen"} and not binary and module not in {"os", "Image"}
+            )
+            if (opens or given & {"text", "universal_newlines"}) and "encoding" not in given:
+                found.append(ast.unparse(node))
+    return found
+
+
+def test_every_text_is_utf_8_whatever_the_locale() -> None:
+    assert without_encoding("p.open()\np.open('rb')\nopen(p, 'w')\nrun(c, text=True)\np.read_text('utf-8')") == [
+        *("p.open()", "open(p, 'w')", "run(c, text=True)", "p.read_text('utf-8')")
+    ]
+    assert without_encoding("p.read_text(encoding='utf-8')\nrun(c)\nos.open(p, 1)") == []
+    folders = ("flowmatch_core", "pipelines", "benchmarks", "peers", "docs", "examples")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert len(sources) > 100
+    bad = {path.name: calls for path in sources if (calls := without_encoding(path.read_text(encoding="utf-8")))}
+    assert bad == {}
+
+
+def test_make_runs_in_a_folder_with_a_space_in_its_path(tmp_path: Path) -> None:
+    root = tmp_path / "a project"
+    (root / ".venv" / "bin").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, root)
+    python = root / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$0 $*"\n')
+    python.chmod(0o755)
+    (root / ".venv" / ".installed").touch()
+    environment = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL"}}
+    result = subprocess.run(["make", "repro"], cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert result.stdout == f"{python} -m pipelines.orchestration repro --profile default\n", result

@@ -6,9 +6,11 @@ file in the same folder and renames it, so a file with the final name is always 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,23 +28,59 @@ if TYPE_CHECKING:
 
 
 _REMAKE = "`make repro` (or `dvc checkout` if it was made before)."
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, and move it to `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary path beside `path`, and move it to `path` when the block ends without an error.
+
+    Raises:
+        UserError: The disk is full, or the file may not be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        if temporary.is_dir():  # a rename does not replace a folder that is not empty
-            _remove(path)
-        os.replace(temporary, path)
+        with writing(temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if temporary.is_dir():  # a rename does not replace a folder that is not empty
+                remove(path)
+            os.replace(temporary, path)
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
-def _remove(path: Path) -> None:
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise a write that the system refuses to the block as an error that names the file.
+
+    Raises:
+        UserError: The disk is full, or the file may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in _FULL
+        if not full and not (error.errno in _FORBIDDEN and _concerns(error, path)):
+            raise
+        refused = path if full else Path(error.filename or path)
+        final = Path(*(match[1] if (match := _TEMPORARY.fullmatch(part)) else part for part in refused.parts))
+        remedy = "free some space" if full else "allow this user to write there"
+        raise UserError(
+            f"{final} could not be written ({os.strerror(error.errno or 0)}); {remedy} and run the same command again."
+        ) from error
+
+
+def _concerns(error: OSError, path: Path) -> bool:
+    """Return whether an error is about `path`, a folder above it or a file in it, and not about an input."""
+    named = Path(error.filename or path)
+    return named.is_relative_to(path) or path.is_relative_to(named)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -57,8 +95,8 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         return path.read_bytes()
-    except FileNotFoundError:
-        raise _missing(path) from None
+    except OSError as error:
+        raise _unread(path, error) from None
 
 
 def chunks(path: Path) -> Iterator[bytes]:
@@ -71,8 +109,8 @@ def chunks(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             while piece := file.read(1 << 20):
                 yield piece
-    except FileNotFoundError:
-        raise _missing(path) from None
+    except OSError as error:
+        raise _unread(path, error) from None
 
 
 def md5(path: Path) -> str:
@@ -94,7 +132,7 @@ def md5(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, with non-finite numbers as null."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(_finite(value), indent=2) + "\n")
+        temporary.write_text(json.dumps(_finite(value), indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -104,9 +142,9 @@ def read_json(path: Path) -> Any:
         UserError: The file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise _missing(path) from None
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _unread(path, error) from None
     except ValueError as error:
         raise _corrupt(path, "JSON", error) from None
 
@@ -204,14 +242,11 @@ def _check_columns(path: Path, there: Sequence[str], wanted: Sequence[str]) -> N
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write named tensors and a JSON description in one safetensors file."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    with replacing(path) as temporary:
-        save_file(
-            {k: t.detach().cpu().contiguous() for k, t in tensors.items()},
-            temporary,
-            {"meta": json.dumps(dict(meta))},
-        )
+    content = save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, {"meta": json.dumps(dict(meta))})
+    with replacing(path) as temporary:  # `save_file` would ignore the umask: only the owner could read its file
+        temporary.write_bytes(content)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -262,6 +297,12 @@ def _finite(value: Any) -> Any:
 
 def _missing(path: Path) -> UserError:
     return UserError(f"{path} is not there; make it: {_REMAKE}")
+
+
+def _unread(path: Path, error: OSError) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return _missing(path)
+    return UserError(f"{path} could not be read ({error.strerror}); allow this user to read it, or make it: {_REMAKE}")
 
 
 def _corrupt(path: Path, kind: str, error: Exception) -> UserError:

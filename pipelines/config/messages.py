@@ -23,7 +23,7 @@ def sentence(error: ValidationError, model: type[BaseModel], path: Path, prefix:
     """
     mistakes = error.errors()
     first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
-    key = ".".join(str(part) for part in (*prefix, *first["loc"]))
+    key = ".".join(_word(part) for part in (*prefix, *first["loc"]))
     found = repr(first["input"])
     found = found if len(found) <= 80 else f"{found[:77]}..."
     if first["type"] == "extra_forbidden":
@@ -40,13 +40,19 @@ def sentence(error: ValidationError, model: type[BaseModel], path: Path, prefix:
         message = str(first["msg"]).removeprefix("Value error, ")
         for theirs, ours in (
             ("Input should", "it should"),
-            ("String should match", "it should match"),
+            ("String should", "it should"),
             ("array", "list"),
         ):
             message = message.replace(theirs, ours)
         what = f"{key} is {found}; {message}{'' if message.endswith(('.', '?')) else '.'}"
     others = error.error_count() - 1
     return f"{path}: {what}" + (f" (and {others} more)" if others else "")
+
+
+def _word(part: int | str) -> str:
+    """Return a key as it stands in the file, quoted if it is no plain word."""
+    word = str(part)
+    return word if word.isprintable() and word.strip() else repr(word)
 
 
 def _keys_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

@@ -53,7 +53,7 @@ def _row_of(table: Mapping[str, Spec], *others: str) -> AfterValidator:
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_different)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]  # used as a folder and in the names of stages
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]  # a folder, part of stage names and options
 
 
 def _device(name: str) -> str:
@@ -441,8 +441,16 @@ def load(path: Path | str = "params.yaml") -> Params:
     Raises:
         UserError: The file is missing, is not YAML, repeats a key, or contains an invalid value.
     """
-    path = Path(path)
-    params = _validate(Params, read_yaml(path), path)
+    return parse(read_yaml(Path(path)), Path(path))
+
+
+def parse(raw: Mapping[str, Any], path: Path) -> Params:
+    """Validate the contents of a parameter file; errors name `path`.
+
+    Raises:
+        UserError: A key is missing or unknown, or a value is invalid.
+    """
+    params = _validate(Params, raw, path)
     for kind, section, entries, common in (
         ("density", "datasets", params.datasets, params.density.fit),
         ("successor", "environments", params.environments, params.successor.fit),

@@ -34,7 +34,7 @@ class Untrained:
             (layout.final_losses(environment, method), "{}\n"),
         ):
             with stage.output(path) as log:
-                log.write_text(content)
+                log.write_text(content, encoding="utf-8")
         stage.log(self.reason)
 
 

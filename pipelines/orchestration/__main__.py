@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.base import console, files
 from pipelines.base.errors import UserError
 from pipelines.orchestration import runner
 from pipelines.orchestration.commands import _workspace, compare, flow, publish, repro, serve, status, ui, validate
@@ -18,10 +19,12 @@ COMMANDS = (repro, flow, status, validate, publish, compare, ui, serve)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
+    console.accept_all_characters()
     options = parser().parse_args(arguments)
     os.environ.setdefault("FLOWMATCH_HOME", str(Path.cwd() / ".flowmatch"))  # workspaces record in the project
     try:
-        return int(options.run(options))
+        with files.writing(Path.cwd()):
+            return int(options.run(options))
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

@@ -174,8 +174,9 @@ def run(
 def retrain(root: Path, profile: str) -> None:
     """Run the pipeline on the project's current files, in a separate folder; this is the scheduled flow."""
     runner.raise_on_signals()
-    here = workspace.prepare(root, profile, apart=True)
-    if not run(here, device=parameters.load(here / "params.yaml").device):
+    with workspace.held(root, profile, apart=True) as here:
+        complete = run(here, device=parameters.load(here / "params.yaml").device)
+    if not complete:
         raise StageFailed("a stage failed; see the table of stages.")
 
 

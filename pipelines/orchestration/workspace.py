@@ -6,30 +6,76 @@ and the project's own data and dvc.lock are unaffected. Workspaces share DVC's c
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipelines.base import files, layout
+from pipelines.base import files, layout, locks
 from pipelines.base.errors import UserError, did_you_mean
-from pipelines.config.yaml_files import merge, read_yaml
+from pipelines.config.changes import apply
+from pipelines.config.yaml_files import read_yaml
 
 WORKSPACES = ".workspaces"
 # Not copied to a workspace: results, DVC's state and caches. Inputs in data/raw are copied.
 _OWN = frozenset({layout.DATA.name, "dvc.lock", "mlartifacts", "mlflow.db", "__pycache__"})
 _CELLS = "train_successor"  # the stage template with a cell for each environment and method
+_LOCK_SECONDS = 2.0  # another command may look at the folder for a moment
 _PROJECT_HIDDEN = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
 
 
+@contextmanager
+def held(root: Path, profile: str, *, apart: bool = False) -> Iterator[Path]:
+    """Lock the folder of a profile, bring it up to date, and yield it; two runs never share a folder.
+
+    Args:
+        root: Folder of the project.
+        profile: Name of the profile.
+        apart: Whether to use a separate folder in any case, as for scheduled runs.
+
+    Raises:
+        Busy: A run is at work there; nothing in the folder has been changed.
+        UserError: There is no such profile, or a file of parameters cannot be read.
+    """
+    here = folder(root, profile, apart=apart)
+    what = f"the folder of profile {profile}" if here != root else "the project's folder"
+    with locks.held(here / locks.FOLDER / "run.lock", what, _LOCK_SECONDS):
+        yield prepare(root, profile, apart=apart)
+
+
+def folder(root: Path, profile: str, *, apart: bool = False) -> Path:
+    """Return the folder of a profile; it is the project itself for `default`, unless `apart`.
+
+    Raises:
+        UserError: There is no such profile.
+    """
+    if profile != "default":
+        _profile(root, profile)
+    if profile == "default" and not apart:
+        return root
+    return root / WORKSPACES / (f"{profile}-apart" if apart else profile)
+
+
+def parameters(root: Path, profile: str) -> tuple[dict[str, Any], list[str]]:
+    """Return params.yaml with the changes of a profile, and those that were skipped (see `changes.apply`).
+
+    Raises:
+        UserError: There is no such profile, or a file cannot be read.
+    """
+    base = read_yaml(root / "params.yaml")
+    if profile == "default":
+        return base, []
+    return apply(base, read_yaml(_profile(root, profile)))
+
+
 def prepare(root: Path, profile: str, *, apart: bool = False) -> Path:
-    """Return the up-to-date folder for a profile; it is the project itself for `default`, unless `apart`.
+    """Return the up-to-date folder of a profile, whose lock the caller holds (see `held`).
 
     Args:
         root: Folder of the project.
@@ -39,16 +85,14 @@ def prepare(root: Path, profile: str, *, apart: bool = False) -> Path:
     Raises:
         UserError: There is no such profile, or a file of parameters cannot be read.
     """
-    changes = {} if profile == "default" else read_yaml(_profile(root, profile))
-    here = root
-    if profile != "default" or apart:
-        here = root / WORKSPACES / (f"{profile}-apart" if apart else profile)
-        params = merge(read_yaml(root / "params.yaml"), changes)
+    here = folder(root, profile, apart=apart)
+    if here != root:
+        params, _ = parameters(root, profile)
         if isinstance(params.get("mirror"), str):
             params["mirror"] = str((root / params["mirror"]).absolute())  # relative to the project, wherever it runs
         _synchronise(root, here, params)
-    for folder in layout.GATHERED:  # that of a section of params.yaml without entries stays empty
-        (here / folder).mkdir(parents=True, exist_ok=True)
+    for gathered in layout.GATHERED:  # that of a section of params.yaml without entries stays empty
+        (here / gathered).mkdir(parents=True, exist_ok=True)
     return here
 
 
@@ -66,7 +110,7 @@ def _profile(root: Path, profile: str) -> Path:
 def _synchronise(root: Path, workspace: Path, params: Mapping[str, Any]) -> None:
     workspace.mkdir(parents=True, exist_ok=True)
     manifest = workspace.with_suffix(".files.json")
-    before = set(json.loads(manifest.read_text())) if manifest.exists() else set()
+    before = set(files.read_json(manifest)) if manifest.exists() else set()
     present = set(_files(root)) - {"params.yaml", "dvc.yaml"}
     files.write_json(manifest, sorted(before | present))  # before the work, so that an interrupted copy can be cleaned
     for name in before - present:
@@ -89,7 +133,7 @@ def _graph(root: Path, params: Mapping[str, Any]) -> str:
     A matrix has a stage for every pair of an environment and a method, and each stage costs DVC time whether it has
     something to do or not. The cells have the same names here.
     """
-    text = (root / "dvc.yaml").read_text()
+    text = (root / "dvc.yaml").read_text(encoding="utf-8")
     graph = yaml.safe_load(text)
     template = graph["stages"].get(_CELLS)
     if template is None:
@@ -120,12 +164,11 @@ def _files(root: Path) -> Iterator[str]:
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=root,
             capture_output=True,
-            text=True,
-        ).stdout.split("\0")
+        ).stdout.split(b"\0")
         if shutil.which("git")
         else []
     )
-    for name in filter(None, listed) if any(listed) else _walk(root):
+    for name in map(os.fsdecode, filter(None, listed)) if any(listed) else _walk(root):
         if _is_shared(name) and (root / name).is_file():
             yield name
 
@@ -156,7 +199,7 @@ def _dvc_settings(root: Path, workspace: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    if not path.exists() or path.read_text() != text:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")

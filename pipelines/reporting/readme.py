@@ -33,7 +33,7 @@ HEADLINE_COLUMNS = ("environment", "method", "EMD", "EMD / floor", "NLL / dim", 
 
 def block(tables: Path) -> str:
     """Return all tables of a run as Markdown."""
-    return "\n".join(filter(None, (layout.table(tables, name, "md").read_text() for name in ORDER)))
+    return "\n".join(filter(None, (layout.table(tables, name, "md").read_text(encoding="utf-8") for name in ORDER)))
 
 
 def headline(tables: Path) -> str:
@@ -74,10 +74,10 @@ def documents() -> Iterator[tuple[Path, str]]:
     Raises:
         UserError: A document lacks its markers.
     """
-    yield README, filled(README.read_text(), "headline", headline(layout.TABLES), README)
+    yield README, filled(README.read_text(encoding="utf-8"), "headline", headline(layout.TABLES), README)
     for page, tables in PAGES.items():
         if tables.exists():
-            yield page, filled(page.read_text(), "results", block(tables), page)
+            yield page, filled(page.read_text(encoding="utf-8"), "results", block(tables), page)
 
 
 def main() -> int:
@@ -85,7 +85,7 @@ def main() -> int:
     try:
         for document, text in documents():
             with files.replacing(document) as temporary:
-                temporary.write_text(text)
+                temporary.write_text(text, encoding="utf-8")
         for picture, figure in PICTURES.items():
             if figure.exists():
                 with files.replacing(picture) as temporary:

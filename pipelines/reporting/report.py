@@ -99,7 +99,7 @@ def write(stage: Stage) -> None:
             _densities(page, params)
         _experiments(page, params)
         html = render(page, params)
-        layout.page(folder).write_text(html)
+        layout.page(folder).write_text(html, encoding="utf-8")
     stage.log(f"{len(html) / 1e6:.1f} MB")
     stage.record.artifact(layout.page(layout.REPORT))
     stage.record.artifact(layout.figures(layout.REPORT))

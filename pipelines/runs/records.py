@@ -232,7 +232,7 @@ class RunRecord:
 
     def _flush(self) -> None:
         if self._rows:
-            with self._curve.open("a") as file:
+            with files.writing(self._curve), self._curve.open("a", encoding="utf-8") as file:
                 file.write("".join(row + "\n" for row in self._rows))
             self._rows.clear()
         self._flushed = time.monotonic()
@@ -256,12 +256,13 @@ def invocation() -> str:
     given = os.environ.get("FLOWMATCH_INVOCATION")
     if given:
         return given
-    owner = psutil.Process()
-    for ancestor in owner.parents():
-        if _is_dvc_run(_command(ancestor)):
-            owner = ancestor
-            break
-    return name_of(owner)
+    me = psutil.Process()
+    return name_of(nearest_dvc_run(me.parents()) or me)
+
+
+def nearest_dvc_run(ancestors: Sequence[psutil.Process]) -> psutil.Process | None:
+    """Return the first process that is a `dvc repro` or an experiment, or None."""
+    return next((ancestor for ancestor in ancestors if _is_dvc_run(_command(ancestor))), None)
 
 
 def name_of(owner: psutil.Process) -> str:
@@ -371,7 +372,7 @@ def _paths(folder: Path, stage: str) -> tuple[Path, Path]:
 
 
 def _parse(path: Path) -> Record:
-    record = Record(**json.loads(path.read_text()))
+    record = Record(**json.loads(path.read_text(encoding="utf-8")))
     record.cells = [Cell(**cell) for cell in record.cells]  # type: ignore[arg-type]
     record.inputs = [Input(**given) for given in record.inputs]  # type: ignore[arg-type]
     return record
@@ -411,4 +412,4 @@ def _git() -> tuple[str | None, bool | None]:
 
 
 def _run_git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", check=True).stdout.strip()

@@ -112,7 +112,7 @@ def read(home: Path, invocation: str) -> Snapshot | None:
     if not path.exists():
         return None
     try:
-        snapshot = Snapshot(**json.loads(path.read_text()))
+        snapshot = Snapshot(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:  # damaged, or of another version, which should not fail a run
         print(f"{path} is no snapshot of this version ({error}); delete it.", file=sys.stderr)
         return None
@@ -142,7 +142,7 @@ def _taken(
         workspace=os.path.relpath(workspace.absolute(), records.home().parent),
         status=status,
         time=time.time(),
-        lock=lock.read_text() if lock.exists() else "",
+        lock=lock.read_text(encoding="utf-8") if lock.exists() else "",
         params=dict(params or {}),
         pid=pid,
         created=created,

@@ -14,17 +14,22 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from pipelines.base import console, files, locks
 from pipelines.base.errors import UserError
 from pipelines.config import params as parameters
 from pipelines.config.params import Params
-from pipelines.runs import records
+from pipelines.runs import inputs, records
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord, Status
 from pipelines.runs.usage import Usage
+from pipelines.runs.watchdog import Watchdog
+
+_LOCK_SECONDS = 20.0  # a stage whose starter was killed needs some of them to end
 
 
 def run(main: Callable[..., None]) -> NoReturn:
@@ -32,6 +37,7 @@ def run(main: Callable[..., None]) -> NoReturn:
 
     The parameters of the function after the first identify the cell; they are command-line options (`--dataset moons`).
     """
+    console.accept_all_characters()
     cell = list(inspect.signature(main).parameters)[1:]
     parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)))
     for name in cell:
@@ -43,38 +49,86 @@ def run(main: Callable[..., None]) -> NoReturn:
 
 
 def _guarded(main: Callable[..., None], name: str, arguments: dict[str, str]) -> int:
+    lock = locks.FOLDER / f"{name.replace('/', ':')}.lock"
     try:
-        params = parameters.load()
-        _check_cell(params, arguments)
+        with locks.held(lock, f"stage {name}", _LOCK_SECONDS):
+            return _attempt(main, name, arguments)
     except UserError as error:
-        print(error, file=sys.stderr)
+        _tell(str(error))
         return 1
+
+
+def _attempt(main: Callable[..., None], name: str, arguments: dict[str, str]) -> int:
+    """Run the stage, close its record and return the exit status.
+
+    Raises:
+        UserError: The parameters are invalid, or there can be no record.
+    """
+    needed = inputs.of(name, arguments)
+    before = needed.state()
+    params = parameters.load()
+    _check_cell(params, arguments)
     settings = params.model_dump(mode="json", exclude_unset=True)
     record = RunRecord.start(name, {**arguments, "profile": params.profile, "seed": params.seed}, settings)
+    watchdog = Watchdog(record)
     signal.signal(signal.SIGTERM, _stop)
+    watchdog.start()
     started = time.monotonic()
     status: Status = "FAILED"
     message, code = None, 1
     try:
-        with Usage(record):
+        with files.writing(Path.cwd()), Usage(record):
             main(Stage(name, params, record), **arguments)
+        needed.verify(before)
         status, code = "FINISHED", 0
         print(f"{name}: done in {time.monotonic() - started:.1f} s", flush=True)
     except UserError as error:
         message = str(error)
-    except (KeyboardInterrupt, SystemExit):
-        status, message, code = "KILLED", "stopped before it finished; run the same command to continue.", 130
+    except (KeyboardInterrupt, SystemExit, BrokenPipeError):  # a pipe breaks when its reader was killed
+        code = 130
+        status, message = watchdog.reason or ("KILLED", "stopped before it finished; run the same command to continue.")
     except BaseException as error:
-        log = records.home() / "logs" / f"{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(traceback.format_exc())
-        message = f"{type(error).__name__}: {error} (a defect; the traceback is in {log})"
-    finally:
-        record.finish(status, message)
-    if message:
-        print(f"{name}: {message}", file=sys.stderr)
-    _publish(record)
+        message = f"{type(error).__name__}: {error} (a defect; {_write_traceback(name)})"
+    watchdog.stop()
+    if not _close(record, status, message):
+        return 1
+    if status == "FINISHED":  # publishing takes seconds, and DVC reads the parameters afterwards
+        try:
+            needed.verify(before)
+        except UserError as error:
+            _close(record, "FAILED", str(error))
+            return 1
     return code
+
+
+def _close(record: RunRecord, status: Status, message: str | None) -> bool:
+    """Close the record, print the message and publish; return whether the record could be written."""
+    written = True
+    try:
+        record.finish(status, message)
+    except UserError as error:  # the disk is full, most often after the stage has said so
+        written, message = False, message or str(error)
+    if message:
+        _tell(f"{record.record.stage}: {message}")
+    if written:
+        _publish(record)
+    return written
+
+
+def _write_traceback(name: str) -> str:
+    """Write the traceback of the present exception to the log folder and return where it is."""
+    log = records.home() / "logs" / f"{name}.log"
+    try:
+        with files.replacing(log) as temporary:
+            temporary.write_text(traceback.format_exc(), encoding="utf-8")
+    except UserError as error:
+        return f"no traceback: {error}"
+    return f"the traceback is in {log}"
+
+
+def _tell(message: str) -> None:
+    with suppress(BrokenPipeError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def _check_cell(params: Params, cell: Mapping[str, str]) -> None:

@@ -110,7 +110,7 @@ def train(
     modules = {"network": network, "average": average, **({} if memory is None else {"memory": memory})}
     start, before = _restore(checkpoint, modules, optimizer, generator, curve)
     seek(start)
-    sums: dict[str, Tensor] = {}
+    rows: list[dict[str, Tensor]] = []  # of the steps since the last row of the curve
     began = saved = time.monotonic()
     pause = CHECKPOINT_SECONDS
     for step in range(start, fit.steps):
@@ -121,27 +121,53 @@ def train(
         terms["loss"].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         polyak_update(average, network, fit.ema_step)
-        for name, term in terms.items():
-            sums[name] = sums[name] + term.detach() if name in sums else term.detach()
+        rows.append({name: term.detach() for name, term in terms.items()})
         done = step + 1
         if done % fit.log_every and done != fit.steps:
             continue
-        count = (done - 1) % fit.log_every + 1
-        means = {name: float(total) / count for name, total in sums.items()}
-        sums = {}
+        names = dict.fromkeys(name for row in rows for name in row)
+        means = {name: float(sum(row[name] for row in rows if name in row)) / len(rows) for name in names}
         if not math.isfinite(means["loss"]):
-            raise UserError(
-                f"the loss is {means['loss']} at step {done}; expected a finite number, so lower lr ({fit.lr:g}) in "
-                "params.yaml or look for extreme values in the data."
-            )
+            raise _diverged(rows, done - len(rows), fit)
+        rows = []
         now = time.monotonic()
         curve.append({"step": done, **means})
         report(Progress(done, fit.steps, means, (done - start) / (now - began), before + now - began))
-        if now - saved > pause and done < fit.steps:
+        due = now - saved > pause and done < fit.steps
+        if due or done == fit.steps:
+            _check_weights(modules, done, fit)
+        if due:
             _save(checkpoint, modules, optimizer, generator, curve, done, before + now - began)
             saved = time.monotonic()
             pause = max(CHECKPOINT_SECONDS, (saved - now) / CHECKPOINT_SHARE)
     return Trained(average, curve, before + time.monotonic() - began)
+
+
+def _diverged(rows: list[dict[str, Tensor]], done: int, fit: Fit) -> UserError:
+    """Return the error about the first of some steps whose loss is not finite, and the term that made it so."""
+    for step, row in enumerate(rows, done + 1):
+        values = {name: float(term) for name, term in row.items()}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if "loss" in bad:
+            term = next((name for name in bad if name != "loss"), "loss")
+            what = "the loss" if term == "loss" else f"the term {term!r} of the loss"
+            return _advice(f"{what} is {values[term]} at step {step}", fit)
+    return _advice(f"the mean loss of steps {done + 1} to {done + len(rows)} is not finite", fit)
+
+
+def _check_weights(modules: Mapping[str, nn.Module], step: int, fit: Fit) -> None:
+    """Raise an error for weights that are not finite, before they replace those of the last checkpoint or a result."""
+    for prefix, module in modules.items():
+        for name, value in module.state_dict().items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise _advice(f"{prefix}.{name} holds a number that is not finite after step {step}", fit)
+
+
+def _advice(problem: str, fit: Fit) -> UserError:
+    return UserError(
+        f"{problem}; expected a finite number, so lower lr ({fit.lr:g}) in params.yaml or look for extreme values in "
+        "the data."
+    )
 
 
 def _save(

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +20,7 @@ import torch
 from pipelines.base import files
 from pipelines.base.errors import UserError
 from pipelines.data import moments
+from tests.pipelines.conftest import ROOT
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -109,3 +117,94 @@ def test_what_is_constant_cannot_be_standardised(value: float) -> None:
     with pytest.raises(UserError, match=rf"the column 'y' of moons is constant \({value}\)"):
         moments.moments(table, "moons")
     assert moments.moments(table[["x"]], "moons") == {"loc": [4999.5], "scale": [pytest.approx(10_000 / 12**0.5)]}
+
+
+def write_folder(path: Path) -> None:
+    with files.replacing(path) as temporary:
+        temporary.mkdir()
+        files.write_table(temporary / "rows.parquet", pd.DataFrame({"x": np.arange(50_000.0)}))
+
+
+def write_text(path: Path) -> None:
+    with files.replacing(path) as temporary:
+        temporary.write_text("x" * 400_000, encoding="utf-8")
+
+
+def copy_file(path: Path) -> None:
+    source = path.parent.parent / "source.bin"
+    with files.replacing(path) as temporary:
+        shutil.copy(source, temporary)
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "a.parquet": lambda path: files.write_table(path, pd.DataFrame({"x": np.arange(50_000.0)})),
+    "a.safetensors": lambda path: files.write_tensors(path, {"x": torch.zeros(100_000)}, {}),
+    "a.json": lambda path: files.write_json(path, list(range(60_000))),
+    "folder": write_folder,
+    "a.csv": write_text,
+    "copy.bin": copy_file,
+}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 128 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_a_sentence_that_names_the_file(small_disk: Path, name: str) -> None:
+    (small_disk.parent / "source.bin").write_bytes(bytes(400_000))
+    path = small_disk / name
+    files.write_json(small_disk / "kept.json", 1)
+    inner = path / "rows.parquet" if name == "folder" else path
+    with pytest.raises(UserError, match=rf"^{inner} could not be written \(No space left on device\); free some space"):
+        WRITERS[name](path)
+    assert leftovers(small_disk) == ["kept.json"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOSPC, errno.EFBIG])
+def test_a_refused_write_is_a_sentence_that_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(UserError, match=rf"^{tmp_path / 'a.json'} could not be written \({os.strerror(number)}\); "):
+        files.write_json(tmp_path / "a.json", 1)
+
+
+def test_an_error_about_an_input_is_none_about_the_output(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), files.replacing(tmp_path / "a.json"):
+        raise PermissionError(errno.EACCES, "Permission denied", "elsewhere.csv")
+    with pytest.raises(IsADirectoryError), files.replacing(tmp_path / "a.json"):
+        tmp_path.read_bytes()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_has_the_mode_of_the_umask(tmp_path: Path, name: str) -> None:
+    (tmp_path / "source.bin").write_bytes(b"1")
+    (tmp_path / "out").mkdir()
+    before = os.umask(0o027)
+    try:
+        WRITERS[name](tmp_path / "out" / name)
+    finally:
+        os.umask(before)
+    path = tmp_path / "out" / name
+    if name != "copy.bin":  # which keeps the mode of its source
+        assert stat.S_IMODE(path.stat().st_mode) == (0o750 if path.is_dir() else 0o640)
+        assert {stat.S_IMODE(file.stat().st_mode) for file in path.rglob("*")} <= {0o640}
+
+
+def test_output_in_another_encoding_is_escaped() -> None:
+    code = "from pipelines.base import console; console.accept_all_characters(); print('\\xd7 \\u2265 \\xe4')"
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, check=True)
+    assert result.stdout == rb"\xd7 \u2265 \xe4" + b"\n"

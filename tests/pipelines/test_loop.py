@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.base import device
+from pipelines.base import device, files
 from pipelines.base.errors import UserError
 from pipelines.config.params import Fit
 from pipelines.training import loop
@@ -158,15 +158,51 @@ def test_a_step_is_adams_with_the_betas_of_the_fit(tmp_path: Path, end: float | 
     assert float(trained.network.state_dict()["weight"]) == pytest.approx(weight, rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_ends_training(tmp_path: Path) -> None:
-    def broken(
-        network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float
-    ) -> Mapping[str, Tensor]:
-        return {"loss": network(torch.full((1, 2), torch.nan)).sum()}
+class Broken:
+    """Terms of which some are not finite at one step, counted from 1; `only` in the gradient, if there are none."""
 
-    with pytest.raises(UserError, match="the loss is nan at step 7; expected a finite number, so lower lr"):
-        loop.train(nn.Linear(2, 1), broken, FIT, torch.Generator(), tmp_path / "checkpoint", lambda row: None)
-    assert not (tmp_path / "checkpoint").exists()
+    def __init__(self, step: int, *bad: str) -> None:
+        self.step, self.bad, self.done = step, bad, 0
+
+    def __call__(
+        self, network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float
+    ) -> Mapping[str, Tensor]:
+        self.done += 1
+        factor = torch.nan if self.done == self.step else 1.0
+        direct = network(torch.ones(1, 2)).square().sum()
+        if self.done == self.step and not self.bad:
+            direct.register_hook(lambda gradient: gradient * torch.nan)
+        parts = {name: direct * (factor if name in self.bad else 1.0) for name in ("direct", "bootstrap")}
+        return {"loss": (factor if "loss" in self.bad else 1.0) * sum(parts.values()), **parts}
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        (Broken(1, "loss"), "the loss is nan at step 1; expected a finite number, so lower lr"),
+        (Broken(9, "loss"), "the loss is nan at step 9; "),
+        (Broken(23, "bootstrap"), "the term 'bootstrap' of the loss is nan at step 23; "),
+        (Broken(40, "direct", "bootstrap"), "the term 'direct' of the loss is nan at step 40; "),
+        (Broken(21), "network.weight holds a number that is not finite after step 21; "),
+        (Broken(40), "network.weight holds a number that is not finite after step 40; "),
+    ],
+    ids=["first", "loss", "term", "last", "gradient", "last gradient"],
+)
+def test_a_loss_that_is_not_finite_ends_training_and_leaves_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terms: Broken, words: str
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
+    path = tmp_path / "checkpoint"
+    network = nn.Linear(2, 1, bias=False)
+    with pytest.raises(UserError, match=f"^{words}"):
+        loop.train(network, terms, FIT, torch.Generator(), path, lambda row: None)
+    good = (terms.step - 1) // FIT.log_every * FIT.log_every
+    assert path.exists() == (good > 0)
+    if good:
+        tensors, meta = files.read_tensors(path)
+        assert meta["step"] == good
+        assert all(bool(value.isfinite().all()) for value in tensors.values())
 
 
 def test_a_cuda_device_that_is_not_there_is_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -238,3 +239,41 @@ def test_a_killed_training_resumes_to_the_same_weights(project: Path, sent: sign
     resumed = run(project, "train_density", **cell)
     assert resumed.returncode == 0, resumed.stderr
     assert {path.name: path.read_bytes() for path in models.iterdir()} == expected
+
+
+def limited(project: Path, kibibytes: int, stage: str, **cell: str) -> subprocess.CompletedProcess[str]:
+    """Run a stage that may write no larger file, which ends a write as a full disk does."""
+    return subprocess.run(
+        ["prlimit", f"--fsize={kibibytes << 10}", *command(stage, **cell)],
+        cwd=project, env=environment(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not shutil.which("prlimit"), reason="no prlimit (util-linux)")
+@pytest.mark.parametrize(
+    ("kibibytes", "file"),
+    [(0, ".flowmatch/locks/prepare@moons.lock"), (20, "data/prepared/moons/train.parquet")],
+)
+def test_a_full_disk_is_one_sentence(project: Path, kibibytes: int, file: str) -> None:
+    result = limited(project, kibibytes, "prepare", dataset="moons")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert f"{file} could not be written (File too large); free some space" in line
+    assert not (project / "data/prepared/moons").exists()
+    assert not list(project.rglob("*.tmp"))
+    assert run(project, "prepare", dataset="moons").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("prlimit"), reason="no prlimit (util-linux)")
+def test_a_checkpoint_that_cannot_be_written_is_one_sentence(project: Path) -> None:
+    """Of a worker process, too: two seeds."""
+    run(project, "prepare", dataset="moons")
+    override(project, "density.seeds", [0, 1])
+    result = limited(project, 60, "train_density", dataset="moons", method="cfm")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert re.search(r"^train_density@moons-cfm: \.checkpoints/.*/seed\d\.\w+ could not be written", line)
+    record = json.loads((project / ".flowmatch/runs/test/train_density@moons-cfm.json").read_text())
+    assert (record["status"], record["message"]) == ("FAILED", line.partition(": ")[2])
+    assert not (project / "data/models").exists()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -9,10 +11,13 @@ import pytest
 import yaml
 
 from pipelines.base.errors import UserError
-from pipelines.config import yaml_files
+from pipelines.config import changes, params, yaml_files
 from pipelines.orchestration import workspace
+from pipelines.orchestration.commands import _workspace
 from pipelines.runs import graph
-from tests.pipelines.conftest import write
+from tests.pipelines.conftest import ROOT, write
+
+PROFILES = ROOT / "pipelines" / "config" / "profiles"
 
 
 def tree(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -53,8 +58,8 @@ def test_a_workspace_has_the_projects_files_and_the_profiles_parameters(root: Pa
     found = set(tree(here))
     assert {"dvc.yaml", "step.py", "pipelines/code.py", ".dvc/config", "data/raw/input.csv"} <= found
     assert found.isdisjoint({"dvc.lock", "data/side.txt", "noise.log"})
-    params = yaml.safe_load((here / "params.yaml").read_text())
-    assert params == yaml.safe_load((root / "params.yaml").read_text()) | {
+    found_params = yaml.safe_load((here / "params.yaml").read_text())
+    assert found_params == yaml.safe_load((root / "params.yaml").read_text()) | {
         "profile": "smoke",
         "side": {"value": 30},
     }
@@ -180,3 +185,120 @@ def test_parameters_that_are_no_grid_are_left_to_the_schema(project: Path, broke
     write(project, "params.yaml", "environments: {a: {}}\nsuccessor: {methods: {x: {}}}\n")
     write(project, "pipelines/config/profiles/smoke.yaml", broken)
     assert "matrix" in (workspace.prepare(project, "smoke") / "dvc.yaml").read_text()
+
+
+def test_a_run_holds_its_folder_and_a_refused_one_changes_nothing_there(root: Path) -> None:
+    with workspace.held(root, "smoke") as here, workspace.held(root, "default"):  # two folders, two runs
+        before = tree(here)
+        write(root, "pipelines/code.py", "2")
+        write(root, "params.yaml", "seed: 9\n")
+        ask = "from pathlib import Path; from pipelines.orchestration import workspace as w"
+        for profile in ("smoke", "default"):
+            command = f"{ask}\nwith w.held(Path('.'), {profile!r}): pass"
+            result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
+            assert f"is in use by process {os.getpid()}; wait until it ends or stop it" in result.stderr
+        assert tree(here) == before
+    with workspace.held(root, "smoke") as here:
+        assert (here / "pipelines/code.py").read_text() == "2"
+    with workspace.held(root, "smoke", apart=True) as other, workspace.held(root, "smoke"):
+        assert other != here
+
+
+def test_a_look_at_a_folder_in_use_leaves_it_as_it_is(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_workspace, "check", lambda options: None)  # the small project has no full params.yaml
+    write(project, "pipelines/config/profiles/smoke.yaml", "profile: smoke\nside: {value: 30}\n")
+    options = argparse.Namespace(profile="smoke")
+    with workspace.held(project, "smoke") as here:
+        write(project, "step.py", "edited")
+        before = tree(here)
+        assert _workspace.look(options) == here
+        assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+        assert tree(here) == before
+    assert _workspace.look(options) == here
+    assert (here / "step.py").read_text() == "edited"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_truncated_list_of_files_is_a_sentence(project: Path) -> None:
+    write(project, "pipelines/config/profiles/smoke.yaml", "profile: smoke\n")
+    manifest = workspace.prepare(project, "smoke").with_suffix(".files.json")
+    manifest.write_bytes(manifest.read_bytes()[:20])
+    with pytest.raises(UserError, match=r"smoke.files.json is not a whole JSON file .*; delete it"):
+        workspace.prepare(project, "smoke")
+
+
+ENTRIES = {
+    ("datasets",): {"kind": "moons", "train": 9},
+    ("environments",): {"kind": "maze", "gamma": 0.5},
+    ("experiments",): {"kind": "sde_vs_ode", "samples": 9},
+    ("density", "methods"): {"path": "cond_ot", "coupling": "independent", "loss": "cfm"},
+    ("successor", "methods"): {"loss": "td_cfm", "seeds": [1]},
+}
+
+
+def nest(section: tuple[str, ...], value: object) -> dict[str, object]:
+    for key in reversed(section):
+        value = {key: value}
+    assert isinstance(value, dict)
+    return value
+
+
+@pytest.mark.parametrize("section", ENTRIES, ids=".".join)
+def test_changes_to_an_entry_that_is_not_there_are_left_out_and_whole_entries_are_added(
+    section: tuple[str, ...],
+) -> None:
+    """The user removed or renamed an entry of params.yaml that a profile changes."""
+    whole = ENTRIES[section]
+    base = nest(section, {"mine": whole})
+    part = dict(list(whole.items())[-1:])
+    wanted = {"renamed": part, "removed": None, "added": whole, "mine": part}
+    params, skipped = changes.apply(base, nest(section, wanted))
+    assert params == nest(section, {"mine": whole, "added": whole})
+    assert skipped == [".".join((*section, "renamed"))]
+    assert changes.apply(base, nest(section, {"mine": None})) == (nest(section, {}), [])
+    assert base == nest(section, {"mine": whole})
+
+
+def test_names_of_entries_that_are_not_there_are_left_out() -> None:
+    base = {
+        "environments": {"a": {"methods": ["x", "y"]}, "b": {}, "c": {"methods": ["mistyped", "x"]}},
+        "successor": {"methods": {"x": {"loss": "x"}, "y": {"loss": "y"}}, "evaluate": {"solver_steps": {"b": [2]}}},
+    }
+    profile = {
+        "environments": {"b": None, "c": {"length": 3}, "d": {"kind": "maze", "methods": ["x", "gone"]}},
+        "successor": {"methods": {"y": None}, "evaluate": {"solver_steps": {"elsewhere": [3], "d": [4]}}},
+    }
+    params, skipped = changes.apply(base, profile)
+    assert {name: entry["methods"] for name, entry in params["environments"].items()} == {
+        "a": ["x"],
+        "c": ["mistyped", "x"],  # a mistake in params.yaml remains one
+        "d": ["x"],
+    }
+    assert params["successor"]["evaluate"]["solver_steps"] == {"d": [4]}
+    assert skipped == [
+        "y of environments.a.methods",
+        "gone of environments.d.methods",
+        "solver_steps of b",
+        "solver_steps of elsewhere",
+    ]
+
+
+@pytest.mark.parametrize("profile", sorted(path.stem for path in PROFILES.glob("*.yaml")))
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("datasets.moons", "datasets.digits", "environments.maze_loop", "environments.spiral"),
+        *("experiments.sde_vs_ode", "density.methods.cfm", "successor.methods.mc_cfm", "successor.methods.oracle"),
+    ],
+)
+def test_every_profile_is_valid_without_any_one_entry_of_params_yaml(key: str, profile: str) -> None:
+    raw = yaml_files.read_yaml(ROOT / "params.yaml")
+    here = raw
+    *parents, last = key.split(".")
+    for part in parents:
+        here = here[part]
+    del here[last]
+    merged, _ = changes.apply(raw, yaml_files.read_yaml(PROFILES / f"{profile}.yaml"))
+    assert params.parse(merged, Path("params.yaml")).profile == profile

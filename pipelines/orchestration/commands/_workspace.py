@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.base import layout
 from pipelines.base.errors import UserError
+from pipelines.base.locks import Busy
 from pipelines.config import params as parameters
+from pipelines.config.params import Params
 from pipelines.orchestration import workspace
 from pipelines.runs import graph, records
 
@@ -35,15 +39,36 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="also run stages that have not changed")
 
 
-def prepare(options: argparse.Namespace) -> Path:
-    """Prepare the profile's folder and return it, after validating its parameters."""
+@contextmanager
+def held(options: argparse.Namespace) -> Iterator[Path]:
+    """Yield the profile's folder for a run, up to date and locked, after validating its parameters."""
+    check(options)
+    with workspace.held(Path.cwd(), options.profile) as here:
+        yield here
+
+
+def look(options: argparse.Namespace) -> Path:
+    """Return the profile's folder for reading, after validating its parameters; a run's folder is left as it is."""
+    check(options)
+    root = Path.cwd()
+    try:
+        with workspace.held(root, options.profile) as here:
+            return here
+    except Busy as busy:
+        print(f"{busy} This is the folder as that run has it.", file=sys.stderr)
+        return workspace.folder(root, options.profile)
+
+
+def check(options: argparse.Namespace) -> Params:
+    """Return the parameters of the profile, validated."""
     root = Path.cwd()
     for name in ("dvc.yaml", "params.yaml"):
         if not (root / name).exists():
             raise UserError(f"there is no {name} in {root}; run from the project's root.")
-    here = workspace.prepare(root, options.profile)
-    parameters.load(here / "params.yaml")
-    return here
+    raw, skipped = workspace.parameters(root, options.profile)
+    if skipped:
+        print(f"profile {options.profile}: params.yaml lacks {', '.join(skipped)}; left out.", file=sys.stderr)
+    return parameters.parse(raw, Path("params.yaml"))
 
 
 def has_work(here: Path, options: argparse.Namespace) -> bool:

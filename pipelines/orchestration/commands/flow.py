@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import psutil
 
@@ -22,7 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the flow in a process of its own."""
-    here = _workspace.prepare(options)
+    with _workspace.held(options) as here:
+        return _run(here, options)
+
+
+def _run(here: Path, options: argparse.Namespace) -> int:
     if not _workspace.has_work(here, options):
         return 0
     invocation = records.name_of(psutil.Process())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import psutil
 
@@ -20,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the stages one after the other and publish their records."""
-    here = _workspace.prepare(options)
+    with _workspace.held(options) as here:
+        return _run(here, options)
+
+
+def _run(here: Path, options: argparse.Namespace) -> int:
     if not _workspace.has_work(here, options):
         return 0
     from pipelines.runs import live

@@ -16,5 +16,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve the scheduled flow until stopped."""
-    _workspace.prepare(options)
+    _workspace.check(options)
     return _prefect.start("serve", "", root=Path.cwd(), profile=options.profile, cron=options.cron)

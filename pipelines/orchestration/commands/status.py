@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print one line for each stage."""
-    here = _workspace.prepare(options)
+    here = _workspace.look(options)
     changed = graph.dirty(here)
     for name in graph.load(here):
         print(f"{'changed' if name in changed else 'up to date':10}  {name}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from pipelines.config import params as parameters
 from pipelines.orchestration.commands import _workspace
 
 
@@ -17,6 +16,6 @@ def run(options: argparse.Namespace) -> int:
     """Run the checks that precede a run."""
     from pipelines.orchestration import preflight
 
-    preflight.check(parameters.load(_workspace.prepare(options) / "params.yaml"))
+    preflight.check(_workspace.check(options))
     print(f"params.yaml is valid for profile {options.profile}.")
     return 0

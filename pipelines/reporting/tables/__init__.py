@@ -202,7 +202,7 @@ def write(stage: Stage) -> None:
         for name in ORDER:
             table = plugins.load(__name__, name).build(params, metrics, logs, provenance)
             table.rows.to_csv(layout.table(output, name, "csv"), index=False)
-            layout.table(output, name, "md").write_text(table.markdown())
+            layout.table(output, name, "md").write_text(table.markdown(), encoding="utf-8")
             files.write_json(layout.table(output, name, "json"), table.page())
             stage.record.artifact(layout.table(layout.TABLES, name, "md"))
             print(table.markdown())
