@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.runs import graph
+from pipelines.config import params
+from pipelines.runs import graph, sources
 
 ROOT = Path(__file__).parents[1]
 DATASETS = ("moons", "eight_gaussians", "checkerboard", "digits")
@@ -53,10 +54,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("dvc.yaml", "params.yaml", ".dvcignore", "README.md"):
         shutil.copy(ROOT / name, copy)
     run(copy, "init", "--no-scm", "-q")
-    for node in graph.load(copy).values():
-        for out in node.outs:
-            (copy / out).parent.mkdir(parents=True, exist_ok=True)
-            (copy / out).touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLOWMATCH_HOME", str(copy / ".flowmatch"))
+        sources.refresh(copy, params.load(copy / "params.yaml"))
+    for out in (out for node in graph.load(copy).values() for out in node.outs if not (copy / out).exists()):
+        (copy / out).parent.mkdir(parents=True, exist_ok=True)
+        (copy / out).touch()
     run(copy, "commit", "--force", "-q")
     assert graph.dirty(copy) == set()
     return copy
@@ -120,7 +123,7 @@ TABLE: dict[str, tuple[Edit, set[str]]] = {
     ),
     "a new data set": (
         parameter("datasets.mine", {"kind": "moons", "noise": 0.1}),
-        {"prepare@mine", "sample_density@mine", "evaluate_density@mine"}
+        {"sources", "prepare@mine", "sample_density@mine", "evaluate_density@mine"}
         | of("train_density", ["mine"], DENSITIES)
         | RESULTS,
     ),

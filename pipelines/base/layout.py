@@ -10,6 +10,8 @@ from pathlib import Path
 DATA = Path("data")
 RAW = DATA / "raw"
 """User inputs, which no stage writes."""
+SOURCES = DATA / "sources"
+"""Fingerprints of external files, one file per data set and environment."""
 PREPARED, TRANSITIONS, MODELS, LOGS = (DATA / name for name in ("prepared", "transitions", "models", "logs"))
 SAMPLES, EVALUATIONS, EXPERIMENTS = (DATA / name for name in ("samples", "evaluations", "experiments"))
 METRICS, TABLES, REPORT = (DATA / name for name in ("metrics", "tables", "report"))
@@ -18,6 +20,11 @@ GATHERED = (EXPERIMENTS, EVALUATIONS, LOGS, METRICS, PREPARED, SAMPLES, TRANSITI
 
 PARTS = ("train", "val", "test")
 """The parts of a data set."""
+
+
+def source(entry: str) -> Path:
+    """Return the fingerprint of the external files of a data set or an environment."""
+    return SOURCES / f"{entry}.json"
 
 
 def prepared(dataset: str) -> Path:

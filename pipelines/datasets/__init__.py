@@ -1,7 +1,7 @@
 """Data sets: one plugin file each, loaded by name (`plugins.load("pipelines.datasets", name)`).
 
 A plugin defines `Settings` and `build(settings, *, rng, mirror) -> Dataset`. A plugin that reads files also defines
-`check(mirror)`, which reports missing files before anything runs. A plugin with a known density also defines
+`sources(settings, mirror)`, which names them (see `pipelines.runs.sources`). A plugin with a known density also defines
 `log_prob(settings, x) -> (n,)`, the exact log-density in nats of rows as `build` returns them. Evaluation reports its
 entropy `-E[log p(X)]`, the best NLL that any model can reach, next to the NLL of the models.
 """
@@ -123,14 +123,3 @@ def log_prob(kind: str, settings: plugins.Settings, x: Array) -> Array | None:
     """Return the exact log-density of rows `(n, columns)` in nats, `(n,)`, or None if it is unknown."""
     exact = getattr(plugins.load(__name__, kind), "log_prob", None)
     return None if exact is None else exact(settings, x)
-
-
-def check(kind: str, mirror: Path | None) -> None:
-    """Check that the source of a data set exists.
-
-    Raises:
-        UserError: The source is missing.
-    """
-    source = getattr(plugins.load(__name__, kind), "check", None)
-    if source is not None:
-        source(mirror)

@@ -20,6 +20,7 @@ TEST_SHA = "99a3d20513965ddfde36f5b58848404e6b4b364d64cfd4d27e9370fbf418a65f"
 TRAIN_SHA = "88b0c52977e8ae80cc25c7e0b756dcb1f5b8b0c954bf8c34ba118e4ae6acd067"
 WEIGHT_SHA = "b1a4f5adba13f4b80326e6c05b1271122300d1c3b1949220a07556d32728a515"
 
+TRAIN, VAL, TEST = "miniboone_train_partial.npz", "miniboone_val.npy", "miniboone_test.npy"
 REMEDY = "set `mirror` to a folder with this project's copy of MINIBOONE, or leave the data set out"
 
 
@@ -35,14 +36,13 @@ class Settings(plugins.Settings):
     )
 
 
-def check(mirror: Path | None) -> None:
-    """Check that the files exist, without reading them.
+def sources(settings: Settings, mirror: Path | None) -> dict[str, Path]:
+    """Return the files of the three parts.
 
     Raises:
         UserError: There is no mirror, or a file is missing.
     """
-    for name in ("miniboone_train_partial.npz", "miniboone_val.npy", "miniboone_test.npy"):
-        find(mirror, name)
+    return {name: find(mirror, name) for name in (TRAIN, VAL, TEST)}
 
 
 def find(mirror: Path | None, name: str) -> Path:
@@ -97,13 +97,12 @@ def build(settings: Settings, *, rng: np.random.Generator, mirror: Path | None) 
     19.4$, the others $w = 1$; train rows are drawn with probability $\propto w^\alpha$. Validation and test rows are
     complete, so scores on them are comparable with the literature.
     """
-    partial = "miniboone_train_partial.npz"
-    train = read(mirror, partial, TRAIN_SHA, (15940, 43), "x")
-    weight = read(mirror, partial, WEIGHT_SHA, (15940,), "weight") ** settings.weight_exponent
+    train = read(mirror, TRAIN, TRAIN_SHA, (15940, 43), "x")
+    weight = read(mirror, TRAIN, WEIGHT_SHA, (15940,), "weight") ** settings.weight_exponent
     return Dataset(
         train=train,
-        val=read(mirror, "miniboone_val.npy", VAL_SHA, (3284, 43)),
-        test=read(mirror, "miniboone_test.npy", TEST_SHA, (3648, 43)),
+        val=read(mirror, VAL, VAL_SHA, (3284, 43)),
+        test=read(mirror, TEST, TEST_SHA, (3648, 43)),
         columns=[f"feature_{i:02d}" for i in range(43)],
         source="UCI 199 MiniBooNE particle identification (B. Roe), DOI 10.24432/C5QC87, MAF preprocessing",
         licence="CC BY 4.0",

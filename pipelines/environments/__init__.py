@@ -1,7 +1,9 @@
 """Environments: one plugin file each, loaded by name (`plugins.load("pipelines.environments", name)`).
 
-A plugin defines `Settings` and `build(settings) -> Environment`; `pipelines.data.collect` draws tables from it. An
-environment that can be set to any state is a `Simulator`, for which a plugin defines little more than one step.
+A plugin defines `Settings` and `build(settings) -> Environment`; `pipelines.data.collect` draws tables from it.
+A plugin that reads files or a user's module also defines `sources(settings, mirror)` (see `pipelines.runs.sources`).
+
+An environment that can be set to any state is a `Simulator`, for which a plugin defines little more than one step.
 """
 
 from __future__ import annotations

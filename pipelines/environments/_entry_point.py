@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import sysconfig
 from collections.abc import Callable
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -35,10 +39,7 @@ def load(name: EntryPoint, shape: tuple[int, ...]) -> Callable[[Array], Array]:
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"the entry point {name!r} cannot be loaded ({error}); "
-            "expected package.module:function that can be imported from the project's folder."
-        ) from None
+        raise _unknown(name, error) from None
 
     def checked(rows: Array) -> Array:
         answer: Array = np.asarray(function(rows), dtype=np.float64)
@@ -49,3 +50,62 @@ def load(name: EntryPoint, shape: tuple[int, ...]) -> Callable[[Array], Array]:
         return answer
 
     return checked
+
+
+def sources(*names: str) -> dict[str, Path]:
+    """Return the files of the modules of entry points, without importing them.
+
+    They are all files of the module's outermost package if that is a folder with an `__init__.py` outside the installed
+    packages, else the module's file alone.
+
+    Args:
+        names: Entry points, "package.module:function".
+
+    Raises:
+        UserError: A module does not exist.
+    """
+    importlib.invalidate_caches()
+    found: dict[str, Path] = {}
+    for name in names:
+        module = name.partition(":")[0]
+        outermost, *inner = module.split(".")
+        spec = PathFinder.find_spec(outermost, [str(Path.cwd())]) or find_spec(outermost)
+        if spec is None:
+            raise _unknown(name, f"No module named {outermost!r}")
+        folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+        installed = any(map(_is_installed, folders))
+        if folders and spec.origin and not installed:
+            found |= {path.relative_to(folders[0].parent).as_posix(): path for path in _visible(folders[0])}
+        elif folders:
+            places = [folder.joinpath(*inner) for folder in folders]
+            candidates = (path for place in places for path in (place.with_suffix(".py"), place / "__init__.py"))
+            path = next((path for path in candidates if path.is_file()), None)
+            if path is not None:
+                found[module] = path
+            elif not installed:
+                raise _unknown(name, f"No module named {module!r}")
+        elif spec.has_location and spec.origin:  # modules that are built into the interpreter have no file
+            found[module] = Path(spec.origin)
+    return found
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Return the files below a folder except bytecode and hidden ones."""
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
+    ]
+
+
+def _is_installed(folder: Path) -> bool:
+    places = sysconfig.get_paths()
+    return any(folder.is_relative_to(places[key]) for key in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def _unknown(name: str, error: object) -> UserError:
+    return UserError(
+        f"the entry point {name!r} cannot be loaded ({error}); "
+        "expected package.module:function that can be imported from the project's folder."
+    )

@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, field_validator
 from pipelines.base import plugins
 from pipelines.base.errors import UserError
 from pipelines.environments import Array, Beginning, Environment, Episodes, Simulator, Steps
+from pipelines.environments import _entry_point as entry_points
 from pipelines.environments._entry_point import EntryPoint, load
 
 
@@ -64,12 +65,7 @@ class Exorl(Environment):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.files = sorted(settings.directory.rglob("*.npz"))
-        if not self.files:
-            raise UserError(
-                f"{settings.directory} holds no .npz files, expected the episodes of ExORL; "
-                "set `directory` to the folder that they were unpacked to."
-            )
+        self.files = _episodes(settings.directory)
         module = plugins.load("pipelines.environments", settings.simulator["kind"])
         self.simulator: Environment = module.build(module.Settings.model_validate(_without_kind(settings.simulator)))
         self.state_names, self.action_names = self.simulator.state_names, self.simulator.action_names
@@ -155,6 +151,20 @@ class Exorl(Environment):
         )
 
 
+def sources(settings: Settings, mirror: Path | None) -> dict[str, Path]:
+    """Return the episodes, and the modules of the policy and of the simulator.
+
+    Raises:
+        UserError: The folder contains no episodes, or a module does not exist.
+    """
+    found = {path.relative_to(settings.directory).as_posix(): path for path in _episodes(settings.directory)}
+    simulator = plugins.load("pipelines.environments", settings.simulator["kind"])
+    of_simulator = getattr(simulator, "sources", None)
+    if of_simulator is not None:
+        found |= of_simulator(simulator.Settings.model_validate(_without_kind(settings.simulator)), mirror)
+    return found | entry_points.sources(*filter(None, [settings.policy]))
+
+
 def build(settings: Settings) -> Exorl:
     """Return the environment of a folder of episodes.
 
@@ -162,6 +172,17 @@ def build(settings: Settings) -> Exorl:
         UserError: The folder contains no episodes, or the simulator cannot be built.
     """
     return Exorl(settings)
+
+
+def _episodes(directory: Path) -> list[Path]:
+    """Return the files of the episodes in the order of their paths."""
+    found = sorted(directory.rglob("*.npz"))
+    if not found:
+        raise UserError(
+            f"{directory} holds no .npz files, expected the episodes of ExORL; "
+            "set `directory` to the folder that they were unpacked to."
+        )
+    return found
 
 
 def _without_kind(simulator: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, final
 
@@ -20,6 +21,7 @@ from pydantic import Field
 from pipelines.base import plugins
 from pipelines.base.errors import UserError, first_line
 from pipelines.environments import Array, Beginning, Environment, Episodes, Steps
+from pipelines.environments import _entry_point as entry_points
 from pipelines.environments._entry_point import EntryPoint, load
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ class Settings(plugins.Settings):
     id: str = Field(min_length=1, description='as `gymnasium.make` takes it: "Pendulum-v1", "package.module:Mine-v0"')
     policy: EntryPoint = Field(
         description="package.module:function from observations (n, d) to actions (n, a): deterministic, row by row, "
-        "called from several threads; after a change of it, force the stage (`dvc repro -f -s collect@...`)"
+        "called from several threads; a change of its module is noticed"
     )
     behaviour: Literal["random", "policy", "mixed"] = Field(
         "random",
@@ -155,6 +157,16 @@ class Gymnasium(Environment):
                 "registered here and its dependencies installed."
             ) from None
         return made
+
+
+def sources(settings: Settings, mirror: Path | None) -> dict[str, Path]:
+    """Return the files of the modules of the policy, of the rewards and of an environment with an own module.
+
+    Raises:
+        UserError: A module does not exist.
+    """
+    own = [settings.id] if ":" in settings.id else []
+    return entry_points.sources(settings.policy, *settings.rewards.values(), *own)
 
 
 def build(settings: Settings) -> Gymnasium:

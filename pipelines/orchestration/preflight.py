@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from flowmatch_core.successor import Transitions
-from pipelines import datasets, environments
+from pipelines import environments
 from pipelines.base import device
 from pipelines.base.errors import UserError, first_line
 from pipelines.config.catalog import ORACLE
 from pipelines.config.params import Choice, DensityMethod, EnvironmentEntry, Params, SuccessorFit, SuccessorMethod
 from pipelines.models import build, density, successor
+from pipelines.runs import sources
 
 
 def check(params: Params) -> None:
@@ -40,8 +41,7 @@ def check(params: Params) -> None:
                 f"params.yaml: environments.{name}.reward is {entry.reward!r}; "
                 f"{entry.kind} has {', '.join(map(repr, rewards))}."
             )
-    for dataset in params.datasets.values():
-        datasets.check(dataset.kind, params.mirror)
+    sources.find(params)
 
 
 def _check_methods(params: Params, name: str, entry: EnvironmentEntry) -> None:

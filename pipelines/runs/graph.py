@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.base import layout
 from pipelines.base.errors import UserError, first_line
+from pipelines.config import params as parameters
+from pipelines.runs import sources
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -110,6 +113,42 @@ def load(root: Path, targets: Sequence[str] = ()) -> dict[str, Node]:
 
 
 def dirty(root: Path) -> set[str]:
-    """Return the stages whose code, parameters, inputs or outputs have changed since their last run."""
-    with repository(root) as repo:
-        return set(repo.status())
+    """Return the stages whose code, parameters, inputs or outputs have changed since their last run.
+
+    External files are compared first. Intact outputs that DVC's cache has lost are copied back into it, because DVC
+    would make them again. A stage that DVC always runs has changed if its outputs have.
+
+    Raises:
+        UserError: DVC cannot read the project, or an external file is missing.
+    """
+    from dvc.repo import lock_repo
+
+    with repository(root) as repo, lock_repo(repo):  # DVC reads dvc.yaml and dvc.lock again for every lock
+        if any(layout.SOURCES.as_posix() == out.def_path for stage in repo.index.stages for out in stage.outs):
+            sources.refresh(Path.cwd(), parameters.load())
+        found = repo.status()
+        if _recache(repo, found):
+            found = repo.status()
+        return {name for name, reasons in found.items() if reasons != ["always changed"]}
+
+
+def _recache(repo: Repo, found: Mapping[str, Sequence[Any]]) -> bool:
+    """Copy outputs as dvc.lock describes them to DVC's cache where it lost them; return whether there were any.
+
+    Args:
+        repo: DVC's repository.
+        found: Answer of `repo.status()`.
+    """
+    lost = {
+        path
+        for reasons in found.values()
+        for reason in reasons
+        if isinstance(reason, dict)
+        for path, state in reason.get("changed outs", {}).items()
+        if state == "not in cache"
+    }
+    outs = [out for stage in repo.index.stages for out in stage.outs if str(out) in lost]
+    intact = [out for out in outs if out.exists and not out.changed_checksum()]
+    for out in intact:
+        out.commit(relink=False)
+    return bool(intact)

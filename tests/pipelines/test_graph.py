@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,40 @@ def test_what_is_dirty(project: Path) -> None:
     assert graph.dirty(project) == {"side"}
     (project / "data/a.txt").unlink()
     assert graph.dirty(project) == {"side", "leaf@a", "join"}
+
+
+FOLDER = """
+stages:
+  folder:
+    cmd: mkdir -p data/folder/inner && cp step.py data/folder/inner/ && echo 1 > data/folder/one
+    deps: [step.py]
+    outs: [data/folder]
+  file:
+    cmd: cp data/folder/one data/one && echo 1 > data/folder.json
+    deps: [data/folder]
+    outs: [data/one]
+    metrics: [data/folder.json: {cache: false}]
+"""
+
+
+def test_a_lost_cache_costs_nothing_while_the_outputs_are_there(project: Path) -> None:
+    write(project, "dvc.yaml", FOLDER)
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
+    shutil.rmtree(project / ".dvc/cache")
+    assert graph.dirty(project) == set()
+    shutil.rmtree(project / "data/folder")  # the cache is whole again
+    subprocess.run([sys.executable, "-m", "dvc", "checkout", "-q"], check=True)
+    assert (project / "data/folder/inner/step.py").read_text() == (project / "step.py").read_text()
+
+
+def test_only_an_intact_output_returns_to_the_cache(project: Path) -> None:
+    write(project, "dvc.yaml", FOLDER)
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
+    shutil.rmtree(project / ".dvc/cache")
+    write(project, "data/one", "edited")
+    assert graph.dirty(project) == {"file"}
+    write(project, "data/folder/one", "edited")
+    assert graph.dirty(project) == {"file", "folder"}
 
 
 def test_names_do_not_depend_on_the_current_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
