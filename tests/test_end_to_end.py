@@ -86,7 +86,7 @@ class Page(HTMLParser):
         for key, value in attrs:
             if key == "src" and tag == "img":
                 self.images.append(value or "")
-            if key in ("src", "href") and not (value or "").startswith(("data:", "#")):
+            if key in ("src", "href") and tag != "a" and not (value or "").startswith("data:"):
                 self.outside.append(f"{tag} {key}={value}")
 
 
