@@ -379,11 +379,8 @@ class Loaded(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found += [tag] if tag in ("script", "link", "iframe", "object") else []
-        self.found += [
-            f"{key}={value}"
-            for key, value in attrs
-            if key in ("src", "srcset") and not (value or "").startswith("data:")
-        ]
+        sources = {key: value or "" for key, value in attrs if key in ("src", "srcset")}
+        self.found += [f"{key}={value}" for key, value in sources.items() if not value.startswith("data:")]
 
 
 def test_the_page_needs_no_network_and_follows_the_readers_colours(tmp_path: Path) -> None:
