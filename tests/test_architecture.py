@@ -185,6 +185,7 @@ def test_only_the_catalog_and_the_plugins_import_by_name() -> None:
         "pipelines.environments._entry_point",  # a user's policy
         "pipelines.environments.gymnasium",  # is it installed?
         "pipelines.runs.store",  # is it installed?
+        "pipelines.reporting.facts",  # versions of packages
     }
 
 

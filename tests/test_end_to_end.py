@@ -10,8 +10,10 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PATTERNS = shutil.ignore_patterns(
@@ -86,7 +88,7 @@ class Page(HTMLParser):
         for key, value in attrs:
             if key == "src" and tag == "img":
                 self.images.append(value or "")
-            if key in ("src", "href") and not (value or "").startswith(("data:", "#")):
+            if key in ("src", "href") and tag != "a" and not (value or "").startswith("data:"):
                 self.outside.append(f"{tag} {key}={value}")
 
 
@@ -180,6 +182,37 @@ def test_bad_parameters_stop_before_any_stage(project: Path) -> None:
         assert word in result.stderr, result.stderr
         assert len(result.stderr.strip().splitlines()) == 1, result.stderr
         assert "Running stage" not in result.stdout
+
+
+@pytest.mark.parametrize("command", ["repro", pytest.param("flow", marks=pytest.mark.slow)])
+def test_a_failed_data_set_costs_no_other_entry_its_tables_and_page(
+    project: Path, workspace: Path, command: str
+) -> None:
+    path, data = project / "params.yaml", workspace / "data"
+    text, lock, report = path.read_text(), locked(workspace), (data / "report" / "index.html").read_bytes()
+    path.write_text(text.replace("    lr: 1.0e-2 ", "    lr: 1.0e+30 ", 1))
+    failed = run(project, "pipelines.orchestration", command, "--profile", "smoke")
+    path.write_text(text)
+    assert failed.returncode == 1, failed.stdout[-3000:] + failed.stderr[-3000:]
+    assert failed.stdout.strip().splitlines()[-1] == "partial report: .workspaces/smoke/data/partial/index.html"
+    page = (data / "partial" / "index.html").read_text()
+    assert page.index("Missing on this page: data set moons.") < page.index("Profile <b>smoke</b>")
+    for method in ("cfm", "ot_cfm"):  # the first failure does not keep the second stage from its own
+        assert f"<b>train_density@moons-{method}</b>: the loss is nan at step" in page
+    assert 'id="maze_loop"' in page and 'id="sde_vs_ode"' in page and 'id="densities"' not in page
+    assert "td2_cfm" in (data / "partial" / "tables" / "successor.csv").read_text()
+    # What DVC knows of the tables and the report is the last complete run.
+    assert [locked(workspace)[name] for name in ("tables", "report")] == [lock["tables"], lock["report"]]
+    assert (data / "report" / "index.html").read_bytes() == report
+    again = run(project, "pipelines.orchestration", command, "--profile", "smoke")
+    assert again.returncode == 0, again.stderr
+    assert not (data / "partial").exists()
+
+
+def locked(workspace: Path) -> dict[str, Any]:
+    """The stages of dvc.lock."""
+    stages: dict[str, Any] = yaml.safe_load((workspace / "dvc.lock").read_text())["stages"]
+    return stages
 
 
 @pytest.mark.slow

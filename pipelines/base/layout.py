@@ -15,6 +15,8 @@ SOURCES = DATA / "sources"
 PREPARED, TRANSITIONS, MODELS, LOGS = (DATA / name for name in ("prepared", "transitions", "models", "logs"))
 SAMPLES, EVALUATIONS, EXPERIMENTS = (DATA / name for name in ("samples", "evaluations", "experiments"))
 METRICS, TABLES, REPORT = (DATA / name for name in ("metrics", "tables", "report"))
+PARTIAL = DATA / "partial"
+"""Tables and report of a run that failed; no output of DVC."""
 GATHERED = (EXPERIMENTS, EVALUATIONS, LOGS, METRICS, PREPARED, SAMPLES, TRANSITIONS)
 """Folders that whole-project stages depend on; DVC requires them to exist, even if they are empty."""
 

@@ -11,9 +11,30 @@ from pathlib import Path
 from pipelines.base import console, files
 from pipelines.base.errors import UserError
 from pipelines.orchestration import runner
-from pipelines.orchestration.commands import _workspace, compare, flow, publish, repro, serve, status, ui, validate
+from pipelines.orchestration.commands import (
+    _workspace,
+    compare,
+    flow,
+    plots,
+    publish,
+    repro,
+    serve,
+    status,
+    ui,
+    validate,
+)
 
-COMMANDS = (repro, flow, status, validate, publish, compare, ui, serve)
+COMMANDS = (
+    repro,
+    flow,
+    status,
+    validate,
+    publish,
+    compare,
+    plots,
+    ui,
+    serve,
+)
 """The commands in the order of the help."""
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.base import files, layout, metric_keys
 from pipelines.config.params import Params
-from pipelines.reporting import ranking
+from pipelines.reporting import facts, ranking
+from pipelines.reporting.facts import Facts
 from pipelines.reporting.figures import curves, style
 from pipelines.reporting.figures import density as density_figures
 from pipelines.reporting.figures import successor as successor_figures
@@ -53,12 +54,26 @@ class Section:
     figures: list[dict[str, str]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Incomplete:
+    """What a page that a failed run leaves does not have.
+
+    Attributes:
+        failed: Reason by failed stage.
+        missing: Entries of params.yaml without results, as texts.
+    """
+
+    failed: Mapping[str, str]
+    missing: Sequence[str]
+
+
 class Page:
     """The contents of the page, and the folder in which each figure is saved as a file."""
 
-    def __init__(self, figures: Path) -> None:
+    def __init__(self, figures: Path, incomplete: Incomplete | None = None) -> None:
         self.short = Section("results", "Summary")
         self.overall = ""
+        self.incomplete = incomplete
         self.tables: list[dict[str, Any]] = []
         self.environments: list[Section] = []
         self.others: list[Section] = []
@@ -86,26 +101,38 @@ class Page:
 
 def write(stage: Stage) -> None:
     """Write the page and its figures."""
-    params = stage.params
     with stage.output(layout.REPORT) as folder:
-        layout.figures(folder).mkdir(parents=True)
-        page = Page(layout.figures(folder))
-        metrics = {name: _metrics(name) for name in params.environments}
-        for name in params.environments:
-            _environment(page, params, name, metrics[name])
-        _short(page, params, metrics)
-        page.tables = [table for name in ORDER if (table := _table(name))["rows"]]
-        if params.datasets:
-            _densities(page, params)
-        _experiments(page, params)
-        html = render(page, params)
-        layout.page(folder).write_text(html, encoding="utf-8")
-    stage.log(f"{len(html) / 1e6:.1f} MB")
+        compose(stage.params, folder, layout.TABLES, facts.gather(stage.record.invocation))
+        stage.log(f"{layout.page(folder).stat().st_size / 1e6:.1f} MB")
     stage.record.artifact(layout.page(layout.REPORT))
     stage.record.artifact(layout.figures(layout.REPORT))
 
 
-def render(page: Page, params: Params) -> str:
+def compose(params: Params, folder: Path, tables: Path, run: Facts, incomplete: Incomplete | None = None) -> None:
+    """Write the page and its figures into a folder.
+
+    Args:
+        params: Contents of params.yaml; every entry has results.
+        folder: Folder of the page.
+        tables: Folder of the tables.
+        run: Facts about the run.
+        incomplete: What the run did not produce, if it failed.
+    """
+    layout.figures(folder).mkdir(parents=True)
+    page = Page(layout.figures(folder), incomplete)
+    metrics = {name: _metrics(name) for name in params.environments}
+    for name in params.environments:
+        _environment(page, params, name, metrics[name])
+    if metrics:
+        _short(page, params, metrics)
+    page.tables = [table for name in ORDER if (table := _table(tables, name))["rows"]]
+    if params.datasets:
+        _densities(page, params)
+    _experiments(page, params)
+    layout.page(folder).write_text(render(page, params, run), encoding="utf-8")
+
+
+def render(page: Page, params: Params, run: Facts) -> str:
     """Return the page as HTML, with all texts escaped."""
     import yaml
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -114,6 +141,8 @@ def render(page: Page, params: Params) -> str:
     return environment.get_template("report.html.j2").render(
         params=params,
         page=page,
+        run=run,
+        duration=facts.duration,
         fold=len(page.environments) > OPEN,
         short=SHORT,
         verdict=verdict,
@@ -173,7 +202,7 @@ def _environment(page: Page, params: Params, name: str, metrics: ranking.Environ
     if samples and plane:
         caption = (
             f"Future states of the policy (γ = {entry.gamma:g}): truth and samples of every method (its first seed), "
-            "one row per start state (red)."
+            "one row per start state (red). A panel states the share of its points beyond its edges as not shown."
         )
         figure = successor_figures.occupancy(truth, samples, starts, bounds, walls, diverged)
         page.picture(section, f"{name}-occupancy", figure, caption)
@@ -257,11 +286,12 @@ def _curve(name: str, method: str) -> pd.DataFrame:
     return pd.read_csv(layout.curve(name, method))
 
 
-def _table(name: str) -> dict[str, Any]:
-    """Return a table that the tables stage wrote, with the display names of methods."""
-    table: dict[str, Any] = files.read_json(layout.table(layout.TABLES, name, "json"))
+def _table(folder: Path, name: str) -> dict[str, Any]:
+    """Return a table that was written, with the display names of methods, and its CSV file as base64."""
+    table: dict[str, Any] = files.read_json(layout.table(folder, name, "json"))
     for place, column in enumerate(table["columns"]):
         if column in ("method", "against") or column.startswith("smaller"):
             for row in table["rows"]:
                 row[place] = label(row[place])
-    return {**table, "id": f"table-{name}"}
+    csv = base64.b64encode(files.read_bytes(layout.table(folder, name, "csv"))).decode()
+    return {**table, "id": f"table-{name}", "name": name, "csv": csv}

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +19,11 @@ from matplotlib.figure import Figure
 from pipelines.base import files, layout
 from pipelines.config import params, yaml_files
 from pipelines.config.params import Params
-from pipelines.reporting import labels, ranking, report
+from pipelines.reporting import facts, labels, ranking, report
+from pipelines.reporting.facts import Facts
 from pipelines.reporting.figures import curves, successor
+from pipelines.reporting.report import Incomplete
+from pipelines.runs.records import Record, RunRecord
 
 ROOT = Path(__file__).parents[2]
 PARAMS = params.load(ROOT / "params.yaml")
@@ -158,16 +166,16 @@ INSIDE = [(0.5, 0.5)] * 97
     ("lost", "text"),
     [
         ([(0.0, 0.0)] * 3, None),
-        ([(2.0, 0.0), (0.0, 2.0), (-2.0, 0.0)], "3 % outside"),
-        ([(0.0, -2.0)] + [(0.0, 0.0)] * 200, "<1 % outside"),
-        ([(9.0, 9.0)] * 97, "50 % outside"),
-        ([(np.nan, 0.0), (0.0, np.inf), (0.0, 2.0)], "3 % outside"),
+        ([(2.0, 0.0), (0.0, 2.0), (-2.0, 0.0)], "3 % not shown"),
+        ([(0.0, -2.0)] + [(0.0, 0.0)] * 200, "<1 % not shown"),
+        ([(9.0, 9.0)] * 97, "50 % not shown"),
+        ([(np.nan, 0.0), (0.0, np.inf), (0.0, 2.0)], "3 % not shown"),
     ],
 )
-def test_samples_outside_of_a_panel_are_counted_in_it(lost: list[tuple[float, float]], text: str | None) -> None:
+def test_samples_beyond_a_panel_are_counted_in_it(lost: list[tuple[float, float]], text: str | None) -> None:
     samples = {"td_cfm": points(*INSIDE, *lost)}
     drawn = words(successor.occupancy(points(*INSIDE), samples, points((0.0, 0.9)), BOX, WALLS))
-    assert [word for word in drawn if "outside" in word] == ([text] if text else [])
+    assert [word for word in drawn if "not shown" in word] == ([text] if text else [])
 
 
 def test_every_method_is_drawn_with_its_truth_and_divergence_in_its_title() -> None:
@@ -232,12 +240,41 @@ def test_horizon_curves_are_of_methods_with_two_gammas() -> None:
 # ---- the page ----
 
 
-def page(tmp_path: Path, environments: int = 1, text: str = "text") -> str:
-    made = report.Page(tmp_path)
+def facts_of(**changes: Any) -> Facts:
+    """Facts about a run of two stages."""
+    stage = Record(
+        stage="prepare@moons", invocation="7-1.50", workspace=".", pid=7, created=1.5, started=2.0, params={},
+        status="FINISHED", ended=9.5,
+    )  # fmt: skip
+    last = replace(stage, stage="report", status="RUNNING", ended=None)
+    known: dict[str, Any] = {
+        "invocation": "7-1.50",
+        "made": datetime(2026, 11, 27, 3, 5, tzinfo=UTC),
+        "seconds": 3700.0,
+        "commits": ("0123456789abcdef",),
+        "dirty": False,
+        "machine": "Some CPU, 2 cores",
+        "software": "Python 3.11.7, torch 2.13.0",
+        "tracker": facts.LOCAL_UI,
+        "stages": (stage, last),
+    }
+    return Facts(**{**known, **changes})
+
+
+def page(
+    tmp_path: Path,
+    environments: int = 1,
+    text: str = "text",
+    run: Facts | None = None,
+    incomplete: Incomplete | None = None,
+) -> str:
+    made = report.Page(tmp_path, incomplete)
     made.overall = text
     made.tables = [
         {
             "id": "table-claims",
+            "name": "claims",
+            "csv": "YQ==",
             "title": "Claims",
             "columns": ["method", "verdict"],
             "words": [0, 1],
@@ -247,7 +284,7 @@ def page(tmp_path: Path, environments: int = 1, text: str = "text") -> str:
     ]
     made.environments = [report.Section(f"maze{i}", f"maze{i}", text, text) for i in range(environments)]
     made.others = [report.Section("other", text, text, figures=[{"png": "", "caption": text}])]
-    return report.render(made, PARAMS)
+    return report.render(made, PARAMS, run or facts_of())
 
 
 def test_texts_stay_texts(tmp_path: Path) -> None:
@@ -282,7 +319,110 @@ def test_tables_name_methods_as_people_do(tmp_path: Path, monkeypatch: pytest.Mo
     rows = '[["maze_loop", "td2_cfm"], ["maze_loop", "floor"]]'
     content = f'{{"title": "", "columns": ["environment", "method"], "words": [], "rows": {rows}, "notes": []}}'
     layout.table(layout.TABLES, "successor", "json").write_text(content)
-    assert report._table("successor")["rows"] == [["maze_loop", "TD²-CFM"], ["maze_loop", "floor"]]
+    layout.table(layout.TABLES, "successor", "csv").write_text("environment,method\n")
+    table = report._table(layout.TABLES, "successor")
+    assert table["rows"] == [["maze_loop", "TD²-CFM"], ["maze_loop", "floor"]]
+    assert base64.b64decode(table["csv"]) == b"environment,method\n"
+
+
+def test_the_page_tells_when_by_which_code_and_where_it_was_made(tmp_path: Path) -> None:
+    html = page(tmp_path)
+    for told in (
+        '<time datetime="2026-11-27T03:05:00+00:00">2026-11-27 03:05 UTC</time>',
+        "2 stages in 1 h 1 min",
+        "<code>0123456789</code>",
+        "Some CPU, 2 cores",
+        "Python 3.11.7, torch 2.13.0",
+        '<a href="http://127.0.0.1:5000">http://127.0.0.1:5000</a> after <code>make ui</code>',
+        "<code>tags.`flowmatch.invocation` = '7-1.50'</code>",
+        '<td class="word">prepare@moons</td><td class="word">finished</td><td>8 s</td>',
+        '<td class="word">report</td><td class="word">running</td><td>–</td>',
+    ):
+        assert told in html, told
+    assert "uncommitted" not in html
+    assert "uncommitted changes" in page(tmp_path, run=facts_of(dirty=True))
+    assert "<dt>Commit</dt><dd>none " in page(tmp_path, run=facts_of(commits=()))
+
+
+def test_a_link_to_a_server_has_no_secret(tmp_path: Path) -> None:
+    address = facts.tracker("https://me:hunter2@mlflow.example:8443/runs?token=hunter2#hunter2")
+    html = page(tmp_path, run=facts_of(tracker=address))
+    assert '<a href="https://mlflow.example:8443/runs">' in html
+    assert "hunter2" not in html and "make ui" not in html
+    for uri in ("postgresql://me:hunter2@host/runs", "sqlite:///runs.db", "", "http://["):
+        assert facts.tracker(uri) == facts.LOCAL_UI
+
+
+def test_facts_are_those_of_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWMATCH_HOME", str(tmp_path))
+    monkeypatch.setenv("FLOWMATCH_INVOCATION", "nightly")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    record = RunRecord.start("prepare@moons", {})
+    record.record.started -= 60
+    record.record.commit, record.record.dirty = "abc", True
+    record.finish("FAILED", "the disk is full")
+    found = facts.gather("nightly")
+    assert 60 <= found.seconds < 3600
+    assert (found.commits, found.dirty, found.tracker) == (("abc",), True, facts.LOCAL_UI)
+    assert [stage.stage for stage in found.stages] == ["prepare@moons"]
+    assert facts.failures(found.stages) == {"prepare@moons": "the disk is full"}
+    assert facts.gather("another").stages == ()
+
+
+class Loaded(HTMLParser):
+    """What a browser would load for a page, or run in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [tag] if tag in ("script", "link", "iframe", "object") else []
+        sources = {key: value or "" for key, value in attrs if key in ("src", "srcset")}
+        self.found += [f"{key}={value}" for key, value in sources.items() if not value.startswith("data:")]
+
+
+def test_the_page_needs_no_network_and_follows_the_readers_colours(tmp_path: Path) -> None:
+    html = page(tmp_path)
+    assert Loaded(html).found == []
+    assert "url(" not in html and "@import" not in html
+    assert "prefers-color-scheme: dark" in html and 'name="viewport"' in html and '<html lang="en">' in html
+    assert '<a href="data:text/csv;charset=utf-8;base64,YQ==" download="claims.csv">' in html
+
+
+def test_colours_have_the_contrast_of_wcag_aa() -> None:
+    style = (report.TEMPLATES / "report.html.j2").read_text(encoding="utf-8")
+    light, dark = (dict(re.findall(r"--(\w+): (#\w+)", block)) for block in re.findall(r":root \{([^}]*)\}", style))
+    for colours in (light, dark):
+        for ground in ("page", "panel"):
+            for name in ("text", "muted", "link", "good", "bad", "open"):
+                assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
+
+
+def contrast(one: str, other: str) -> float:
+    """The ratio of luminances of WCAG 2."""
+
+    def luminance(colour: str) -> float:
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+        parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+        red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_a_page_of_a_failed_run_begins_with_what_failed_and_what_is_missing(tmp_path: Path) -> None:
+    lost = Incomplete({"train_density@moons-cfm": "the loss is <NaN>"}, ["data set moons"])
+    html = page(tmp_path, incomplete=lost)
+    begin = html.index('<div class="incomplete" role="alert">')
+    assert begin < html.index('<p class="lead">')
+    said = re.sub(r"<[^>]+>|\s+", " ", html[begin : html.index("</div>", begin)])
+    assert "1 stage failed. Missing on this page: data set moons." in re.sub(r" +", " ", said)
+    assert "<b>train_density@moons-cfm</b>: the loss is &lt;NaN&gt;" in html
+    assert "(incomplete)" in html and "incomplete)" not in page(tmp_path)
+    assert "did not finish" in page(tmp_path, incomplete=Incomplete({}, ["data set moons"]))
 
 
 # ---- an environment's section ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.locks import Busy
 from pipelines.config import params as parameters
 from pipelines.config.params import Params
-from pipelines.orchestration import workspace
+from pipelines.orchestration import runner, workspace
 from pipelines.runs import graph, records
 
 
@@ -85,8 +86,9 @@ def has_work(here: Path, options: argparse.Namespace) -> bool:
 
 
 def report_outcome(status: int, here: Path, invocation: str, options: argparse.Namespace) -> int:
-    """Print the path of the report, or the failed stages and the command to continue; return the status."""
+    """Print the path of the report, or of what there is of it, and the command to continue; return the exit status."""
     if status == 0:
+        shutil.rmtree(here / layout.PARTIAL, ignore_errors=True)
         point_to_report(here)
         return 0
     failed = [record for record in records.read(records.home() / "runs" / invocation) if record.status != "FINISHED"]
@@ -95,7 +97,10 @@ def report_outcome(status: int, here: Path, invocation: str, options: argparse.N
         f"{names} failed; completed stages are kept, so fix the cause and {how_to_continue(options)}.",
         file=sys.stderr,
     )
-    return status
+    if not options.targets:
+        command = [sys.executable, "-m", "pipelines.reporting.partial", invocation]
+        runner.run_foreground(command, here, runner.environment(invocation))
+    return 1
 
 
 def point_to_report(here: Path) -> None:

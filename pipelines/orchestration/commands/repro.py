@@ -30,7 +30,8 @@ def _run(here: Path, options: argparse.Namespace) -> int:
         return 0
     from pipelines.runs import live
 
-    command = [sys.executable, "-m", "dvc", "repro", *(["--force"] if options.force else []), *options.targets]
+    command = [sys.executable, "-m", "dvc", "repro", "--keep-going", *options.targets]
+    command += ["--force"] if options.force else []
     invocation = records.name_of(psutil.Process())
     runner.raise_on_signals()
     with live.live(here, invocation) as outcome:

@@ -16,7 +16,7 @@ from pipelines.reporting.figures.style import (
     TRUTH,
     WALL,
     around,
-    count_outside,
+    count_not_shown,
     draw_walls,
     name_panel,
     panels,
@@ -67,8 +67,8 @@ def paths(
 ) -> Figure:
     """Plot the states of particles at some times, one row per method.
 
-    With `bounds`, all panels show these bounds and the noise of t = 0, and count the points outside; otherwise each row
-    has its own limits.
+    With `bounds`, all panels show these bounds and the noise of t = 0, and count the points beyond them; otherwise each
+    row has its own limits.
     """
     times = sorted({time for table in particles.values() for time in table["time"]})
     limits, aspect = None, 1.0
@@ -86,7 +86,7 @@ def paths(
                 x0, y0, x1, y1 = bounds
                 axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=WALL))
             scatter(axis, now, MODEL, shown)
-            count_outside(axis, now, shown)
+            count_not_shown(axis, now, shown)
             if start is not None:
                 axis.plot(*start, marker="o", color=START, markersize=4)
             name_panel(axis, row, axes, label(method), f"t = {time:g}")

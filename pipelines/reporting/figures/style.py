@@ -104,21 +104,21 @@ def in_rows(methods: Sequence[str]) -> list[list[str]]:
     return [list(block) for block in np.array_split(np.array(methods, dtype=object), count)]
 
 
-def share_outside(table: pd.DataFrame, limits: Sequence[float]) -> float:
-    """Return the share of rows whose first two columns are not finite or outside x0, y0, x1, y1.
+def share_not_shown(table: pd.DataFrame, limits: Sequence[float]) -> float:
+    """Return the share of rows that a panel of limits x0, y0, x1, y1 does not show, those that are not finite included.
 
-    >>> share_outside(pd.DataFrame({"x": [0.0, 0.5, 2.0, 0.0], "y": [0.0, 1.0, 0.0, -3.0]}), [-1, -1, 1, 1])
+    >>> share_not_shown(pd.DataFrame({"x": [0.0, 0.5, 2.0, 0.0], "y": [0.0, 1.0, 0.0, -3.0]}), [-1, -1, 1, 1])
     0.5
     """
     points = table.iloc[:, :2].to_numpy()
     return 1 - float(((points >= limits[:2]) & (points <= limits[2:])).all(1).mean()) if len(points) else 0.0
 
 
-def count_outside(axis: Axes, table: pd.DataFrame, limits: Sequence[float]) -> None:
-    """Write into a panel which share of its points is outside its limits."""
-    share = share_outside(table, limits)
+def count_not_shown(axis: Axes, table: pd.DataFrame, limits: Sequence[float]) -> None:
+    """Write into a panel which share of its points is beyond its limits."""
+    share = share_not_shown(table, limits)
     if share:
-        text = "<1 % outside" if share < 0.01 else f"{100 * share:.0f} % outside"
+        text = "<1 % not shown" if share < 0.01 else f"{100 * share:.0f} % not shown"
         box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
         axis.text(0.03, 0.03, text, transform=axis.transAxes, fontsize=7.5, color=START, bbox=box)
 

@@ -16,7 +16,7 @@ from pipelines.reporting.figures.style import (
     START,
     TRUTH,
     around,
-    count_outside,
+    count_not_shown,
     draw_walls,
     in_rows,
     panels,
@@ -37,7 +37,7 @@ def occupancy(
 ) -> Figure:
     """Plot future states of the policy from some start states (red): the truth and every method, with walls.
 
-    Many methods are split into several rows, each with the truth first. Each panel states the share of samples outside.
+    Many methods are split into several rows, each with the truth first. Each panel states the share not shown.
     """
     blocks = in_rows(list(samples))
     shown = min(SHOWN_STARTS if len(blocks) == 1 else SHOWN_STARTS - 1, len(starts))
@@ -52,7 +52,7 @@ def occupancy(
                 table = table[table["start"] == start]
                 draw_walls(axis, walls)
                 scatter(axis, table, TRUTH if method == "truth" else MODEL, bounds)
-                count_outside(axis, table, bounds)
+                count_not_shown(axis, table, bounds)
                 axis.plot(*starts.iloc[start, :2], marker="o", color=START, markersize=4)
                 if start == 0:
                     set_title(axis, method, diverged)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.base import files, layout, metric_keys, plugins
@@ -181,15 +182,22 @@ def tasks_of(params: Params) -> dict[str, str]:
 
 
 def write(stage: Stage) -> None:
-    """Write every table as CSV, Markdown and JSON, and print it."""
-    params = stage.params
+    """Write every table and print it."""
+    with stage.output(layout.TABLES) as folder:
+        for table in save(stage.params, folder):
+            stage.record.artifact(layout.table(layout.TABLES, table.name, "md"))
+            print(table.markdown())
+
+
+def save(params: Params, folder: Path) -> list[Table]:
+    """Build every table from the results and write it as CSV, Markdown and JSON into a new folder."""
     metrics: dict[str, Any] = {}
     logs: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
-    for folder, names in ((layout.prepared, params.datasets), (layout.collected, params.environments)):
+    for place, names in ((layout.prepared, params.datasets), (layout.collected, params.environments)):
         for name in names:
             metrics[name] = files.read_json(layout.metrics(name))
-            provenance[name] = files.read_json(layout.provenance(folder(name)))
+            provenance[name] = files.read_json(layout.provenance(place(name)))
     for name in params.datasets:
         logs[name] = {m: files.read_json(layout.final_losses(name, m)) for m in params.density.methods}
     for name, entry in params.environments.items():
@@ -197,12 +205,10 @@ def write(stage: Stage) -> None:
         logs[name] = {method: files.read_json(layout.final_losses(name, method)) for method in run}
     for name in params.experiments:
         metrics[f"experiments/{name}"] = files.read_json(layout.findings(name))
-    with stage.output(layout.TABLES) as output:
-        output.mkdir()
-        for name in ORDER:
-            table = plugins.load(__name__, name).build(params, metrics, logs, provenance)
-            table.rows.to_csv(layout.table(output, name, "csv"), index=False)
-            layout.table(output, name, "md").write_text(table.markdown(), encoding="utf-8")
-            files.write_json(layout.table(output, name, "json"), table.page())
-            stage.record.artifact(layout.table(layout.TABLES, name, "md"))
-            print(table.markdown())
+    folder.mkdir(parents=True)
+    tables = [plugins.load(__name__, name).build(params, metrics, logs, provenance) for name in ORDER]
+    for table in tables:
+        table.rows.to_csv(layout.table(folder, table.name, "csv"), index=False, encoding="utf-8")
+        layout.table(folder, table.name, "md").write_text(table.markdown(), encoding="utf-8")
+        files.write_json(layout.table(folder, table.name, "json"), table.page())
+    return tables
