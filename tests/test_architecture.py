@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "evaluation": {"base", "config", "datasets", "environments", "models", "runs"},
     "reporting": {"base", "config", "runs"},
     "experiments": {"base", "reporting", "runs"},
-    "orchestration": {"base", "config", "datasets", "environments", "models", "runs"},
+    "orchestration": {"base", "config", "datasets", "environments", "evaluation", "models", "runs"},
     "stages": {"base", "config", "data", "evaluation", "experiments", "reporting", "runs", "training"},
 }
 """Which rooms of `pipelines` each room may import: always rooms above it in this table."""
@@ -166,7 +166,11 @@ def test_the_mathematics_opens_no_file_prints_nothing_and_reads_no_environment()
 
 
 def test_each_outer_tool_has_one_place() -> None:
-    assert users("mlflow") == {"pipelines.runs.tracking"}
+    assert users("mlflow") == {
+        "pipelines.orchestration.promotion",
+        "pipelines.runs.champions",
+        "pipelines.runs.tracking",
+    }
     assert users("prefect") == {"pipelines.orchestration.prefect"}
     assert users("dvc") == {"pipelines.runs.graph", "pipelines.orchestration.workspace"}
     assert users("matplotlib") <= {m for m in map(name, FILES) if room(m) in ("reporting", "experiments")}

@@ -57,7 +57,7 @@ def model_files(address: str) -> Path:
             f"the model {address!r} is neither models:/<name>/<version>, such as models:/maze_loop.td2_cfm/latest, nor "
             "models:/<name>@<alias> nor runs:/<id of a training run>."
         )
-    client = _open(records.home())
+    client = open_store(records.home())
     try:
         run = client.get_run(rest if kind == "runs" else _trained_by(client, name, version, alias))
     except MlflowException as error:
@@ -68,7 +68,7 @@ def model_files(address: str) -> Path:
     return Path(client.download_artifacts(run.info.run_id, model.rpartition(".")[2]))
 
 
-def _open(home: Path) -> MlflowClient:
+def open_store(home: Path) -> MlflowClient:
     """Open the existing MLflow store; a missing one is not created.
 
     Raises:
