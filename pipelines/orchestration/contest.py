@@ -48,8 +48,10 @@ class Scores:
 
     @property
     def mean(self) -> float | None:
-        """Mean score, or None if a score is not a finite number."""
-        return float(np.sort(self.values).mean()) if np.isfinite(self.values).all() else None
+        """Mean score, or None if there is none or one is not a finite number."""
+        if not self.values.size or not np.isfinite(self.values).all():
+            return None
+        return float(np.sort(self.values).mean())
 
 
 @dataclass(frozen=True)

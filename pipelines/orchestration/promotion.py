@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
@@ -109,8 +110,8 @@ def decide(workspace: Path, invocation: str | None = None) -> list[Decision]:
             )
     registry = Registry()
     records.home().mkdir(parents=True, exist_ok=True)
-    with FileLock(records.home() / "promote.lock"):
-        judge = _Judge(workspace, params, registry, invocation)
+    with FileLock(records.home() / "promote.lock"), TemporaryDirectory() as scratch:
+        judge = _Judge(workspace, params, registry, Path(scratch), invocation)
         found = [judge.decide(model, networks) for model, networks in trained.items() if model in (chosen or trained)]
     return [decision for decision in found if decision is not None]
 
@@ -192,6 +193,7 @@ class _Judge:
     workspace: Path
     params: Params
     registry: Registry
+    scratch: Path
     invocation: str | None
 
     def decide(self, model: str, networks: dict[int, Path]) -> Decision | None:
@@ -260,7 +262,7 @@ class _Judge:
 
         settings, other = self.params.operation.promote, None
         if champion is not None:
-            theirs = self.registry.networks(champion)
+            theirs = self.registry.networks(champion, self.scratch)
             if weights(theirs) == weights(networks):
                 return Verdict(False, "the same weights as the champion", 0.0), own
             check_comparable(networks, theirs)
@@ -277,7 +279,7 @@ class _Judge:
             if version == champion or version.tags.get(_TAG, "undecided") != "undecided":
                 return None
             try:
-                found = self.registry.networks(version)
+                found = self.registry.networks(version, self.scratch)
             except UserError:
                 continue
             if weights(found) == weights(networks):

@@ -97,8 +97,12 @@ class Registry:
         for key, value in tags.items():
             self._client.set_model_version_tag(model, str(version), key, value)
 
-    def networks(self, version: Version) -> dict[int, Path]:
+    def networks(self, version: Version, scratch: Path) -> dict[int, Path]:
         """Return the files of a version's networks by seed.
+
+        Args:
+            version: The version.
+            scratch: Folder to copy them to.
 
         Raises:
             UserError: MLflow does not have them.
@@ -106,8 +110,10 @@ class Registry:
         from mlflow.exceptions import MlflowException
 
         address = f"models:/{version.model}/{version.number}"
+        folder = scratch / f"{version.model}-{version.number}"
+        folder.mkdir(exist_ok=True)
         try:
-            found = layout.networks(tracking.model_files(address))
+            found = layout.networks(tracking.model_files(address, folder))
         except (OSError, MlflowException) as error:
             raise UserError(f"MLflow has lost the files of {address}: {first_line(error)}") from None
         if not found:
@@ -128,11 +134,12 @@ class Registry:
         import numpy as np
         from mlflow.exceptions import MlflowException
 
-        try:
-            file = self._client.download_artifacts(version.run, str(_ROWS))
-            keys: NDArray[np.uint64] = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, MlflowException):
-            return None
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                file = self._client.download_artifacts(version.run, str(_ROWS), folder)
+                keys: NDArray[np.uint64] = np.load(file, allow_pickle=False)
+            except (OSError, ValueError, MlflowException):
+                return None
         return keys
 
     def invocation(self, version: Version) -> str:

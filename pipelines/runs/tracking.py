@@ -41,8 +41,12 @@ def uri(home: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.parent / 'mlflow.db'}"
 
 
-def model_files(address: str) -> Path:
+def model_files(address: str, into: Path | None = None) -> Path:
     """Return the folder of a trained model's files, from its address in the registry or the run that trained it.
+
+    Args:
+        address: Address of the model.
+        into: Folder to copy the files to; a new temporary one by default.
 
     Raises:
         UserError: There is no such model, or the address is invalid.
@@ -65,7 +69,7 @@ def model_files(address: str) -> Path:
     model = run.data.tags.get(_MODEL)
     if model is None:
         raise UserError(f"the run of {address!r} is {run.info.run_name}; expected one that trained a model.")
-    return Path(client.download_artifacts(run.info.run_id, model.rpartition(".")[2]))
+    return Path(client.download_artifacts(run.info.run_id, model.rpartition(".")[2], into and str(into)))
 
 
 def open_store(home: Path) -> MlflowClient:
@@ -102,6 +106,7 @@ def _trained_by(client: MlflowClient, name: str, version: str, alias: str) -> st
 
 def _be_quiet() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an unreachable server must not delay a run
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     for name in ("alembic", "mlflow.store.db.utils"):

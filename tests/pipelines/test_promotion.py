@@ -26,7 +26,7 @@ from pipelines.orchestration import __main__ as command_line
 from pipelines.orchestration import contest, promotion
 from pipelines.orchestration.contest import Scores, compare
 from pipelines.runs import live, tracking
-from pipelines.runs.champions import Registry
+from pipelines.runs.champions import Registry, registered_name
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
 
@@ -111,6 +111,8 @@ def test_ties_missing_numbers_and_few_pairs_keep_the_champion() -> None:
         verdict = compare(scores(challenger), None if champion is None else scores(champion), 0.95, 8)
         assert (verdict.better, verdict.reason) == (better, reason)
 
+
+LOST = "the champion cannot be compared"
 
 # ---- real models in a real registry ----
 
@@ -197,7 +199,7 @@ class Project:
         stage.record.tag("flowmatch.model", model)
         stage.record.finish("FINISHED")
         live.publish(invocation)
-        return Registry().versions(model)[0].number
+        return Registry().versions(registered_name(stage.params.profile, model))[0].number
 
     def champion(self) -> int | None:
         return Registry().champion("moons.cfm")
@@ -327,7 +329,7 @@ def test_a_decision_that_was_interrupted_is_made_again(prepared: Project, monkey
         (lambda kept: kept.write_bytes(kept.read_bytes()[:100]), "is not a whole safetensors file"),
         (
             lambda kept: save(kept, 1.0, columns=3),
-            "the champion cannot be compared (its number of columns is 3, that of the challenger 2)",
+            f"{LOST} (its number of columns is 3, that of the challenger 2)",
         ),
         (lambda kept: save(kept, 1.0, path={"name": "of_yore"}), "does not hold a model of this version"),
     ],
@@ -477,3 +479,17 @@ def test_a_decision_apart_that_fails_is_its_sentence(empty: Project) -> None:
     (empty.root / "mlflow.db").unlink()
     with pytest.raises(UserError, match="there are no runs in sqlite"):
         promotion.decide_apart(empty.root, "1-1.00")
+
+
+def test_a_decision_leaves_no_copies_of_models(
+    prepared: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    prepared.register(monkeypatch, 2.0)
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    promotion.decide(prepared.root)
+    prepared.register(monkeypatch, 1.0)
+    (decision,) = promotion.decide(prepared.root)
+    assert decision.champion_score is not None
+    assert list(scratch.iterdir()) == []
