@@ -166,11 +166,7 @@ def test_the_mathematics_opens_no_file_prints_nothing_and_reads_no_environment()
 
 
 def test_each_outer_tool_has_one_place() -> None:
-    assert users("mlflow") == {
-        "pipelines.orchestration.promotion",
-        "pipelines.runs.champions",
-        "pipelines.runs.tracking",
-    }
+    assert users("mlflow") == {"pipelines.runs.champions", "pipelines.runs.tracking"}
     assert users("prefect") == {"pipelines.orchestration.prefect"}
     assert users("dvc") == {"pipelines.runs.graph", "pipelines.orchestration.workspace"}
     assert users("matplotlib") <= {m for m in map(name, FILES) if room(m) in ("reporting", "experiments")}
