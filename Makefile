@@ -12,7 +12,7 @@ export NO_MKDOCS_2_WARNING := 1
 RUN := "$(BIN)/python" -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow td-tables td-claims status plots ui compare publish test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
+.PHONY: help setup repro flow td-tables td-claims status plots ui compare publish promote test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ compare: setup  ## the newest numbers of every method over seeds (ARGS="--data s
 
 publish: setup  ## copy the runs of bare `dvc repro` to MLflow
 	@$(RUN) publish
+
+promote: setup  ## decide which version of each model is the champion (ARGS="--rollback moons.cfm" undoes one)
+	@$(RUN) promote --profile $(PROFILE) $(ARGS)
 
 test: $(VENV)/.docs-installed  ## the tests, on all cores
 	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -m "not slow" -n auto --dist loadfile

@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "evaluation": {"base", "config", "datasets", "environments", "models", "runs"},
     "reporting": {"base", "config", "runs"},
     "experiments": {"base", "reporting", "runs"},
-    "orchestration": {"base", "config", "datasets", "environments", "models", "runs"},
+    "orchestration": {"base", "config", "datasets", "environments", "evaluation", "models", "runs"},
     "stages": {"base", "config", "data", "evaluation", "experiments", "reporting", "runs", "training"},
 }
 """Which rooms of `pipelines` each room may import: always rooms above it in this table."""
@@ -169,7 +169,8 @@ def test_the_mathematics_opens_no_file_prints_nothing_and_reads_no_environment()
 
 
 def test_each_outer_tool_has_one_place() -> None:
-    assert users("mlflow") == {f"pipelines.runs.{module}" for module in ("flavour", "store", "tracking", "versions")}
+    mlflow = ("champions", "flavour", "store", "tracking", "versions")
+    assert users("mlflow") == {f"pipelines.runs.{module}" for module in mlflow}
     assert users("prefect") == {"pipelines.orchestration.prefect"}
     assert users("dvc") == {"pipelines.runs.graph", "pipelines.orchestration.workspace"}
     assert users("matplotlib") <= {m for m in map(name, FILES) if room(m) in ("reporting", "experiments")}

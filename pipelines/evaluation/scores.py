@@ -41,10 +41,10 @@ class SampleScore:
 
     def __call__(self, x: Tensor) -> dict[str, Array]:
         """Return EMD and value at each start state; NaN where a sample is not finite."""
-        emd = [_emd(x[:, i], self.truth[:, i]) for i in range(x.shape[1])]
+        found = [emd(x[:, i], self.truth[:, i]) for i in range(x.shape[1])]
         value = rewards(self.environment, self.reward, x).mean(0) / (1 - self.gamma)
         error = (value - self.value) ** 2
-        return {"emd": np.array(emd), "value": value, "true_value": self.value, "squared_value_error": error}
+        return {"emd": np.array(found), "value": value, "true_value": self.value, "squared_value_error": error}
 
 
 def sensitivity(
@@ -132,5 +132,6 @@ def table(method: str, seed: int, values: Mapping[str, Array]) -> pd.DataFrame:
     return rows.assign(method=method, seed=seed, start=range(len(rows)))
 
 
-def _emd(x: Tensor, y: Tensor) -> float:
+def emd(x: Tensor, y: Tensor) -> float:
+    """Return the EMD of two samples, NaN where one is not finite."""
     return float(metrics.emd(x, y)) if x.isfinite().all() and y.isfinite().all() else math.nan

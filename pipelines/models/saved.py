@@ -73,7 +73,7 @@ def load(file: Path, device: torch.device, network: Callable[[Mapping[str, Any],
         trained = network(meta, path)
         trained.load_state_dict(weights)
         loc, scale = (tensors[name].to(device) for name in ("loc", "scale"))
-    except (KeyError, TypeError, RuntimeError, UserError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{file} does not hold a model of this version ({first_line(error)}); train it again: `make repro`."
         ) from None

@@ -28,7 +28,7 @@ from prefect.states import Completed, Failed
 from pipelines.base.device import resolve
 from pipelines.base.errors import UserError
 from pipelines.config import params as parameters
-from pipelines.orchestration import runner, workspace
+from pipelines.orchestration import promotion, runner, workspace
 from pipelines.orchestration.runner import StageFailed, StageResult
 from pipelines.runs import graph, live, records
 from pipelines.runs.graph import Node
@@ -178,6 +178,31 @@ def retrain(root: Path, profile: str) -> None:
         complete = run(here, device=parameters.load(here / "params.yaml").device)
     if not complete:
         raise StageFailed("a stage failed; see the table of stages.")
+    open_question = promote(here)
+    if open_question:
+        raise StageFailed(open_question)
+
+
+def promote(here: Path) -> str | None:
+    """Decide the champions of the models that a run trained, and show the decisions as a table.
+
+    Args:
+        here: Folder of the run.
+
+    Returns:
+        What the operator has to decide, as one sentence; None if nothing.
+    """
+    if not parameters.load(here / "params.yaml").operation.promote.enabled:
+        return None
+    try:
+        decisions = promotion.decide_apart(here, records.invocation())
+    except UserError as error:
+        return f"every stage is up to date, but the champions are not decided: {error}"
+    if decisions:
+        rows = [decision.row() for decision in decisions]
+        create_table_artifact(key="promotion", table=rows, description="Champion of each model that was trained")
+    undecided = [f"{decision.model}: {decision.reason}" for decision in decisions if decision.outcome == "undecided"]
+    return f"every stage is up to date, but {'; '.join(undecided)}." if undecided else None
 
 
 def serve(root: Path, profile: str, cron: str) -> bool:

@@ -31,11 +31,12 @@ def name_of(model: str, profile: str) -> str:
     return model if profile == "default" else f"{profile}.{model}"
 
 
-def files(address: str) -> Path:
+def files(address: str, into: Path | None = None) -> Path:
     """Return the folder of a trained model's files, from its address in the registry or the run that trained it.
 
     Args:
         address: `models:/<name>/<version>`, `models:/<name>@<alias>`, or `runs:/<id of a training run>`.
+        into: Folder to copy the files to; a new temporary one by default.
 
     Raises:
         UserError: There is no such model, or the address is invalid.
@@ -56,7 +57,7 @@ def files(address: str) -> Path:
         model = run.data.tags.get(MODEL)
         if model is None:
             raise UserError(f"the run of {address!r} is {run.info.run_name}; expected one that trained a model.")
-        return Path(client.download_artifacts(run.info.run_id, folder_of(model)))
+        return Path(client.download_artifacts(run.info.run_id, folder_of(model), str(into) if into else None))
     except (MlflowException, OSError) as error:
         said = redact(first_line(error))
         raise UserError(f"MLflow has no model {address!r} ({said}); see `make ui`.") from None
@@ -69,30 +70,6 @@ def folder_of(model: str) -> str:
     'td2_cfm'
     """
     return model.rpartition(".")[2]
-
-
-def versions(name: str) -> list[ModelVersion]:
-    """Return the versions of a registered model, the newest first, with their aliases and tags.
-
-    Raises:
-        UserError: There is no store.
-    """
-    client = store.open_existing(records.home()).client
-    found = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
-    # A search leaves out the aliases.
-    return [client.get_model_version(name, version.version) for version in found]
-
-
-def set_alias(name: str, alias: str, version: str) -> None:
-    """Let an alias of a registered model stand for a version."""
-    store.open_existing(records.home()).client.set_registered_model_alias(name, alias, version)
-
-
-def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a version."""
-    client = store.open_existing(records.home()).client
-    for key, value in tags.items():
-        client.set_model_version_tag(name, version, key, value)
 
 
 def register(client: MlflowClient, model: str, profile: str, run: str, source: str, tags: Mapping[str, str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from pipelines.base import files
 from pipelines.runs import live, store, tracking, versions
+from pipelines.runs.champions import Registry
 from pipelines.runs.records import Cell, CellKey, RunRecord
 from tests.pipelines.runs import children, parents, runs
 
@@ -226,13 +227,14 @@ def test_aliases_and_tags_of_versions(project: Path, invocation: Any) -> None:
     for _ in range(2):
         with invocation():
             train(project, "maze", "td_cfm", seeds=(0,))
-    assert [int(version.version) for version in versions.versions("maze.td_cfm")] == [2, 1]
-    versions.set_alias("maze.td_cfm", "champion", "1")
-    versions.tag_version("maze.td_cfm", "1", {"reason": "the first"})
-    found = versions.versions("maze.td_cfm")[1]
-    assert (found.aliases, found.tags["reason"]) == (["champion"], "the first")
+    registry = Registry()
+    assert [version.number for version in registry.versions("maze.td_cfm")] == [2, 1]
+    registry.crown("maze.td_cfm", 1, None)
+    registry.tag("maze.td_cfm", 1, {"reason": "the first"})
+    assert registry.champion("maze.td_cfm") == 1
+    assert registry.versions("maze.td_cfm")[1].tags["reason"] == "the first"
     assert versions.files("models:/maze.td_cfm@champion").is_dir()
-    assert versions.versions("maze.other") == []
+    assert registry.versions("maze.other") == []
 
 
 def test_compare_prints_the_newest_cells_with_their_intervals(

@@ -96,6 +96,7 @@ def test_a_density_is_told_from_a_successor_measure(tmp_path: Path, monkeypatch:
         lambda meta: meta["network"].update(wide=3),
         lambda meta: meta["network"].update(hidden=[9]),
         lambda meta: meta.pop("path"),
+        lambda meta: meta.update(path={"name": "of_yore"}),
     ],
 )
 def test_a_file_of_another_version_is_a_sentence(tmp_path: Path, change: Any) -> None:
