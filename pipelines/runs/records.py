@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ Parameter = str | int | float | bool | None
 
 _FLUSH_SECONDS = 2.0  # at most this much of a curve is lost if the process is killed
 _SAME_PROCESS_SECONDS = 5.0  # a process's start time is derived from the clock, which may be adjusted while it runs
+_FORCE = re.compile(r"--force|-[fimpqsvPR]*f[fimpqsvPR]*")  # alone or among other short options without a value
 # Files that a run writes do not make the code dirty.
 _NOT_CODE = (":(top,exclude)data", ":(top,exclude)dvc.lock")
 
@@ -150,6 +152,12 @@ def invocation() -> str:
             owner = ancestor
             break
     return name_of(owner)
+
+
+def forced() -> bool:
+    """Return whether the nearest ancestor that is a `dvc repro` or an experiment also runs what has not changed."""
+    commands = filter(_is_dvc_run, map(_command, psutil.Process().parents()))
+    return any(_FORCE.fullmatch(word) for word in next(commands, []))
 
 
 def name_of(owner: psutil.Process) -> str:
