@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ Parameter = str | int | float | bool | None
 _FLUSH_SECONDS = 2.0  # at most this much of a curve is lost if the process is killed
 _SAME_PROCESS_SECONDS = 5.0  # a process's start time is derived from the clock, which may be adjusted while it runs
 _COLUMNS = ("columns", "state_names", "action_names")  # keys of a provenance
+_FORCE = re.compile(r"--force|-[fimpqsvPR]*f[fimpqsvPR]*")  # alone or among other short options without a value
 # Files that a run writes do not make the code dirty.
 _NOT_CODE = (":(top,exclude)data", ":(top,exclude)dvc.lock")
 
@@ -263,6 +265,12 @@ def invocation() -> str:
 def nearest_dvc_run(ancestors: Sequence[psutil.Process]) -> psutil.Process | None:
     """Return the first process that is a `dvc repro` or an experiment, or None."""
     return next((ancestor for ancestor in ancestors if _is_dvc_run(_command(ancestor))), None)
+
+
+def forced() -> bool:
+    """Return whether the nearest ancestor that is a `dvc repro` or an experiment also runs what has not changed."""
+    owner = nearest_dvc_run(psutil.Process().parents())
+    return owner is not None and any(_FORCE.fullmatch(word) for word in _command(owner))
 
 
 def name_of(owner: psutil.Process) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.base import device, files, layout, metric_keys
+from pipelines.base import device, files, layout, metric_keys, workers
 from pipelines.base.seeding import derived_seed
 from pipelines.config.params import Fit
 from pipelines.models import saved
@@ -22,7 +22,6 @@ from pipelines.runs.context import Stage
 from pipelines.runs.records import Cell, CellKey
 from pipelines.training import checkpoints, loop
 from pipelines.training.loop import Progress
-from pipelines.training.workers import side_by_side
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +88,12 @@ def fit_seeds(stage: Stage, job: Job, seeds: tuple[int, ...]) -> None:
         "threads": stage.params.threads,
     }
     state = checkpoints.folder(stage.name, config, job.inputs())
-    stage.log(f"seeds {list(seeds)} on {chosen}; checkpoints in {state}")
+    checkpoints.enter(state, stage.record.invocation, records.forced())
+    summaries = {seed: kept for seed in seeds if (kept := checkpoints.finished(state, seed)) is not None}
+    missing = [seed for seed in seeds if seed not in summaries]
+    if summaries:
+        stage.log(f"seeds {list(summaries)} are finished; their networks are in {state}")
+    stage.log(f"seeds {missing} on {chosen}; checkpoints in {state}")
     stage.record.tag("device", str(chosen))
     settings = {key: value for key, value in config.items() if key not in ("seed", "device")}
     stage.record.params(settings)
@@ -98,8 +102,11 @@ def fit_seeds(stage: Stage, job: Job, seeds: tuple[int, ...]) -> None:
     stage.record.cells([Cell(job.data, job.method, seed, records.flat(settings)) for seed in seeds])
     work = partial(_fit_one, base=stage.params.seed, job=job, device=str(chosen), state=state)
     report = _reporter(stage, job, seeds)
-    processes = None if chosen.type == "cpu" else 1
-    summaries = side_by_side(work, seeds, report, processes, stage.params.threads)
+    processes = workers.limit(stage.params.threads) if chosen.type == "cpu" else 1
+    trained = workers.side_by_side(
+        work, missing, report, processes=processes, threads=stage.params.threads, label="seed {}"
+    )
+    summaries |= dict(zip(missing, trained, strict=True))
     models = layout.models(job.data, job.method)
     with stage.output(models) as folder:
         folder.mkdir()
@@ -107,26 +114,24 @@ def fit_seeds(stage: Stage, job: Job, seeds: tuple[int, ...]) -> None:
             shutil.copy(layout.network(state, seed), folder)
     stage.record.artifact(models)
     stage.record.tag("flowmatch.model", f"{job.data}.{job.method}")  # name in the model registry
-    _write_logs(stage, job, dict(zip(seeds, summaries, strict=True)))
-    checkpoints.clear(stage.name)
+    _write_logs(stage, job, {seed: summaries[seed] for seed in seeds})
+    checkpoints.settle(state)
 
 
 def _fit_one(
     seed: int, report: Callable[[Progress], None], *, base: int, job: Job, device: str, state: Path
 ) -> dict[str, Any]:
-    summary = state / f"seed{seed}.json"
-    if not summary.exists():
-        # The keys do not contain the method, so all methods start from the same weights.
-        torch.manual_seed(derived_seed(base, "weights", job.data, seed))
-        task = job.task(torch.device(device))
-        generator = torch.Generator(device).manual_seed(derived_seed(base, "batches", job.data, seed))
-        checkpoint = state / f"seed{seed}.checkpoint"
-        trained = loop.train(task.network, task.terms, job.fit, generator, checkpoint, report, task.seek, task.memory)
-        model = layout.network(state, seed)
-        saved.save(model, trained.network, task.loc, task.scale, {**task.meta, "seed": seed})
-        files.write_json(summary, {"curve": trained.curve, "seconds": trained.seconds})
-    result: dict[str, Any] = files.read_json(summary)
-    return result
+    # The keys do not contain the method, so all methods start from the same weights.
+    torch.manual_seed(derived_seed(base, "weights", job.data, seed))
+    task = job.task(torch.device(device))
+    generator = torch.Generator(device).manual_seed(derived_seed(base, "batches", job.data, seed))
+    checkpoint = checkpoints.of_seed(state, seed)
+    trained = loop.train(task.network, task.terms, job.fit, generator, checkpoint, report, task.seek, task.memory)
+    saved.save(layout.network(state, seed), trained.network, task.loc, task.scale, {**task.meta, "seed": seed})
+    checkpoints.finish(state, seed, {"curve": trained.curve, "seconds": trained.seconds})
+    summary = checkpoints.finished(state, seed)
+    assert summary is not None
+    return summary
 
 
 def _reporter(stage: Stage, job: Job, seeds: tuple[int, ...]) -> Callable[[int, Progress], None]:

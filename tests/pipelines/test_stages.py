@@ -104,6 +104,7 @@ def test_the_same_parameters_give_the_same_bytes(project: Path) -> None:
         files = [p for folder in ("prepared", "models") for p in (project / "data" / folder).rglob("*.*")]
         written.append({p.name: p.read_bytes() for p in files})
         shutil.rmtree(project / "data")
+        shutil.rmtree(project / ".checkpoints")
     assert len(written[0]) == 5
     assert written[0] == written[1]
 
@@ -226,6 +227,7 @@ def test_a_killed_training_resumes_to_the_same_weights(project: Path, sent: sign
     assert set(expected) == {"seed0.safetensors", "seed1.safetensors"}
     assert not list((project / ".checkpoints").rglob("*.checkpoint"))
     shutil.rmtree(models)
+    shutil.rmtree(project / ".checkpoints")
 
     process = subprocess.Popen(
         command("train_density", **cell), cwd=project, env=environment(), stderr=subprocess.DEVNULL
