@@ -35,7 +35,8 @@ def network(project: Path, data: str, method: str, seed: int) -> Path:
     from pipelines.models import build, saved
 
     density = data == "table"
-    config = build.network_config(NetworkChoice(name="mlp", hidden=[8], activation="tanh"), 2, 0 if density else 3)
+    choice = NetworkChoice.model_validate({"name": "mlp", "hidden": [8], "activation": "tanh"})
+    config = build.network_config(choice, 2, 0 if density else 3)
     meta: dict[str, Any] = {"network": config, "path": {"name": "cond_ot"}, "prediction": "velocity", "seed": seed}
     own = {"columns": ["a", "b"]} if density else {"gamma": 0.75, "state_names": STATES, "action_names": ACTIONS}
     file = project / "data" / "models" / data / method / f"seed{seed}.safetensors"
@@ -262,11 +263,12 @@ def test_compare_prints_the_newest_cells_with_their_intervals(
     second = next(run for run in parents(project) if run.data.metrics.get("maze/td_cfm/emd") == 2.0)
     assert rows["td_cfm"]["run"].endswith(f"/runs/{second.info.run_id}")
     assert main(["compare", "--data", "maze"]) == 0
-    first, *lines = capsys.readouterr().out.splitlines()
+    first, *lines, blank, link = capsys.readouterr().out.splitlines()
     assert first.split() == ["data", "method", "seeds", "emd", "emd_over_floor", "run"]
     assert [line.split()[:6] for line in lines] == [
         ["maze", "mc_cfm", "2", "0.5", "±", "0"],
         ["maze", "td_cfm", "2", "2", "±", "13"],
     ]
+    assert (blank, link.count("%22")) == ("", 2 * len(NUMBERS) + 2)  # quotes around the ids of runs and experiment
     assert main(["compare", "--data", "nowhere"]) == 1
     assert "no finished run of profile 'default' with emd" in capsys.readouterr().err
