@@ -102,6 +102,7 @@ def test_methods_and_seeds_have_the_same_names_and_differ_in_tags(project: Path,
     with invocation():
         train(project, "maze", "td_cfm")
         train(project, "maze", "mc_cfm")
+        live.publish(os.environ["FLOWMATCH_INVOCATION"])  # as while stages run
         evaluate(project, "maze", NUMBERS)
     (parent,) = parents(project)
     below = children(project, parent)
@@ -127,6 +128,7 @@ def test_methods_and_seeds_have_the_same_names_and_differ_in_tags(project: Path,
     client = tracking.Tracker(project / ".flowmatch").client
     history = client.get_metric_history(cells["maze td_cfm seed 1"].info.run_id, "train/loss")
     assert [(point.step, point.value) for point in history] == [(50, 1.02), (100, 1.01)]
+    assert len(client.get_metric_history(cells["maze td_cfm seed 1"].info.run_id, "train/seconds")) == 1
     assert parent.data.metrics["maze/td_cfm/emd"] == 2.0
     assert parent.data.metrics["maze/mc_cfm/emd"] == 0.5
     assert parent.data.params == {"profile": "default", "device": "auto"}
