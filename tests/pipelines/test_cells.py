@@ -102,12 +102,14 @@ def test_methods_and_seeds_have_the_same_names_and_differ_in_tags(project: Path,
     with invocation():
         train(project, "maze", "td_cfm")
         train(project, "maze", "mc_cfm")
-        live.publish(os.environ["FLOWMATCH_INVOCATION"])  # as while stages run
+        other = RunRecord.start("other", {})
+        live.publish(os.environ["FLOWMATCH_INVOCATION"])  # while a stage runs
         evaluate(project, "maze", NUMBERS)
+        other.finish("FINISHED")
     (parent,) = parents(project)
     below = children(project, parent)
     cells = {name: run for name, run in below.items() if run.data.tags["kind"] == "cell"}
-    assert set(below) - set(cells) == {"train@maze-td_cfm", "train@maze-mc_cfm", "evaluate@maze"}
+    assert set(below) - set(cells) == {"train@maze-td_cfm", "train@maze-mc_cfm", "evaluate@maze", "other"}
     assert {below[name].data.tags["kind"] for name in set(below) - set(cells)} == {"stage"}
     assert {run.info.status for run in below.values()} == {"FINISHED"}
     assert len(cells) == 4

@@ -119,8 +119,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[st
 @pytest.fixture(scope="module")
 def recorded(results: Any, tmp_path_factory: pytest.TempPathFactory) -> Record:
     """What the stages recorded, read from the file."""
-    (folder,) = tmp_path_factory.getbasetemp().glob("evaluation*/home/runs/test")
-    (record,) = records.read(folder)
+    (record,) = records.read(tmp_path_factory.getbasetemp() / "evaluation0" / "home" / "runs" / "test")
     return record
 
 
