@@ -10,12 +10,8 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 ROOT = Path(__file__).parents[1]
 PATTERNS = shutil.ignore_patterns(
@@ -112,21 +108,23 @@ def test_a_second_run_does_nothing_and_says_so(project: Path) -> None:
     assert re.search(r"nothing|up to date", again.stdout, re.IGNORECASE), again.stdout
 
 
-def test_mlflow_has_a_parent_with_a_child_for_every_stage_and_every_cell(project: Path) -> None:
+def test_mlflow_has_a_parent_with_a_child_for_every_stage_and_every_cell(project: Path, workspace: Path) -> None:
     from mlflow.tracking import MlflowClient
+
+    from pipelines.runs import graph
 
     client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("flowmatch")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=200)
     assert {run.info.status for run in runs} == {"FINISHED"}
-    by_kind: dict[str, dict[str, Run]] = {}
-    for run in runs:
-        by_kind.setdefault(run.data.tags["kind"], {})[run.data.tags["mlflow.runName"]] = run
-    (parent,) = by_kind["invocation"].values()
-    stages, cells = by_kind["stage"], by_kind["cell"]
+    invocations, stages, cells = (
+        {run.data.tags["mlflow.runName"]: run for run in runs if run.data.tags["kind"] == kind}
+        for kind in ("invocation", "stage", "cell")
+    )
+    (parent,) = invocations.values()
     assert {run.data.tags["mlflow.parentRunId"] for run in [*stages.values(), *cells.values()]} == {parent.info.run_id}
-    assert len(stages) == 21
+    assert set(stages) == set(graph.load(workspace))
     assert set(cells) == {
         *(f"moons {method} seed 0" for method in ("cfm", "ot_cfm")),
         *(f"{data} {method} seed 0" for data in ("maze_loop", "spiral") for method in ("td_cfm", "td2_cfm")),

@@ -167,17 +167,20 @@ class Tracker:
 
     def _update_stage(self, run: Run, record: Record, curves: _Curves) -> None:
         """Log what is new about a stage on its run."""
-        if run.info.status != "RUNNING" or run.info.lifecycle_stage != "active":
-            return
         run_id = run.info.run_id
+        if run.info.lifecycle_stage != "active":
+            return
+        if run.info.status != "RUNNING":
+            if record.status not in ("RUNNING", run.info.status):  # found faulty after it was published
+                self._log(run_id, tags=_note(record))
+                self.client.set_terminated(run_id, record.status)
+            return
         points, offset = curves.points.get(None, []), curves.offset
         if record.status == "RUNNING":
             self._log(run_id, points, _new(run, record.params), offset)
             return
         ended = _ms(record.ended or record.started)
-        tags = offset | record.tags | {"flowmatch.outputs": snapshots.digest(record.outputs)}
-        if record.message:
-            tags["mlflow.note.content"] = redact(record.message)
+        tags = offset | record.tags | {"flowmatch.outputs": snapshots.digest(record.outputs)} | _note(record)
         self._log(run_id, points + _at(record.metrics, ended), _new(run, record.params), tags)
         for name in record.artifacts:
             path = self.home.parent / record.workspace / name
@@ -362,6 +365,10 @@ def _dataset(given: Input) -> DatasetInput:
     source = {"uri": given.path, "description": given.source}
     dataset = Dataset(given.name, given.digest, "local", json.dumps(source), json.dumps(schema))
     return DatasetInput(dataset, [InputTag("mlflow.data.context", given.context)])
+
+
+def _note(record: Record) -> dict[str, str]:
+    return {"mlflow.note.content": redact(record.message)} if record.message else {}
 
 
 def _code(record: Record) -> dict[str, str]:

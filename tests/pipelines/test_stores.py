@@ -21,7 +21,7 @@ import pytest
 from pipelines.base.errors import UserError
 from pipelines.orchestration import runner
 from pipelines.orchestration.commands import publish, ui
-from pipelines.runs import live, store, tracking, versions
+from pipelines.runs import live, store, tracking
 from pipelines.runs.records import RunRecord
 from tests.pipelines.runs import parents, runs
 
@@ -268,8 +268,9 @@ def test_a_server_keeps_runs_files_and_models(project: Path, monkeypatch: pytest
         assert page_of(project) == "a page"
         assert list((folder / "files").rglob("page.txt"))
         assert not (project / "mlartifacts").exists()
-        assert versions.versions("maze.td_cfm") == []
-        link = store.open_existing(project / ".flowmatch").link(parents(project)[0].info.run_id)
+        opened = store.open_existing(project / ".flowmatch")
+        assert list(opened.client.search_registered_models()) == []
+        link = opened.link(parents(project)[0].info.run_id)
         assert link.startswith(f"http://127.0.0.1:{port}/#/experiments/")
     finally:
         os.killpg(server.pid, signal.SIGTERM)
