@@ -110,25 +110,42 @@ def test_a_second_run_does_nothing_and_says_so(project: Path) -> None:
     assert re.search(r"nothing|up to date", again.stdout, re.IGNORECASE), again.stdout
 
 
-def test_mlflow_has_a_parent_with_a_child_for_every_stage(project: Path) -> None:
+def test_mlflow_has_a_parent_with_a_child_for_every_stage_and_every_cell(project: Path, workspace: Path) -> None:
     from mlflow.tracking import MlflowClient
+
+    from pipelines.runs import graph
 
     client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("flowmatch")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=200)
-    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
-    assert len(parents) == 1
-    parent = parents[0]
-    assert parent.info.status == "FINISHED"
-    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == 21
-    assert {r.info.status for r in children} == {"FINISHED"}
-    assert any("spiral" in name and "emd" in name for name in parent.data.metrics)
-    trained = next(r for r in children if r.data.tags["mlflow.runName"] == "train_successor@spiral-td2_cfm")
-    assert len(client.get_metric_history(trained.info.run_id, "bootstrap_seed0")) == 6
-    files = [f.path for f in client.list_artifacts(trained.info.run_id, "td2_cfm")]
-    assert files == ["td2_cfm/seed0.safetensors"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    invocations, stages, cells = (
+        {run.data.tags["mlflow.runName"]: run for run in runs if run.data.tags["kind"] == kind}
+        for kind in ("invocation", "stage", "cell")
+    )
+    (parent,) = invocations.values()
+    assert {run.data.tags["mlflow.parentRunId"] for run in [*stages.values(), *cells.values()]} == {parent.info.run_id}
+    assert set(stages) == set(graph.load(workspace))
+    assert set(cells) == {
+        *(f"moons {method} seed 0" for method in ("cfm", "ot_cfm")),
+        *(f"{data} {method} seed 0" for data in ("maze_loop", "spiral") for method in ("td_cfm", "td2_cfm")),
+        "spiral oracle seed 0",
+    }
+    cell = cells["spiral td2_cfm seed 0"]
+    assert len(client.get_metric_history(cell.info.run_id, "train/bootstrap")) == 6
+    assert {"emd", "emd_over_floor", "nll_per_dim", "mse_v", "train/seconds"} <= set(cell.data.metrics)
+    assert {"emd", "emd_over_floor", "nll_per_dim", "nll"} <= set(cells["moons cfm seed 0"].data.metrics)
+    assert cell.data.metrics["emd"] == parent.data.metrics["spiral/td2_cfm/emd"]
+    assert {entry.tags[0].value for entry in cell.inputs.dataset_inputs} == {"training", "evaluation"}
+    assert parent.data.params["device"] == "auto"
+    assert parent.data.tags["device"] == "cpu"
+    trained = stages["train_successor@spiral-td2_cfm"]
+    assert trained.data.metrics["system/memory_mib_max"] > 0
+    files = sorted(f.path for f in client.list_artifacts(trained.info.run_id, "td2_cfm"))
+    assert files == [f"td2_cfm/{name}" for name in ("MLmodel", "input_example.json", "seed0.safetensors")]
+    (version,) = client.search_model_versions("name = 'smoke.spiral.td2_cfm'")
+    assert float(version.tags["score"]) == pytest.approx(cell.data.metrics["emd"], rel=1e-5)
 
 
 def test_a_trained_model_loads_by_the_line_in_the_documentation(project: Path) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from pipelines.runs import store
+from pipelines.runs.store import Store
 
 
 @dataclass
@@ -18,6 +17,7 @@ class Row:
         data: Data set or environment.
         method: Name of the method.
         link: Page of the invocation that evaluated it.
+        runs: Ids of the runs of its cells.
         commit: Commit of the code, if it is known.
         seeds: Values by name of the metric, then by training seed.
     """
@@ -26,22 +26,19 @@ class Row:
     method: str
     link: str
     commit: str | None
+    runs: list[str] = field(default_factory=list)
     seeds: dict[str, dict[int, float]] = field(default_factory=dict)
 
 
-def rows(home: Path, profile: str, metrics: Sequence[str], data: str | None = None) -> list[Row]:
+def rows(opened: Store, profile: str, metrics: Sequence[str], data: str | None = None) -> list[Row]:
     """Return a row for every data set and method: the cells of the newest invocation that evaluated it.
 
     Args:
-        home: Folder of records.
+        opened: Store to read.
         profile: Profile of the runs.
         metrics: Names of metrics.
         data: Data set or environment; all by default.
-
-    Raises:
-        UserError: There are no runs.
     """
-    opened = store.open_existing(home)
     condition = f"attributes.status = 'FINISHED' and tags.kind = 'cell' and tags.profile = '{profile}'"
     condition += f" and tags.data = '{data}'" if data else ""
     found: dict[tuple[str, str], Row] = {}
@@ -52,6 +49,7 @@ def rows(home: Path, profile: str, metrics: Sequence[str], data: str | None = No
         key, parent = (tags["data"], tags["method"]), tags["mlflow.parentRunId"]
         if values and run.info.lifecycle_stage == "active" and chosen.setdefault(key, parent) == parent:
             row = found.setdefault(key, Row(*key, opened.link(parent), tags.get("commit")))
+            row.runs.append(run.info.run_id)
             for name, value in values.items():
                 row.seeds.setdefault(name, {})[int(tags["seed"])] = value
     return [found[key] for key in sorted(found)]

@@ -6,13 +6,15 @@ an MLflow server. `FLOWMATCH_ARTIFACTS` is the folder or URL for the files of ru
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pipelines.base.errors import UserError
 from pipelines.base.redact import redact
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "flowmatch"
 UI = "http://127.0.0.1:5000"  # where `make ui` serves a database
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens in its view of model training
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 _EXTRAS = {"postgresql": ("psycopg2", "postgres"), "s3": ("boto3", "s3")}  # the module that a scheme needs, the extra
 
 # A store that does not answer must not delay a run: MLflow alone asks a database for minutes.
@@ -69,10 +71,24 @@ class Store:
         """Return the address of a run's page."""
         return f"{self.page}/#/experiments/{self.experiment}/runs/{run}"
 
+    def comparison(self, runs: Sequence[str]) -> str:
+        """Return the address of the page that compares runs."""
+        chosen, among = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (runs, [self.experiment]))
+        return f"{self.page}/#/compare-runs?runs={chosen}&experiments={among}"
+
 
 def uri(home: Path) -> str:
     """Return the address of the MLflow store: `$MLFLOW_TRACKING_URI`, else a database in the project's folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.parent / 'mlflow.db'}"
+
+
+def runs_page(page: str, experiment: str) -> str:
+    """Return the address of the list of runs in the view of model training; without it the UI opens in that of GenAI.
+
+    >>> runs_page("http://127.0.0.1:5000", "1")
+    'http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning'
+    """
+    return f"{page}/#/experiments/{experiment}/runs?workflowType=machine_learning"
 
 
 def is_server(address: str) -> bool:

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 _SCORE = "score_metric"  # tag of an evaluation: the metric that is the score of its models
 
-_BATCH = {"metrics": 900, "others": 100}  # MLflow rejects larger requests
+_METRICS, _OTHERS = 900, 50  # of one request: MLflow rejects more than 1000, 100 of them no metrics
 _STATE = "flowmatch.state"  # tag of a cell: digest of what is published
+_OFFSET = "flowmatch.offset"  # tag of a stage: how far its curves are published
 _TRAINED_IN = "flowmatch.trained_in"  # tag of a cell: id of the run of its training stage
 _PARENT = "mlflow.parentRunId"
 _INHERITED = ("flowmatch.invocation", "profile", "commit", "mlflow.source.git.commit", "git.dirty")
@@ -51,6 +52,7 @@ class _CellState:
     statuses: list[Status] = field(default_factory=list)
     params: dict[str, Parameter] = field(default_factory=dict)
     metrics: dict[str, float | None] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)  # time of each metric
     tags: dict[str, str] = field(default_factory=dict)
     inputs: list[Input] = field(default_factory=list)
     score: str | None = None
@@ -72,7 +74,9 @@ class _CellState:
         self.ended = max(self.ended, record.ended or record.started)
         self.statuses.append(record.status)
         self.params |= cell.params
-        self.metrics |= cell.metrics
+        if record.ended:  # before that their time is not known, and MLflow would keep a point for each of two
+            self.metrics |= cell.metrics
+            self.measured |= dict.fromkeys(cell.metrics, record.ended)
         self.inputs += record.inputs
         self.tags |= {key: record.tags[key] for key in ("device",) if key in record.tags}
         if cell.model:
@@ -80,6 +84,14 @@ class _CellState:
         if cell.trained:
             self.trained_in = run
         self.score = record.tags.get(_SCORE, self.score)
+
+
+@dataclass
+class _Curves:
+    """New points of a stage's curves, by cell (None: of the stage), and the tag that says they are published."""
+
+    points: dict[CellKey | None, list[_Point]] = field(default_factory=dict)
+    offset: dict[str, str] = field(default_factory=dict)
 
 
 class Tracker:
@@ -106,10 +118,12 @@ class Tracker:
         known = {key: run for run in children if (key := _key_of(run)) is not None}
         cells = {state.key: state for state in _gather(found, stages)}
         cell_runs = {key: known.get(key) or self._create_cell(parent, state) for key, state in cells.items()}
-        for record in found:
-            self._update_stage(stages[record.stage], record, cell_runs)
+        curves = {record.stage: self._new_points(stages[record.stage], record) for record in found}
         for key, state in cells.items():
-            self._update_cell(cell_runs[key], state)
+            points = [point for curve in curves.values() for point in curve.points.get(key, ())]
+            self._update_cell(cell_runs[key], state, points)
+        for record in found:  # after the cells, because the run of the stage says which points are published
+            self._update_stage(stages[record.stage], record, curves[record.stage])
         status = _status(invocation, found, last)
         if status != "RUNNING":
             self._score(cells.values())
@@ -151,21 +165,23 @@ class Tracker:
         }
         return self.client.create_run(self.store.experiment, _ms(record.started), tags | _code(record), record.stage)
 
-    def _update_stage(self, run: Run, record: Record, cells: Mapping[CellKey, Run]) -> None:
-        """Log what is new about a stage on its run, and its curves of cells on theirs."""
-        if run.info.status != "RUNNING" or run.info.lifecycle_stage != "active":
-            return
+    def _update_stage(self, run: Run, record: Record, curves: _Curves) -> None:
+        """Log what is new about a stage on its run."""
         run_id = run.info.run_id
-        offset = self._log_curves(run, record, cells)
+        if run.info.lifecycle_stage != "active":
+            return
+        if run.info.status != "RUNNING":
+            if record.status not in ("RUNNING", run.info.status):  # found faulty after it was published
+                self._log(run_id, tags=_note(record))
+                self.client.set_terminated(run_id, record.status)
+            return
+        points, offset = curves.points.get(None, []), curves.offset
         if record.status == "RUNNING":
-            self._log(run_id, params=_new(run, record.params), tags=offset)
+            self._log(run_id, points, _new(run, record.params), offset)
             return
         ended = _ms(record.ended or record.started)
-        tags = offset | record.tags | {"flowmatch.outputs": snapshots.digest(record.outputs)}
-        if record.message:
-            tags["mlflow.note.content"] = redact(record.message)
-        self._log(run_id, _at(record.metrics, ended), _new(run, record.params), tags)
-        self._log_inputs(run_id, record.inputs)
+        tags = offset | record.tags | {"flowmatch.outputs": snapshots.digest(record.outputs)} | _note(record)
+        self._log(run_id, points + _at(record.metrics, ended), _new(run, record.params), tags)
         for name in record.artifacts:
             path = self.home.parent / record.workspace / name
             if path.exists():
@@ -186,18 +202,15 @@ class Tracker:
         tags = {"dvc.stage": record.stage} | _code(record)
         versions.register(self.client, model, _profile(record), run_id, str(run.info.artifact_uri), tags)
 
-    def _log_curves(self, run: Run, record: Record, cells: Mapping[CellKey, Run]) -> dict[str, str]:
-        """Log the points that were added to a stage's curves; return the tag with the offset that was reached."""
-        done = int(run.data.tags.get("flowmatch.offset", 0))
-        batches: dict[str, list[_Point]] = {}
-        end = done
-        for point in records.points(self.home / "runs" / record.invocation, record.stage, done):
-            there = cells.get(point.cell, run) if point.cell else run
-            batches.setdefault(there.info.run_id, []).extend(_at(point.values, _ms(point.time), point.step))
-            end = point.end
-        for run_id, points in batches.items():
-            self._log(run_id, points)
-        return {"flowmatch.offset": str(end)} if end > done else {}
+    def _new_points(self, run: Run, record: Record) -> _Curves:
+        """Return the points that were added to a stage's curves since the offset in the tag of its run."""
+        curves = _Curves()
+        if run.info.status == "RUNNING":
+            done = int(run.data.tags.get(_OFFSET, 0))
+            for point in records.points(self.home / "runs" / record.invocation, record.stage, done):
+                curves.points.setdefault(point.cell, []).extend(_at(point.values, _ms(point.time), point.step))
+                curves.offset = {_OFFSET: str(point.end)}
+        return curves
 
     def _create_cell(self, parent: Run, state: _CellState) -> Run:
         data, method, seed = state.key
@@ -211,13 +224,16 @@ class Tracker:
         }
         return self.client.create_run(self.store.experiment, _ms(state.started), tags, f"{data} {method} seed {seed}")
 
-    def _update_cell(self, run: Run, state: _CellState) -> None:
-        """Bring the run of a cell up to date with what its stages found, if anything is new."""
+    def _update_cell(self, run: Run, state: _CellState, points: Sequence[_Point]) -> None:
+        """Bring the run of a cell up to date with its curves and what its stages found, if anything is new."""
         digest = state.digest()
-        if run.data.tags.get(_STATE) == digest or run.info.lifecycle_stage != "active":
-            state.trained_in = run.data.tags.get(_TRAINED_IN)
+        if run.info.lifecycle_stage != "active":
             return
-        tags = dict(state.tags)
+        if run.data.tags.get(_STATE) == digest:
+            state.trained_in = run.data.tags.get(_TRAINED_IN)
+            self._log(run.info.run_id, points)
+            return
+        tags = state.tags | {_STATE: digest}
         params: dict[str, Parameter] = {**state.key._asdict(), **state.params}
         if state.trained_in is None and "model" in tags:  # evaluated only: another invocation trained the network
             trained = self.store.search(f"tags.kind = 'cell' and tags.trained_model = '{tags['model']}'", 1)
@@ -229,11 +245,12 @@ class Tracker:
             tags["trained_model"] = tags["model"]
         if state.trained_in:
             tags[_TRAINED_IN] = state.trained_in
-        self._log(run.info.run_id, _at(state.metrics, _ms(state.ended)), _new(run, params), tags)
-        self._log_inputs(run.info.run_id, state.inputs)
+        if state.inputs:
+            self.client.log_inputs(run.info.run_id, [_dataset(given) for given in state.inputs])
         if state.status != "RUNNING":
             self.client.set_terminated(run.info.run_id, state.status, _ms(state.ended))
-        self._log(run.info.run_id, tags={_STATE: digest})
+        numbers = [(key, value, _ms(state.measured[key]), 0) for key, value in state.metrics.items()]
+        self._log(run.info.run_id, [*points, *numbers], _new(run, params), tags)
 
     def _score(self, cells: Iterable[_CellState]) -> None:
         """Tag the versions of the models that were evaluated with the mean of their score over seeds."""
@@ -297,14 +314,8 @@ class Tracker:
         given = [Param(_key(key), str(value)) for key, value in (params or {}).items()]
         set_tags = [RunTag(_key(key), value) for key, value in (tags or {}).items()]
         while metrics or given or set_tags:
-            most = _BATCH["others"]
-            self.client.log_batch(run_id, metrics[: _BATCH["metrics"]], given[: most // 2], set_tags[: most // 2])
-            metrics, given, set_tags = metrics[_BATCH["metrics"] :], given[most // 2 :], set_tags[most // 2 :]
-
-    def _log_inputs(self, run_id: str, inputs: Sequence[Input]) -> None:
-        """Log the data that were read: name, digest, source and columns."""
-        if inputs:
-            self.client.log_inputs(run_id, [_dataset(given) for given in inputs])
+            self.client.log_batch(run_id, metrics[:_METRICS], given[:_OTHERS], set_tags[:_OTHERS])
+            metrics, given, set_tags = metrics[_METRICS:], given[_OTHERS:], set_tags[_OTHERS:]
 
 
 def _gather(found: Sequence[Record], stages: Mapping[str, Run]) -> list[_CellState]:
@@ -354,6 +365,10 @@ def _dataset(given: Input) -> DatasetInput:
     source = {"uri": given.path, "description": given.source}
     dataset = Dataset(given.name, given.digest, "local", json.dumps(source), json.dumps(schema))
     return DatasetInput(dataset, [InputTag("mlflow.data.context", given.context)])
+
+
+def _note(record: Record) -> dict[str, str]:
+    return {"mlflow.note.content": redact(record.message)} if record.message else {}
 
 
 def _code(record: Record) -> dict[str, str]:

@@ -99,7 +99,9 @@ def fit_seeds(stage: Stage, job: Job, seeds: tuple[int, ...]) -> None:
     stage.record.params(settings)
     data = job.inputs()[0].parent
     stage.record.data(job.data, "training", data, files.read_json(layout.provenance(data)))
-    stage.record.cells([Cell(job.data, job.method, seed, records.flat(settings)) for seed in seeds])
+    own = {key: value for key, value in settings.items() if key not in ("dataset", "environment")}  # the cell's data
+    # The prefix puts them after data, method and seed in MLflow's comparison, which shows the first that differ.
+    stage.record.cells([Cell(job.data, job.method, seed, records.flat(own, "train.")) for seed in seeds])
     work = partial(_fit_one, base=stage.params.seed, job=job, device=str(chosen), state=state)
     report = _reporter(stage, job, seeds)
     processes = workers.limit(stage.params.threads) if chosen.type == "cpu" else 1

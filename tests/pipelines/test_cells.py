@@ -36,7 +36,8 @@ def network(project: Path, data: str, method: str, seed: int) -> Path:
     from pipelines.models import build, saved
 
     density = data == "table"
-    config = build.network_config(NetworkChoice(name="mlp", hidden=[8], activation="tanh"), 2, 0 if density else 3)
+    choice = NetworkChoice.model_validate({"name": "mlp", "hidden": [8], "activation": "tanh"})
+    config = build.network_config(choice, 2, 0 if density else 3)
     meta: dict[str, Any] = {"network": config, "path": {"name": "cond_ot"}, "prediction": "velocity", "seed": seed}
     own = {"columns": ["a", "b"]} if density else {"gamma": 0.75, "state_names": STATES, "action_names": ACTIONS}
     file = project / "data" / "models" / data / method / f"seed{seed}.safetensors"
@@ -102,11 +103,14 @@ def test_methods_and_seeds_have_the_same_names_and_differ_in_tags(project: Path,
     with invocation():
         train(project, "maze", "td_cfm")
         train(project, "maze", "mc_cfm")
+        other = RunRecord.start("other", {})
+        live.publish(os.environ["FLOWMATCH_INVOCATION"])  # while a stage runs
         evaluate(project, "maze", NUMBERS)
+        other.finish("FINISHED")
     (parent,) = parents(project)
     below = children(project, parent)
     cells = {name: run for name, run in below.items() if run.data.tags["kind"] == "cell"}
-    assert set(below) - set(cells) == {"train@maze-td_cfm", "train@maze-mc_cfm", "evaluate@maze"}
+    assert set(below) - set(cells) == {"train@maze-td_cfm", "train@maze-mc_cfm", "evaluate@maze", "other"}
     assert {below[name].data.tags["kind"] for name in set(below) - set(cells)} == {"stage"}
     assert {run.info.status for run in below.values()} == {"FINISHED"}
     assert len(cells) == 4
@@ -127,6 +131,7 @@ def test_methods_and_seeds_have_the_same_names_and_differ_in_tags(project: Path,
     client = tracking.Tracker(project / ".flowmatch").client
     history = client.get_metric_history(cells["maze td_cfm seed 1"].info.run_id, "train/loss")
     assert [(point.step, point.value) for point in history] == [(50, 1.02), (100, 1.01)]
+    assert len(client.get_metric_history(cells["maze td_cfm seed 1"].info.run_id, "train/seconds")) == 1
     assert parent.data.metrics["maze/td_cfm/emd"] == 2.0
     assert parent.data.metrics["maze/mc_cfm/emd"] == 0.5
     assert parent.data.params == {"profile": "default", "device": "auto"}
@@ -264,11 +269,12 @@ def test_compare_prints_the_newest_cells_with_their_intervals(
     second = next(run for run in parents(project) if run.data.metrics.get("maze/td_cfm/emd") == 2.0)
     assert rows["td_cfm"]["run"].endswith(f"/runs/{second.info.run_id}")
     assert main(["compare", "--data", "maze"]) == 0
-    first, *lines = capsys.readouterr().out.splitlines()
+    first, *lines, blank, link = capsys.readouterr().out.splitlines()
     assert first.split() == ["data", "method", "seeds", "emd", "emd_over_floor", "run"]
     assert [line.split()[:6] for line in lines] == [
         ["maze", "mc_cfm", "2", "0.5", "±", "0"],
         ["maze", "td_cfm", "2", "2", "±", "13"],
     ]
+    assert (blank, link.count("%22")) == ("", 2 * len(NUMBERS) + 2)  # quotes around the ids of runs and experiment
     assert main(["compare", "--data", "nowhere"]) == 1
     assert "no finished run of profile 'default' with emd" in capsys.readouterr().err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,9 @@ from pipelines.config import params, yaml_files
 from pipelines.environments import linear_gaussian
 from pipelines.evaluation import models, truth
 from pipelines.models.untrained import Untrained
+from pipelines.runs import records
 from pipelines.runs.context import Stage
+from pipelines.runs.records import Record, RunRecord
 from pipelines.stages import collect, evaluate_successor, sample_successor
 
 ROOT = Path(__file__).parents[2]
@@ -104,13 +105,40 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[st
         patch.chdir(folder)
         patch.setattr(models, "load", model)
         patch.setattr(Stage, "log", lambda self, message: lines.append(message))
-        record: Any = SimpleNamespace(metrics=lambda values: None)
+        patch.setenv("FLOWMATCH_HOME", str(folder / "home"))
+        patch.setenv("FLOWMATCH_INVOCATION", "test")
+        record = RunRecord.start("test", {})
         stage = Stage("test", params.Params.model_validate(raw), record)
         for step in (collect, sample_successor, evaluate_successor):
             step.main(stage, "spiral")
     data = folder / "data"
     cells = pd.read_parquet(data / "evaluations" / "spiral" / "cells.parquet")
     return json.loads((data / "metrics" / "spiral.json").read_text()), cells, lines
+
+
+@pytest.fixture(scope="module")
+def recorded(results: Any, tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """What the stages recorded, read from the file."""
+    (record,) = records.read(tmp_path_factory.getbasetemp() / "evaluation0" / "home" / "runs" / "test")
+    return record
+
+
+def test_every_cell_is_recorded_with_the_names_of_the_others(results: Any, recorded: Record) -> None:
+    metrics = results[0]
+    cells = {(cell.method, cell.seed): cell.metrics for cell in recorded.cells}
+    assert set(cells) == {(method, seed) for method in [*MODELS, "flow"] for seed in SEEDS}
+    for (method, seed), numbers in cells.items():
+        assert not any("seed" in name or method in name for name in numbers)
+        for name in ("emd", "mse_v", "outside", "nll"):
+            if f"{name}_seed{seed}" in metrics[method]:
+                expected = metrics[method][f"{name}_seed{seed}"]
+                assert numbers[name.replace("nll", "nll_per_dim")] == pytest.approx(expected, nan_ok=True)
+        assert numbers["emd_floor"] == pytest.approx(metrics["floor"]["emd"])
+        over = numbers["emd_over_floor"]
+        assert over is None or over == pytest.approx(metrics[method][f"emd_seed{seed}"] / metrics["floor"]["emd"])
+    assert recorded.tags["score_metric"] == "emd"
+    (given,) = [given for given in recorded.inputs if given.context == "evaluation"]
+    assert (given.name, given.path) == ("spiral", "data/transitions/spiral")
 
 
 def test_every_number_is_a_mean_over_starts_with_an_interval_over_seeds(results: Any) -> None:

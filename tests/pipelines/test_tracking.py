@@ -169,6 +169,16 @@ os.abort()
     assert curve(project, child) == [(0, 1.0)]
 
 
+def test_a_stage_found_faulty_after_it_was_published_is_failed(project: Path, owner: str) -> None:
+    record = RunRecord.start("s", {})
+    record.finish("FINISHED")
+    live.publish(owner)
+    record.finish("FAILED", "params.yaml has changed")
+    live.publish(owner)
+    (run,) = children(project, parents(project)[0]).values()
+    assert (run.info.status, run.data.tags["mlflow.note.content"]) == ("FAILED", "params.yaml has changed")
+
+
 def test_an_attempt_that_was_tried_again_stays_visible(project: Path, owner: str) -> None:
     RunRecord.start("s", {})
     live.publish(owner)

@@ -7,7 +7,7 @@ import json
 import math
 
 from pipelines.base.errors import UserError
-from pipelines.runs import comparison, records
+from pipelines.runs import comparison, records, store
 from pipelines.runs.comparison import Row
 
 _METRICS = ("emd", "emd_over_floor", "nll_per_dim", "mse_v")
@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print a line for each data set and method."""
     metrics = tuple(options.metric or _METRICS)
-    rows = comparison.rows(records.home(), options.profile, metrics, options.data)
+    opened = store.open_existing(records.home())
+    rows = comparison.rows(opened, options.profile, metrics, options.data)
     if not rows:
         what = f"{', '.join(metrics)}{f' of {options.data}' if options.data else ''}"
         raise UserError(
@@ -34,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
             "of bare `dvc repro` there, and `make repro` makes new ones."
         )
     print(json.dumps([_plain(row) for row in rows], indent=2) if options.json else _table(rows, metrics))
+    if options.data and not options.json:
+        print(f"\nside by side: {opened.comparison([run for row in rows for run in row.runs])}")
     return 0
 
 

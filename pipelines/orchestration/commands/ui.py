@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     _check_port(options.port)
     publish.run(options)
-    print(f"MLflow: http://{_HOST}:{options.port} (stop with Ctrl-C)", flush=True)
+    page = store.runs_page(f"http://{_HOST}:{options.port}", store.open_existing(home).experiment)
+    print(f"MLflow: {page} (stop with Ctrl-C)", flush=True)
     runner.raise_on_signals()
     command = [sys.executable, "-m", "mlflow", "ui", "--host", _HOST, "--port", str(options.port), "--workers", "1"]
     env = runner.environment("") | {
