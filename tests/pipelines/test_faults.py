@@ -349,3 +349,44 @@ def test_a_damaged_file_of_the_project_is_one_sentence_or_runs_again(project: Pa
     if name in ("dvc.yaml", "params.yaml") and how != "nothing":
         with pytest.raises(UserError, match=f"^{project / name} (is not valid YAML|holds list; expected a mapping)"):
             workspace.prepare(project, "smoke")
+
+
+def orchestrate(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipelines.orchestration", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["default", "smoke"])
+def test_two_runs_at_once_and_a_run_after_kill_9(
+    waiting: Path, started: list[subprocess.Popen[str]], profile: str
+) -> None:
+    write(waiting, "pipelines/config/profiles/smoke.yaml", "profile: smoke\nseed: 5\n")
+    here = waiting if profile == "default" else waiting / ".workspaces" / profile
+    first = orchestrate("repro", "--profile", profile)
+    started.append(first)
+    wait_until((here / "started").exists)
+    edit("seed", 7)  # of the next run of the profile
+    before = (here / "params.yaml").read_bytes()
+    for command in ("repro", "flow", "status"):
+        second = orchestrate(command, "--profile", profile)
+        output = second.communicate()[0]
+        assert second.returncode == 1
+        assert f"is in use by process {first.pid}; wait until it ends or stop it" in output
+        assert len(output.splitlines()) == 1
+    check = orchestrate("validate", "--profile", profile)
+    assert f"params.yaml is valid for profile {profile}." in check.communicate()[0]
+    assert (here / "params.yaml").read_bytes() == before
+    edit("seed", 1)
+
+    family = psutil.Process(first.pid).children(recursive=True)
+    stage = next(p for p in family if "stage.py" in p.cmdline())
+    for each in [psutil.Process(first.pid), *(p for p in family if p != stage)]:
+        each.kill()
+    (here / "free").touch()
+    (here / "started").unlink()
+    again = orchestrate("repro", "--profile", profile)
+    assert "stopped before" not in again.communicate()[0]
+    assert again.returncode == 0
+    assert not stage.is_running()
+    assert (here / "data/moons.txt").read_text() == ("1" if profile == "default" else "5")
