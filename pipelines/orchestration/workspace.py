@@ -133,16 +133,13 @@ def _graph(root: Path, params: Mapping[str, Any]) -> str:
     A matrix has a stage for every pair of an environment and a method, and each stage costs DVC time whether it has
     something to do or not. The cells have the same names here.
     """
-    text = (root / "dvc.yaml").read_text(encoding="utf-8")
-    graph = yaml.safe_load(text)
-    template = graph["stages"].get(_CELLS)
-    if template is None:
-        return text
+    graph = read_yaml(root / "dvc.yaml")
     try:
+        template = graph["stages"][_CELLS]
         cells = dict(_cells(params))
-    except (AttributeError, KeyError, TypeError):  # params.yaml is checked next, with sentences
-        return text
-    del template["matrix"]
+        del template["matrix"]
+    except (AttributeError, KeyError, TypeError):  # DVC and the schema of params.yaml refuse what is wrong
+        return (root / "dvc.yaml").read_text(encoding="utf-8")
     graph["stages"][_CELLS] = {"foreach": cells, "do": template}
     head = "# Made from the project's dvc.yaml: the same stages, but only for the methods that an environment runs.\n"
     return head + yaml.safe_dump(graph, sort_keys=False, width=120)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -17,7 +18,9 @@ import yaml
 from pipelines.base import locks
 from pipelines.base.errors import UserError
 from pipelines.config import params, yaml_files
-from pipelines.runs import inputs, records, watchdog
+from pipelines.orchestration import workspace
+from pipelines.orchestration.commands import _workspace
+from pipelines.runs import graph, inputs, records, watchdog
 from tests.pipelines.conftest import ROOT, write
 
 DVC_YAML = """
@@ -28,6 +31,15 @@ stages:
     deps: [stage.py, code, big.bin]
     params: [seed, "datasets.${item.dataset}"]
     outs: ["data/${item.dataset}.txt"]
+"""
+
+LOCK = """
+schema: '2.0'
+stages:
+  leaf@a:
+    cmd: python step.py a
+  side:
+    cmd: python step.py side
 """
 
 # Waits for the file `go`, unless there is a file `free`.
@@ -310,3 +322,71 @@ def test_the_schema_refuses_names_that_are_no_words(section: str, name: str) -> 
     assert "\n" not in str(caught.value)
     assert section in str(caught.value)
     assert "it should" in str(caught.value)
+
+
+CUT: dict[str, Callable[[bytes], bytes]] = {
+    "half": lambda whole: whole[: len(whole) // 2],
+    "nothing": lambda whole: b"",
+    "zeros": lambda whole: bytes(len(whole)),
+    "a list": lambda whole: b"[1]",
+}
+
+
+@pytest.mark.parametrize("how", CUT)
+@pytest.mark.parametrize("name", ["dvc.yaml", "dvc.lock", "params.yaml", ".dvc/config"])
+def test_a_damaged_file_of_the_project_is_one_sentence_or_runs_again(project: Path, name: str, how: str) -> None:
+    write(project, "pipelines/config/profiles/smoke.yaml", "profile: smoke\n")
+    write(project, "dvc.lock", LOCK)
+    whole = (project / name).read_bytes()
+    (project / name).write_bytes(CUT[how](whole))
+    harmless = {("dvc.lock", "half"), ("params.yaml", "nothing")}  # their stages have changed
+    if (name, how) in harmless:
+        assert "side" in graph.dirty(project)
+        return
+    with pytest.raises(UserError) as caught:
+        _workspace.has_work(project, argparse.Namespace(targets=[], force=False))
+    assert "\n" not in str(caught.value)
+    if name in ("dvc.yaml", "params.yaml") and how != "nothing":
+        with pytest.raises(UserError, match=f"^{project / name} (is not valid YAML|holds list; expected a mapping)"):
+            workspace.prepare(project, "smoke")
+
+
+def orchestrate(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipelines.orchestration", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["default", "smoke"])
+def test_two_runs_at_once_and_a_run_after_kill_9(
+    waiting: Path, started: list[subprocess.Popen[str]], profile: str
+) -> None:
+    write(waiting, "pipelines/config/profiles/smoke.yaml", "profile: smoke\nseed: 5\n")
+    here = waiting if profile == "default" else waiting / ".workspaces" / profile
+    first = orchestrate("repro", "--profile", profile)
+    started.append(first)
+    wait_until((here / "started").exists)
+    edit("seed", 7)  # of the next run of the profile
+    before = (here / "params.yaml").read_bytes()
+    for command in ("repro", "flow", "status"):
+        second = orchestrate(command, "--profile", profile)
+        output = second.communicate()[0]
+        assert second.returncode == 1
+        assert f"is in use by process {first.pid}; wait until it ends or stop it" in output
+        assert len(output.splitlines()) == 1
+    check = orchestrate("validate", "--profile", profile)
+    assert f"params.yaml is valid for profile {profile}." in check.communicate()[0]
+    assert (here / "params.yaml").read_bytes() == before
+    edit("seed", 1)
+
+    family = psutil.Process(first.pid).children(recursive=True)
+    stage = next(p for p in family if "stage.py" in p.cmdline())
+    for each in [psutil.Process(first.pid), *(p for p in family if p != stage)]:
+        each.kill()
+    (here / "free").touch()
+    (here / "started").unlink()
+    again = orchestrate("repro", "--profile", profile)
+    assert "stopped before" not in again.communicate()[0]
+    assert again.returncode == 0
+    assert not stage.is_running()
+    assert (here / "data/moons.txt").read_text() == ("1" if profile == "default" else "5")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines.base.errors import UserError
 from pipelines.config import params, yaml_files
@@ -378,3 +382,74 @@ def test_seeds_of_a_method_come_before_those_of_its_environment() -> None:
     assert [successor.seeds_for(maze, m) for m in ("td_cfm", "td2_cfm")] == [(2, 9), (0, 1)]
     assert [successor.seeds_for(spiral, m) for m in ("td_cfm", "td2_cfm")] == [(2, 9), (5,)]
     assert (successor.seeds_in(maze), successor.seeds_in(spiral)) == ((0, 1, 2, 9), (2, 5, 9))
+
+
+def paths(nested: Any, *above: str) -> Iterator[tuple[str, ...]]:
+    """The key of every value and section, from the root."""
+    for key, value in nested.items() if isinstance(nested, dict) else ():
+        yield (*above, key)
+        yield from paths(value, *above, key)
+
+
+RAW = yaml_files.read_yaml(ROOT / "params.yaml")
+KEYS = sorted(paths(RAW))
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def put(key: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """The project's parameters with another value at a key."""
+    raw = deepcopy(RAW)
+    here = raw
+    for part in key[:-1]:
+        here = here[part]
+    here[key[-1]] = value
+    return raw
+
+
+def check_sentence(load: Callable[[], object], beginning: str) -> None:
+    """Parameters are accepted or refused in one line, whatever a key or a value contains."""
+    try:
+        load()
+    except UserError as error:
+        text = str(error)
+    else:
+        return
+    assert text.isprintable(), text
+    assert text.startswith(beginning), text
+    assert text.endswith((".", "?", "more)")), text
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(st.sampled_from(KEYS), ANYTHING)
+def test_any_value_anywhere_is_accepted_or_one_sentence(key: tuple[str, ...], value: Any) -> None:
+    check_sentence(lambda: params.parse(put(key, value), Path("params.yaml")), "params.yaml: ")
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@given(st.sampled_from(KEYS), st.text(max_size=12), ANYTHING)
+def test_any_further_key_anywhere_is_accepted_or_one_sentence(key: tuple[str, ...], name: str, value: Any) -> None:
+    check_sentence(lambda: params.parse(put((*key[:-1], name), value), Path("params.yaml")), "params.yaml: ")
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_mapping_or_one_sentence(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(content)
+    check_sentence(lambda: params.load(path), str(path))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@given(st.integers(0, len((ROOT / "params.yaml").read_bytes())), st.binary(max_size=4))
+def test_a_damaged_file_is_one_sentence_or_still_valid(
+    tmp_path_factory: pytest.TempPathFactory, at: int, inserted: bytes
+) -> None:
+    """The file cut at any byte, and with any bytes in between."""
+    whole, path = (ROOT / "params.yaml").read_bytes(), tmp_path_factory.getbasetemp() / "damaged.yaml"
+    for content in (whole[:at] + inserted, whole[:at] + inserted + whole[at:]):
+        path.write_bytes(content)
+        check_sentence(lambda: params.load(path), str(path))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -13,7 +12,6 @@ import yaml
 from pipelines.base.errors import UserError
 from pipelines.config import changes, params, yaml_files
 from pipelines.orchestration import workspace
-from pipelines.orchestration.commands import _workspace
 from pipelines.runs import graph
 from tests.pipelines.conftest import ROOT, write
 
@@ -202,23 +200,6 @@ def test_a_run_holds_its_folder_and_a_refused_one_changes_nothing_there(root: Pa
         assert (here / "pipelines/code.py").read_text() == "2"
     with workspace.held(root, "smoke", apart=True) as other, workspace.held(root, "smoke"):
         assert other != here
-
-
-def test_a_look_at_a_folder_in_use_leaves_it_as_it_is(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(_workspace, "check", lambda options: None)  # the small project has no full params.yaml
-    write(project, "pipelines/config/profiles/smoke.yaml", "profile: smoke\nside: {value: 30}\n")
-    options = argparse.Namespace(profile="smoke")
-    with workspace.held(project, "smoke") as here:
-        write(project, "step.py", "edited")
-        before = tree(here)
-        assert _workspace.look(options) == here
-        assert f"in use by process {os.getpid()}" in capsys.readouterr().err
-        assert tree(here) == before
-    assert _workspace.look(options) == here
-    assert (here / "step.py").read_text() == "edited"
-    assert capsys.readouterr().err == ""
 
 
 def test_a_truncated_list_of_files_is_a_sentence(project: Path) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from pipelines.base import layout
 from pipelines.base.errors import UserError
-from pipelines.base.locks import Busy
 from pipelines.config import params as parameters
 from pipelines.config.params import Params
 from pipelines.orchestration import runner, workspace
@@ -42,22 +41,10 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def held(options: argparse.Namespace) -> Iterator[Path]:
-    """Yield the profile's folder for a run, up to date and locked, after validating its parameters."""
+    """Yield the profile's folder, up to date and locked, after validating its parameters."""
     check(options)
     with workspace.held(Path.cwd(), options.profile) as here:
         yield here
-
-
-def look(options: argparse.Namespace) -> Path:
-    """Return the profile's folder for reading, after validating its parameters; a run's folder is left as it is."""
-    check(options)
-    root = Path.cwd()
-    try:
-        with workspace.held(root, options.profile) as here:
-            return here
-    except Busy as busy:
-        print(f"{busy} This is the folder as that run has it.", file=sys.stderr)
-        return workspace.folder(root, options.profile)
 
 
 def check(options: argparse.Namespace) -> Params:
@@ -75,6 +62,8 @@ def check(options: argparse.Namespace) -> Params:
 def has_work(here: Path, options: argparse.Namespace) -> bool:
     """Return whether a stage has changed, after checking what would fail in a stage; else point to the report."""
     nodes = graph.load(here, options.targets)
+    if not nodes:
+        raise UserError(f"{here / 'dvc.yaml'} defines no stage; restore it: `git checkout dvc.yaml`.")
     if options.force or not graph.dirty(here).isdisjoint(nodes):
         from pipelines.orchestration import preflight
 

@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print one line for each stage."""
-    here = _workspace.look(options)
-    changed = graph.dirty(here)
-    for name in graph.load(here):
-        print(f"{'changed' if name in changed else 'up to date':10}  {name}")
+    with _workspace.held(options) as here:
+        changed = graph.dirty(here)
+        for name in graph.load(here):
+            print(f"{'changed' if name in changed else 'up to date':10}  {name}")
     return 0
