@@ -42,7 +42,7 @@ WITHOUT_CORE = {"base", "config", "runs", "stages"}
 WITHOUT_RESULT = (
     *("pipelines.base.errors", "pipelines.config.messages", "flowmatch_core._require"),
     *("pipelines.runs.records", "pipelines.runs.live", "pipelines.runs.snapshots", "pipelines.runs.tracking"),
-    *("pipelines.runs.graph", "flowmatch_core"),
+    *("pipelines.runs.graph", "pipelines.runs.storage", "flowmatch_core"),
     *("pipelines.base.extras", "pipelines.reporting", "pipelines.runs"),
 )
 """Modules that cannot change what a stage writes: sentences, records, the tracker, lists of names."""
@@ -170,7 +170,7 @@ def test_the_mathematics_opens_no_file_prints_nothing_and_reads_no_environment()
 def test_each_outer_tool_has_one_place() -> None:
     assert users("mlflow") == {"pipelines.runs.tracking"}
     assert users("prefect") == {"pipelines.orchestration.prefect"}
-    assert users("dvc") == {"pipelines.runs.graph", "pipelines.orchestration.workspace"}
+    assert users("dvc") == {"pipelines.runs.graph", "pipelines.runs.storage", "pipelines.orchestration.workspace"}
     assert users("matplotlib") <= {m for m in map(name, FILES) if room(m) in ("reporting", "experiments")}
 
 

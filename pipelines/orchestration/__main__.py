@@ -10,9 +10,21 @@ from pathlib import Path
 
 from pipelines.base.errors import UserError
 from pipelines.orchestration import runner
-from pipelines.orchestration.commands import _workspace, flow, publish, repro, serve, status, ui, validate
+from pipelines.orchestration.commands import (
+    _workspace,
+    flow,
+    gc,
+    publish,
+    pull,
+    push,
+    repro,
+    serve,
+    status,
+    ui,
+    validate,
+)
 
-COMMANDS = (repro, flow, status, validate, publish, ui, serve)
+COMMANDS = (repro, flow, status, validate, publish, ui, serve, push, pull, gc)
 """The commands in the order of the help."""
 
 

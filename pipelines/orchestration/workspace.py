@@ -21,9 +21,9 @@ from pipelines.base import files, layout
 from pipelines.base.errors import UserError, did_you_mean
 from pipelines.config.yaml_files import merge, read_yaml
 
-WORKSPACES = ".workspaces"
+WORKSPACES, RESULTS = ".workspaces", "results"
 # Not copied to a workspace: results, DVC's state and caches. Inputs in data/raw are copied.
-_OWN = frozenset({layout.DATA.name, "dvc.lock", "mlartifacts", "mlflow.db", "__pycache__"})
+_OWN = frozenset({layout.DATA.name, RESULTS, "dvc.lock", "mlartifacts", "mlflow.db", "__pycache__"})
 _CELLS = "train_successor"  # the stage template with a cell for each environment and method
 _PROJECT_HIDDEN = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
 
@@ -50,6 +50,17 @@ def prepare(root: Path, profile: str, *, apart: bool = False) -> Path:
     for folder in layout.GATHERED:  # that of a section of params.yaml without entries stays empty
         (here / folder).mkdir(parents=True, exist_ok=True)
     return here
+
+
+def folders(root: Path) -> list[Path]:
+    """Return the folders that exist of profiles and of scheduled runs, sorted."""
+    return sorted(path.parent for path in (root / WORKSPACES).glob("*/.dvc"))
+
+
+def profiles(root: Path) -> list[str]:
+    """Return the profiles that have a folder, sorted."""
+    known = {path.stem for path in (root / "pipelines" / "config" / "profiles").glob("*.yaml")}
+    return [folder.name for folder in folders(root) if folder.name in known]
 
 
 def _profile(root: Path, profile: str) -> Path:

@@ -42,8 +42,12 @@ class Node:
 
 
 @contextmanager
-def repository(root: Path) -> Iterator[Repo]:
+def repository(root: Path, settings: Mapping[str, Any] | None = None) -> Iterator[Repo]:
     """Open a project with DVC from its folder; stage names and paths are relative to the current folder.
+
+    Args:
+        root: Folder of the project.
+        settings: Settings of DVC beside those of its files.
 
     Yields:
         DVC's repository.
@@ -57,7 +61,7 @@ def repository(root: Path) -> Iterator[Repo]:
     from dvc.scm import SCMError
 
     try:
-        with chdir(root), Repo() as repo:
+        with chdir(root), Repo(config=dict(settings or {})) as repo:
             repo.scm  # noqa: B018  # opened lazily; a missing git repository should show here
             yield repo
     except NotDvcRepoError:
