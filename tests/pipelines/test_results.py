@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,62 @@ def test_results_can_be_pushed_after_garbage_collection(root: Path) -> None:
     dvc(root, "repro", "-q")
     assert main(["gc"]) == 0
     assert main(["push"]) == 0
+
+
+# ---- an object store ----
+
+
+@pytest.fixture
+def bucket(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An S3-compatible server on loopback with an empty bucket, which is the project's remote."""
+    moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install '.[test-slow]'")
+    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed: pip install '.[s3]'")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    credentials = {
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "hunter2",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in credentials.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", endpoint_url=address).create_bucket(Bucket="results")
+    dvc(root, "remote", "modify", "store", "url", "s3://results/flowmatch")
+    dvc(root, "remote", "modify", "store", "endpointurl", address)
+    yield
+    server.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of boto and moto
+def test_results_travel_by_an_object_store(bucket: None, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["push"]) == 0
+    commit(root)
+    copy = root.parent / "clone"
+    run(root.parent, "git", "clone", "-q", str(root), str(copy))
+    surroundings(monkeypatch, copy)
+    dvc(copy, "pull")
+    assert text(copy / "results/smoke/data/tables/t.csv") == "2"
+    assert main(["pull", "--profile", "smoke"]) == 0
+    assert text(copy / ".workspaces/smoke/data/models/weights") == "2"
+    assert graph.dirty(copy / ".workspaces/smoke") == graph.dirty(copy) == set()
+    found = [path for path in copy.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+    assert found == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_without_credentials_there_is_a_sentence(
+    bucket: None, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    for command in (["push"], ["pull"]):
+        assert main(command) == 1
+        said = capfd.readouterr().err.strip()
+        assert "Unable to locate credentials" in said
+        assert "\n" not in said
