@@ -62,13 +62,13 @@ def pull(root: Path, settings: Settings, targets: Sequence[str] = ()) -> None:
 
 def add(root: Path, path: Path) -> None:
     """Track a file or folder of a project by a `.dvc` file beside it."""
-    with graph.repository(root) as repo:
+    with graph.repository(root) as repo, _quietly():
         repo.add([str(path.relative_to(root))])
 
 
 def collect_garbage(root: Path, others: Sequence[Path]) -> int:
     """Remove what neither a project nor other folders with the same cache use; return the number of bytes removed."""
-    with graph.repository(root) as repo:
+    with graph.repository(root) as repo, _quietly():
         cache = Path(repo.cache.local.path)
         before = _size(cache)
         repo.gc(workspace=True, repos=[str(other) for other in others])
@@ -80,7 +80,7 @@ def _size(folder: Path) -> int:
 
 
 class _Reasons(logging.Handler):
-    """The messages that DVC logs, of which an error of it only gives the number."""
+    """Collect what DVC logs: the reasons of an error, and one line for every file."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -93,31 +93,43 @@ class _Reasons(logging.Handler):
 
 
 @contextmanager
+def _quietly() -> Iterator[_Reasons]:
+    """Keep DVC from printing, and yield what it would have printed."""
+    reasons = _Reasons()
+    loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects")]
+    before = [logger.handlers for logger in loggers]
+    for logger in loggers:
+        logger.handlers = [reasons]
+    try:
+        yield reasons
+    finally:
+        for logger, handlers in zip(loggers, before, strict=True):
+            logger.handlers = handlers
+
+
+@contextmanager
 def _remote_errors() -> Iterator[None]:
     """Report an error of a remote as one sentence; each kind of remote raises errors of its own library."""
     from dvc.exceptions import CheckoutError, DownloadError
 
-    reasons = _Reasons()
-    logging.getLogger().addHandler(reasons)
-    try:
-        yield
-    except (CheckoutError, DownloadError) as error:
-        raise UserError(
-            f"the remote lacks results that dvc.lock or a .dvc file names ({_why(error, reasons)}); "
-            "run `make push` where they were made, or make them again by `make repro`."
-        ) from None
-    except Exception as error:
-        if "unsaved files" in str(error):  # of no class of its own
+    with _quietly() as reasons:
+        try:
+            yield
+        except (CheckoutError, DownloadError) as error:
             raise UserError(
-                f"{' '.join(str(error).splitlines()[1:])} has changes that are in no cache, expected results that "
-                "dvc.lock names; remove or move it, then run this again."
+                f"the remote lacks results that dvc.lock or a .dvc file names ({_why(error, reasons)}); "
+                "run `make push` where they were made, or make them again by `make repro`."
             ) from None
-        raise UserError(
-            f"DVC's remote cannot be used ({_why(error, reasons)}); check its address by `dvc remote list` "
-            "and the credentials in the environment, then run this again."
-        ) from None
-    finally:
-        logging.getLogger().removeHandler(reasons)
+        except Exception as error:
+            if "unsaved files" in str(error):  # of no class of its own
+                raise UserError(
+                    f"{' '.join(str(error).splitlines()[1:])} has changes that are in no cache, expected results that "
+                    "dvc.lock names; remove or move it, then run this again."
+                ) from None
+            raise UserError(
+                f"DVC's remote cannot be used ({_why(error, reasons)}); check its address by `dvc remote list` "
+                "and the credentials in the environment, then run this again."
+            ) from None
 
 
 def _why(error: Exception, reasons: _Reasons) -> str:

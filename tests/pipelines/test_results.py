@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import yaml
 from pipelines.orchestration import workspace
 from pipelines.orchestration.__main__ import main
 from pipelines.runs import graph
-from tests.pipelines.conftest import write
+from tests.pipelines.conftest import ROOT, write
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning"),  # of DVC
@@ -166,13 +167,35 @@ def test_an_incomplete_profile_is_left_out_and_refused_by_name(root: Path, capsy
     write(root / ".workspaces/smoke", "code", "2")
     assert main(["push"]) == 0
     said = capsys.readouterr()
-    assert "pushed: default\n" in said.out
+    assert said.out == "pushed: the project\n"
     assert said.err == (
         "left out: profile smoke is not complete, expected every stage to be up to date; "
         "run `make repro PROFILE=smoke` first.\n"
     )
     assert main(["push", "--profile", "smoke"]) == 1
     assert not (root / "results").exists()
+
+
+def test_the_project_is_pushed_even_if_its_cache_or_its_results_are_lost(root: Path) -> None:
+    command = [sys.executable, "-m", "pipelines.orchestration", "push"]
+
+    def push() -> subprocess.CompletedProcess[str]:  # in a process of its own, because DVC prints by itself
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
+
+    shutil.rmtree(root / ".dvc/cache")
+    done = push()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "pushed: the project, smoke\ncommit them: git add results/smoke.dvc results/.gitignore\n"
+    for name in ("data/models", ".dvc/cache"):
+        shutil.rmtree(root / name)
+    dvc(root, "pull", "-q")
+    assert text(root / "data/models/weights") == "1"
+    for name in ("data/models", "data/report", ".dvc/cache", ".workspaces"):
+        shutil.rmtree(root / name)
+    done = push()
+    assert (done.returncode, done.stdout) == (0, "pushed: the project\n")
+    assert done.stderr == "the project's own results are not up to date; those that are there are pushed.\n"
 
 
 MISTAKES = {

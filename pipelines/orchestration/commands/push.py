@@ -10,7 +10,7 @@ from pathlib import Path
 from pipelines.base.errors import UserError
 from pipelines.orchestration import results, workspace
 from pipelines.orchestration.commands import _workspace
-from pipelines.runs import storage
+from pipelines.runs import graph, storage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,12 @@ def run(options: argparse.Namespace) -> int:
     """Push the project, and the profile of the options or every complete one."""
     root = Path.cwd()
     settings = storage.remotes(root)
-    folders = {}
+    folders = {"the project": root}
+    try:
+        if graph.dirty(root):
+            print("the project's own results are not up to date; those that are there are pushed.", file=sys.stderr)
+    except UserError as error:
+        print(f"the project's own results are pushed without a check: {error}", file=sys.stderr)
     for profile in [options.profile] if options.profile != "default" else workspace.profiles(root):
         try:
             folders[profile] = results.gather(root, profile)
@@ -30,11 +35,10 @@ def run(options: argparse.Namespace) -> int:
             if options.profile != "default":
                 raise
             print(f"left out: {error}", file=sys.stderr)
-    storage.push(root, settings)
     for folder in folders.values():
         storage.push(folder, settings)
-    print(f"pushed: {', '.join(('default', *folders))}")
-    if folders:
-        described = [os.path.relpath(results.description(root, profile)) for profile in folders]
+    print(f"pushed: {', '.join(folders)}")
+    described = [os.path.relpath(results.description(root, profile)) for profile in folders if folders[profile] != root]
+    if described:
         print(f"commit them: git add {' '.join(described)} {workspace.RESULTS}/.gitignore")
     return 0
