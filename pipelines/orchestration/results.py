@@ -30,7 +30,7 @@ def gather(root: Path, profile: str) -> Path:
         UserError: The profile has not run to its end.
     """
     here = root / workspace.WORKSPACES / profile
-    if not (here / "dvc.lock").exists() or graph.dirty(here):
+    if not (here / "dvc.lock").exists() or graph.dirty(here, external=False):
         raise UserError(
             f"profile {profile} is not complete, expected every stage to be up to date; "
             f"run `make repro PROFILE={profile}` first."

@@ -116,11 +116,15 @@ def load(root: Path, targets: Sequence[str] = ()) -> dict[str, Node]:
         }
 
 
-def dirty(root: Path) -> set[str]:
+def dirty(root: Path, *, external: bool = True) -> set[str]:
     """Return the stages whose code, parameters, inputs or outputs have changed since their last run.
 
     External files are compared first. Intact outputs that DVC's cache has lost are copied back into it, because DVC
     would make them again. A stage that DVC always runs has changed if its outputs have.
+
+    Args:
+        root: Folder of the project.
+        external: Whether to compare external files, which need not be there to look after results.
 
     Raises:
         UserError: DVC cannot read the project, or an external file is missing.
@@ -128,7 +132,8 @@ def dirty(root: Path) -> set[str]:
     from dvc.repo import lock_repo
 
     with repository(root) as repo, lock_repo(repo):  # DVC reads dvc.yaml and dvc.lock again for every lock
-        if any(layout.SOURCES.as_posix() == out.def_path for stage in repo.index.stages for out in stage.outs):
+        outs = {out.def_path for stage in repo.index.stages for out in stage.outs}
+        if external and layout.SOURCES.as_posix() in outs:
             sources.refresh(Path.cwd(), parameters.load())
         found = repo.status()
         if _recache(repo, found):

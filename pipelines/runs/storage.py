@@ -67,11 +67,14 @@ def add(root: Path, path: Path) -> None:
 
 
 def collect_garbage(root: Path, others: Sequence[Path]) -> int:
-    """Remove what neither a project nor other folders with the same cache use; return the number of bytes removed."""
+    """Remove what neither a project nor other folders with the same cache use from it; return the number of bytes.
+
+    A lost description of a folder does not stop it: without it the cached files of that folder are of no use.
+    """
     with graph.repository(root) as repo, _quietly():
         cache = Path(repo.cache.local.path)
         before = _size(cache)
-        repo.gc(workspace=True, repos=[str(other) for other in others])
+        repo.gc(workspace=True, repos=[str(other) for other in others], force=True)
         return before - _size(cache)
 
 

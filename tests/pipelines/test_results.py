@@ -245,6 +245,18 @@ def test_gc_keeps_what_the_project_and_profiles_use(root: Path, capsys: pytest.C
         assert text(folder / "data/models/weights") == value
 
 
+def test_gc_works_where_results_of_the_project_are_lost(root: Path) -> None:
+    for name in ("data/models", ".dvc/cache"):
+        shutil.rmtree(root / name)
+    assert main(["gc"]) == 0
+    for folder, name in ((root, "data/report"), (root / ".workspaces/smoke", "data/models")):
+        shutil.rmtree(folder / name)
+    dvc(root, "checkout", "-q", "report")
+    dvc(root / ".workspaces/smoke", "checkout", "-q")
+    assert text(root / "data/report/index.html") == "1"
+    assert text(root / ".workspaces/smoke/data/models/weights") == "2"
+
+
 def test_a_bare_dvc_gc_costs_nothing_while_the_outputs_are_there(root: Path) -> None:
     here = root / ".workspaces/smoke"
     dvc(root, "gc", "--workspace", "--force")

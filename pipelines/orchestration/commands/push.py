@@ -23,11 +23,8 @@ def run(options: argparse.Namespace) -> int:
     root = Path.cwd()
     settings = storage.remotes(root)
     folders = {"the project": root}
-    try:
-        if graph.dirty(root):
-            print("the project's own results are not up to date; those that are there are pushed.", file=sys.stderr)
-    except UserError as error:
-        print(f"the project's own results are pushed without a check: {error}", file=sys.stderr)
+    if graph.dirty(root, external=False):
+        print("the project's own results are not up to date; those that are there are pushed.", file=sys.stderr)
     for profile in [options.profile] if options.profile != "default" else workspace.profiles(root):
         try:
             folders[profile] = results.gather(root, profile)
