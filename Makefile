@@ -12,7 +12,8 @@ export NO_MKDOCS_2_WARNING := 1
 RUN := "$(BIN)/python" -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow td-tables td-claims status plots ui compare publish promote test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
+.PHONY: help setup repro flow td-tables td-claims serve status plots ui compare publish promote push pull gc
+.PHONY: test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -64,6 +65,15 @@ publish: setup  ## copy the runs of bare `dvc repro` to MLflow
 
 promote: setup  ## decide which version of each model is the champion (ARGS="--rollback moons.cfm" undoes one)
 	@$(RUN) promote --profile $(PROFILE) $(ARGS)
+
+push: setup  ## send results to DVC's remote, with those of every complete profile (or of PROFILE)
+	@$(RUN) push --profile $(PROFILE)
+
+pull: setup  ## fetch results from DVC's remote, with the tables of all profiles (or everything of PROFILE)
+	@$(RUN) pull --profile $(PROFILE)
+
+gc: setup  ## remove from DVC's cache what neither the project nor a profile uses
+	@$(RUN) gc
 
 test: $(VENV)/.docs-installed  ## the tests, on all cores
 	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -m "not slow" -n auto --dist loadfile

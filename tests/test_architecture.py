@@ -43,7 +43,7 @@ WITHOUT_RESULT = (
     *("pipelines.base.errors", "pipelines.config.messages", "flowmatch_core._require"),
     *("pipelines.runs.records", "pipelines.runs.live", "pipelines.runs.snapshots", "pipelines.runs.tracking"),
     *("pipelines.runs.graph", "pipelines.runs.inputs", "pipelines.runs.watchdog", "pipelines.runs.usage"),
-    "flowmatch_core",
+    *("pipelines.runs.storage", "flowmatch_core"),
     *("pipelines.base.extras", "pipelines.reporting", "pipelines.runs"),
 )
 """Modules that cannot change what a stage writes: sentences, records, the tracker, lists of names."""
@@ -172,7 +172,7 @@ def test_each_outer_tool_has_one_place() -> None:
     mlflow = ("champions", "flavour", "store", "tracking", "versions")
     assert users("mlflow") == {f"pipelines.runs.{module}" for module in mlflow}
     assert users("prefect") == {"pipelines.orchestration.prefect"}
-    assert users("dvc") == {"pipelines.runs.graph", "pipelines.orchestration.workspace"}
+    assert users("dvc") == {"pipelines.runs.graph", "pipelines.runs.storage", "pipelines.orchestration.workspace"}
     assert users("matplotlib") <= {m for m in map(name, FILES) if room(m) in ("reporting", "experiments")}
 
 

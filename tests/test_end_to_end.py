@@ -178,7 +178,7 @@ def test_a_changed_parameter_runs_only_what_depends_on_it(project: Path) -> None
     path.write_text(text)
     assert planned.returncode == 0, planned.stderr
     ran = set(re.findall(r"Running stage '([^']+)'", planned.stdout))
-    assert ran == {"evaluate_density@moons", "tables", "report"}
+    assert ran == {"sources", "evaluate_density@moons", "tables", "report"}
 
 
 def test_bad_parameters_stop_before_any_stage(project: Path) -> None:

@@ -15,9 +15,12 @@ from pipelines.orchestration.commands import (
     _workspace,
     compare,
     flow,
+    gc,
     plots,
     promote,
     publish,
+    pull,
+    push,
     repro,
     serve,
     status,
@@ -36,6 +39,9 @@ COMMANDS = (
     plots,
     ui,
     serve,
+    push,
+    pull,
+    gc,
 )
 """The commands in the order of the help."""
 

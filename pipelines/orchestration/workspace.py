@@ -22,9 +22,9 @@ from pipelines.base.errors import UserError, did_you_mean
 from pipelines.config.changes import apply
 from pipelines.config.yaml_files import read_yaml
 
-WORKSPACES = ".workspaces"
+WORKSPACES, RESULTS = ".workspaces", "results"
 # Not copied to a workspace: results, DVC's state and caches. Inputs in data/raw are copied.
-_OWN = frozenset({layout.DATA.name, "dvc.lock", "mlartifacts", "mlflow.db", "__pycache__"})
+_OWN = frozenset({layout.DATA.name, RESULTS, "dvc.lock", "mlartifacts", "mlflow.db", "__pycache__"})
 _CELLS = "train_successor"  # the stage template with a cell for each environment and method
 _LOCK_SECONDS = 2.0  # another command may look at the folder for a moment
 _PROJECT_HIDDEN = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
@@ -94,6 +94,17 @@ def prepare(root: Path, profile: str, *, apart: bool = False) -> Path:
     for gathered in layout.GATHERED:  # that of a section of params.yaml without entries stays empty
         (here / gathered).mkdir(parents=True, exist_ok=True)
     return here
+
+
+def folders(root: Path) -> list[Path]:
+    """Return the folders that exist of profiles and of scheduled runs, sorted."""
+    return sorted(path.parent for path in (root / WORKSPACES).glob("*/.dvc"))
+
+
+def profiles(root: Path) -> list[str]:
+    """Return the profiles that have a folder, sorted."""
+    known = {path.stem for path in (root / "pipelines" / "config" / "profiles").glob("*.yaml")}
+    return [folder.name for folder in folders(root) if folder.name in known]
 
 
 def _profile(root: Path, profile: str) -> Path:

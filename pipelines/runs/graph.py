@@ -42,8 +42,12 @@ class Node:
 
 
 @contextmanager
-def repository(root: Path) -> Iterator[Repo]:
+def repository(root: Path, settings: Mapping[str, Any] | None = None) -> Iterator[Repo]:
     """Open a project with DVC from its folder; stage names and paths are relative to the current folder.
+
+    Args:
+        root: Folder of the project.
+        settings: Settings of DVC beside those of its files.
 
     Yields:
         DVC's repository.
@@ -57,7 +61,7 @@ def repository(root: Path) -> Iterator[Repo]:
     from dvc.scm import SCMError
 
     try:
-        with chdir(root), Repo() as repo:
+        with chdir(root), Repo(config=dict(settings or {})) as repo:
             repo.scm  # noqa: B018  # opened lazily; a missing git repository should show here
             yield repo
     except NotDvcRepoError:
@@ -112,11 +116,15 @@ def load(root: Path, targets: Sequence[str] = ()) -> dict[str, Node]:
         }
 
 
-def dirty(root: Path) -> set[str]:
+def dirty(root: Path, *, external: bool = True) -> set[str]:
     """Return the stages whose code, parameters, inputs or outputs have changed since their last run.
 
     External files are compared first. Intact outputs that DVC's cache has lost are copied back into it, because DVC
     would make them again. A stage that DVC always runs has changed if its outputs have.
+
+    Args:
+        root: Folder of the project.
+        external: Whether to compare external files, which need not be there to look after results.
 
     Raises:
         UserError: DVC cannot read the project, or an external file is missing.
@@ -124,7 +132,8 @@ def dirty(root: Path) -> set[str]:
     from dvc.repo import lock_repo
 
     with repository(root) as repo, lock_repo(repo):  # DVC reads dvc.yaml and dvc.lock again for every lock
-        if any(layout.SOURCES.as_posix() == out.def_path for stage in repo.index.stages for out in stage.outs):
+        outs = {out.def_path for stage in repo.index.stages for out in stage.outs}
+        if external and layout.SOURCES.as_posix() in outs:
             sources.refresh(Path.cwd(), parameters.load())
         found = repo.status()
         if _recache(repo, found):

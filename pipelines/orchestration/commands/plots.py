@@ -39,15 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page and print its address."""
-    here = _workspace.look(options)
     root = Path.cwd()
     file = template(root)
     dvc = [sys.executable, "-m", "dvc"]
     env = runner.environment("")
     subprocess.run([*dvc, "config", "--local", "plots.html_template", str(file)], cwd=root, env=env, check=True)
-    return subprocess.run(
-        [*dvc, "plots", "show", "--html-template", str(file), *options.targets], cwd=here, env=env, check=False
-    ).returncode
+    with _workspace.held(options) as here:
+        return subprocess.run(
+            [*dvc, "plots", "show", "--html-template", str(file), *options.targets], cwd=here, env=env, check=False
+        ).returncode
 
 
 def template(root: Path) -> Path:

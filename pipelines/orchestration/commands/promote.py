@@ -37,7 +37,11 @@ def run(options: argparse.Namespace) -> int:
         name, version = options.set
         print(promotion.crown(name, version))
         return 0
-    decisions = promotion.decide(options.workspace or _workspace.look(options), options.invocation)
+    if options.workspace:  # of the run that asks, which holds its lock
+        decisions = promotion.decide(options.workspace, options.invocation)
+    else:
+        with _workspace.held(options) as here:
+            decisions = promotion.decide(here, options.invocation)
     if options.json:
         print(json.dumps([asdict(decision) for decision in decisions]))
     elif decisions:
