@@ -10,7 +10,7 @@ export NO_MKDOCS_2_WARNING := 1
 RUN := $(BIN)/python -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow td-tables td-claims status ui publish test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
+.PHONY: help setup repro flow td-tables td-claims status plots ui publish test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ td-claims: setup  ## its claims with eight seeds, half an hour on two cores; goe
 
 status: setup  ## what a run would do
 	@$(RUN) status --profile $(PROFILE)
+
+plots: setup  ## DVC's plots as a page that needs no network
+	@$(RUN) plots --profile $(PROFILE)
 
 ui: setup  ## MLflow on the runs so far, at http://127.0.0.1:5000
 	@$(RUN) ui
@@ -97,4 +100,4 @@ gpu-check: setup  ## test and time the library on a CUDA card, under 8 minutes
 	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 clean:  ## remove what a run leaves behind, except DVC's cache and MLflow's store
-	rm -rf .checkpoints .workspaces .flowmatch .prefect .venv-bench build dist site
+	rm -rf .checkpoints .workspaces .flowmatch .prefect .venv-bench build dist site dvc_plots

@@ -25,7 +25,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 SIX = {"torch", "torchdiffeq", "numpy", "scipy", "pot", "zuko"}
 FOLDERS = ("flowmatch_core", "pipelines", "tests", "benchmarks", "peers", "docs", "examples")
-IMPORTED_AS = {"griffelib": "griffe", "pillow": "PIL", "pot": "ot", "pyyaml": "yaml", "scikit-learn": "sklearn"}
+IMPORTED_AS = {
+    "griffelib": "griffe",
+    "pillow": "PIL",
+    "pot": "ot",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+    "vl-convert-python": "vl_convert",
+}
 NOT_IMPORTED = {"fastapi", "sqlalchemy"}  # bounds for what prefect brings
 
 
@@ -42,7 +49,7 @@ def importable(requirements: list[str]) -> set[str]:
 CORE = importable(PROJECT["dependencies"])
 PIPELINE = importable(EXTRAS["pipeline"]) - NOT_IMPORTED
 GYMNASIUM = importable(EXTRAS["gymnasium"])
-SCALE = {name for extra in ("dask", "ray", "postgres", "s3") for name in importable(EXTRAS[extra])}
+SCALE = {name for extra in ("dask", "ray", "postgres", "s3") for name in importable(EXTRAS[extra])} - PIPELINE
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pipelines.base.errors import UserError
 from pipelines.orchestration import runner
-from pipelines.orchestration.commands import _workspace, flow, publish, repro, serve, status, ui, validate
+from pipelines.orchestration.commands import _workspace, flow, plots, publish, repro, serve, status, ui, validate
 
-COMMANDS = (repro, flow, status, validate, publish, ui, serve)
+COMMANDS = (repro, flow, status, validate, plots, publish, ui, serve)
 """The commands in the order of the help."""
 
 

@@ -25,15 +25,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     from pipelines.runs import live
 
-    command = [
-        sys.executable,
-        "-m",
-        "dvc",
-        "repro",
-        "--keep-going",
-        *(["--force"] if options.force else []),
-        *options.targets,
-    ]
+    command = [sys.executable, "-m", "dvc", "repro", "--keep-going", *options.targets]
+    command += ["--force"] if options.force else []
     invocation = records.name_of(psutil.Process())
     runner.raise_on_signals()
     with live.live(here, invocation) as outcome:
