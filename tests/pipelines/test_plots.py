@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from pipelines.base.errors import UserError
 from pipelines.orchestration.commands import _workspace, plots
 from tests.pipelines.conftest import write
 
@@ -27,16 +29,16 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drawn(project: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with one plot, after the command."""
     write(project, ".dvc/tmp/plots.html", template.read_text(encoding="utf-8"))
-    write(project, "dvc.yaml", "plots:\n  - losses.csv: {x: step, y: loss}\n")
-    write(project, "losses.csv", "step,loss\n0,3\n1,2\n2,1\n")
-    monkeypatch.setattr(_workspace, "prepare", lambda options: project)
-    assert plots.run(argparse.Namespace(profile="default", targets=[])) == 0
+    write(project, "dvc.yaml", "plots:\n  - data/logs/moons/cfm.csv: {x: step, y: loss}\n")
+    write(project, "data/logs/moons/cfm.csv", "step,loss\n0,3\n1,2\n2,1\n")
+    monkeypatch.setattr(_workspace, "held", lambda options: nullcontext(project))
+    assert plots.run(argparse.Namespace(profile="default")) == 0
     return project
 
 
 def test_the_page_holds_what_draws_it(drawn: Path) -> None:
     page = (drawn / "dvc_plots" / "index.html").read_text(encoding="utf-8")
-    assert "vegaEmbed(" in page and "losses.csv" in page
+    assert "vegaEmbed(" in page and "data/logs/moons/cfm.csv" in page
     assert len(page) > 500_000  # Vega itself
     without_code = re.sub(r"(<script[^>]*>).*?</script>", r"\1", page, flags=re.DOTALL)
     assert re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=", without_code) == []
@@ -47,6 +49,12 @@ def test_dvc_itself_needs_no_network_any_more(drawn: Path) -> None:
     subprocess.run(command, cwd=drawn, check=True, capture_output=True)
     page = (drawn / "shown" / "index.html").read_text(encoding="utf-8")
     assert "window.vegaEmbed=" in page and "<script src=" not in page
+
+
+def test_nothing_to_draw_is_one_sentence(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_workspace, "held", lambda options: nullcontext(project))
+    with pytest.raises(UserError, match="profile smoke has no loss curve to draw; train models by `make repro` first"):
+        plots.run(argparse.Namespace(profile="smoke"))
 
 
 @pytest.mark.slow

@@ -369,6 +369,17 @@ def test_facts_are_those_of_the_records(tmp_path: Path, monkeypatch: pytest.Monk
     assert facts.gather("another").stages == ()
 
 
+def test_the_machine_is_named_with_its_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho NVIDIA H100\necho NVIDIA H100\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("FLOWMATCH_HOME", str(tmp_path))
+    assert facts.gather("none").machine.endswith("GiB memory, NVIDIA H100, NVIDIA H100")
+    driver.write_text("#!/bin/sh\necho no device was found\nexit 9\n")
+    assert facts.gather("none").machine.endswith("GiB memory, no GPU")
+
+
 class Loaded(HTMLParser):
     """What a browser would load for a page, or run in it."""
 

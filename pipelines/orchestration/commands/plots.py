@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.base import files
+from pipelines.base import files, layout
+from pipelines.base.errors import UserError
 from pipelines.orchestration import runner
 from pipelines.orchestration.commands import _workspace
 
@@ -34,20 +36,28 @@ _PAGE = """<!doctype html>
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     _workspace.add_profile(parser)
-    parser.add_argument("targets", nargs="*", help="files of plots (default: all in dvc.yaml)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the page and print its address."""
-    root = Path.cwd()
-    file = template(root)
-    dvc = [sys.executable, "-m", "dvc"]
-    env = runner.environment("")
-    subprocess.run([*dvc, "config", "--local", "plots.html_template", str(file)], cwd=root, env=env, check=True)
+    """Write the page and print its address.
+
+    Raises:
+        UserError: There is no curve to draw.
+    """
     with _workspace.held(options) as here:
-        return subprocess.run(
-            [*dvc, "plots", "show", "--html-template", str(file), *options.targets], cwd=here, env=env, check=False
-        ).returncode
+        if not any((here / layout.LOGS).glob("*/*.csv")):
+            raise UserError(f"profile {options.profile} has no loss curve to draw; train models by `make repro` first.")
+        root = Path.cwd()
+        file = str(template(root))
+        settings = ["config", "--local", "plots.html_template", file]
+        page = ["plots", "show", "--html-template", file]
+        return _dvc(settings, root) or _dvc(page, here)
+
+
+def _dvc(arguments: Sequence[str], folder: Path) -> int:
+    """Run DVC, which says itself what is wrong, and return the exit status."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return int(subprocess.run(command, cwd=folder, env=runner.environment(""), check=False).returncode != 0)
 
 
 def template(root: Path) -> Path:
