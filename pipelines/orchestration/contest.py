@@ -213,7 +213,7 @@ def check_comparable(challenger: Networks, champion: Networks) -> None:
     for file in champion.values():
         for name, value in _form(file).items():
             if value != ours[name] and None not in (value, ours[name]):  # older files do not have every description
-                raise UserError(f"its {name} is {value}, that of the challenger {ours[name]}")
+                raise UserError(f"it has the {name} {value}, the challenger {ours[name]}")
 
 
 def weights(networks: Networks) -> str:

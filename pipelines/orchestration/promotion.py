@@ -125,7 +125,9 @@ def decide_apart(workspace: Path, invocation: str) -> list[Decision]:
     command = [sys.executable, "-m", "pipelines.orchestration", "promote", "--json"]
     command += ["--workspace", str(workspace), "--invocation", invocation]
     environment = runner.environment(invocation)
-    made = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    made = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8"
+    )
     try:
         return [Decision(**row) for row in json.loads(made.stdout)]
     except ValueError:

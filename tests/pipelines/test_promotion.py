@@ -325,7 +325,7 @@ def test_a_decision_that_was_interrupted_is_made_again(prepared: Project, monkey
     ("spoil", "reason"),
     [
         (lambda kept: kept.unlink(), "(MLflow has lost the files of models:/moons.cfm/1"),
-        (lambda kept: save(kept, 1.0, columns=3), "(its number of columns is 3, that of the challenger 2)"),
+        (lambda kept: save(kept, 1.0, columns=3), "(it has the number of columns 3, the challenger 2)"),
         (lambda kept: save(kept, 1.0, path={"name": "of_yore"}), "does not hold a model of this version"),
     ],
     ids=["file gone", "other columns", "other version"],
@@ -423,7 +423,8 @@ def test_successor_measures_are_compared_at_each_start_state(empty: Project, mon
     )
     empty.new_run(monkeypatch)
     collect.write(empty.stage("collect@spiral"), "spiral")
-    meta = {"gamma": 0.95, "conditions": 4, "model": "spiral.td_cfm"}
+    names = {"state_names": ["x", "y"], "action_names": ["x", "y"]}
+    meta = {"gamma": 0.95, "conditions": 4, "model": "spiral.td_cfm", **names}
     empty.register(monkeypatch, 3.0, **meta)
     (first,) = promotion.decide(empty.root)
     assert (first.outcome, first.metric, first.pairs) == ("promoted", "emd", 8)
@@ -437,7 +438,10 @@ def test_successor_measures_are_compared_at_each_start_state(empty: Project, mon
     empty.register(monkeypatch, 0.1, **(meta | {"gamma": 0.9}))
     (fourth,) = promotion.decide(empty.root)
     assert fourth.outcome == "undecided"
-    assert "its discount is 0.95, that of the challenger 0.9" in fourth.reason
+    assert "it has the discount 0.95, the challenger 0.9" in fourth.reason
+    empty.register(monkeypatch, 0.1, **(meta | {"action_names": ["x", "z"]}))
+    (fifth,) = promotion.decide(empty.root)
+    assert "it has the actions ['x', 'y'], the challenger ['x', 'z']" in fifth.reason
 
 
 def test_a_profile_has_champions_of_its_own(prepared: Project, monkeypatch: pytest.MonkeyPatch) -> None:
