@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from flowmatch_core.intervals import paired_difference
+from flowmatch_core.intervals import t_interval
 from flowmatch_core.solvers import SolverError
 from pipelines import environments
 from pipelines.base import device, files, layout
@@ -85,21 +85,22 @@ def compare(challenger: Scores, champion: Scores | None, level: float, pairs: in
         pairs: Minimum number of pairs.
     """
     count = len(challenger.values)
-    if count < pairs:
-        return Verdict(False, f"only {count} pairs to compare on, expected at least {pairs}")
     if bad := int((~np.isfinite(challenger.values)).sum()):
         return Verdict(False, f"the challenger's score is not a finite number on {bad} of {count} pairs")
     if champion is None:
         return Verdict(True, "there was no champion")
+    if count < pairs:
+        return Verdict(False, f"only {count} pairs to compare on, expected at least {pairs}")
     if bad := int((~np.isfinite(champion.values)).sum()):
         return Verdict(True, f"the champion's score is not a finite number on {bad} of {count} pairs")
     gain = np.sort(champion.values - challenger.values)  # sorted, so that the order of rows has no effect at all
-    interval = paired_difference(gain, np.zeros_like(gain), 2 * level - 1)  # each end is a bound at `level`
+    interval = t_interval(gain, 2 * level - 1)  # each of its ends is a one-sided bound at `level`
     bound = interval.low - challenger.error - champion.error
     if interval.mean == 0:
         return Verdict(False, "equally good", 0.0, bound)
-    how = f"{abs(interval.mean):.3g} {'better' if interval.mean > 0 else 'worse'}, one-sided bound {bound:.3g}"
-    return Verdict(bound > 0, how if bound > 0 else f"{how}: not beyond the error", interval.mean, bound)
+    better, beyond = interval.mean > 0, bound > 0
+    how = f"{abs(interval.mean):.3g} {'better' if better else 'worse'}, one-sided bound {bound:.3g}"
+    return Verdict(beyond, f"{how}: not beyond the error" if better and not beyond else how, interval.mean, bound)
 
 
 class Contest(ABC):
@@ -211,8 +212,8 @@ def check_comparable(challenger: Networks, champion: Networks) -> None:
     ours = _form(next(iter(challenger.values())))
     for file in champion.values():
         for name, value in _form(file).items():
-            if value != ours[name]:
-                raise UserError(f"its {name} is {value}, that of the challenger {ours[name]}")
+            if value != ours[name] and None not in (value, ours[name]):  # older files do not have every description
+                raise UserError(f"it has the {name} {value}, the challenger {ours[name]}")
 
 
 def weights(networks: Networks) -> str:
@@ -235,10 +236,15 @@ def _part(workspace: Path, dataset: str, part: str) -> pd.DataFrame:
 
 
 def _form(file: Path) -> dict[str, object]:
+    """Return what two models must have in common to be compared; None where a file does not say it."""
     meta = saved.meta(file)
-    network = meta["network"]
-    names = {"number of columns": "event_dim", "number of conditions": "cond_dim"}
-    return {name: network.get(key) for name, key in names.items()} | {"discount": meta.get("gamma")}
+    return {
+        "number of columns": meta["network"].get("event_dim"),
+        "number of conditions": meta["network"].get("cond_dim"),
+        "columns": meta.get("columns", meta.get("state_names")),
+        "actions": meta.get("action_names"),
+        "discount": meta.get("gamma"),
+    }
 
 
 def _digest(content: bytes) -> str:

@@ -126,7 +126,9 @@ def decide_apart(workspace: Path, invocation: str) -> list[Decision]:
     command = [sys.executable, "-m", "pipelines.orchestration", "promote", "--json"]
     command += ["--workspace", str(workspace), "--invocation", invocation]
     environment = runner.environment(invocation)
-    made = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    made = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8"
+    )
     try:
         return [Decision(**row) for row in json.loads(made.stdout)]
     except ValueError:
@@ -160,7 +162,7 @@ def roll_back(model: str) -> str:
     before = None if now is None else _find(registry, model, str(now)).previous
     if now is None or before is None:
         have = "no champion" if now is None else f"version {now} as its champion, and none before it"
-        raise UserError(f"{model} has {have}; choose one by `promote --set {model} <version>`.")
+        raise UserError(f"{model} has {have}; {_by_hand(model)}.")
     registry.crown(model, _find(registry, model, before).number, None)
     registry.tag(model, now, {_TAG: "rolled back", f"{_TAG}.time": _now()})
     return f"version {before} of {model} is the champion again, in place of version {now}."
@@ -215,8 +217,8 @@ class _Judge:
             verdict, other = self._verdict(contest, own, networks, champion)
             outcome = "promoted" if verdict.better else "kept"
         except UserError as error:
-            remedy = f"choose by `python -m pipelines.orchestration promote --set {name} <version>`"
-            verdict = Verdict(False, f"the champion cannot be compared ({str(error).rstrip('.')}): {remedy}")
+            cause = str(error).rstrip(".")
+            verdict = Verdict(False, f"the champion cannot be compared ({cause}); {_by_hand(name)}")
         decision = Decision(
             model=name,
             outcome=outcome,
@@ -311,6 +313,11 @@ def _find(registry: Registry, model: str, version: str) -> Version:
     if version not in found:
         raise UserError(f"{model} has no version {version!r} in MLflow, only {', '.join(sorted(found, key=int))}.")
     return found[version]
+
+
+def _by_hand(model: str) -> str:
+    """Return the end of a sentence about a champion that only the operator can choose."""
+    return f'choose one by `make promote ARGS="--set {model} <version>"`'
 
 
 def _now() -> str:

@@ -199,3 +199,15 @@ def test_one_policy_only(episodes: Path) -> None:
     assert (tables.rollouts["behaviour"] == "start").all()
     np.testing.assert_array_equal(part(tables.transitions, "next_action"), 0.5)
     np.testing.assert_array_equal(part(tables.rollouts, "action"), 0.5)
+
+
+def test_the_evaluation_stays_the_same_when_episodes_are_added(episodes: Path) -> None:
+    """So that champions of different nights are scored on the same start states, of which none is a training row."""
+    before = draw(settings(episodes))
+    archive = next(episodes.rglob("*_7.npz"))
+    write(archive.with_name("episode_000099_7.npz"), **dict(np.load(archive)))
+    after = draw(settings(episodes), transitions=sum(LENGTHS) + 7)
+    assert len(after.transitions) == len(before.transitions) + 7
+    pd.testing.assert_frame_equal(after.evaluation, before.evaluation)
+    trained = {row.tobytes() for table in (after.transitions, after.rollouts) for row in part(table, "state")}
+    assert trained.isdisjoint(row.tobytes() for row in part(after.evaluation, "state"))
