@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from pipelines.base import ranks
 from pipelines.base.errors import UserError
 from pipelines.config import params as parameters
 from pipelines.config.params import Params
@@ -49,14 +50,15 @@ def _guarded(main: Callable[..., None], name: str, arguments: dict[str, str]) ->
         print(error, file=sys.stderr)
         return 1
     record = RunRecord.start(name, {**arguments, "profile": params.profile, "seed": params.seed})
+    stage = Stage(name, params, record)
     signal.signal(signal.SIGTERM, _stop)
     started = time.monotonic()
     status: Status = "FAILED"
     message, code = None, 1
     try:
-        main(Stage(name, params, record), **arguments)
+        main(stage, **arguments)
         status, code = "FINISHED", 0
-        print(f"{name}: done in {time.monotonic() - started:.1f} s", flush=True)
+        stage.log(f"done in {time.monotonic() - started:.1f} s")
     except UserError as error:
         message = str(error)
     except (KeyboardInterrupt, SystemExit):
@@ -91,7 +93,7 @@ def _stop(signum: int, frame: FrameType | None) -> NoReturn:
 
 def _publish(record: RunRecord) -> None:
     """Publish the record, which no orchestrator does under a bare `dvc repro`."""
-    if "FLOWMATCH_INVOCATION" not in os.environ:
+    if "FLOWMATCH_INVOCATION" not in os.environ and ranks.is_first():
         from pipelines.runs import live
 
         live.publish_quietly(record.invocation)
