@@ -181,6 +181,11 @@ def test_commands_exist(path: Path) -> None:
                     assert stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"], command
             case "python":
                 assert_python(words, command, path)
+            case "torchrun":
+                from torch.distributed.run import get_args_parser
+
+                given = get_args_parser().parse_args(words)
+                assert given.module and importlib.util.find_spec(given.training_script) is not None, command
             case "pip":
                 assert words[0] == "install", command
             case _:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derived_seed(base: int, *key: object) -> int:
@@ -13,3 +17,10 @@ def derived_seed(base: int, *key: object) -> int:
     """
     text = "/".join(str(part) for part in (base, *key))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+
+def generator(base: int, *key: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a torch generator with the seed of a key."""
+    import torch
+
+    return torch.Generator(device).manual_seed(derived_seed(base, *key))

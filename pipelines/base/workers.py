@@ -93,7 +93,7 @@ def _in_processes(
 ) -> Iterable[R]:
     context = multiprocessing.get_context("forkserver")  # fork is not safe after torch has started its threads
     # Torch and the rest are imported once, not once per process.
-    context.set_forkserver_preload([getattr(work, "func", work).__module__])
+    context.set_forkserver_preload(["torch", getattr(work, "func", work).__module__])
     waiting, results = list(parts), dict[P, R]()
     running: dict[Connection, tuple[P, ForkServerProcess]] = {}
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,13 @@ from torch import Tensor
 
 from flowmatch_core import metrics
 from pipelines import datasets
-from pipelines.base import device, files, layout
+from pipelines.base import device, files, layout, seeding
+from pipelines.config.params import Params
+from pipelines.evaluation import cells
+from pipelines.evaluation.cells import Cell
 from pipelines.models import density
+from pipelines.runs import records
 from pipelines.runs.context import Stage
-from pipelines.runs.records import Cell
 
 
 @dataclass(frozen=True)
@@ -46,42 +49,68 @@ class TestRows:
         return cls(provenance, test, other)
 
 
-def evaluate(stage: Stage, dataset: str) -> None:
-    """Score the models of a data set: likelihood with its solver error, and distances with their floors."""
-    params, settings = stage.params.density, stage.params.density.evaluate
-    chosen = device.use(stage.params.device, stage.params.threads)
-    rows = TestRows.read(dataset, chosen)
-    columns = rows.provenance["columns"]
-    size = min(settings.rows, params.sample.samples, len(rows.test), len(rows.other))
-    scored = rows.test[: settings.likelihood_rows]
+class Scorer:
+    """The scores of one model of a data set; it is pickled as its arguments and reads the rows again.
 
-    def distances(x: Tensor) -> dict[str, float]:
-        generator = stage.generator("evaluate", dataset, device=chosen)
-        x, y = x[:size], rows.test[:size]
-        sliced = metrics.sliced_wasserstein(x, y, projections=settings.projections, generator=generator)
+    Attributes:
+        rows: True rows.
+        scored: Test rows whose likelihood is computed.
+    """
+
+    def __init__(self, params: Params, dataset: str, device: torch.device) -> None:
+        self.arguments = params, dataset, device
+        self.params, self.dataset, self.device = self.arguments
+        self.settings = params.density.evaluate
+        self.rows = TestRows.read(dataset, device)
+        self.size = min(self.settings.rows, params.density.sample.samples, len(self.rows.test), len(self.rows.other))
+        self.scored = self.rows.test[: self.settings.likelihood_rows]
+
+    def __reduce__(self) -> tuple[type[Scorer], tuple[Params, str, torch.device]]:
+        return Scorer, self.arguments
+
+    def __call__(self, cell: Cell, send: Callable[[str], None]) -> tuple[dict[str, Any], str | None]:
+        """Return the numbers of a model, and a sentence where the solver's error is too large; send both as lines."""
+        method, seed = cell
+        columns = self.rows.provenance["columns"]
+        table = files.read_table(layout.sampled(layout.samples(self.dataset), method), [*columns, "seed"])
+        file = layout.network(layout.models(self.dataset, method), seed)
+        likelihood, warning = _likelihood(file, self.scored, self.settings.solver, self.settings.steps, self.device)
+        if warning is not None:
+            send(f"{cell}: {warning}")
+        samples = _tensor(table[table["seed"] == seed], columns, self.device)
+        numbers = {"method": method, "seed": seed, **likelihood, **self.distances(samples)}
+        send("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items()))
+        return numbers, warning
+
+    def distances(self, x: Tensor) -> dict[str, float]:
+        """Return the distances of samples to the test rows."""
+        generator = seeding.generator(self.params.seed, "evaluate", self.dataset, device=self.device)
+        x, y = x[: self.size], self.rows.test[: self.size]
+        sliced = metrics.sliced_wasserstein(x, y, projections=self.settings.projections, generator=generator)
         return {"emd": float(metrics.emd(x, y)), "sliced_wasserstein": float(sliced)}
 
-    found, warnings = [], dict[str, str]()
-    for method in params.methods:
-        table = files.read_table(layout.sampled(layout.samples(dataset), method), [*columns, "seed"])
-        for seed in params.seeds:
-            file = layout.network(layout.models(dataset, method), seed)
-            likelihood, warning = _likelihood(file, scored, settings.solver, settings.steps, chosen)
-            if warning is not None:
-                warnings.setdefault(method, warning)
-                stage.log(f"{method} seed {seed}: {warning}")
-            samples = _tensor(table[table["seed"] == seed], columns, chosen)
-            found.append({"method": method, "seed": seed, **likelihood, **distances(samples)})
-            stage.log("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in found[-1].items()))
-    cells = pd.DataFrame(found)
+
+def evaluate(stage: Stage, dataset: str) -> None:
+    """Score the models of a data set: likelihood with its solver error, and distances with their floors."""
+    params = stage.params.density
+    chosen = device.use(stage.params.device, stage.params.threads)
+    scorer = Scorer(stage.params, dataset, chosen)
+    every = [Cell(method, seed) for method in params.methods for seed in params.seeds]
+    scores = cells.each(stage, scorer, every, chosen)
+    warnings: dict[str, str] = {}
+    for cell, (_, warning) in scores.items():
+        if warning is not None:
+            warnings.setdefault(cell.method, warning)
+    found = pd.DataFrame([numbers for numbers, _ in scores.values()])
     with stage.output(layout.evaluations(dataset)) as folder:
-        files.write_table(layout.cells(folder), cells)
-    summary = _summary(cells, rows.provenance)
-    summary["floor"] = {**distances(rows.other), **_exact_nll(stage, dataset, rows.provenance["kind"], scored)}
+        files.write_table(layout.cells(folder), found)
+    summary = _summary(found, scorer.rows.provenance)
+    summary["floor"] = {**scorer.distances(scorer.rows.other), **_exact_nll(stage, dataset, scorer)}
     with stage.output(layout.metrics(dataset)) as temporary:
         noted = {method: {"warning": warning} for method, warning in warnings.items()}
         files.write_json(temporary, {method: {**values, **noted.get(method, {})} for method, values in summary.items()})
-    _record(stage, dataset, found, summary["floor"], rows.provenance)
+    numbers = [numbers for numbers, _ in scores.values()]
+    _record(stage, dataset, numbers, summary["floor"], scorer.rows.provenance)
 
 
 def _record(
@@ -95,14 +124,14 @@ def _record(
     stage.record.tag("score_metric", "nll")
     stage.record.data(dataset, "evaluation", layout.prepared(dataset), provenance)
     dims = len(provenance["columns"])
-    cells = []
+    scored = []
     for row in found:
         numbers = {name: value for name, value in row.items() if name not in ("method", "seed")}
         numbers |= {"nll_per_dim": row["nll"] / dims, "emd_over_floor": row["emd"] / (floor["emd"] or math.nan)}
         numbers |= {f"{name}_floor": value for name, value in floor.items() if value is not None}
         model = files.md5(layout.network(layout.models(dataset, row["method"]), row["seed"]))
-        cells.append(Cell(dataset, row["method"], row["seed"], metrics=numbers, model=model))
-    stage.record.cells(cells)
+        scored.append(records.Cell(dataset, row["method"], row["seed"], metrics=numbers, model=model))
+    stage.record.cells(scored)
 
 
 def _likelihood(
@@ -135,10 +164,11 @@ def _summary(cells: pd.DataFrame, provenance: dict[str, Any]) -> dict[str, dict[
     return summary
 
 
-def _exact_nll(stage: Stage, dataset: str, kind: str, scored: Tensor) -> dict[str, float | None]:
+def _exact_nll(stage: Stage, dataset: str, scorer: Scorer) -> dict[str, float | None]:
     """Return the negative log-likelihood of the exact density, or nothing if the data set has none."""
     settings = stage.params.datasets[dataset].settings()
-    exact = datasets.log_prob(kind, settings, scored.cpu().numpy().astype(np.float64))
+    scored = scorer.scored.cpu().numpy().astype(np.float64)
+    exact = datasets.log_prob(scorer.rows.provenance["kind"], settings, scored)
     return {} if exact is None else {"nll": float(-exact.mean())}
 
 

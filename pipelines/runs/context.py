@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.base import files
-from pipelines.base.seeding import derived_seed
+from pipelines.base import files, ranks, seeding
 from pipelines.config.params import Params
 from pipelines.runs.records import RunRecord
 
@@ -34,7 +33,7 @@ class Stage:
 
     def seed(self, *key: object) -> int:
         """Return the seed of a key (see `derived_seed`)."""
-        return derived_seed(self.params.seed, *key)
+        return seeding.derived_seed(self.params.seed, *key)
 
     def rng(self, *key: object) -> np.random.Generator:
         """Return a NumPy generator for a key."""
@@ -44,13 +43,12 @@ class Stage:
 
     def generator(self, *key: object, device: torch.device | str = "cpu") -> torch.Generator:
         """Return a torch generator for a key."""
-        import torch
-
-        return torch.Generator(device).manual_seed(self.seed(*key))
+        return seeding.generator(self.params.seed, *key, device=device)
 
     def log(self, message: str) -> None:
-        """Print one line to standard output, with the name of the stage."""
-        print(f"{self.name}: {message}", flush=True)
+        """Print one line to standard output, with the name of the stage, by the first of its processes."""
+        if ranks.is_first():
+            print(f"{self.name}: {message}", flush=True)
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Record metrics of the whole stage."""

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import psutil
 
-from pipelines.base import files
+from pipelines.base import files, ranks
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 Parameter = str | int | float | bool | None
@@ -158,6 +158,8 @@ class RunRecord:
             commit=commit,
             dirty=dirty,
         )
+        if not ranks.is_first():
+            return Follower(record, home() / "runs" / name)
         self = cls(record, home() / "runs" / name)
         self._curve.unlink(missing_ok=True)
         self._write()
@@ -241,6 +243,16 @@ class RunRecord:
 
     def _write(self) -> None:
         files.write_json(self._json, asdict(self.record))
+
+
+class Follower(RunRecord):
+    """The record of a further process of one stage, which is not written."""
+
+    def _flush(self) -> None:
+        self._rows.clear()
+
+    def _write(self) -> None:
+        pass
 
 
 def home() -> Path:

@@ -14,12 +14,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from pipelines.base import console, files, locks
+from pipelines.base import console, files, locks, ranks
 from pipelines.base.errors import UserError
 from pipelines.config import params as parameters
 from pipelines.config.params import Params
@@ -50,8 +50,9 @@ def run(main: Callable[..., None]) -> NoReturn:
 
 def _guarded(main: Callable[..., None], name: str, arguments: dict[str, str]) -> int:
     lock = locks.FOLDER / f"{name.replace('/', ':')}.lock"
+    alone = locks.held(lock, f"stage {name}", _LOCK_SECONDS) if ranks.is_first() else nullcontext()
     try:
-        with locks.held(lock, f"stage {name}", _LOCK_SECONDS):
+        with alone:
             return _attempt(main, name, arguments)
     except UserError as error:
         _tell(str(error))
@@ -70,6 +71,7 @@ def _attempt(main: Callable[..., None], name: str, arguments: dict[str, str]) ->
     _check_cell(params, arguments)
     settings = params.model_dump(mode="json", exclude_unset=True)
     record = RunRecord.start(name, {**arguments, "profile": params.profile, "seed": params.seed}, settings)
+    stage = Stage(name, params, record)
     watchdog = Watchdog(record)
     signal.signal(signal.SIGTERM, _stop)
     watchdog.start()
@@ -78,10 +80,10 @@ def _attempt(main: Callable[..., None], name: str, arguments: dict[str, str]) ->
     message, code = None, 1
     try:
         with files.writing(Path.cwd()), Usage(record):
-            main(Stage(name, params, record), **arguments)
+            main(stage, **arguments)
         needed.verify(before)
         status, code = "FINISHED", 0
-        print(f"{name}: done in {time.monotonic() - started:.1f} s", flush=True)
+        stage.log(f"done in {time.monotonic() - started:.1f} s")
     except UserError as error:
         message = str(error)
     except (KeyboardInterrupt, SystemExit, BrokenPipeError):  # a pipe breaks when its reader was killed
@@ -148,7 +150,7 @@ def _stop(signum: int, frame: FrameType | None) -> NoReturn:
 
 def _publish(record: RunRecord) -> None:
     """Publish the record, which no orchestrator does under a bare `dvc repro`."""
-    if "FLOWMATCH_INVOCATION" not in os.environ:
+    if "FLOWMATCH_INVOCATION" not in os.environ and ranks.is_first():
         from pipelines.runs import live
 
         live.publish_quietly(record.invocation, record.record.stage)

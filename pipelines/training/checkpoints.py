@@ -73,9 +73,12 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         ) from None
 
 
-def finish(state: Path, seed: int, summary: Mapping[str, Any]) -> None:
-    """Mark a seed as finished, whose network is in the folder, and keep what its training returned."""
+def finish(state: Path, seed: int, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Mark a seed as finished, whose network is in the folder, and keep what its training returned, as JSON."""
     files.write_json(_summary(state, seed), {**summary, "sha256": _digest(layout.network(state, seed))})
+    kept = finished(state, seed)
+    assert kept is not None
+    return kept
 
 
 def finished(state: Path, seed: int) -> dict[str, Any] | None:

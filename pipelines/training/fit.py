@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.base import device, files, layout, metric_keys, workers
+from pipelines.base import device, files, layout, metric_keys, ranks, workers
 from pipelines.base.seeding import derived_seed
 from pipelines.config.params import Fit
 from pipelines.models import saved
 from pipelines.runs import records
 from pipelines.runs.context import Stage
 from pipelines.runs.records import Cell, CellKey
-from pipelines.training import checkpoints, loop
+from pipelines.training import checkpoints, distributed, loop
 from pipelines.training.loop import Progress
 
 if TYPE_CHECKING:
@@ -88,26 +88,36 @@ def fit_seeds(stage: Stage, job: Job, seeds: tuple[int, ...]) -> None:
         "threads": stage.params.threads,
     }
     state = checkpoints.folder(stage.name, config, job.inputs())
-    checkpoints.enter(state, stage.record.invocation, records.forced())
-    summaries = {seed: kept for seed in seeds if (kept := checkpoints.finished(state, seed)) is not None}
-    missing = [seed for seed in seeds if seed not in summaries]
-    if summaries:
-        stage.log(f"seeds {list(summaries)} are finished; their networks are in {state}")
-    stage.log(f"seeds {missing} on {chosen}; checkpoints in {state}")
     stage.record.tag("device", str(chosen))
     settings = {key: value for key, value in config.items() if key not in ("seed", "device")}
-    stage.record.params(settings)
+    stage.record.params({**settings, "processes": ranks.world()})
     data = job.inputs()[0].parent
     stage.record.data(job.data, "training", data, files.read_json(layout.provenance(data)))
     own = {key: value for key, value in settings.items() if key not in ("dataset", "environment")}  # the cell's data
     # The prefix puts them after data, method and seed in MLflow's comparison, which shows the first that differ.
     stage.record.cells([Cell(job.data, job.method, seed, records.flat(own, "train.")) for seed in seeds])
-    work = partial(_fit_one, base=stage.params.seed, job=job, device=str(chosen), state=state)
-    report = _reporter(stage, job, seeds)
-    processes = workers.limit(stage.params.threads) if chosen.type == "cpu" else 1
-    trained = workers.side_by_side(
-        work, missing, report, processes=processes, threads=stage.params.threads, label="seed {}"
-    )
+    with distributed.group(chosen):
+        if ranks.is_first():
+            checkpoints.enter(state, stage.record.invocation, records.forced())
+        distributed.agree("params.yaml, code or data", [int(state.name, 16) % 2**48], chosen)
+        summaries = {seed: kept for seed in seeds if (kept := checkpoints.finished(state, seed)) is not None}
+        missing = [seed for seed in seeds if seed not in summaries]
+        distributed.agree("the finished seeds", [seed in summaries for seed in seeds], chosen)
+        if summaries:
+            stage.log(f"seeds {list(summaries)} are finished; their networks are in {state}")
+        stage.log(f"seeds {missing} on {chosen}; checkpoints in {state}")
+        work = partial(_fit_one, base=stage.params.seed, job=job, device=str(chosen), state=state)
+        alone = chosen.type != "cpu" or ranks.world() > 1
+        trained = workers.side_by_side(
+            work,
+            missing,
+            _reporter(stage, job, seeds),
+            processes=1 if alone else workers.limit(stage.params.threads),
+            threads=stage.params.threads,
+            label="seed {}",
+        )
+    if not ranks.is_first():
+        return
     summaries |= dict(zip(missing, trained, strict=True))
     models = layout.models(job.data, job.method)
     with stage.output(models) as folder:
@@ -129,10 +139,10 @@ def _fit_one(
     generator = torch.Generator(device).manual_seed(derived_seed(base, "batches", job.data, seed))
     checkpoint = checkpoints.of_seed(state, seed)
     trained = loop.train(task.network, task.terms, job.fit, generator, checkpoint, report, task.seek, task.memory)
-    saved.save(layout.network(state, seed), trained.network, task.loc, task.scale, {**task.meta, "seed": seed})
-    checkpoints.finish(state, seed, {"curve": trained.curve, "seconds": trained.seconds})
-    summary = checkpoints.finished(state, seed)
-    assert summary is not None
+    summary = {"curve": trained.curve, "seconds": trained.seconds}
+    if ranks.is_first():
+        saved.save(layout.network(state, seed), trained.network, task.loc, task.scale, {**task.meta, "seed": seed})
+        summary = checkpoints.finish(state, seed, summary)
     return summary
 
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_core.averaging import polyak_update
+from pipelines.base import ranks
 from pipelines.base.errors import UserError
-from pipelines.training import checkpoints
+from pipelines.training import checkpoints, distributed
 
 if TYPE_CHECKING:
     from pipelines.config.params import Fit
@@ -95,7 +96,7 @@ def train(
         memory: State that `step_terms` carries between steps; it is part of the checkpoint.
 
     Raises:
-        UserError: The loss is not finite.
+        UserError: The loss is not finite, or the processes of this training do not begin at the same state.
     """
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.AdamW(
@@ -109,6 +110,9 @@ def train(
     curve: list[dict[str, float]] = []
     modules = {"network": network, "average": average, **({} if memory is None else {"memory": memory})}
     start, before = _restore(checkpoint, modules, optimizer, generator, curve)
+    weights = [float(parameter.detach().double().sum()) for parameter in network.parameters()]
+    distributed.agree("the checkpoint or the first weights", [start, *weights], generator.device)
+    divided = distributed.sharded(network), distributed.sharded(average)
     seek(start)
     rows: list[dict[str, Tensor]] = []  # of the steps since the last row of the curve
     began = saved = time.monotonic()
@@ -116,7 +120,7 @@ def train(
     for step in range(start, fit.steps):
         for group in optimizer.param_groups:
             group["lr"], group["betas"] = learning_rate(step, fit), adam_betas(step, fit)
-        terms = step_terms(network, average, generator, step / fit.steps)
+        terms = step_terms(*divided, generator, step / fit.steps)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -136,7 +140,7 @@ def train(
         due = now - saved > pause and done < fit.steps
         if due or done == fit.steps:
             _check_weights(modules, done, fit)
-        if due:
+        if due and ranks.is_first():
             _save(checkpoint, modules, optimizer, generator, curve, done, before + now - began)
             saved = time.monotonic()
             pause = max(CHECKPOINT_SECONDS, (saved - now) / CHECKPOINT_SHARE)

@@ -103,6 +103,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[st
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setenv("FLOWMATCH_CORES", "1")  # the models that are put in place are in this process
         patch.setattr(models, "load", model)
         patch.setattr(Stage, "log", lambda self, message: lines.append(message))
         patch.setenv("FLOWMATCH_HOME", str(folder / "home"))

@@ -15,7 +15,7 @@ from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
 from pipelines.config import params
 from pipelines.environments import Array, Simulator, linear_gaussian, maze
 from pipelines.evaluation import models, successor_sampling
-from pipelines.evaluation.successor_sampling import PARTICLES, TIMES, ValueMap
+from pipelines.evaluation.successor_sampling import PARTICLES, TIMES, ValueGrid
 from pipelines.evaluation.truth import Starts
 
 PARAMS = params.load(Path(__file__).parents[2] / "params.yaml")
@@ -74,14 +74,15 @@ class Constant(HorizonModel):
         raise NotImplementedError
 
 
-def value_map() -> ValueMap:
-    return ValueMap(SPIRAL, PARAMS.environments["spiral"], rng())
+def grid() -> ValueGrid:
+    return ValueGrid(SPIRAL, PARAMS.environments["spiral"])
 
 
 def test_the_value_map_has_the_entrys_reward_and_discount_beside_the_truth() -> None:
-    made = value_map()
-    made.add("still", Constant(0.95), torch.Generator())
-    table = made.table()
+    here = grid()
+    still = here.values(Constant(0.95), torch.Generator())
+    assert still is not None
+    table = here.table({"truth": here.truth(rng()), "still": still})
     assert list(table.columns) == ["x", "y", "method", "value"]
     assert list(table["method"].unique()) == ["truth", "still"]
     rows = table[table["method"] == "still"]
@@ -90,10 +91,8 @@ def test_the_value_map_has_the_entrys_reward_and_discount_beside_the_truth() -> 
 
 
 @pytest.mark.parametrize("how", [{"fault": SolverError("far away")}, {"away": np.nan}, {"away": np.inf}])
-def test_a_model_that_diverges_on_the_grid_is_left_out_of_it(how: dict[str, Any]) -> None:
-    made = value_map()
-    made.add("lost", Constant(0.95, **how), torch.Generator())
-    assert set(made.table()["method"]) == {"truth"}
+def test_a_model_that_diverges_on_the_grid_has_no_values(how: dict[str, Any]) -> None:
+    assert grid().values(Constant(0.95, **how), torch.Generator()) is None
 
 
 @pytest.mark.parametrize(("solver", "finite"), [("midpoint", 0.5), ("dopri5", 0.0)])
