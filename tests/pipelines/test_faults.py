@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -78,15 +79,19 @@ def waiting(project: Path) -> Path:
 
 
 @pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that are killed with their descendants after the test."""
+def started(waiting: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that are killed after the test, with all that run in the project."""
     processes: list[subprocess.Popen[str]] = []
     yield processes
-    for process in processes:
-        descendants = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        for each in [*descendants, process]:
-            each.kill()
-        process.communicate()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(waiting):
+                process.kill()
+    for each in processes:
+        each.kill()
+        each.wait()
+        if each.stdout:
+            each.stdout.close()
 
 
 def repro(**variables: str) -> subprocess.Popen[str]:
