@@ -100,8 +100,9 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _is_installed(folder: Path) -> bool:
-    places = sysconfig.get_paths()
-    return any(folder.is_relative_to(places[key]) for key in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return bool({"site-packages", "dist-packages"} & set(folder.parts)) or folder.is_relative_to(
+        sysconfig.get_path("stdlib")
+    )
 
 
 def _unknown(name: str, error: object) -> UserError:
