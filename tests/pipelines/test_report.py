@@ -366,6 +366,8 @@ def test_facts_are_those_of_the_records(tmp_path: Path, monkeypatch: pytest.Monk
     assert (found.commits, found.dirty, found.tracker) == (("abc",), True, facts.LOCAL_UI)
     assert [stage.stage for stage in found.stages] == ["prepare@moons"]
     assert facts.failures(found.stages) == {"prepare@moons": "the disk is full"}
+    ends = [replace(record.record, stage=word, status=word, message=None) for word in ("FINISHED", "RUNNING", "KILLED")]
+    assert facts.failures(ends) == {"KILLED": "KILLED"}
     assert facts.gather("another").stages == ()
 
 
