@@ -48,8 +48,8 @@ def spread(root: Path, profile: str) -> Path:
     Returns:
         The profile's folder.
     """
-    here = workspace.prepare(root, profile)
-    _copy(description(root, profile).with_suffix(""), here, _PLACED)
+    with workspace.held(root, profile) as here:
+        _copy(description(root, profile).with_suffix(""), here, _PLACED)
     return here
 
 
