@@ -10,7 +10,7 @@ export NO_MKDOCS_2_WARNING := 1
 RUN := $(BIN)/python -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow td-tables td-claims status ui publish test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
+.PHONY: help setup repro flow td-tables td-claims serve status ui publish test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ td-tables: setup  ## the Maze tables of Temporal Difference Flows, an hour on tw
 
 td-claims: setup  ## its claims with eight seeds, half an hour on two cores; goes on where it was
 	@$(RUN) flow --profile td_claims
+
+serve: setup  ## retrain on the schedule of params.yaml, with Prefect's pages at http://127.0.0.1:4200
+	@$(RUN) serve --profile $(PROFILE)
 
 status: setup  ## what a run would do
 	@$(RUN) status --profile $(PROFILE)

@@ -21,6 +21,7 @@ from pipelines.base.plugins import Settings
 from pipelines.config import catalog
 from pipelines.config.catalog import ORACLE, LossSpec, NetworkSpec, ObjectiveSpec, Spec
 from pipelines.config.messages import sentence
+from pipelines.config.operation import Operation
 from pipelines.config.yaml_files import merge, read_yaml
 
 Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
@@ -410,6 +411,7 @@ class Params(Settings):
     environments: dict[Name, EnvironmentEntry]
     successor: Successor
     experiments: dict[Name, ExperimentEntry]
+    operation: Operation = Operation()
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Params:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipelines.base.errors import UserError, did_you_mean, first_line
+from pipelines.base.redact import redact
 from pipelines.config.params import Params
 from pipelines.runs import records, snapshots
 from pipelines.runs.records import Parameter, Record
@@ -39,6 +40,15 @@ _BATCH = {"metrics": 900, "params": 100}  # MLflow rejects larger requests
 def uri(home: Path) -> str:
     """Return the address of the MLflow store: `$MLFLOW_TRACKING_URI`, else a database in the project's folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.parent / 'mlflow.db'}"
+
+
+def address(home: Path, invocation: str) -> str:
+    """Return where MLflow shows the runs of an invocation; for a database that is the page of `make ui`."""
+    tracker, where = Tracker(home), uri(home)
+    found = tracker._search(f"tags.`flowmatch.invocation` = '{invocation}'")
+    parent = next((run.info.run_id for run in found if "mlflow.parentRunId" not in run.data.tags), None)
+    server = where.rstrip("/") if where.startswith("http") else "http://127.0.0.1:5000"
+    return redact(f"{server}/#/experiments/{tracker.experiment}" + (f"/runs/{parent}" if parent else ""))
 
 
 def model_files(address: str) -> Path:

@@ -7,6 +7,7 @@ import sys
 
 import psutil
 
+from pipelines.config import operation
 from pipelines.orchestration import runner
 from pipelines.orchestration.commands import _workspace
 from pipelines.runs import records
@@ -29,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
     invocation = records.name_of(psutil.Process())
     runner.raise_on_signals()
     with live.live(here, invocation) as outcome:
-        status = runner.run_foreground(command, here, runner.environment(invocation))
+        env = runner.environment(invocation, timeout=operation.read(here / "params.yaml").timeout)
+        status = runner.run_foreground(command, here, env)
         outcome.status = "FAILED" if status else "FINISHED"
     return _workspace.report_outcome(status, here, invocation, options)
