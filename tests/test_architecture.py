@@ -181,6 +181,7 @@ def test_only_the_catalog_and_the_plugins_import_by_name() -> None:
         "pipelines.config.catalog",
         "pipelines.environments._entry_point",  # a user's policy
         "pipelines.environments.gymnasium",  # is it installed?
+        "pipelines.orchestration.clusters",  # is it installed?
     }
 
 

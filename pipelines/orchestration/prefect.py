@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -319,21 +321,23 @@ def serve(root: Path, profile: str, cron: str, timezone: str) -> bool:
             f"no Prefect server answers at PREFECT_API_URL={redact(server)!r}; start it (`prefect server start`), "
             "or unset PREFECT_API_URL, and `make serve` starts one."
         ) from None
-    retrain.serve(
-        name=profile,
-        schedule=Cron(cron, timezone=timezone),
-        parameters={"root": str(root), "profile": profile},
-        description="Run the pipeline on the project's current files, in a separate folder.",
-        global_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
-        limit=2,  # a second one is taken from the queue only to be cancelled by the limit above
-        entrypoint_type=EntrypointType.MODULE_PATH,
-    )
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Prefect pauses the schedule when it is interrupted
+    with suppress(KeyboardInterrupt):
+        retrain.serve(
+            name=profile,
+            schedule=Cron(cron, timezone=timezone),
+            parameters={"root": str(root), "profile": profile},
+            description="Run the pipeline on the project's current files, in a separate folder.",
+            global_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+            limit=2,  # a second one is taken from the queue only to be cancelled by the limit above
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
     return True
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
     """Remove the traceback of a failed stage from a log record, because Prefect's frames do not help its reader."""
-    if record.exc_info and isinstance(record.exc_info[1], StageFailed):
+    if record.exc_info and isinstance(record.exc_info[1], StageFailed | None):  # None: it returned its failed state
         record.exc_info = None
     return True
 

@@ -93,6 +93,7 @@ def environment(
             "DO_NOT_TRACK": "1",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             # A private server stores its state in the project; its first start creates a database.
             "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(home.parent / ".prefect"),
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -217,17 +218,29 @@ def _error_line(lines: Sequence[str]) -> str:
     return (own or lines or ["no output"])[-1].strip()
 
 
-def run_foreground(command: Sequence[str], root: Path, env: Mapping[str, str]) -> int:
+def run_foreground(command: Sequence[str], root: Path, env: Mapping[str, str], *, together: bool = False) -> int:
     """Run a command on this terminal, in a session that does not receive its Ctrl-C.
 
     A signal that stops this process stops the command first, which may have to stop its own children, and then whatever
     is left of its group.
+
+    Args:
+        command: Command line.
+        root: Folder that it runs in.
+        env: Environment variables.
+        together: Whether to interrupt its whole group, as a terminal does, because it does not stop its own children.
+
+    Returns:
+        The exit status.
     """
     process = subprocess.Popen(command, cwd=root, env=dict(env), stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         return process.wait()
     except Stopped:
-        process.terminate()
+        if together:
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(_LEADER_GRACE_SECONDS)
         raise

@@ -34,9 +34,9 @@ def run(options: argparse.Namespace) -> int:
     runner.raise_on_signals()
     try:
         if os.environ.get("PREFECT_API_URL"):
-            return _prefect.start("serve", "", **given)
+            return _prefect.start("serve", "", together=True, **given)
         with _server(options.port):
-            return _prefect.start("serve", "", **given)
+            return _prefect.start("serve", "", together=True, **given)
     except runner.Stopped:
         return 0
 
@@ -54,7 +54,7 @@ def _server(port: int) -> Iterator[None]:
                 f"PREFECT_API_URL=http://127.0.0.1:{port}/api, else choose another one: "
                 f"`python -m pipelines.orchestration serve --port {port + 1}`."
             ) from None
-    env = runner.environment("")
+    env = runner.environment("") | {"PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api"}
     log = Path(env["PREFECT_HOME"]) / "server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
