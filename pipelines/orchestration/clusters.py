@@ -57,7 +57,7 @@ def task_runner(cluster: str, workers: int) -> Any:
 
         if cluster != "dask":
             return DaskTaskRunner(address=cluster)
-        here = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1"}
+        here = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
         return DaskTaskRunner(cluster_kwargs=here)
     from prefect_ray.task_runners import RayTaskRunner
 

@@ -16,8 +16,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, State
 from prefect.futures import PrefectFuture, as_completed
 from prefect.schedules import Cron
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.types.entrypoint import EntrypointType
@@ -271,11 +273,22 @@ def run(
     if settings.cluster:
         clusters.check(settings.cluster)
         tasks = clusters.task_runner(settings.cluster, workers or settings.workers or _default_workers())
-    named = pipeline.with_options(
-        flow_run_name=f"{_profile(root)} {time.strftime('%Y-%m-%d %H:%M:%S')}", task_runner=tasks
-    )
-    state: State[Any] = named(str(root), list(targets), force, workers, device, return_state=True)
+    named = pipeline.with_options(flow_run_name=name, task_runner=tasks)
+    with _shared_server() if settings.cluster and not PREFECT_API_URL.value() else nullcontext():
+        state: State[Any] = named(str(root), list(targets), force, workers, device, return_state=True)
     return state
+
+
+@contextmanager
+def _shared_server() -> Iterator[None]:
+    """Run a temporary server whose address the workers of a cluster are given; else each starts one of its own."""
+    server = SubprocessASGIServer()
+    try:
+        server.start()
+        with temporary_settings({PREFECT_API_URL: server.api_url}):
+            yield
+    finally:
+        server.stop()
 
 
 @flow(name="flowmatch-retrain", flow_run_name="retrain-{profile}", persist_result=False)
