@@ -16,8 +16,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,28 +267,26 @@ def run(
     """
     settings = operation.read(root / "params.yaml")
     _gpus(settings, device)
-    for name in ("prefect.task_runs", "prefect.flow_runs"):
-        logging.getLogger(name).addFilter(_without_traceback)
+    for logger in ("prefect.task_runs", "prefect.flow_runs"):
+        logging.getLogger(logger).addFilter(_without_traceback)
     tasks: Any = ThreadPoolTaskRunner()
     if settings.cluster:
         clusters.check(settings.cluster)
         tasks = clusters.task_runner(settings.cluster, workers or settings.workers or _default_workers())
+    name = f"{_profile(root)} {time.strftime('%Y-%m-%d %H:%M:%S')}"
     named = pipeline.with_options(flow_run_name=name, task_runner=tasks)
-    with _shared_server() if settings.cluster and not PREFECT_API_URL.value() else nullcontext():
+    with temporary_settings({PREFECT_API_URL: _server_of(settings.cluster)}):
         state: State[Any] = named(str(root), list(targets), force, workers, device, return_state=True)
     return state
 
 
-@contextmanager
-def _shared_server() -> Iterator[None]:
-    """Run a temporary server whose address the workers of a cluster are given; else each starts one of its own."""
+def _server_of(cluster: str | None) -> str | None:
+    """Return the address of Prefect's server; for a cluster, whose workers would start their own, start one."""
+    if cluster is None or PREFECT_API_URL.value():
+        return PREFECT_API_URL.value()
     server = SubprocessASGIServer()
-    try:
-        server.start()
-        with temporary_settings({PREFECT_API_URL: server.api_url}):
-            yield
-    finally:
-        server.stop()
+    server.start()  # it stops when this process exits, after Prefect's threads have sent their last messages
+    return server.api_url
 
 
 @flow(name="flowmatch-retrain", flow_run_name="retrain-{profile}", persist_result=False)
