@@ -311,7 +311,9 @@ def retrain(root: str = ".", profile: str = "default") -> State[Any]:
         notify = operation.read(project / "params.yaml").notify
         notices.report(notify, profile, str(error), "No stage was started.")
         return Failed(message=str(error))
-    return Completed() if state.is_completed() else Failed(message=state.message)
+    if not state.is_completed():
+        return Failed(message=state.message)
+    return Completed()
 
 
 def serve(root: Path, profile: str, cron: str, timezone: str) -> bool:
