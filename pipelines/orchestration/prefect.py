@@ -282,8 +282,9 @@ def run(
 
 def _server_of(cluster: str | None) -> str | None:
     """Return the address of Prefect's server; for a cluster, whose workers would start their own, start one."""
-    if cluster is None or PREFECT_API_URL.value():
-        return PREFECT_API_URL.value()
+    known: str | None = PREFECT_API_URL.value()
+    if known or cluster is None:
+        return known
     server = SubprocessASGIServer()
     server.start()  # it stops when this process exits, after Prefect's threads have sent their last messages
     return server.api_url
