@@ -48,6 +48,9 @@ td-tables: setup  ## the Maze tables of Temporal Difference Flows, an hour on tw
 td-claims: setup  ## its claims with eight seeds, half an hour on two cores; goes on where it was
 	@$(RUN) flow --profile td_claims
 
+serve: setup  ## retrain on the schedule of params.yaml, with Prefect's pages at http://127.0.0.1:4200
+	@$(RUN) serve --profile $(PROFILE)
+
 status: setup  ## what a run would do
 	@$(RUN) status --profile $(PROFILE)
 
@@ -96,8 +99,8 @@ examples: setup  ## run the scripts in examples/, each under a minute
 readme: setup  ## write the tables of runs into README.md and docs/
 	@"$(BIN)/python" -m pipelines.reporting.readme
 
-bench: $(BENCH_VENV)/.installed  ## speed beside flow_matching, zuko and torchcfm (ARGS=--quick for five minutes)
-	@"$(BENCH_VENV)/bin/python" -m benchmarks $(ARGS)
+bench: $(BENCH_VENV)/.installed setup  ## speed beside flow_matching, zuko and torchcfm (ARGS=--quick for five minutes)
+	@FLOWMATCH_PYTHON="$(BIN)/python" "$(BENCH_VENV)/bin/python" -m benchmarks $(ARGS)
 
 # Peers are installed apart from the project: torchcfm asks for packages that do not install beside a current torch.
 $(BENCH_VENV)/.installed: benchmarks/requirements.txt benchmarks/requirements-no-deps.txt requirements.lock

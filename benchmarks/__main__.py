@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.density import benchmark_density, benchmark_divergence
 from benchmarks.entropic import benchmark_entropic
 from benchmarks.growth import benchmark_growth, draw_growth
+from benchmarks.orchestration import benchmark_orchestration
 from benchmarks.results import Claim, Result, markdown_table
 from benchmarks.sampling import benchmark_sampling
 from benchmarks.td_scale import benchmark_td_data, benchmark_td_scale
@@ -41,6 +42,7 @@ PAGES: dict[str, dict[str, Callable[[bool], Result]]] = {
         "td_scale": benchmark_td_scale,
         "td_data": benchmark_td_data,
     },
+    "orchestration": {"orchestration": benchmark_orchestration},
 }
 """The benchmarks of each file of results."""
 

@@ -187,6 +187,7 @@ def test_only_the_catalog_and_the_plugins_import_by_name() -> None:
         "pipelines.environments.gymnasium",  # is it installed?
         "pipelines.runs.store",  # is it installed?
         "pipelines.reporting.facts",  # versions of packages
+        "pipelines.orchestration.clusters",  # is it installed?
     }
 
 

@@ -3,135 +3,156 @@
 It runs in its own process (`python -m pipelines.orchestration.prefect run '{"root": "."}'`) with the variables of
 `runner.environment`, because Prefect reads its settings when it is imported, and because its server must not receive
 the Ctrl-C before the flow has reported it.
+
+Prefect stores the parameters of flows, so they are names and numbers only: the environment of a stage, which may hold
+passwords, is read where the stage runs.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
+import signal
 import sys
-import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
-from prefect.futures import PrefectFuture
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, State
+from prefect.futures import PrefectFuture, as_completed
+from prefect.schedules import Cron
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.types.entrypoint import EntrypointType
 
+from pipelines.base import layout
 from pipelines.base.device import resolve
 from pipelines.base.errors import UserError
-from pipelines.config import params as parameters
-from pipelines.orchestration import promotion, runner, workspace
-from pipelines.orchestration.runner import StageFailed, StageResult
-from pipelines.runs import graph, live, records
+from pipelines.base.redact import redact
+from pipelines.config import operation, params
+from pipelines.config.operation import Operation
+from pipelines.config.yaml_files import read_yaml
+from pipelines.orchestration import clusters, notices, promotion, results, runner, workspace
+from pipelines.orchestration.runner import StageFailed, StageResult, StageStopped, StageTimedOut
+from pipelines.orchestration.slots import Slots
+from pipelines.runs import graph, live, records, store
 from pipelines.runs.graph import Node
 
 _STATES = {"ran": "Completed", "restored": "RestoredFromRunCache", "unchanged": "Unchanged"}
+_FINAL = ("TimedOut", "Stopped")  # failures that are not retried
 
 
-class Slots:
-    """Limits on the number of stages that run at once: in total, and for each tag such as `gpu`."""
+@dataclass(frozen=True)
+class Setting:
+    """What all stages of a run share; plain values, because the workers of a cluster receive a copy.
 
-    def __init__(self, total: int, tagged: Mapping[str, int]) -> None:
-        self._total = threading.Semaphore(total)
-        self._tagged = {tag: threading.Semaphore(count) for tag, count in tagged.items()}
+    Attributes:
+        root: Folder of the workspace.
+        home: Folder of records.
+        invocation: Name of the invocation.
+        force: Whether to run stages that have not changed.
+        timeout: Time limit of a stage in seconds.
+        cores: Number of processes that a stage may run at once; None does not limit it.
+        slots: Limits on the number of stages at once.
+        gpus: Value of CUDA_VISIBLE_DEVICES for each slot of the tag `gpu`; None leaves it as it is.
+    """
 
-    @asynccontextmanager
-    async def taken(self, tags: Sequence[str]) -> AsyncIterator[None]:
-        """Hold slots; acquire tagged slots before the general one, to avoid holding it while waiting."""
-        async with AsyncExitStack() as stack:
-            for slot in (*(self._tagged[tag] for tag in sorted(tags) if tag in self._tagged), self._total):
-                while not slot.acquire(blocking=False):  # each task has its own thread and event loop
-                    await asyncio.sleep(0.2)
-                stack.callback(slot.release)
-            yield
+    root: str
+    home: str
+    invocation: str
+    force: bool
+    timeout: float
+    cores: int | None
+    slots: Slots
+    gpus: tuple[str | None, ...]
+
+    async def run(self, node: Node, log: Callable[[str], object]) -> StageResult:
+        """Run a stage when there is a slot for it."""
+        timeout = node.hints.get("timeout_seconds", self.timeout)
+        async with self.slots.taken(node.hints.get("tags", [])) as held:
+            env = runner.environment(self.invocation, home=Path(self.home), timeout=timeout, cores=self.cores)
+            gpu = self.gpus[held["gpu"]] if "gpu" in held else None
+            if gpu is not None:
+                env["CUDA_VISIBLE_DEVICES"] = gpu
+            root = Path(self.root)
+            return await runner.run_stage(node.name, root, force=self.force, timeout=timeout, env=env, log=log)
 
 
-class Tally:
-    """A counter of the stages that are up to date."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._lock = total, 0, threading.Lock()
-
-    def add(self) -> None:
-        """Count one more stage."""
-        with self._lock:
-            self._done += 1
-
-    def __str__(self) -> str:
-        return f"{self._done} of {self._total} stages are up to date"
-
-
-def should_retry(task: object, run: object, state: object) -> bool:
-    """Return whether to retry a failed stage; a stage that was stopped is not retried."""
-    return not runner.STOPPING.is_set()
+def should_retry(task: object, run: object, state: State[Any]) -> bool:
+    """Return whether to retry a failed stage; one that was stopped or exceeded its time limit is not retried."""
+    return state.name not in _FINAL
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=should_retry)
-async def dvc_stage(
-    node: Node,
-    root: Path,
-    changed: bool,
-    force: bool,
-    upstream: list[StageResult],
-    slots: Slots,
-    tally: Tally,
-    env: dict[str, str],
-) -> State[StageResult]:
+async def dvc_stage(node: Node, changed: bool, upstream: list[StageResult], setting: Setting) -> State[StageResult]:
     """Bring one stage up to date, without a process if neither it nor a stage before it has changed."""
     result = StageResult(node.name, "unchanged", 0.0)
-    if changed or force or any(before.how != "unchanged" for before in upstream):
-        timeout = node.hints.get("timeout_seconds")
-        log = get_run_logger().info
-        async with slots.taken(node.hints.get("tags", [])):
-            result = await runner.run_stage(node.name, root, force=force, timeout=timeout, env=env, log=log)
-    tally.add()
-    if result.how != "unchanged":
-        get_run_logger().info(f"{node.name} {result.how}; {tally}")
+    if changed or setting.force or any(before.how != "unchanged" for before in upstream):
+        try:
+            result = await setting.run(node, get_run_logger().info)
+        except StageTimedOut as error:
+            return Failed(name="TimedOut", message=str(error))
+        except StageStopped as error:
+            return Failed(name="Stopped", message=str(error))
     return Completed(name=_STATES[result.how], data=result)
 
 
-@flow(name="flowmatch", validate_parameters=False, persist_result=False)
+@flow(name="flowmatch", persist_result=False)
 def pipeline(
-    root: Path, targets: Sequence[str], force: bool, slots: Slots, env: dict[str, str]
+    root: str, targets: list[str], force: bool, workers: int | None, device: str
 ) -> State[list[dict[str, Any]]]:
-    """Run every stage as a task that waits for its dependencies, and create a table of the results."""
-    changed = graph.dirty(root)
-    futures: dict[str, PrefectFuture[Any]] = {}
-    nodes = graph.load(root, targets)
-    tally = Tally(len(nodes))
-    try:
-        for node in nodes.values():
-            configured = dvc_stage.with_options(
-                name=node.name,
-                task_run_name=node.name,
-                tags=node.hints.get("tags", []),
-                retries=node.hints.get("retries", 0),
-                retry_delay_seconds=node.hints.get("retry_delay_seconds", 5),
-            )
-            upstream: Any = [futures[dep] for dep in node.deps]
-            futures[node.name] = configured.submit(node, root, node.name in changed, force, upstream, slots, tally, env)
-        rows = [_row(name, future) for name, future in futures.items()]
-    except BaseException:
-        runner.stop_all()
-        raise
+    """Run every stage as a task that waits for its dependencies, and show the results as a table and a page."""
+    here, invocation, settings = Path(root), records.invocation(), operation.read(Path(root) / "params.yaml")
+    setting = _setting(here, invocation, force, workers, device, settings)
+    started = time.time()
+    with live.live(here, invocation) as outcome:
+        try:
+            rows = _run_stages(here, targets, setting)
+        except BaseException:
+            runner.stop_all(runner.stop_mark(Path(setting.home), invocation))
+            raise
+        failure = _failure(rows)
+        outcome.status = "FAILED" if failure else "FINISHED"
+    link = store.address(records.home(), invocation)
     create_table_artifact(key="stages", table=rows, description="Result of each stage")
-    bad = [row["stage"] for row in rows if row["seconds"] is None]
-    if bad:
-        return Failed(message=f"{', '.join(bad)} not up to date", data=rows)
-    return Completed(data=rows)
+    create_markdown_artifact(key="run", markdown=_page(here, rows, failure, link, time.time() - started))
+    notices.report(settings.notify, _profile(here), failure, link)
+    return Failed(message=failure, data=rows) if failure else Completed(data=rows)
 
 
-def _row(name: str, future: PrefectFuture[Any]) -> dict[str, Any]:
-    future.wait()
-    state = future.state
+def _run_stages(here: Path, targets: Sequence[str], setting: Setting) -> list[dict[str, Any]]:
+    changed, nodes = graph.dirty(here), graph.load(here, targets)
+    futures: dict[str, PrefectFuture[Any]] = {}
+    for node in nodes.values():
+        configured = dvc_stage.with_options(
+            name=node.name,
+            task_run_name=node.name,
+            tags=node.hints.get("tags", []),
+            retries=node.hints.get("retries", 0),
+            retry_delay_seconds=node.hints.get("retry_delay_seconds", 5),
+        )
+        upstream: Any = [futures[dep] for dep in node.deps]
+        futures[node.name] = configured.submit(node, node.name in changed, upstream, setting)
+    ready = 0
+    for future in as_completed(list(futures.values())):
+        future.wait()  # at once; only then does the future have the state with its result
+        if future.state.is_completed():
+            ready += 1
+            if future.state.name != _STATES["unchanged"]:
+                get_run_logger().info(f"{ready} of {len(futures)} stages are up to date")
+    return [_row(name, future.state) for name, future in futures.items()]
+
+
+def _row(name: str, state: State[Any]) -> dict[str, Any]:
     if state.is_completed():
         return {
             "stage": name,
@@ -142,57 +163,176 @@ def _row(name: str, future: PrefectFuture[Any]) -> dict[str, Any]:
     return {"stage": name, "state": state.name, "seconds": None, "message": state.message or ""}
 
 
+def _failure(rows: Sequence[dict[str, Any]]) -> str | None:
+    """Return the stages that are not up to date, with the reason of the first, as one sentence."""
+    bad = [row for row in rows if row["seconds"] is None]
+    if not bad:
+        return None
+    cause = next((row for row in bad if row["state"] != "NotReady"), bad[0])
+    reason = cause["message"].removeprefix("Task run encountered an exception ").removeprefix("StageFailed: ")
+    return f"{', '.join(row['stage'] for row in bad)} not up to date: {reason}"
+
+
+def _page(here: Path, rows: Sequence[dict[str, Any]], failure: str | None, link: str, seconds: float) -> str:
+    """Return the page that an operator reads first, as Markdown."""
+    counts = {state: sum(row["state"] == state for row in rows) for state in {row["state"]: None for row in rows}}
+    report = (here / layout.page(layout.REPORT)).absolute()
+    lines = [
+        f"# {'Failed' if failure else 'Every stage is up to date'}",
+        *([failure, ""] if failure else []),
+        "| | |",
+        "| --- | --- |",
+        f"| stages | {', '.join(f'{count} {state}' for state, count in counts.items())} |",
+        f"| duration | {seconds:.0f} s |",
+        f"| workspace | `{here.absolute()}` |",
+        f"| report | [{report.name}]({report.as_uri()}), `{report}` |",
+        f"| MLflow | [run]({link}) |",
+    ]
+    return "\n".join(lines)
+
+
+def _profile(here: Path) -> str:
+    return str(read_yaml(here / "params.yaml").get("profile", "default"))
+
+
+def _setting(
+    here: Path, invocation: str, force: bool, workers: int | None, device: str, settings: Operation
+) -> Setting:
+    """Return what the stages of a run share."""
+    elsewhere = "://" in (settings.cluster or "")
+    chosen = workers or settings.workers
+    total = chosen if chosen or elsewhere else _default_workers()
+    gpus = _gpus(settings, device)
+    return Setting(
+        root=str(here.absolute()),
+        home=str(records.home()),
+        invocation=invocation,
+        force=force,
+        timeout=settings.timeout,
+        cores=None if total is None else max(1, (os.cpu_count() or 1) // total),
+        slots=Slots(str(records.home() / "slots"), total, {"gpu": len(gpus)} if gpus else {}),
+        gpus=gpus,
+    )
+
+
+def _default_workers() -> int:
+    return min(4, os.cpu_count() or 1)
+
+
+def _gpus(settings: Operation, name: str) -> tuple[str | None, ...]:
+    """Return the GPUs that stages share, as values of CUDA_VISIBLE_DEVICES; without a GPU none.
+
+    Raises:
+        UserError: params.yaml names a device that does not exist, or one device beside a list of them.
+    """
+    if name == "cpu":
+        return ()
+    if settings.gpus is not None and name.startswith("cuda:"):
+        raise UserError(
+            f"params.yaml: device is {name!r} and operation.gpus is {list(settings.gpus)}; "
+            "expected one of them: set device to cuda, or operation.gpus to null."
+        )
+    numbers = settings.gpus
+    if numbers is None:
+        found = resolve(name)
+        if found.type != "cuda":
+            return ()
+        if found.index is not None:
+            return (None,)
+        import torch
+
+        numbers = tuple(range(torch.cuda.device_count()))
+    visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
+    return tuple(visible[number] if number < len(visible) else str(number) for number in numbers)
+
+
 def run(
     root: Path,
     targets: Sequence[str] = (),
     force: bool = False,
     workers: int | None = None,
     device: str = "auto",
-) -> bool:
-    """Run the flow on a prepared workspace with tracking; return whether every stage is up to date.
+) -> State[Any]:
+    """Run the flow on a prepared workspace with tracking, and return its state.
 
     Args:
         root: Folder of the workspace.
         targets: Stages to run with their dependencies; all by default.
         force: Whether to run stages that have not changed.
-        workers: Maximum number of parallel stages; by default the number of cores, at most 4.
-        device: Device of params.yaml; one stage at a time uses a GPU, several share a CPU.
+        workers: Maximum number of parallel stages; by default that of params.yaml.
+        device: Device of params.yaml.
+
+    Raises:
+        UserError: Stages cannot run on the cluster or the devices that params.yaml names.
     """
-    invocation = records.invocation()
-    tagged = {"gpu": 1} if resolve(device).type == "cuda" else {}
-    slots = Slots(workers or min(4, os.cpu_count() or 1), tagged)
-    for name in ("prefect.task_runs", "prefect.flow_runs"):
-        logging.getLogger(name).addFilter(_without_traceback)
-    with live.live(root, invocation) as outcome:
-        env = runner.environment(invocation)
-        state: State[Any] = pipeline(root, targets, force, slots, env, return_state=True)
-        outcome.status = "FINISHED" if state.is_completed() else "FAILED"
-    return state.is_completed()
+    settings = operation.read(root / "params.yaml")
+    _gpus(settings, device)
+    for logger in ("prefect.task_runs", "prefect.flow_runs"):
+        logging.getLogger(logger).addFilter(_without_traceback)
+    tasks: Any = ThreadPoolTaskRunner()
+    if settings.cluster:
+        clusters.check(settings.cluster)
+        tasks = clusters.task_runner(settings.cluster, workers or settings.workers or _default_workers())
+    name = f"{_profile(root)} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    named = pipeline.with_options(flow_run_name=name, task_runner=tasks)
+    with temporary_settings({PREFECT_API_URL: _server_of(settings.cluster)}):
+        state: State[Any] = named(str(root), list(targets), force, workers, device, return_state=True)
+    return state
 
 
-@flow(name="flowmatch-retrain")
-def retrain(root: Path, profile: str) -> None:
-    """Run the pipeline on the project's current files, in a separate folder; this is the scheduled flow."""
-    runner.raise_on_signals()
-    with workspace.held(root, profile, apart=True) as here:
-        complete = run(here, device=parameters.load(here / "params.yaml").device)
-    if not complete:
-        raise StageFailed("a stage failed; see the table of stages.")
-    open_question = promote(here)
+def _server_of(cluster: str | None) -> str | None:
+    """Return the address of Prefect's server; for a cluster, whose workers would start their own, start one."""
+    known: str | None = PREFECT_API_URL.value()
+    if known or cluster is None:
+        return known
+    server = SubprocessASGIServer()
+    server.start()  # it stops when this process exits, after Prefect's threads have sent their last messages
+    return server.api_url
+
+
+@flow(name="flowmatch-retrain", flow_run_name="retrain-{profile}", persist_result=False)
+def retrain(root: str = ".", profile: str = "default") -> State[Any]:
+    """Run the pipeline on the project's current files, in a separate folder; this is the scheduled flow.
+
+    Args:
+        root: Folder of the project.
+        profile: Name of the profile.
+    """
+    from pipelines.orchestration import preflight
+
+    project = Path(root).absolute()
+    os.environ.setdefault("FLOWMATCH_HOME", str(project / ".flowmatch"))
+    os.chdir(project)
+    try:
+        with workspace.held(project, profile, apart=True) as here:
+            settings = params.load(here / "params.yaml")
+            preflight.check(settings)
+            state = run(here, device=settings.device)
+            if not state.is_completed():
+                results.write_partial(here, records.invocation())
+                return Failed(message=state.message)
+            open_question = promote(here, settings.operation)
+    except UserError as error:
+        notify = operation.read(project / "params.yaml").notify
+        notices.report(notify, profile, str(error), "No stage was started.")
+        return Failed(message=str(error))
     if open_question:
-        raise StageFailed(open_question)
+        notices.report(settings.operation.notify, profile, open_question, "See `make promote`.")
+        return Failed(message=open_question)
+    return Completed()
 
 
-def promote(here: Path) -> str | None:
+def promote(here: Path, settings: Operation) -> str | None:
     """Decide the champions of the models that a run trained, and show the decisions as a table.
 
     Args:
         here: Folder of the run.
+        settings: The section `operation`.
 
     Returns:
         What the operator has to decide, as one sentence; None if nothing.
     """
-    if not parameters.load(here / "params.yaml").operation.promote.enabled:
+    if not settings.promote.enabled:
         return None
     try:
         decisions = promotion.decide_apart(here, records.invocation())
@@ -205,11 +345,13 @@ def promote(here: Path) -> str | None:
     return f"every stage is up to date, but {'; '.join(undecided)}." if undecided else None
 
 
-def serve(root: Path, profile: str, cron: str) -> bool:
+def serve(root: Path, profile: str, cron: str, timezone: str) -> bool:
     """Run `retrain` on a schedule until stopped.
 
+    A run that is due while another one runs is cancelled: the next one does the same work.
+
     Raises:
-        UserError: There is no Prefect server to store the schedule.
+        UserError: No Prefect server answers.
     """
     import httpx
 
@@ -218,25 +360,39 @@ def serve(root: Path, profile: str, cron: str) -> bool:
         httpx.get(f"{server}/health", timeout=10.0).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL):
         raise UserError(
-            f"no Prefect server answers at PREFECT_API_URL={server!r}, and a schedule needs one; "
-            "run `prefect server start` in another terminal and set PREFECT_API_URL=http://127.0.0.1:4200/api."
+            f"no Prefect server answers at PREFECT_API_URL={redact(server)!r}; start it (`prefect server start`), "
+            "or unset PREFECT_API_URL, and `make serve` starts one."
         ) from None
-    arguments = {"root": str(root), "profile": profile}
-    retrain.serve(name=f"retrain-{profile}", cron=cron, parameters=arguments, limit=1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Prefect pauses the schedule when it is interrupted
+    with suppress(KeyboardInterrupt):
+        retrain.serve(
+            name=profile,
+            schedule=Cron(cron, timezone=timezone),
+            parameters={"root": str(root), "profile": profile},
+            description="Run the pipeline on the project's current files, in a separate folder.",
+            global_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+            limit=2,  # a second one is taken from the queue only to be cancelled by the limit above
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
     return True
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
     """Remove the traceback of a failed stage from a log record, because Prefect's frames do not help its reader."""
-    if record.exc_info and isinstance(record.exc_info[1], StageFailed):
+    if record.exc_info and isinstance(record.exc_info[1], StageFailed | None):  # None: it returned its failed state
         record.exc_info = None
     return True
 
 
-def _main(what: str, arguments: str) -> int:
+def _run(**given: Any) -> bool:
+    return run(**given).is_completed()
+
+
+def main(what: str, arguments: str) -> int:
+    """Run a command of this module and return its exit status."""
     given = json.loads(arguments)
     given["root"] = Path(given["root"])
-    commands: dict[str, Callable[..., bool]] = {"run": run, "serve": serve}
+    commands: dict[str, Callable[..., bool]] = {"run": _run, "serve": serve}
     runner.raise_on_signals()
     try:
         return 0 if commands[what](**given) else 1
@@ -248,4 +404,6 @@ def _main(what: str, arguments: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(*sys.argv[1:]))
+    from pipelines.orchestration import prefect  # by its name, under which other processes find its tasks
+
+    sys.exit(prefect.main(*sys.argv[1:]))

@@ -7,12 +7,13 @@ the profile's folder. A file `results/<profile>.dvc`, which belongs into git, de
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError
-from pipelines.orchestration import workspace
+from pipelines.orchestration import runner, workspace
 from pipelines.runs import graph, storage
 
 _PLACED = (Path("dvc.lock"), layout.TABLES, layout.METRICS, layout.REPORT)
@@ -40,6 +41,12 @@ def gather(root: Path, profile: str) -> Path:
         _copy(here, temporary, (*_PLACED, Path("params.yaml")))
     storage.add(root, folder)
     return here
+
+
+def write_partial(here: Path, invocation: str) -> None:
+    """Write tables and a page of the entries that are complete, after stages of an invocation failed."""
+    command = [sys.executable, "-m", "pipelines.reporting.partial", invocation]
+    runner.run_foreground(command, here, runner.environment(invocation))
 
 
 def spread(root: Path, profile: str) -> Path:

@@ -29,6 +29,7 @@ STOPPING = threading.Event()  # set once: afterwards no stage starts and none is
 _groups: set[int] = set()
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOCK_TRIES = 5
+_MARK_SECONDS = 0.5
 _LOCKED = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
 
 
@@ -41,7 +42,15 @@ class Stopped(BaseException):
 
 
 class StageFailed(Exception):
-    """The exception for a stage that failed, timed out or was stopped; the message is one sentence."""
+    """The exception for a stage that failed; the message is one sentence."""
+
+
+class StageTimedOut(StageFailed):
+    """The exception for a stage that exceeded its time limit."""
+
+
+class StageStopped(StageFailed):
+    """The exception for a stage that was stopped, or not started, because its run is ending."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +68,41 @@ class StageResult:
     seconds: float
 
 
-def environment(invocation: str) -> dict[str, str]:
-    """Return the environment of child processes: this interpreter's commands first, telemetry disabled."""
-    here = str(Path(sys.executable).parent)
-    return os.environ | {
-        "PATH": os.pathsep.join((here, os.environ.get("PATH", os.defpath))),
-        "FLOWMATCH_HOME": str(records.home()),
-        "FLOWMATCH_INVOCATION": invocation,
-        "PYTHONUNBUFFERED": "1",
-        "DVC_NO_ANALYTICS": "1",
-        "DO_NOT_TRACK": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # A private server stores its state in the project; its first start creates a database.
-        "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(records.home().parent / ".prefect"),
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        # Without it, the large short-lived allocations of training grow glibc's heap by half a MiB per step.
-        "MALLOC_TOP_PAD_": os.environ.get("MALLOC_TOP_PAD_", str(64 * 2**20)),
-    }
+def environment(
+    invocation: str, *, home: Path | None = None, timeout: float | None = None, cores: int | None = None
+) -> dict[str, str]:
+    """Return the environment of child processes: this interpreter's commands first, telemetry disabled.
+
+    Args:
+        invocation: Name of the invocation.
+        home: Folder of records; by default this process's.
+        timeout: Time limit of a stage in seconds.
+        cores: Number of processes that a stage may run at once.
+    """
+    here, home = str(Path(sys.executable).parent), home or records.home()
+    limits = {"FLOWMATCH_TIMEOUT": timeout and f"{timeout:g}", "FLOWMATCH_CORES": cores and str(cores)}
+    return (
+        os.environ
+        | {name: value for name, value in limits.items() if value}
+        | {
+            "PATH": os.pathsep.join((here, os.environ.get("PATH", os.defpath))),
+            "FLOWMATCH_HOME": str(home),
+            "FLOWMATCH_INVOCATION": invocation,
+            "PYTHONUNBUFFERED": "1",
+            "DVC_NO_ANALYTICS": "1",
+            "DO_NOT_TRACK": "1",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            # A private server stores its state in the project; its first start creates a database.
+            "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(home.parent / ".prefect"),
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray hides the GPUs from tasks that reserve none
+            # Without it, the large short-lived allocations of training grow glibc's heap by half a MiB per step.
+            "MALLOC_TOP_PAD_": os.environ.get("MALLOC_TOP_PAD_", str(64 * 2**20)),
+        }
+    )
 
 
 async def run_stage(
@@ -99,18 +125,24 @@ async def run_stage(
         log: Called with every line that the stage prints.
 
     Raises:
-        StageFailed: The stage failed, exceeded `timeout`, or was stopped.
+        StageFailed: The stage failed.
+        StageTimedOut: It exceeded `timeout`.
+        StageStopped: It was stopped.
     """
+    stop = stop_mark(Path(env["FLOWMATCH_HOME"]), env["FLOWMATCH_INVOCATION"])
     # DVC waits for its lock on the repository, but not for locks on paths, which another stage may hold briefly.
     for attempt in range(_LOCK_TRIES):
         started = time.monotonic()
         try:
             async with asyncio.timeout(timeout):
-                status, lines = await _run(name, root, force, env, log)
+                status, lines = await _run(name, root, force, env, log, stop)
         except TimeoutError:
-            raise StageFailed(f"{name} took longer than its {timeout:g} s (meta.prefect.timeout_seconds).") from None
-        if STOPPING.is_set():
-            raise StageFailed(f"{name} was stopped.")
+            raise StageTimedOut(
+                f"{name} took longer than its {timeout:g} s, the limit that operation.timeout_hours of params.yaml or "
+                "meta.prefect.timeout_seconds of dvc.yaml sets."
+            ) from None
+        if _stopping(stop):
+            raise StageStopped(f"{name} was stopped.")
         if status == 0:
             return StageResult(name, _how(lines), time.monotonic() - started)
         if _how(lines) == "ran" or not _LOCKED.search("\n".join(lines)):
@@ -120,13 +152,13 @@ async def run_stage(
 
 
 async def _run(
-    name: str, root: Path, force: bool, env: Mapping[str, str], log: Callable[[str], object]
+    name: str, root: Path, force: bool, env: Mapping[str, str], log: Callable[[str], object], stop: Path
 ) -> tuple[int, list[str]]:
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
     if force:
         command.append("--force")
-    if STOPPING.is_set():
-        raise StageFailed(f"{name} was not started.")
+    if _stopping(stop):
+        raise StageStopped(f"{name} was not started.")
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=root,
@@ -138,6 +170,7 @@ async def _run(
     )
     _groups.add(process.pid)
     lines: list[str] = []
+    watch = asyncio.create_task(_stop_when_marked(process.pid, stop))
     try:
         if STOPPING.is_set():  # stop_all may have run before this group was added
             kill_groups({process.pid})
@@ -151,7 +184,24 @@ async def _run(
         await process.wait()
         raise
     finally:
+        watch.cancel()
         _groups.discard(process.pid)
+
+
+async def _stop_when_marked(group: int, stop: Path) -> None:
+    """Stop a process group when its run is stopped by a process of another machine or of a cluster."""
+    while not stop.exists():
+        await asyncio.sleep(_MARK_SECONDS)
+    kill_groups({group})
+
+
+def stop_mark(home: Path, invocation: str) -> Path:
+    """Return the file whose presence stops the stages of an invocation, wherever they run."""
+    return home / "stopped" / (invocation or "unnamed")
+
+
+def _stopping(mark: Path) -> bool:
+    return STOPPING.is_set() or mark.exists()
 
 
 def _how(lines: Sequence[str]) -> How:
@@ -168,17 +218,29 @@ def _error_line(lines: Sequence[str]) -> str:
     return (own or lines or ["no output"])[-1].strip()
 
 
-def run_foreground(command: Sequence[str], root: Path, env: Mapping[str, str]) -> int:
+def run_foreground(command: Sequence[str], root: Path, env: Mapping[str, str], *, together: bool = False) -> int:
     """Run a command on this terminal, in a session that does not receive its Ctrl-C.
 
     A signal that stops this process stops the command first, which may have to stop its own children, and then whatever
     is left of its group.
+
+    Args:
+        command: Command line.
+        root: Folder that it runs in.
+        env: Environment variables.
+        together: Whether to interrupt its whole group, as a terminal does, because it does not stop its own children.
+
+    Returns:
+        The exit status.
     """
     process = subprocess.Popen(command, cwd=root, env=dict(env), stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         return process.wait()
     except Stopped:
-        process.terminate()
+        if together:
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(_LEADER_GRACE_SECONDS)
         raise
@@ -193,9 +255,16 @@ def raise_on_signals() -> None:
         signal.signal(signum, _stop)
 
 
-def stop_all() -> None:
-    """Stop every running stage and prevent others from starting."""
+def stop_all(mark: Path | None = None) -> None:
+    """Stop every running stage and prevent others from starting.
+
+    Args:
+        mark: File that also stops the stages which other processes run; see `stop_mark`.
+    """
     STOPPING.set()
+    if mark:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
     kill_groups(set(_groups))
 
 

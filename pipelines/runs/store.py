@@ -144,6 +144,17 @@ def open_existing(home: Path) -> Store:
     return Store(client, str(found.experiment_id), _page(home))
 
 
+def address(home: Path, invocation: str) -> str:
+    """Return the address of an invocation's page, or of the UI if the store does not answer or has no such run."""
+    try:
+        store = open_existing(home)
+        found = store.search(f"tags.`flowmatch.invocation` = '{invocation}'")
+    except Exception:  # whatever is wrong with the store has been printed when the run was published
+        return _page(home)
+    parent = next((run.info.run_id for run in found if "mlflow.parentRunId" not in run.data.tags), None)
+    return store.link(parent) if parent else store.page
+
+
 def _client(home: Path) -> MlflowClient:
     where = uri(home)
     _require(where)
@@ -152,6 +163,7 @@ def _client(home: Path) -> MlflowClient:
     for key, value in _PATIENCE.items():
         os.environ.setdefault(key, value)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)  # an error is printed once, by whoever publishes
     from mlflow import MlflowClient

@@ -15,8 +15,10 @@ import pytest
 import yaml
 
 from pipelines.base.errors import UserError
+from pipelines.config.operation import Operation
 from pipelines.orchestration import runner
 from pipelines.orchestration.runner import StageFailed, StageResult
+from pipelines.orchestration.slots import Slots
 from pipelines.runs import graph, records, tracking
 from tests.pipelines.conftest import write
 from tests.pipelines.test_runner import MARK, settings, sleepers, status_of, wait_for
@@ -78,12 +80,23 @@ sys.exit(main())
 # ---- the task, without a server
 
 
-def stage(prefect: Any, project: Path, changed: bool, upstream: list[StageResult]) -> Any:
-    env, slots, tally = runner.environment("test"), prefect.Slots(1, {}), prefect.Tally(1)
+def setting(prefect: Any, project: Path, **changes: Any) -> Any:
+    given: dict[str, Any] = {
+        "root": str(project),
+        "home": str(project / ".flowmatch"),
+        "invocation": "test",
+        "force": False,
+        "timeout": 60.0,
+        "cores": 1,
+        "slots": Slots(str(project / ".flowmatch/slots"), 1, {}),
+        "gpus": (),
+    }
+    return prefect.Setting(**(given | changes))
+
+
+def stage(prefect: Any, project: Path, changed: bool, upstream: list[StageResult], **changes: Any) -> Any:
     node = graph.load(project)["side"]
-    name = asyncio.run(prefect.dvc_stage.fn(node, project, changed, False, upstream, slots, tally, env)).name
-    assert str(tally) == "1 of 1 stages are up to date"
-    return name
+    return asyncio.run(prefect.dvc_stage.fn(node, changed, upstream, setting(prefect, project, **changes)))
 
 
 def test_a_task_starts_a_process_only_where_something_changed(
@@ -91,39 +104,65 @@ def test_a_task_starts_a_process_only_where_something_changed(
 ) -> None:
     monkeypatch.setattr(prefect, "get_run_logger", lambda: logging.getLogger("test"))
     unchanged, ran = StageResult("x", "unchanged", 0.0), StageResult("x", "ran", 1.0)
-    assert stage(prefect, project, True, []) == "Completed"
+    assert stage(prefect, project, True, []).name == "Completed"
     monkeypatch.setattr(runner, "run_stage", lambda *_, **__: pytest.fail("a process for what cannot have changed"))
-    assert stage(prefect, project, False, [unchanged]) == "Unchanged"
+    assert stage(prefect, project, False, [unchanged]).name == "Unchanged"
     monkeypatch.undo()
     monkeypatch.chdir(project)
     monkeypatch.setattr(prefect, "get_run_logger", lambda: logging.getLogger("test"))
-    assert stage(prefect, project, False, [unchanged, ran]) == "Unchanged"  # DVC looked, and found it up to date
+    assert stage(prefect, project, False, [unchanged, ran]).name == "Unchanged"  # DVC looked, and found it up to date
 
 
-def test_a_stage_that_we_stopped_is_not_tried_again(prefect: Any) -> None:
-    assert prefect.should_retry(None, None, None)
-    runner.STOPPING.set()
-    assert not prefect.should_retry(None, None, None)
+def test_only_a_stage_that_failed_by_itself_is_tried_again(
+    prefect: Any, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefect, "get_run_logger", lambda: logging.getLogger("test"))
+    assert prefect.should_retry(None, None, prefect.Failed(message="side failed"))
+    settings(project, side={"sleep": 60, "child": MARK + 60})
+    late = stage(prefect, project, True, [], timeout=3.0)
+    assert (late.name, late.is_failed()) == ("TimedOut", True)
+    assert "longer than its 3 s" in late.message
+    assert sleepers(MARK + 60) == []
+    assert not prefect.should_retry(None, None, late)
+    runner.stop_mark(project / ".flowmatch", "test").parent.mkdir()
+    runner.stop_mark(project / ".flowmatch", "test").touch()
+    stopped = stage(prefect, project, True, [])
+    assert (stopped.name, stopped.is_failed()) == ("Stopped", True)
+    assert not prefect.should_retry(None, None, stopped)
 
 
-def test_slots_bound_how_many_run_at_once(prefect: Any) -> None:
-    slots = prefect.Slots(2, {"gpu": 1})
-    running: list[str] = []
-    most = {"all": 0, "gpu": 0}
+def test_a_stage_gets_a_gpu_of_the_list_and_its_share_of_the_cores(
+    prefect: Any, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefect, "get_run_logger", lambda: logging.getLogger("test"))
+    monkeypatch.setattr(prefect.os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
+    given = prefect._setting(project, "test", False, 3, "cuda", Operation(gpus=(2, 0)))
+    assert given.gpus == ("GPU-c", "GPU-a")
+    assert (given.cores, given.slots.total, given.slots.tagged) == (2, 3, {"gpu": 2})
+    seen: list[dict[str, str]] = []
 
-    async def work(tag: str) -> None:
-        async with slots.taken([tag]):
-            running.append(tag)
-            most["all"] = max(most["all"], len(running))
-            most["gpu"] = max(most["gpu"], running.count("gpu"))
-            await asyncio.sleep(0.3)
-            running.remove(tag)
+    async def note(*_: Any, env: dict[str, str], **__: Any) -> StageResult:
+        seen.append(env)
+        await asyncio.sleep(0.5)
+        return StageResult("side", "ran", 0.0)
+
+    monkeypatch.setattr(runner, "run_stage", note)
+    node = graph.load(project)["side"]
+    tagged = type(node)(node.name, node.deps, node.cmd, node.outs, {"prefect": {"tags": ["gpu"]}})
 
     async def together() -> None:
-        await asyncio.gather(*(work(tag) for tag in ("gpu", "gpu", "gpu", "cpu", "cpu")))
+        await asyncio.gather(*(given.run(tagged, print) for _ in range(2)), given.run(node, print))
 
     asyncio.run(together())
-    assert most == {"all": 2, "gpu": 1}
+    assert sorted(env["CUDA_VISIBLE_DEVICES"] for env in seen) == ["GPU-a", "GPU-a,GPU-b,GPU-c", "GPU-c"]
+    assert {(env["FLOWMATCH_CORES"], env["FLOWMATCH_TIMEOUT"]) for env in seen} == {("2", "43200")}
+
+
+def test_one_device_and_a_list_of_devices_exclude_each_other(prefect: Any) -> None:
+    assert prefect._gpus(Operation(gpus=(0, 1)), "cpu") == ()
+    with pytest.raises(UserError, match=r"'cuda:1' and operation.gpus is \[0, 1\]"):
+        prefect._gpus(Operation(gpus=(0, 1)), "cuda:1")
 
 
 def test_a_failure_loses_its_traceback_and_a_defect_keeps_it(prefect: Any) -> None:
@@ -135,15 +174,6 @@ def test_a_failure_loses_its_traceback_and_a_defect_keeps_it(prefect: Any) -> No
     assert prefect._without_traceback(defect)
     assert expected.exc_info is None
     assert defect.exc_info is not None
-
-
-def test_a_schedule_without_a_server_is_a_sentence(
-    prefect: Any, project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for url in ("", "http://127.0.0.1:9/api"):
-        monkeypatch.setenv("PREFECT_API_URL", url)
-        with pytest.raises(UserError, match="prefect server start"):
-            prefect.serve(project, "default", "0 3 * * *")
 
 
 # ---- the flow

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from pipelines.orchestration import runner
-from pipelines.orchestration.runner import StageFailed, StageResult
+from pipelines.orchestration.runner import StageFailed, StageResult, StageStopped
 from pipelines.runs import records
 from tests.pipelines.conftest import PARAMS, write
 
@@ -115,6 +115,25 @@ def test_stopping_leaves_no_process_and_no_output(project: Path) -> None:
         run(project, "side")
 
 
+def test_a_mark_stops_a_stage_that_another_process_asked_for(project: Path) -> None:
+    settings(project, side={"sleep": 60, "child": MARK + 3})
+    mark = runner.stop_mark(project / ".flowmatch", "test")
+
+    async def stopped() -> None:
+        env = runner.environment("test")
+        stage = asyncio.create_task(runner.run_stage("side", project, env=env, log=lambda line: None))
+        while not sleepers(MARK + 3):
+            await asyncio.sleep(0.05)
+        mark.parent.mkdir()
+        mark.touch()
+        await stage
+
+    with pytest.raises(StageStopped, match="side was stopped"):
+        asyncio.run(asyncio.wait_for(stopped(), 60))
+    assert sleepers(MARK + 3) == []
+    assert status_of(project, "side") == "KILLED"
+
+
 def test_what_ignores_the_request_is_made_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "GRACE_SECONDS", 0.5)
     code = "import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); signal.pause()"
@@ -167,6 +186,14 @@ def test_children_find_this_interpreter_first() -> None:
     assert env["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert env["FLOWMATCH_INVOCATION"] == "x"
     assert Path(env["FLOWMATCH_HOME"]).is_absolute()
+
+
+def test_children_are_told_their_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("FLOWMATCH_TIMEOUT", "FLOWMATCH_CORES"):
+        monkeypatch.delenv(name, raising=False)
+    assert not {"FLOWMATCH_TIMEOUT", "FLOWMATCH_CORES"} & runner.environment("x").keys()
+    env = runner.environment("x", home=tmp_path, timeout=43200.0, cores=3)
+    assert (env["FLOWMATCH_HOME"], env["FLOWMATCH_TIMEOUT"], env["FLOWMATCH_CORES"]) == (str(tmp_path), "43200", "3")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

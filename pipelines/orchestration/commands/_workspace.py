@@ -14,7 +14,7 @@ from pipelines.base import layout
 from pipelines.base.errors import UserError
 from pipelines.config import params as parameters
 from pipelines.config.params import Params
-from pipelines.orchestration import runner, workspace
+from pipelines.orchestration import results, workspace
 from pipelines.runs import graph, records
 
 
@@ -87,8 +87,7 @@ def report_outcome(status: int, here: Path, invocation: str, options: argparse.N
         file=sys.stderr,
     )
     if not options.targets:
-        command = [sys.executable, "-m", "pipelines.reporting.partial", invocation]
-        runner.run_foreground(command, here, runner.environment(invocation))
+        results.write_partial(here, invocation)
     return 1
 
 

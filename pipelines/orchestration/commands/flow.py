@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _workspace.add_profile(parser)
     _workspace.add_stages(parser)
     parser.add_argument(
-        "--workers", type=_workspace.positive, help="maximum number of parallel stages (default: cores, at most 4)"
+        "--workers", type=_workspace.positive, help="maximum number of parallel stages (default: operation.workers)"
     )
 
 

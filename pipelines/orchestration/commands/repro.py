@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from pipelines.config import operation
 from pipelines.orchestration import runner
 from pipelines.orchestration.commands import _workspace
 from pipelines.runs import records
@@ -35,6 +36,7 @@ def _run(here: Path, options: argparse.Namespace) -> int:
     invocation = records.name_of(psutil.Process())
     runner.raise_on_signals()
     with live.live(here, invocation) as outcome:
-        status = runner.run_foreground(command, here, runner.environment(invocation))
+        env = runner.environment(invocation, timeout=operation.read(here / "params.yaml").timeout)
+        status = runner.run_foreground(command, here, env)
         outcome.status = "FAILED" if status else "FINISHED"
     return _workspace.report_outcome(status, here, invocation, options)
