@@ -12,8 +12,7 @@ export NO_MKDOCS_2_WARNING := 1
 RUN := "$(BIN)/python" -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow td-tables td-claims serve status plots ui compare publish promote push pull gc
-.PHONY: test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
+.PHONY: help setup repro flow td-tables td-claims serve status plots ui compare publish promote push pull gc test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'

@@ -26,7 +26,7 @@ import pathlib, sys
 for name in sys.argv[1:]:
     path = pathlib.Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{}")
+    path.write_text("{}", encoding="utf-8")
 """
 
 
@@ -40,7 +40,7 @@ def benchmark_orchestration(quick: bool) -> Result:
         for command in ("repro", "flow"):
             _time(project, command)  # creates databases
             code = project / "pipelines/reporting/report.py"
-            code.write_text(f"{code.read_text()}# {command}\n")
+            code.write_text(f"{code.read_text(encoding='utf-8')}# {command}\n", encoding="utf-8")
             seconds[f"one changed stage, make {command}"] = _time(project, command)
     rows: list[dict[str, Cell]] = [
         {"what": what, "seconds": wall, "CPU seconds": cpu, "wanted": f"at most {LIMITS[what]:g}"}
@@ -62,20 +62,20 @@ def _make(project: Path, quick: bool) -> int:
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in (".dvcignore", "README.md"):
         shutil.copy(ROOT / name, project)
-    (project / "write.py").write_text(WRITE)
-    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    (project / "write.py").write_text(WRITE, encoding="utf-8")
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
     for stage in graph["stages"].values():
         template = stage.get("do", stage)
         listed = [out for kind in ("outs", "metrics", "plots") for out in template.get(kind, ())]
         names = [next(iter(out)) if isinstance(out, Mapping) else out for out in listed]
         template["cmd"] = f"python -S write.py {' '.join(names)}"
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     if quick:
         params["datasets"] = {"moons": params["datasets"]["moons"]}
         params["environments"] = {"spiral": params["environments"]["spiral"]}
         params["experiments"] = {}
-    (project / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False))
-    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (project / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False), encoding="utf-8")
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     _run(project, "dvc", "init", "--no-scm", "--quiet")
     return len(_run(project, "pipelines.orchestration", "status").splitlines())
 
@@ -92,7 +92,7 @@ def _run(project: Path, *arguments: str) -> str:
     python = os.environ.get("FLOWMATCH_PYTHON", sys.executable)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("FLOWMATCH_", "MLFLOW_", "PREFECT_"))}
     env["PATH"] = os.pathsep.join((str(Path(python).parent), env["PATH"]))
-    done = subprocess.run([python, "-m", *arguments], cwd=project, env=env, capture_output=True, text=True)
+    done = subprocess.run([python, "-m", *arguments], cwd=project, env=env, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)} failed: {done.stderr[-2000:]}")
     return done.stdout

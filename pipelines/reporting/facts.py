@@ -122,7 +122,7 @@ def _gpus() -> list[str]:
     """Return the names of the GPUs that NVIDIA's driver lists, without importing torch."""
     try:
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        listed = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
     return listed.stdout.strip().splitlines()

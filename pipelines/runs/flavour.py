@@ -38,7 +38,7 @@ def write(networks: Path, folder: Path, run: str) -> None:
         outputs = ["log_prob"]
     shifted = [center + spread for center, spread in zip(loc, scale, strict=True)]
     rows = [[*row, *[0.0] * (len(inputs) - len(row))] for row in (loc, shifted)]
-    (folder / _EXAMPLE).write_text(json.dumps({"columns": inputs, "data": rows}))
+    (folder / _EXAMPLE).write_text(json.dumps({"columns": inputs, "data": rows}), encoding="utf-8")
     _model(inputs, outputs, run).save(str(folder / "MLmodel"))
 
 

@@ -212,15 +212,6 @@ class Project:
         return Registry().champion("moons.cfm")
 
 
-@pytest.fixture(scope="module")
-def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database, since MLflow takes seconds to make one."""
-    home = tmp_path_factory.mktemp("schema") / ".flowmatch"
-    code = "from mlflow import MlflowClient; import sys; MlflowClient(sys.argv[1]).search_experiments()"
-    subprocess.run([sys.executable, "-c", code, store.uri(home)], check=True, capture_output=True)
-    return home.parent / "mlflow.db"
-
-
 @pytest.fixture
 def empty(project: Path, schema: Path) -> Project:
     """A project without runs; `project` is the current folder with records of its own."""
