@@ -113,12 +113,13 @@ def pipeline(
     """Run every stage as a task that waits for its dependencies, and show the results as a table and a page."""
     here, invocation, settings = Path(root), records.invocation(), operation.read(Path(root) / "params.yaml")
     setting = _setting(here, invocation, force, workers, device, settings)
-    started = time.time()
+    started, stop = time.time(), runner.stop_mark(Path(setting.home), invocation)
+    stop.unlink(missing_ok=True)  # of an earlier run under the same name
     with live.live(here, invocation) as outcome:
         try:
             rows = _run_stages(here, targets, setting)
         except BaseException:
-            runner.stop_all(runner.stop_mark(Path(setting.home), invocation))
+            runner.stop_all(stop)
             raise
         failure = _failure(rows)
         outcome.status = "FAILED" if failure else "FINISHED"
