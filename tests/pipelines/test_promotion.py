@@ -29,7 +29,7 @@ from pipelines.models import build, saved
 from pipelines.orchestration import __main__ as command_line
 from pipelines.orchestration import contest, promotion
 from pipelines.orchestration.contest import Scores, compare
-from pipelines.runs import live, store, versions
+from pipelines.runs import live, versions
 from pipelines.runs.champions import Registry
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
