@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -21,6 +22,8 @@ P = TypeVar("P")
 R = TypeVar("R")
 Send = Callable[[Any], None]
 Work = Callable[[P, Send], R]
+
+_SLOW_IMPORTS = ("ot", "pandas", "pyarrow.parquet", "safetensors.torch", "scipy.stats", "torch._dynamo")
 
 CORES = "FLOWMATCH_CORES"
 """Environment variable with the number of cores of a stage, which an orchestrator of parallel stages sets."""
@@ -92,8 +95,9 @@ def _in_processes(
     label: str,
 ) -> Iterable[R]:
     context = multiprocessing.get_context("forkserver")  # fork is not safe after torch has started its threads
-    # Torch and the rest are imported once, not once per process.
-    context.set_forkserver_preload(["torch", getattr(work, "func", work).__module__])
+    # What takes seconds to import is imported once, not once per process.
+    used = [name for name in _SLOW_IMPORTS if name in sys.modules]
+    context.set_forkserver_preload(["torch", *used, getattr(work, "func", work).__module__])
     waiting, results = list(parts), dict[P, R]()
     running: dict[Connection, tuple[P, ForkServerProcess]] = {}
     try:

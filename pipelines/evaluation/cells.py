@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-ALONE_SECONDS = 3.0
-"""Time after which other processes are started, which takes about two seconds: a small stage stays in one."""
+ALONE_SECONDS = 10.0
+"""Time after which other processes are started, which costs two seconds each at worst: a small stage stays in one."""
 
 
 class Cell(NamedTuple):
