@@ -180,6 +180,7 @@ def _page(here: Path, rows: Sequence[dict[str, Any]], failure: str | None, link:
     report = (here / layout.page(layout.REPORT)).absolute()
     lines = [
         f"# {'Failed' if failure else 'Every stage is up to date'}",
+        "",
         *([failure, ""] if failure else []),
         "| | |",
         "| --- | --- |",

@@ -70,7 +70,9 @@ def scheduler(project: Path) -> Iterator[str]:
 def locked(project: Path) -> set[str]:
     """The stages that DVC has finished."""
     lock = project / "dvc.lock"
-    return set(yaml.safe_load(lock.read_text())["stages"]) if lock.exists() else set()
+    return set(
+        (lock.exists() and yaml.safe_load(lock.read_text()) or {}).get("stages", ())
+    )  # empty while it is written
 
 
 @pytest.mark.slow

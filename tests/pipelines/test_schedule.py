@@ -191,7 +191,7 @@ def test_a_cron_run_completes_is_cancelled_and_resumed_and_no_other_runs_beside_
     assert process.returncode == 0, text
     assert "Traceback" not in text
     (deployment,) = post(at_server, "deployments/filter", deployments={"name": {"any_": ["default"]}})
-    assert not deployment["schedules"][0]["active"]  # without this process nothing would run
+    assert deployment["paused"]  # without this process nothing would run
     assert deployment["schedules"][0]["schedule"]["timezone"] == "UTC"
     tasks = post(at_server, "task_runs/filter", task_runs={"name": {"any_": ["join", "side"]}})
     assert {task["name"] for task in tasks} == {"join", "side"}
