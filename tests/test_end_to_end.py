@@ -137,7 +137,7 @@ def test_mlflow_has_a_parent_with_a_child_for_every_stage_and_every_cell(project
     assert {"emd", "emd_over_floor", "nll_per_dim", "mse_v", "train/seconds"} <= set(cell.data.metrics)
     assert {"emd", "emd_over_floor", "nll_per_dim", "nll"} <= set(cells["moons cfm seed 0"].data.metrics)
     assert cell.data.metrics["emd"] == parent.data.metrics["spiral/td2_cfm/emd"]
-    assert {entry.tags[0].value for entry in cell.inputs.dataset_inputs} == {"training", "evaluation"}
+    assert [entry.tags[0].value for entry in cell.inputs.dataset_inputs] == ["training, evaluation"]
     assert parent.data.params["device"] == "auto"
     assert parent.data.tags["device"] == "cpu"
     trained = stages["train_successor@spiral-td2_cfm"]

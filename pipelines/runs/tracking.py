@@ -126,6 +126,8 @@ class Tracker:
             self._update_stage(stages[record.stage], record, curves[record.stage])
         status = _status(invocation, found, last)
         if status != "RUNNING":
+            for key, state in cells.items():  # at the end, because MLflow does not change the context of an input
+                self.client.log_inputs(cell_runs[key].info.run_id, _datasets(state.inputs))
             self._score(cells.values())
             self._complete(parent, found, stages, cells.values(), last, status)
 
@@ -245,8 +247,6 @@ class Tracker:
             tags["trained_model"] = tags["model"]
         if state.trained_in:
             tags[_TRAINED_IN] = state.trained_in
-        if state.inputs:
-            self.client.log_inputs(run.info.run_id, [_dataset(given) for given in state.inputs])
         if state.status != "RUNNING":
             self.client.set_terminated(run.info.run_id, state.status, _ms(state.ended))
         numbers = [(key, value, _ms(state.measured[key]), 0) for key, value in state.metrics.items()]
@@ -358,13 +358,19 @@ def _of_stages(found: Sequence[Record]) -> dict[str, float | None]:
     }
 
 
-def _dataset(given: Input) -> DatasetInput:
+def _datasets(inputs: Sequence[Input]) -> list[DatasetInput]:
+    """Return the data that were read; MLflow keeps one input for each content, so its context names all uses."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    schema = {"mlflow_colspec": [{"type": "double", "name": name, "required": True} for name in given.columns]}
-    source = {"uri": given.path, "description": given.source}
-    dataset = Dataset(given.name, given.digest, "local", json.dumps(source), json.dumps(schema))
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", given.context)])
+    found: list[DatasetInput] = []
+    for digest in dict.fromkeys(given.digest for given in inputs):
+        uses = [given for given in inputs if given.digest == digest]
+        first, context = uses[0], ", ".join(dict.fromkeys(given.context for given in uses))
+        schema = {"mlflow_colspec": [{"type": "double", "name": name, "required": True} for name in first.columns]}
+        source = {"uri": first.path, "description": first.source}
+        dataset = Dataset(first.name, digest, "local", json.dumps(source), json.dumps(schema))
+        found.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    return found
 
 
 def _note(record: Record) -> dict[str, str]:

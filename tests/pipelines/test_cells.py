@@ -70,6 +70,8 @@ def evaluate(project: Path, data: str, numbers: Mapping[tuple[str, int], float],
     """What an evaluation records."""
     record = RunRecord.start(f"evaluate@{data}", {"profile": profile}, {"profile": profile})
     record.tag("score_metric", "emd")
+    folder = Path("data/transitions") / data
+    record.data(data, "evaluation", folder, files.read_json(folder / "provenance.json"))
     for (method, seed), emd in numbers.items():
         model = files.md5(project / "data" / "models" / data / method / f"seed{seed}.safetensors")
         record.cells([Cell(data, method, seed, metrics={"emd": emd, "emd_over_floor": emd / 0.5}, model=model)])
@@ -127,7 +129,7 @@ def test_methods_and_seeds_have_the_same_names_and_differ_in_tags(project: Path,
         assert given.dataset.digest == files.md5(project / "data/transitions/maze")
         assert json.loads(given.dataset.source) == {"uri": "data/transitions/maze", "description": "a generator"}
         assert [column["name"] for column in json.loads(given.dataset.schema)["mlflow_colspec"]] == [*STATES, *ACTIONS]
-        assert given.tags[0].value == "training"
+        assert given.tags[0].value == "training, evaluation"
     client = tracking.Tracker(project / ".flowmatch").client
     history = client.get_metric_history(cells["maze td_cfm seed 1"].info.run_id, "train/loss")
     assert [(point.step, point.value) for point in history] == [(50, 1.02), (100, 1.01)]
