@@ -71,7 +71,7 @@ def locked(project: Path) -> set[str]:
     """The stages that DVC has finished."""
     lock = project / "dvc.lock"
     return set(
-        (lock.exists() and yaml.safe_load(lock.read_text()) or {}).get("stages", ())
+        ((lock.exists() and yaml.safe_load(lock.read_text())) or {}).get("stages", ())
     )  # empty while it is written
 
 
