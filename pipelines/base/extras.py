@@ -6,8 +6,8 @@ import sys
 from importlib.util import find_spec
 
 MODULES = (
-    *("dvc", "filelock", "httpx", "jinja2", "matplotlib", "mlflow", "mujoco", "networkx", "pandas", "PIL", "prefect"),
-    *("psutil", "pyarrow", "pydantic", "safetensors", "sklearn", "vl_convert", "yaml"),
+    *("apprise", "dvc", "filelock", "httpx", "jinja2", "matplotlib", "mlflow", "mujoco", "networkx", "pandas", "PIL"),
+    *("prefect", "psutil", "pyarrow", "pydantic", "safetensors", "sklearn", "vl_convert", "yaml"),
 )
 """What the extra `pipeline` of pyproject.toml brings, as it is imported."""
 

@@ -68,11 +68,10 @@ def scheduler(project: Path) -> Iterator[str]:
 
 
 def locked(project: Path) -> set[str]:
-    """The stages that DVC has finished."""
+    """The stages that DVC has finished; the file is empty while DVC writes it."""
     lock = project / "dvc.lock"
-    return set(
-        ((lock.exists() and yaml.safe_load(lock.read_text())) or {}).get("stages", ())
-    )  # empty while it is written
+    entries = yaml.safe_load(lock.read_text()) if lock.exists() else None
+    return set((entries or {}).get("stages", ()))
 
 
 @pytest.mark.slow
@@ -93,7 +92,8 @@ def test_stages_run_on_a_cluster_are_stopped_there_and_resumed(
         wait_for(lambda: sleepers(seconds) and "join" in locked(project), 240)
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, said
+    # Ray replaces the handler of SIGTERM by its own, which stops the run and then aborts this process.
+    assert process.returncode == (-signal.SIGABRT if cluster == "ray" else 128 + signal.SIGTERM), said
     wait_for(lambda: sleepers(seconds) == [])
     assert status_of(project, "side", owner()) == "KILLED"
     settings()
