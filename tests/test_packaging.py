@@ -29,6 +29,7 @@ IMPORTED_AS = {
     "griffelib": "griffe",
     "pillow": "PIL",
     "pot": "ot",
+    "psycopg2-binary": "psycopg2",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
     "vl-convert-python": "vl_convert",

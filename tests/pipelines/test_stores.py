@@ -245,7 +245,7 @@ def test_files_in_an_object_store(project: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_a_server_keeps_runs_files_and_models(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import requests
+    import httpx
 
     port, folder = free_port(), tmp_path / "server"
     folder.mkdir()
@@ -258,9 +258,9 @@ def test_a_server_keeps_runs_files_and_models(project: Path, monkeypatch: pytest
         until = time.monotonic() + 180
         while True:
             try:
-                requests.get(f"http://127.0.0.1:{port}/health", timeout=2).raise_for_status()
+                httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).raise_for_status()
                 break
-            except requests.RequestException:
+            except httpx.HTTPError:
                 assert time.monotonic() < until, (folder / "log").read_text()
                 time.sleep(0.5)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
