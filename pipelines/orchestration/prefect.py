@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,18 +150,20 @@ def _run_stages(here: Path, targets: Sequence[str], setting: Setting) -> list[di
             ready += 1
             if future.state.name != _STATES["unchanged"]:
                 get_run_logger().info(f"{ready} of {len(futures)} stages are up to date")
-    return [_row(name, future.state) for name, future in futures.items()]
+    done = {name for name, future in futures.items() if future.state.is_completed()}
+    return [_row(nodes[name], future.state, done) for name, future in futures.items()]
 
 
-def _row(name: str, state: State[Any]) -> dict[str, Any]:
+def _row(node: Node, state: State[Any], ready: Collection[str]) -> dict[str, Any]:
+    """Return the row of a stage in the table of stages, `ready` being those that are up to date."""
+    seconds, message = None, ""
     if state.is_completed():
-        return {
-            "stage": name,
-            "state": state.name,
-            "seconds": round(state.result().seconds, 1),
-            "message": "",
-        }
-    return {"stage": name, "state": state.name, "seconds": None, "message": state.message or ""}
+        seconds = round(state.result().seconds, 1)
+    elif state.name == "NotReady":  # Prefect names the task that failed by its id
+        message = f"it needs {', '.join(name for name in node.deps if name not in ready)}"
+    else:
+        message = (state.message or "").removeprefix("Task run encountered an exception ").removeprefix("StageFailed: ")
+    return {"stage": node.name, "state": state.name, "seconds": seconds, "message": message}
 
 
 def _failure(rows: Sequence[dict[str, Any]]) -> str | None:
@@ -170,8 +172,7 @@ def _failure(rows: Sequence[dict[str, Any]]) -> str | None:
     if not bad:
         return None
     cause = next((row for row in bad if row["state"] != "NotReady"), bad[0])
-    reason = cause["message"].removeprefix("Task run encountered an exception ").removeprefix("StageFailed: ")
-    return f"{', '.join(row['stage'] for row in bad)} not up to date: {reason}"
+    return f"{', '.join(row['stage'] for row in bad)} not up to date: {cause['message']}"
 
 
 def _page(here: Path, rows: Sequence[dict[str, Any]], failure: str | None, link: str, seconds: float) -> str:

@@ -80,13 +80,13 @@ class Decision:
         return {
             "model": self.model,
             "outcome": self.outcome,
+            "reason": self.reason,  # early, because Prefect's page is narrow
             "challenger": f"version {self.challenger}",
             "champion before": "none" if self.champion is None else f"version {self.champion}",
             "score": self.metric,
             "challenger's": _number(self.challenger_score),
             "champion's": _number(self.champion_score),
             "pairs": self.pairs,
-            "reason": self.reason,
         }
 
 

@@ -30,6 +30,7 @@ _groups: set[int] = set()
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOCK_TRIES = 5
 _MARK_SECONDS = 0.5
+_KILLED = re.compile(r"^ERROR: failed to reproduce .* exited with -(\d+)$")
 _LOCKED = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
 
 
@@ -213,7 +214,10 @@ def _how(lines: Sequence[str]) -> How:
 
 
 def _error_line(lines: Sequence[str]) -> str:
-    """Return the last line that DVC did not print itself."""
+    """Return the last line that DVC did not print itself, or that the stage was killed, which left it no last line."""
+    killed = next((found for line in lines if (found := _KILLED.search(line))), None)
+    if killed:
+        return f"its process was killed by signal {killed[1]}; a retry or the next run continues from its checkpoint."
     own = [line for line in lines if line and not line.startswith((">", "Running stage", "ERROR: failed to rep"))]
     return (own or lines or ["no output"])[-1].strip()
 

@@ -83,6 +83,25 @@ def test_a_failure_is_the_stages_own_last_word(project: Path) -> None:
     assert run(project, "side").how == "ran"
 
 
+def test_the_failure_of_a_killed_stage_names_the_signal(project: Path) -> None:
+    settings(project, side={"sleep": 60})
+    outcome: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            run(project, "side")
+        except StageFailed as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    wait_for((project / "seen" / "side").exists)
+    wait_for(lambda: (project / "seen" / "side").read_text())
+    os.kill(int((project / "seen" / "side").read_text().split()[1]), signal.SIGKILL)
+    thread.join()
+    assert "its process was killed by signal 9; a retry or the next run continues" in str(outcome[0])
+
+
 def test_a_stage_that_takes_too_long_is_stopped_with_all_it_started(project: Path) -> None:
     settings(project, side={"sleep": 60, "child": MARK + 1})
     with pytest.raises(StageFailed, match="longer than its 3 s"):
