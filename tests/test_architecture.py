@@ -210,7 +210,8 @@ def test_one_place_spells_the_paths_below_data() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
                 assert node.value not in words, f"{path} spells {node.value!r}"
-                assert not node.value.endswith(endings), f"{path} spells {node.value!r}"
+                module = node.value == "pyarrow.parquet"
+                assert module or not node.value.endswith(endings), f"{path} spells {node.value!r}"
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
                 parts = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
                 assert "data" not in parts, f"{path} spells a path below data/"

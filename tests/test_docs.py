@@ -189,7 +189,7 @@ def test_commands_exist(path: Path) -> None:
             case "pip":
                 assert words[0] == "install", command
             case _:
-                assert program in {"source", "export", "prefect", "git", "cd", "pre-commit", "uv"}, command
+                assert program in {"source", "export", "prefect", "mlflow", "git", "cd", "pre-commit", "uv"}, command
 
 
 def profiles() -> set[str]:

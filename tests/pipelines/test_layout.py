@@ -34,6 +34,7 @@ def paths() -> Iterator[tuple[str, Path]]:
         samples, result = layout.samples(name), layout.experiment(name)
         yield from (("samples", samples), ("experiment", result), ("value_map", layout.value_map(samples)))
         yield from (("metrics", layout.metrics(name)), ("findings", layout.findings(name)))
+        yield "source", layout.source(name)
         for function in ("results", "figure", "summary"):
             yield function, getattr(layout, function)(result)
         for method in METHODS:
@@ -100,8 +101,9 @@ def models(name: str) -> Path:
 PREPARED, COLLECTED = layout.prepared("moons"), layout.collected("spiral")
 EXPERIMENT = {layout.experiment("sde_vs_ode"), layout.findings("sde_vs_ode")}
 EXPECTED: dict[str, tuple[set[Path], set[Path]]] = {
-    "prepare": (set(), {PREPARED}),
-    "collect": (set(), {COLLECTED}),
+    "sources": (set(), {layout.SOURCES}),
+    "prepare": ({layout.source("moons")}, {PREPARED}),
+    "collect": ({layout.source("spiral")}, {COLLECTED}),
     "train_density": ({PREPARED}, trained("moons")),
     "train_successor": ({COLLECTED}, trained("spiral")),
     "sample_density": ({PREPARED, models("moons")}, {layout.samples("moons")}),
@@ -117,11 +119,11 @@ EXPECTED: dict[str, tuple[set[Path], set[Path]]] = {
 @pytest.mark.parametrize("stage", sorted({*STAGES, *EXPECTED}))
 def test_a_stage_names_the_paths_of_the_layout(stage: str) -> None:
     written = [*STAGES[stage].get("outs", []), *STAGES[stage].get("metrics", []), *STAGES[stage].get("plots", [])]
-    assert (named(STAGES[stage]["deps"]), named(written)) == EXPECTED[stage]
+    assert (named(STAGES[stage].get("deps", [])), named(written)) == EXPECTED[stage]
 
 
 def test_gathered_folders_are_those_that_the_stages_of_the_whole_project_read() -> None:
     whole = [stage for stage in STAGES.values() if "matrix" not in stage]
-    read, made = (set().union(*(named(stage[key]) for stage in whole)) for key in ("deps", "outs"))
+    read, made = (set().union(*(named(stage.get(key, [])) for stage in whole)) for key in ("deps", "outs"))
     assert read - made == set(layout.GATHERED)
     assert len(set(layout.GATHERED)) == len(layout.GATHERED)
