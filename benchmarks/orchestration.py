@@ -64,7 +64,9 @@ def _make(project: Path, quick: bool) -> int:
         shutil.copy(ROOT / name, project)
     (project / "write.py").write_text(WRITE, encoding="utf-8")
     graph = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-    for stage in graph["stages"].values():
+    for name, stage in graph["stages"].items():
+        if name == "sources":  # whose outputs are files of one folder
+            continue
         template = stage.get("do", stage)
         listed = [out for kind in ("outs", "metrics", "plots") for out in template.get(kind, ())]
         names = [next(iter(out)) if isinstance(out, Mapping) else out for out in listed]

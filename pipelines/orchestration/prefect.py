@@ -131,7 +131,7 @@ def pipeline(
 
 
 def _run_stages(here: Path, targets: Sequence[str], setting: Setting) -> list[dict[str, Any]]:
-    changed, nodes = graph.dirty(here), graph.load(here, targets)
+    nodes, changed = graph.compare(here, targets)
     futures: dict[str, PrefectFuture[Any]] = {}
     for node in nodes.values():
         configured = dvc_stage.with_options(

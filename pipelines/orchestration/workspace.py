@@ -21,6 +21,7 @@ from pipelines.base import files, layout, locks
 from pipelines.base.errors import UserError, did_you_mean
 from pipelines.config.changes import apply
 from pipelines.config.yaml_files import read_yaml
+from pipelines.runs.graph import release_killed
 
 WORKSPACES, RESULTS = ".workspaces", "results"
 # Not copied to a workspace: results, DVC's state and caches. Inputs in data/raw are copied.
@@ -46,6 +47,7 @@ def held(root: Path, profile: str, *, apart: bool = False) -> Iterator[Path]:
     here = folder(root, profile, apart=apart)
     what = f"the folder of profile {profile}" if here != root else "the project's folder"
     with locks.held(here / locks.FOLDER / "run.lock", what, _LOCK_SECONDS):
+        release_killed(here)
         yield prepare(root, profile, apart=apart)
 
 

@@ -70,7 +70,7 @@ def write(invocation: str) -> Path:
         UserError: No entry is complete, or the project cannot be read.
     """
     here = Path.cwd()
-    params, missing = complete(parameters.load(), graph.load(here), graph.dirty(here))
+    params, missing = complete(parameters.load(), *graph.compare(here))
     if not (params.datasets or params.environments or params.experiments):
         raise UserError("no entry of params.yaml is complete, so there is no partial report.")
     run = facts.gather(invocation)

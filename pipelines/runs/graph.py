@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.base import layout
+import psutil
+
+from pipelines.base import files, layout
 from pipelines.base.errors import UserError, first_line
 from pipelines.config import params as parameters
 from pipelines.runs import sources
@@ -80,6 +83,32 @@ def repository(root: Path, settings: Mapping[str, Any] | None = None) -> Iterato
         raise UserError(f"DVC refuses the project: {first_line(error)}") from None
 
 
+def release_killed(root: Path) -> None:
+    """Remove the locks on paths that killed DVC processes have left, without which DVC refuses to start.
+
+    DVC does that itself for a process that is gone, but not for one that its parent has not waited for, as in a
+    container without an init process. A damaged file of locks is removed.
+    """
+    file = root / ".dvc" / "tmp" / "rwlock"
+    if not file.exists():
+        return
+    try:
+        locks = json.loads(file.read_text(encoding="utf-8"))
+        read = {path: [info for info in infos if _runs(info["pid"])] for path, infos in locks["read"].items()}
+        write = {path: info for path, info in locks["write"].items() if _runs(info["pid"])}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        file.unlink()
+        return
+    files.write_json(file, {"read": {path: infos for path, infos in read.items() if infos}, "write": write})
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
 def load(root: Path, targets: Sequence[str] = ()) -> dict[str, Node]:
     """Return the stages by name, those with the longest chain of dependent stages first.
 
@@ -92,28 +121,8 @@ def load(root: Path, targets: Sequence[str] = ()) -> dict[str, Node]:
     Raises:
         UserError: There is no such target, or DVC cannot read the graph.
     """
-    import networkx as nx
-    from dvc.repo.reproduce import get_active_graph
-
     with repository(root) as repo:
-        graph = get_active_graph(repo.index.graph)  # an edge leads from a stage to what it depends on
-        if targets:
-            wanted = {stage for target in targets for stage in repo.stage.collect(target)}
-            graph = graph.subgraph(wanted.union(*(nx.descendants(graph, stage) for stage in wanted)))
-        behind: dict[Any, int] = {}
-        for stage in nx.topological_sort(graph):
-            behind[stage] = 1 + max((behind[user] for user in graph.predecessors(stage)), default=-1)
-        return {
-            stage.addressing: Node(
-                name=stage.addressing,
-                deps=tuple(sorted(dep.addressing for dep in graph.successors(stage) if dep.cmd)),
-                cmd=stage.cmd if isinstance(stage.cmd, str) else " && ".join(stage.cmd),
-                outs=tuple(out.def_path for out in stage.outs),
-                meta=dict(getattr(stage, "meta", None) or {}),
-            )
-            for stage in sorted(graph, key=lambda stage: (-behind[stage], stage.addressing))
-            if stage.cmd  # a `.dvc` file is data without a command
-        }
+        return _nodes(repo, targets)
 
 
 def dirty(root: Path, *, external: bool = True) -> set[str]:
@@ -132,13 +141,57 @@ def dirty(root: Path, *, external: bool = True) -> set[str]:
     from dvc.repo import lock_repo
 
     with repository(root) as repo, lock_repo(repo):  # DVC reads dvc.yaml and dvc.lock again for every lock
-        outs = {out.def_path for stage in repo.index.stages for out in stage.outs}
-        if external and layout.SOURCES.as_posix() in outs:
-            sources.refresh(Path.cwd(), parameters.load())
+        return _dirty(repo, external)
+
+
+def compare(root: Path, targets: Sequence[str] = ()) -> tuple[dict[str, Node], set[str]]:
+    """Return the stages (see `load`) and those that have changed (see `dirty`), reading the project once.
+
+    Args:
+        root: Folder of the project.
+        targets: Stages to which the graph is restricted, with their dependencies.
+
+    Raises:
+        UserError: There is no such target, DVC cannot read the project, or an external file is missing.
+    """
+    from dvc.repo import lock_repo
+
+    with repository(root) as repo, lock_repo(repo):
+        return _nodes(repo, targets), _dirty(repo, external=True)
+
+
+def _nodes(repo: Repo, targets: Sequence[str]) -> dict[str, Node]:
+    import networkx as nx
+    from dvc.repo.reproduce import get_active_graph
+
+    graph = get_active_graph(repo.index.graph)  # an edge leads from a stage to what it depends on
+    if targets:
+        wanted = {stage for target in targets for stage in repo.stage.collect(target)}
+        graph = graph.subgraph(wanted.union(*(nx.descendants(graph, stage) for stage in wanted)))
+    behind: dict[Any, int] = {}
+    for stage in nx.topological_sort(graph):
+        behind[stage] = 1 + max((behind[user] for user in graph.predecessors(stage)), default=-1)
+    return {
+        stage.addressing: Node(
+            name=stage.addressing,
+            deps=tuple(sorted(dep.addressing for dep in graph.successors(stage) if dep.cmd)),
+            cmd=stage.cmd if isinstance(stage.cmd, str) else " && ".join(stage.cmd),
+            outs=tuple(out.def_path for out in stage.outs),
+            meta=dict(getattr(stage, "meta", None) or {}),
+        )
+        for stage in sorted(graph, key=lambda stage: (-behind[stage], stage.addressing))
+        if stage.cmd  # a `.dvc` file is data without a command
+    }
+
+
+def _dirty(repo: Repo, external: bool) -> set[str]:
+    outs = {out.def_path for stage in repo.index.stages for out in stage.outs}
+    if external and layout.SOURCES.as_posix() in outs:
+        sources.refresh(Path.cwd(), parameters.load())
+    found = repo.status()
+    if _recache(repo, found):
         found = repo.status()
-        if _recache(repo, found):
-            found = repo.status()
-        return {name for name, reasons in found.items() if reasons != ["always changed"]}
+    return {name for name, reasons in found.items() if reasons != ["always changed"]}
 
 
 def _recache(repo: Repo, found: Mapping[str, Sequence[Any]]) -> bool:

@@ -391,7 +391,8 @@ def test_two_runs_at_once_and_a_run_after_kill_9(
     (here / "free").touch()
     (here / "started").unlink()
     again = orchestrate("repro", "--profile", profile)
-    assert "stopped before" not in again.communicate()[0]
-    assert again.returncode == 0
+    said = again.communicate()[0]
+    assert "stopped before" not in said
+    assert again.returncode == 0, said
     assert not stage.is_running()
     assert (here / "data/moons.txt").read_text() == ("1" if profile == "default" else "5")

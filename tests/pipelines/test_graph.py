@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines.base.errors import UserError
 from pipelines.runs import graph
 from tests.pipelines.conftest import PARAMS, write
+from tests.pipelines.test_runner import wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # of DVC
 PROJECT = Path(__file__).parents[2]
@@ -160,3 +164,20 @@ def test_a_project_where_dvc_is_at_work_is_a_sentence(project: Path) -> None:
 def test_an_unknown_target_is_a_sentence(project: Path) -> None:
     with pytest.raises(UserError, match="nonsense"):
         graph.load(project, ["nonsense"])
+
+
+def test_locks_of_killed_processes_are_released(project: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    wait_for(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)  # nobody has waited for it yet
+    file = project / ".dvc/tmp/rwlock"
+    mine = {"pid": os.getpid(), "cmd": "dvc repro"}
+    dead = {"pid": child.pid, "cmd": "dvc repro"}
+    locks = {"read": {"a": [mine, dead], "b": [dead]}, "write": {"c": dead, "d": mine}}
+    write(project, ".dvc/tmp/rwlock", json.dumps(locks))
+    graph.release_killed(project)
+    assert json.loads(file.read_text()) == {"read": {"a": [mine]}, "write": {"d": mine}}
+    assert graph.dirty(project)
+    child.wait()
+    write(project, ".dvc/tmp/rwlock", '{"read"')
+    graph.release_killed(project)
+    assert not file.exists()

@@ -61,10 +61,10 @@ def check(options: argparse.Namespace) -> Params:
 
 def has_work(here: Path, options: argparse.Namespace) -> bool:
     """Return whether a stage has changed, after checking what would fail in a stage; else point to the report."""
-    nodes = graph.load(here, options.targets)
+    nodes, changed = graph.compare(here, options.targets)
     if not nodes:
         raise UserError(f"{here / 'dvc.yaml'} defines no stage; restore it: `git checkout dvc.yaml`.")
-    if options.force or not graph.dirty(here).isdisjoint(nodes):
+    if options.force or not changed.isdisjoint(nodes):
         from pipelines.orchestration import preflight
 
         preflight.check(parameters.load(here / "params.yaml"))

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print one line for each stage."""
     with _workspace.held(options) as here:
-        changed = graph.dirty(here)
-        for name in graph.load(here):
+        nodes, changed = graph.compare(here)
+        for name in nodes:
             print(f"{'changed' if name in changed else 'up to date':10}  {name}")
     return 0
