@@ -58,8 +58,7 @@ def test_nothing_complete_is_one_sentence_and_no_page(
     nodes = graph()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(partial.parameters, "load", lambda: PARAMS)
-    monkeypatch.setattr(partial.graph, "load", lambda here: nodes)
-    monkeypatch.setattr(partial.graph, "dirty", lambda here: set(nodes))
+    monkeypatch.setattr(partial.graph, "compare", lambda here: (nodes, set(nodes)))
     assert partial.main("7-1.50") == 1
     said = capsys.readouterr()
     assert said.err == "partial report: no entry of params.yaml is complete, so there is no partial report.\n"
