@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from flowmatch_core.intervals import t_interval
 from flowmatch_core.solvers import SolverError
 from pipelines import environments
-from pipelines.base import device, files, layout
+from pipelines.base import device, files, layout, seeding
 from pipelines.base.errors import UserError
-from pipelines.base.seeding import derived_seed
 from pipelines.config.params import Params
 from pipelines.evaluation import models, scores, truth
 from pipelines.models import density, saved, successor
@@ -200,7 +199,7 @@ class SuccessorContest(Contest):
         return Scores(np.array([scores.emd(x[:, i], self.truth[:, i]) for i in range(x.shape[1])]))
 
     def _generator(self, *key: object) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(derived_seed(self.base, *key))
+        return seeding.generator(self.base, *key, device=self.device)
 
 
 def check_comparable(challenger: Networks, champion: Networks) -> None:

@@ -25,6 +25,7 @@ from pipelines.base.errors import UserError, did_you_mean
 from pipelines.config import params as parameters
 from pipelines.config.params import Params
 from pipelines.orchestration import runner
+from pipelines.orchestration.text import aligned
 from pipelines.runs import records
 from pipelines.runs.champions import Registry, Version
 from pipelines.runs.versions import name_of
@@ -172,8 +173,7 @@ def table(decisions: Sequence[Decision]) -> str:
     """Return the decisions as text, one line each under a head."""
     rows = [decision.row() for decision in decisions]
     lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return aligned(lines)
 
 
 def _trained(params: Params, workspace: Path) -> Iterator[tuple[str, dict[int, Path]]]:
@@ -278,6 +278,7 @@ class _Judge:
         """Return the newest version with these networks, if neither it nor a newer one is decided."""
         from pipelines.orchestration.contest import weights
 
+        ours = weights(networks)
         for version in versions:
             if version == champion or version.tags.get(_TAG, "undecided") != "undecided":
                 return None
@@ -285,7 +286,7 @@ class _Judge:
                 found = self.registry.networks(version, self.scratch)
             except UserError:
                 continue
-            if weights(found) == weights(networks):
+            if weights(found) == ours:
                 return version
         return None
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.base import layout
-from pipelines.base.errors import UserError, did_you_mean, first_line
+from pipelines.base.errors import UserError
 from pipelines.runs import records, store, versions
+from pipelines.runs.store import INVOCATION, PARENT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 ALIAS = "champion"
 _PREVIOUS = "previous_champion"  # tag of a champion: the version that was champion before it
-_PARENT, _INVOCATION = "mlflow.parentRunId", "flowmatch.invocation"  # tags of runs
 _ROWS = Path("promotion") / "training_rows.npy"  # an artefact of the run that trained a version
 
 
@@ -53,7 +53,8 @@ class Registry:
     """
 
     def __init__(self) -> None:
-        self._client: MlflowClient = store.open_existing(records.home()).client
+        self._store = store.open_existing(records.home())
+        self._client: MlflowClient = self._store.client
 
     def versions(self, model: str) -> list[Version]:
         """Return the versions of a model, the newest first; none if there is no such model."""
@@ -71,9 +72,7 @@ class Registry:
         try:
             found = self._client.get_registered_model(model)
         except MlflowException:
-            names = [one.name for one in self._client.search_registered_models()]
-            hint = did_you_mean(model, names)
-            raise UserError(f"MLflow has no model {model!r}, only {', '.join(names) or 'none'}{hint}") from None
+            raise versions.unknown(self._client, model) from None
         version = found.aliases.get(ALIAS)
         return None if version is None else int(version)
 
@@ -98,15 +97,10 @@ class Registry:
         Raises:
             UserError: MLflow does not have them.
         """
-        from mlflow.exceptions import MlflowException
-
         address = f"models:/{version.model}/{version.number}"
         folder = scratch / f"{version.model}-{version.number}"
         folder.mkdir(exist_ok=True)
-        try:
-            found = layout.networks(versions.files(address, folder))
-        except (OSError, MlflowException) as error:
-            raise UserError(f"MLflow has lost the files of {address}: {first_line(error)}") from None
+        found = layout.networks(versions.files(address, folder))
         if not found:
             raise UserError(f"MLflow has lost the files of {address}")
         return found
@@ -135,12 +129,13 @@ class Registry:
 
     def invocation(self, version: Version) -> str:
         """Return the name of the invocation that trained a version."""
-        return str(self._client.get_run(version.run).data.tags.get(_INVOCATION, ""))
+        return str(self._client.get_run(version.run).data.tags.get(INVOCATION, ""))
 
     def file(self, decision: Mapping[str, Any], version: Version, invocation: str) -> None:
         """File a decision on the run of an invocation, or of the one that trained the version if it has none."""
-        run = self._client.get_run(version.run)
-        found = self._client.search_runs([run.info.experiment_id], f"tags.`{_INVOCATION}` = '{invocation}'")
-        own = str(run.data.tags.get(_PARENT, version.run))
-        parent = next((str(other.info.run_id) for other in found if _PARENT not in other.data.tags), own)
-        self._client.log_dict(parent, dict(decision), f"promotion/{version.model}.json")
+        parent, _ = self._store.runs_of(invocation)
+        if parent is None or parent.info.lifecycle_stage != "active":
+            run = str(self._client.get_run(version.run).data.tags.get(PARENT, version.run))
+        else:
+            run = parent.info.run_id
+        self._client.log_dict(run, dict(decision), f"promotion/{version.model}.json")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipelines.runs.store import Store
+from pipelines.runs.store import PARENT, Store
 
 
 @dataclass
@@ -46,7 +46,7 @@ def rows(opened: Store, profile: str, metrics: Sequence[str], data: str | None =
     for run in opened.search(condition):  # the newest first
         tags = run.data.tags
         values = {name: run.data.metrics.get(name, math.nan) for name in metrics if name in run.data.metrics}
-        key, parent = (tags["data"], tags["method"]), tags["mlflow.parentRunId"]
+        key, parent = (tags["data"], tags["method"]), tags[PARENT]
         if values and run.info.lifecycle_stage == "active" and chosen.setdefault(key, parent) == parent:
             row = found.setdefault(key, Row(*key, opened.link(parent), tags.get("commit")))
             row.runs.append(run.info.run_id)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "flowmatch"
+PARENT, INVOCATION = "mlflow.parentRunId", "flowmatch.invocation"  # tags of runs
 UI = "http://127.0.0.1:5000"  # where `make ui` serves a database
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 _EXTRAS = {"postgresql": ("psycopg2", "postgres"), "s3": ("boto3", "s3")}  # the module that a scheme needs, the extra
@@ -66,6 +67,12 @@ class Store:
             token = page.token
             if not token or (limit and len(found) >= limit):
                 return found
+
+    def runs_of(self, invocation: str) -> tuple[Run | None, list[Run]]:
+        """Return the parent run of an invocation, if there is one, and the runs below it."""
+        runs = self.search(f"tags.`{INVOCATION}` = '{invocation}'")
+        parent = next((run for run in runs if PARENT not in run.data.tags), None)
+        return parent, [run for run in runs if PARENT in run.data.tags]
 
     def link(self, run: str) -> str:
         """Return the address of a run's page."""
@@ -148,11 +155,10 @@ def address(home: Path, invocation: str) -> str:
     """Return the address of an invocation's page, or of the UI if the store does not answer or has no such run."""
     try:
         store = open_existing(home)
-        found = store.search(f"tags.`flowmatch.invocation` = '{invocation}'")
+        parent, _ = store.runs_of(invocation)
     except Exception:  # whatever is wrong with the store has been printed when the run was published
         return _page(home)
-    parent = next((run.info.run_id for run in found if "mlflow.parentRunId" not in run.data.tags), None)
-    return store.link(parent) if parent else store.page
+    return store.link(parent.info.run_id) if parent else store.page
 
 
 def _client(home: Path) -> MlflowClient:

@@ -26,6 +26,7 @@ from pipelines.base.redact import redact
 from pipelines.runs import flavour, records, snapshots, store, versions
 from pipelines.runs.records import Cell, CellKey, Input, Parameter, Record, Status
 from pipelines.runs.snapshots import Snapshot
+from pipelines.runs.store import INVOCATION, PARENT
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric, Run
@@ -36,8 +37,7 @@ _METRICS, _OTHERS = 900, 50  # of one request: MLflow rejects more than 1000, 10
 _STATE = "flowmatch.state"  # tag of a cell: digest of what is published
 _OFFSET = "flowmatch.offset"  # tag of a stage: how far its curves are published
 _TRAINED_IN = "flowmatch.trained_in"  # tag of a cell: id of the run of its training stage
-_PARENT = "mlflow.parentRunId"
-_INHERITED = ("flowmatch.invocation", "profile", "commit", "mlflow.source.git.commit", "git.dirty")
+_INHERITED = (INVOCATION, "profile", "commit", "mlflow.source.git.commit", "git.dirty")
 
 _Point = tuple[str, float | None, int, int]  # name, value, milliseconds, step
 
@@ -104,8 +104,7 @@ class Tracker:
 
     def publish(self, invocation: str) -> None:
         """Create or update the runs of an invocation."""
-        runs = self.store.search(f"tags.`flowmatch.invocation` = '{invocation}'")
-        parent = next((run for run in runs if _PARENT not in run.data.tags), None)
+        parent, children = self.store.runs_of(invocation)
         if parent and (parent.data.tags.get("flowmatch.complete") or parent.info.lifecycle_stage != "active"):
             return
         found = records.read(self.home / "runs" / invocation)
@@ -113,7 +112,6 @@ class Tracker:
         if not found and not last:
             return
         parent = parent or self._create_parent(invocation, found, last)
-        children = [run for run in runs if _PARENT in run.data.tags]
         stages = self._stage_runs(parent, found, [run for run in children if "dvc.stage" in run.data.tags])
         known = {key: run for run in children if (key := _key_of(run)) is not None}
         cells = {state.key: state for state in _gather(found, stages)}
@@ -137,7 +135,7 @@ class Tracker:
         params = found[0].settings if found else last.params if last else {}
         profile = _profile(found[0]) if found else str(params.get("profile", "default"))
         name = f"{profile} {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(started))}"
-        tags = {"kind": "invocation", "flowmatch.invocation": invocation, "profile": profile}
+        tags = {"kind": "invocation", INVOCATION: invocation, "profile": profile}
         run = self.client.create_run(
             self.store.experiment, _ms(started), tags | (_code(found[0]) if found else {}), name
         )
@@ -159,8 +157,8 @@ class Tracker:
     def _create_stage(self, parent: Run, record: Record) -> Run:
         tags = {
             "kind": "stage",
-            _PARENT: parent.info.run_id,
-            "flowmatch.invocation": record.invocation,
+            PARENT: parent.info.run_id,
+            INVOCATION: record.invocation,
             "flowmatch.started": repr(record.started),
             "dvc.stage": record.stage,
             "profile": _profile(record),
@@ -218,7 +216,7 @@ class Tracker:
         data, method, seed = state.key
         tags = {
             "kind": "cell",
-            _PARENT: parent.info.run_id,
+            PARENT: parent.info.run_id,
             **{name: parent.data.tags[name] for name in _INHERITED if name in parent.data.tags},
             "data": data,
             "method": method,

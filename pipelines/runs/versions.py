@@ -103,6 +103,12 @@ def score(client: MlflowClient, run: str, metric: str, value: float, seeds: int)
             client.set_model_version_tag(version.name, version.version, key, tag)
 
 
+def unknown(client: MlflowClient, name: str) -> UserError:
+    """Return the error for a model that is not registered; it names those that are."""
+    known = [model.name for model in client.search_registered_models()]
+    return UserError(f"MLflow has no model {name!r}, only {', '.join(known) or 'none'}{did_you_mean(name, known)}")
+
+
 def _find(client: MlflowClient, name: str, version: str, alias: str) -> ModelVersion:
     """Return a version of a registered model by its number, its alias, or as the latest."""
     if alias:
@@ -111,7 +117,5 @@ def _find(client: MlflowClient, name: str, version: str, alias: str) -> ModelVer
         return client.get_model_version(name, version)
     found = client.search_model_versions(f"name = '{name}'", max_results=1, order_by=["version_number DESC"])
     if not found:
-        known = [model.name for model in client.search_registered_models()]
-        hint = did_you_mean(name, known)
-        raise UserError(f"MLflow has no model {name!r}, only {', '.join(known) or 'none'}{hint}")
+        raise unknown(client, name)
     return found[0]

@@ -80,25 +80,28 @@ def test_a_missing_driver_is_a_sentence_with_the_command(
     assert SECRET not in str(caught.value)
 
 
+def not_published(project: Path, capfd: pytest.CaptureFixture[str]) -> str:
+    """What the publication of a stage says to the terminal, which is never the password."""
+    live.publish_quietly(stage(project), "s")
+    said = capfd.readouterr().err
+    assert SECRET not in said
+    return said
+
+
 def test_a_database_that_does_not_answer_costs_one_line_without_its_password(
     project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://ann:{SECRET}@127.0.0.1:{free_port()}/runs")
-    live.publish_quietly(stage(project), "s")
-    said = capfd.readouterr().err
+    said = not_published(project, capfd)
     assert said.startswith("tracking: not published (")
     assert said.count("\n") == 1
-    assert SECRET not in said
 
 
 def test_a_store_that_refuses_its_address_does_not_print_the_password(
     project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"nonsense://ann:{SECRET}@host/runs?token={SECRET}")
-    live.publish_quietly(stage(project), "s")
-    said = capfd.readouterr().err
-    assert "not published" in said
-    assert SECRET not in said
+    assert "not published" in not_published(project, capfd)
 
 
 def test_publish_says_where_without_the_password(

@@ -6,9 +6,11 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from pipelines.base import layout
 from pipelines.base.errors import UserError
@@ -57,6 +59,23 @@ def check(options: argparse.Namespace) -> Params:
     if skipped:
         print(f"profile {options.profile}: params.yaml lacks {', '.join(skipped)}; left out.", file=sys.stderr)
     return parameters.parse(raw, Path("params.yaml"))
+
+
+def run_changed(options: argparse.Namespace, execute: Callable[[Path, str, argparse.Namespace], int]) -> int:
+    """Run what has changed in the profile's folder, and say how it ended.
+
+    Args:
+        options: Options of the command.
+        execute: Runs the stages in a folder under the name of an invocation, and returns the exit status.
+
+    Returns:
+        The exit status of the command.
+    """
+    with held(options) as here:
+        if not has_work(here, options):
+            return 0
+        invocation = records.name_of(psutil.Process())
+        return report_outcome(execute(here, invocation, options), here, invocation, options)
 
 
 def has_work(here: Path, options: argparse.Namespace) -> bool:

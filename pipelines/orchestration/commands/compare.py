@@ -7,6 +7,7 @@ import json
 import math
 
 from pipelines.base.errors import UserError
+from pipelines.orchestration.text import aligned
 from pipelines.runs import comparison, records, store
 from pipelines.runs.comparison import Row
 
@@ -61,10 +62,7 @@ def _table(rows: list[Row], metrics: tuple[str, ...]) -> str:
     for row in rows:
         count = max(len(seeds) for seeds in row.seeds.values())
         lines.append([row.data, row.method, str(count), *(_cell(row.seeds.get(name, {})) for name in shown), row.link])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return aligned(lines)
 
 
 def _cell(seeds: dict[int, float]) -> str:

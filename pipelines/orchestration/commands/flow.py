@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import psutil
-
 from pipelines.config import params as parameters
 from pipelines.orchestration.commands import _prefect, _workspace
-from pipelines.runs import records
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,15 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the flow in a process of its own."""
-    with _workspace.held(options) as here:
-        return _run(here, options)
+    return _workspace.run_changed(options, _run)
 
 
-def _run(here: Path, options: argparse.Namespace) -> int:
-    if not _workspace.has_work(here, options):
-        return 0
-    invocation = records.name_of(psutil.Process())
-    status = _prefect.start(
+def _run(here: Path, invocation: str, options: argparse.Namespace) -> int:
+    return _prefect.start(
         "run",
         invocation,
         root=here,
@@ -40,4 +33,3 @@ def _run(here: Path, options: argparse.Namespace) -> int:
         workers=options.workers,
         device=parameters.load(here / "params.yaml").device,
     )
-    return _workspace.report_outcome(status, here, invocation, options)

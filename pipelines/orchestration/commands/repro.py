@@ -6,12 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import psutil
-
 from pipelines.config import operation
 from pipelines.orchestration import runner
 from pipelines.orchestration.commands import _workspace
-from pipelines.runs import records
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,21 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the stages one after the other and publish their records."""
-    with _workspace.held(options) as here:
-        return _run(here, options)
+    return _workspace.run_changed(options, _run)
 
 
-def _run(here: Path, options: argparse.Namespace) -> int:
-    if not _workspace.has_work(here, options):
-        return 0
+def _run(here: Path, invocation: str, options: argparse.Namespace) -> int:
     from pipelines.runs import live
 
     command = [sys.executable, "-m", "dvc", "repro", "--keep-going", *options.targets]
     command += ["--force"] if options.force else []
-    invocation = records.name_of(psutil.Process())
     runner.raise_on_signals()
     with live.live(here, invocation) as outcome:
         env = runner.environment(invocation, timeout=operation.read(here / "params.yaml").timeout)
         status = runner.run_foreground(command, here, env)
         outcome.status = "FAILED" if status else "FINISHED"
-    return _workspace.report_outcome(status, here, invocation, options)
+    return status

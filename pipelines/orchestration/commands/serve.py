@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from pipelines.base.errors import UserError
 from pipelines.orchestration import runner
 from pipelines.orchestration.commands import _prefect, _workspace
+from pipelines.orchestration.commands._ports import HOST, refusal
 from pipelines.runs import records
 
 _START_SECONDS = 120.0
@@ -43,28 +43,24 @@ def run(options: argparse.Namespace) -> int:
 @contextmanager
 def _server(port: int) -> Iterator[None]:
     """Run a Prefect server on this machine's loopback address, and set PREFECT_API_URL for child processes."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise UserError(
-                f"port {port} of 127.0.0.1 is in use; if a Prefect server answers there, set "
-                f"PREFECT_API_URL=http://127.0.0.1:{port}/api, else choose another one: "
-                f"`python -m pipelines.orchestration serve --port {port + 1}`."
-            ) from None
-    env = runner.environment("") | {"PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api"}
+    if refusal(port):
+        raise UserError(
+            f"port {port} of {HOST} is in use; if a Prefect server answers there, set "
+            f"PREFECT_API_URL=http://{HOST}:{port}/api, else choose another one: "
+            f"`python -m pipelines.orchestration serve --port {port + 1}`."
+        )
+    env = runner.environment("") | {"PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api"}
     log = Path(env["PREFECT_HOME"]) / "server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     try:
         _wait(process, port, log)
-        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-        print(f"Prefect: http://127.0.0.1:{port} (stop with Ctrl-C)", flush=True)
+        os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"
+        print(f"Prefect: http://{HOST}:{port} (stop with Ctrl-C)", flush=True)
         yield
     finally:
         runner.kill_groups({process.pid})
@@ -82,7 +78,7 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     until = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < until:
         try:
-            if httpx.get(f"http://127.0.0.1:{port}/api/health", timeout=5.0).is_success:
+            if httpx.get(f"http://{HOST}:{port}/api/health", timeout=5.0).is_success:
                 return
         except httpx.HTTPError:
             time.sleep(0.5)

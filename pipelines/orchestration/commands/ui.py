@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import socket
 import sys
 from pathlib import Path
 
@@ -11,9 +10,8 @@ from pipelines.base.errors import UserError
 from pipelines.base.redact import redact
 from pipelines.orchestration import runner
 from pipelines.orchestration.commands import publish
+from pipelines.orchestration.commands._ports import HOST, refusal
 from pipelines.runs import records, store
-
-_HOST = "127.0.0.1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +28,10 @@ def run(options: argparse.Namespace) -> int:
         return 0
     _check_port(options.port)
     publish.run(options)
-    page = store.runs_page(f"http://{_HOST}:{options.port}", store.open_existing(home).experiment)
+    page = store.runs_page(f"http://{HOST}:{options.port}", store.open_existing(home).experiment)
     print(f"MLflow: {page} (stop with Ctrl-C)", flush=True)
     runner.raise_on_signals()
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", _HOST, "--port", str(options.port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(options.port), "--workers", "1"]
     env = runner.environment("") | {
         "MLFLOW_BACKEND_STORE_URI": where,  # other users of the machine can read a command line
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": store.artifacts(home),
@@ -47,12 +45,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _check_port(port: int) -> None:
     """Raise an error if another process listens on a port."""
-    with socket.socket() as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-        try:
-            listening.bind((_HOST, port))
-        except (OSError, OverflowError) as error:
-            raise UserError(
-                f"port {port} of {_HOST} cannot be used ({error}); stop what uses it, or name another one by "
-                "`make ui PORT=5001`."
-            ) from None
+    if error := refusal(port):
+        raise UserError(
+            f"port {port} of {HOST} cannot be used ({error}); stop what uses it, or name another one by "
+            "`make ui PORT=5001`."
+        )
