@@ -30,7 +30,8 @@ _groups: set[int] = set()
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOCK_TRIES = 5
 _MARK_SECONDS = 0.5
-_KILLED = re.compile(r"^ERROR: failed to reproduce .* exited with -(\d+)$")
+_EXITED = re.compile(r"^ERROR: failed to reproduce .* exited with (-?\d+)$")
+_SHELL_KILLED = 128  # a shell that waited for a command killed by signal n exits with 128 + n
 _LOCKED = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
 
 
@@ -215,9 +216,10 @@ def _how(lines: Sequence[str]) -> How:
 
 def _error_line(lines: Sequence[str]) -> str:
     """Return the last line that DVC did not print itself, or that the stage was killed, which left it no last line."""
-    killed = next((found for line in lines if (found := _KILLED.search(line))), None)
-    if killed:
-        return f"its process was killed by signal {killed[1]}; a retry or the next run continues from its checkpoint."
+    found = next((int(match[1]) for line in lines if (match := _EXITED.search(line))), 0)
+    killed = -found if found < 0 else found - _SHELL_KILLED
+    if killed > 0:
+        return f"its process was killed by signal {killed}; a retry or the next run continues from its checkpoint."
     own = [line for line in lines if line and not line.startswith((">", "Running stage", "ERROR: failed to rep"))]
     return (own or lines or ["no output"])[-1].strip()
 

@@ -102,6 +102,12 @@ def test_the_failure_of_a_killed_stage_names_the_signal(project: Path) -> None:
     assert "its process was killed by signal 9; a retry or the next run continues" in str(outcome[0])
 
 
+@pytest.mark.parametrize("status", [-9, 137])
+def test_a_killed_stage_is_known_with_and_without_a_shell_that_waited_for_it(status: int) -> None:
+    last = runner._error_line(["Killed", f"ERROR: failed to reproduce 'side': failed to run: x, exited with {status}"])
+    assert last.startswith("its process was killed by signal 9;")
+
+
 def test_a_stage_that_takes_too_long_is_stopped_with_all_it_started(project: Path) -> None:
     settings(project, side={"sleep": 60, "child": MARK + 1})
     with pytest.raises(StageFailed, match="longer than its 3 s"):
