@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -37,6 +37,7 @@ from pipelines.config.yaml_files import merge, read_yaml
 Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
 FixedSolver = Literal["euler", "midpoint", "heun", "rk4"]
 LikelihoodSolver = Literal[FixedSolver, "adams"]
+LONGEST_KEY = 250  # characters of the name of a parameter in MLflow
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -63,7 +64,7 @@ def _row_of(table: Mapping[str, Spec], *others: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_different)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1), AfterValidator(_different)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]  # a folder, part of stage names and options
 
@@ -526,6 +527,12 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
         UserError: A key is missing or unknown, or a value is invalid.
     """
     params = _validate(Params, raw, path)
+    for key in _keys(raw):
+        if len(key) > LONGEST_KEY:
+            raise UserError(
+                f"{path}: {key[:60]}... has {len(key)} characters with the keys above it, expected at most "
+                f"{LONGEST_KEY}, the limit of MLflow; shorten its name."
+            )
     for kind, section, entries, common in (
         ("density", "datasets", params.datasets, params.density.fit),
         ("successor", "environments", params.environments, params.successor.fit),
@@ -551,6 +558,14 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
         settings = plugins.load(experiment.family, experiment.kind).Settings
         _validate(settings, experiment.own, path, ("experiments", name))
     return params
+
+
+def _keys(nested: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Yield the dotted keys of all values and sections."""
+    for key, value in nested.items():
+        yield f"{above}{key}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{above}{key}.")
 
 
 def _check_fit(common: Fit, changes: Sequence[Mapping[str, Any]], path: Path, prefix: tuple[str, ...]) -> None:
