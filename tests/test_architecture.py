@@ -57,7 +57,7 @@ PLUGINS = {
 """Packages that load their files by name."""
 
 ROWS = {
-    "pipelines.models.build": (catalog.PATHS, catalog.COUPLINGS, catalog.NETWORKS),
+    "pipelines.models.build": (catalog.PATHS, catalog.COUPLINGS, catalog.GRIDS, catalog.NETWORKS),
     "pipelines.models.density": (catalog.OBJECTIVES,),
     "pipelines.models.successor": (catalog.SUCCESSOR_LOSSES,),
 }

@@ -171,6 +171,14 @@ OBJECTIVES: Mapping[str, ObjectiveSpec] = {
 }
 """Objectives of density models."""
 
+GRIDS: Mapping[str, Spec] = {
+    "edm": Spec("flowmatch_core.solvers.grids", "EDM", {"rho": Number, "noisiest": Number, "cleanest": Number}),
+    "power": Spec("flowmatch_core.solvers.grids", "Power", {"rho": int}),
+    "uniform": Spec("flowmatch_core.solvers.grids", "Uniform"),
+    "warped": Spec("flowmatch_core.solvers.grids", "Warped", {"p": Number}),
+}
+"""Grids of the times at which the steps of a solver end."""
+
 _LOSSES = "flowmatch_core.successor.losses"
 _FUSED = {"fused": bool}
 _LATENT = {"width": Count, "blocks": Count}, {"width": 256, "blocks": 2}

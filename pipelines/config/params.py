@@ -26,6 +26,7 @@ from pipelines.config.yaml_files import merge, read_yaml
 
 Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
 FixedSolver = Literal["euler", "midpoint", "heun", "rk4"]
+LikelihoodSolver = Literal[FixedSolver, "adams"]
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -199,6 +200,21 @@ class CouplingChoice(Choice):
         return self.spec.options
 
 
+class GridChoice(Choice):
+    """A grid of times, a class in `flowmatch_core/solvers/grids.py`."""
+
+    name: Annotated[str, _row_of(catalog.GRIDS)]
+
+    @property
+    def spec(self) -> Spec:
+        """Entry of the catalog."""
+        return catalog.GRIDS[self.name]
+
+    def options(self) -> Mapping[str, Any]:
+        """Return the types of the grid's options by name."""
+        return self.spec.options
+
+
 class LossChoice(Choice):
     """An objective, a function in `flowmatch_core/objectives/`."""
 
@@ -334,9 +350,14 @@ class DensityEvaluation(Settings):
     """Settings for evaluating density models."""
 
     rows: int = Field(ge=2, description="test rows and samples in the distances (the cost of EMD is cubic in it)")
-    likelihood_rows: int = Field(ge=2, description="maximum number of test rows whose likelihood is computed")
+    likelihood_rows: int | None = Field(
+        ge=2, description="maximum number of rows of each part whose likelihood is computed; null: all"
+    )
     projections: int = Field(ge=1, description="directions of the sliced Wasserstein distance")
-    solver: FixedSolver
+    solver: LikelihoodSolver
+    grid: GridChoice = Field(
+        default=GridChoice.model_validate("uniform"), description="where the solver's steps end in flow time"
+    )
     steps: int = Field(
         ge=2, multiple_of=2, description="solver steps of the likelihood; its error is found with half as many"
     )
@@ -464,6 +485,7 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
     for name, density in params.density.methods.items():
         for key, choice in (("path", density.path), ("coupling", density.coupling), ("loss", density.loss)):
             _check_choice(choice, path, ("density", "methods", name, key))
+    _check_choice(params.density.evaluate.grid, path, ("density", "evaluate", "grid"))
     successor = params.successor
     for name, method in successor.methods.items():
         _check_choice(method.path, path, ("successor", "methods", name, "path"))

@@ -3,8 +3,9 @@
 Columns: `episode`, `step`, `behaviour`, then numbers named by prefix and component (`state_x`, `action_ux`,
 `next_state_x`, `next_action_ux`, `reward_loop`), and `terminal`. Every table is drawn in pieces of fixed size, each
 with its own seed, so that rows depend on the seed and not on the number of workers. Workers are threads: physics and
-NumPy release the global interpreter lock, and processes would take longer to start than to work. Pieces of transitions
-are written as soon as they are drawn, so that only a few are in memory.
+NumPy release the global interpreter lock, and processes would take longer to start than to work. An environment that is
+not thread-safe has one worker. Pieces of transitions are written as soon as they are drawn, so that only a few are in
+memory.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def write(stage: Stage, environment: str) -> None:
     """Collect the tables of an environment and write them with their provenance."""
     entry = stage.params.environments[environment]
     collector = Collector(entry.kind, entry.settings(), stage.seed("collect", environment))
-    built = collector.environment
+    built, messages = collector.environment, collector.checks()
     with stage.output(layout.collected(environment)) as folder:
         # Models standardise with `loc` and `scale`, and report in the units of the environment; samples far outside the
         # range from `low` to `high` count as diverged.
@@ -67,11 +68,14 @@ def write(stage: Stage, environment: str) -> None:
                 "walls": [list(wall) for wall in built.walls],
                 "closed_form": built.oracle() is not None,
                 "cut_off_mass": entry.gamma**entry.length,
+                "messages": messages,
                 **moments,
             },
         )
     rows = {"transitions": entry.transitions, "rollouts": len(rollouts), "evaluation": len(evaluation)}
     stage.metrics({f"{name}_rows": number for name, number in rows.items()})
+    for message in messages:
+        stage.log(message)
     stage.log(f"{entry.transitions} transitions, {entry.rollouts} rollouts, {entry.starts} starts: {built.source}")
 
 
@@ -115,8 +119,12 @@ class Collector:
     def __init__(self, kind: str, settings: plugins.Settings, seed: int, workers: int | None = None) -> None:
         self.environment = environments.build(kind, settings)
         self.kind = kind
-        self.seeds = np.random.SeedSequence(seed).spawn(5)
-        self.workers = workers or os.cpu_count() or 1
+        self.seeds = np.random.SeedSequence(seed).spawn(6)
+        self.workers = (workers or os.cpu_count() or 1) if self.environment.thread_safe else 1
+
+    def checks(self) -> list[str]:
+        """Try the environment, and return sentences on what was found."""
+        return self.environment.checks(np.random.default_rng(self.seeds[5]))
 
     def transitions(self, count: int, length: int) -> Iterator[pd.DataFrame]:
         """Yield the table of transitions in pieces.

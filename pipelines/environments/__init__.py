@@ -77,8 +77,9 @@ class Episodes:
 class Environment(ABC):
     """A reward-free decision process with one fixed deterministic policy; every method works on batches of rows.
 
-    Methods are called concurrently from several threads, so they must not keep state. Threads run in parallel where
-    the work is done by NumPy or another library that releases the global interpreter lock.
+    Methods must not keep state. They are called concurrently from several threads, unless `thread_safe` is false.
+    Threads run in parallel where the work is done by NumPy or another library that releases the global interpreter
+    lock.
 
     Attributes:
         state_names: Names of the state columns.
@@ -88,6 +89,7 @@ class Environment(ABC):
         source: Origin of the definition.
         fidelity: How close the environment is to its origin.
         beginnings: Available distributions of the first state of an episode.
+        thread_safe: Whether several threads may call the methods at once.
     """
 
     state_names: tuple[str, ...]
@@ -97,6 +99,11 @@ class Environment(ABC):
     source: str
     fidelity: str
     beginnings: tuple[Beginning, ...] = ("coverage", "start")
+    thread_safe: bool = True
+
+    def checks(self, rng: np.random.Generator) -> list[str]:
+        """Try the environment before its tables are drawn, and return sentences on what was found."""
+        return []
 
     @abstractmethod
     def policy(self, state: Array) -> Array:

@@ -70,7 +70,7 @@ class Exorl(Environment):
         self.simulator: Environment = module.build(module.Settings.model_validate(_without_kind(settings.simulator)))
         self.state_names, self.action_names = self.simulator.state_names, self.simulator.action_names
         self.bounds, self.walls = self.simulator.bounds, self.simulator.walls
-        self.beginnings = self.simulator.beginnings
+        self.beginnings, self.thread_safe = self.simulator.beginnings, self.simulator.thread_safe
         self.source = f"{len(self.files)} episodes recorded by ExORL (arXiv 2201.13425); {self.simulator.source}"
         self.fidelity = f"recorded transitions; rollouts: {self.simulator.fidelity}"
         self._policy: Callable[[Array], Array] = self.simulator.policy
@@ -85,6 +85,10 @@ class Exorl(Environment):
     def policy(self, state: Array) -> Array:
         """Return the actions of the user's policy, or of the simulator's."""
         return self._policy(state)
+
+    def checks(self, rng: np.random.Generator) -> list[str]:
+        """Try the simulator."""
+        return self.simulator.checks(rng)
 
     def starts(self, rng: np.random.Generator, n: int) -> Array:
         """Draw start states of the simulator."""

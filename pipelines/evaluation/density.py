@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ from torch import Tensor
 from flowmatch_core import metrics
 from pipelines import datasets
 from pipelines.base import device, files, layout, seeding
-from pipelines.config.params import Params
+from pipelines.config.params import DensityEvaluation, Params
 from pipelines.evaluation import cells
 from pipelines.evaluation.cells import Cell
-from pipelines.models import density
+from pipelines.models import build, density
 from pipelines.runs import records
 from pipelines.runs.context import Stage
 
@@ -74,7 +75,7 @@ class Scorer:
         columns = self.rows.provenance["columns"]
         table = files.read_table(layout.sampled(layout.samples(self.dataset), method), [*columns, "seed"])
         file = layout.network(layout.models(self.dataset, method), seed)
-        likelihood, warning = _likelihood(file, self.scored, self.settings.solver, self.settings.steps, self.device)
+        likelihood, warning = _likelihood(file, self.scored, self.settings, self.device)
         if warning is not None:
             send(f"{cell}: {warning}")
         samples = _tensor(table[table["seed"] == seed], columns, self.device)
@@ -135,10 +136,11 @@ def _record(
 
 
 def _likelihood(
-    file: Any, scored: Tensor, solver: str, steps: int, chosen: torch.device
+    file: Path, scored: Tensor, settings: DensityEvaluation, chosen: torch.device
 ) -> tuple[dict[str, float], str | None]:
     """Return the likelihood of a model with its errors, and a sentence where the solver's is too large."""
-    flow = density.load(file, chosen, solver, steps // 2)  # `estimate` takes twice the steps of the flow
+    grid = build.grid(settings.grid)
+    flow = density.load(file, chosen, settings.solver, settings.steps // 2, grid=grid)  # `estimate` doubles the steps
     with torch.no_grad():
         estimate = flow.estimate(scored)
     log_prob = estimate.log_prob.double()

@@ -9,12 +9,13 @@ from torch import nn
 
 from flowmatch_core.couplings import Coupling
 from flowmatch_core.paths import AffinePath
+from flowmatch_core.solvers import TimeGrid
 from pipelines.base.errors import UserError
 from pipelines.config import catalog
 
 if TYPE_CHECKING:
     from pipelines.config.catalog import NetworkSpec, Spec
-    from pipelines.config.params import Choice, CouplingChoice, NetworkChoice, PathChoice
+    from pipelines.config.params import Choice, CouplingChoice, GridChoice, NetworkChoice, PathChoice
 
 
 def path(choice: PathChoice) -> AffinePath:
@@ -34,6 +35,16 @@ def coupling(choice: CouplingChoice) -> Coupling:
         UserError: The class rejects a value.
     """
     built: Coupling = _build(choice.spec, choice)
+    return built
+
+
+def grid(choice: GridChoice) -> TimeGrid:
+    """Return the grid of times that an evaluation selects.
+
+    Raises:
+        UserError: The class rejects a value.
+    """
+    built: TimeGrid = _build(choice.spec, choice)
     return built
 
 

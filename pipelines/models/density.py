@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_core.flow import ContinuousFlow
+from flowmatch_core.solvers import TimeGrid, Uniform
 from pipelines.base.errors import UserError
 from pipelines.models import build, saved
 
@@ -36,7 +37,7 @@ def objective(method: DensityMethod) -> Callable[..., Tensor]:
     return partial(spec.load(), **options)
 
 
-def load(file: Path, device: torch.device, solver: str, steps: int) -> ContinuousFlow:
+def load(file: Path, device: torch.device, solver: str, steps: int, *, grid: TimeGrid = Uniform()) -> ContinuousFlow:
     """Return a trained density model in the units of the data.
 
     Raises:
@@ -45,5 +46,5 @@ def load(file: Path, device: torch.device, solver: str, steps: int) -> Continuou
     model = saved.load(file, device, lambda meta, path: build.network(meta["network"]))
     source = float(model.path.sigma(0.0))  # the noise of a path is not always standard
     return ContinuousFlow(
-        model.field, model.event_shape, solver, steps, base_scale=source, loc=model.loc, scale=model.scale
+        model.field, model.event_shape, solver, steps, grid=grid, base_scale=source, loc=model.loc, scale=model.scale
     )

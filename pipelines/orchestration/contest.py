@@ -25,7 +25,7 @@ from pipelines.base import device, files, layout, seeding
 from pipelines.base.errors import UserError
 from pipelines.config.params import Params
 from pipelines.evaluation import models, scores, truth
-from pipelines.models import density, saved, successor
+from pipelines.models import build, density, saved, successor
 
 Array = NDArray[np.float64]
 Keys = NDArray[np.uint64]
@@ -157,7 +157,8 @@ class DensityContest(Contest):
         self.digest = _digest(keys[chosen].tobytes())
 
     def _score(self, file: Path, number: int) -> Scores:
-        flow = density.load(file, self.device, self.settings.solver, self.settings.steps // 2)  # `estimate` doubles it
+        settings, grid = self.settings, build.grid(self.settings.grid)
+        flow = density.load(file, self.device, settings.solver, settings.steps // 2, grid=grid)  # `estimate` doubles it
         try:
             with torch.no_grad():
                 estimate = flow.estimate(self.rows)

@@ -21,6 +21,7 @@ from pipelines.base import files, layout, locks
 from pipelines.base.errors import UserError, did_you_mean
 from pipelines.config.changes import apply
 from pipelines.config.yaml_files import read_yaml
+from pipelines.orchestration.relocate import relocate
 from pipelines.runs.graph import release_killed
 
 WORKSPACES, RESULTS = ".workspaces", "results"
@@ -90,9 +91,7 @@ def prepare(root: Path, profile: str, *, apart: bool = False) -> Path:
     here = folder(root, profile, apart=apart)
     if here != root:
         params, _ = parameters(root, profile)
-        if isinstance(params.get("mirror"), str):
-            params["mirror"] = str((root / params["mirror"]).absolute())  # relative to the project, wherever it runs
-        _synchronise(root, here, params)
+        _synchronise(root, here, relocate(params, root, here))
     for gathered in layout.GATHERED:  # that of a section of params.yaml without entries stays empty
         (here / gathered).mkdir(parents=True, exist_ok=True)
     return here

@@ -10,7 +10,9 @@ import torch
 
 from flowmatch_core.flow import ContinuousFlow
 from flowmatch_core.oracles import GaussianMixture
+from flowmatch_core.solvers import TimeGrid
 from pipelines.config import params
+from pipelines.config.params import GridChoice
 from pipelines.evaluation import density as evaluation
 from pipelines.models import density
 from pipelines.reporting.tables import density as table
@@ -22,12 +24,15 @@ TRUTH = GaussianMixture(
 
 
 def likelihood(monkeypatch: pytest.MonkeyPatch, steps: int) -> tuple[dict[str, float], str | None]:
-    def load(file: Path, device: torch.device, solver: str, steps: int) -> ContinuousFlow:
-        return ContinuousFlow(TRUTH.velocity_field(), (2,), solver, steps)
+    def load(file: Path, device: torch.device, solver: str, steps: int, grid: TimeGrid) -> ContinuousFlow:
+        return ContinuousFlow(TRUTH.velocity_field(), (2,), solver, steps, grid=grid)
 
     monkeypatch.setattr(density, "load", load)
     rows = TRUTH.sample(400, generator=torch.Generator().manual_seed(0))
-    return evaluation._likelihood(Path(), rows, "rk4", steps, torch.device("cpu"))
+    settings = PARAMS.density.evaluate.model_copy(
+        update={"solver": "rk4", "grid": GridChoice(name="uniform"), "steps": steps}
+    )
+    return evaluation._likelihood(Path(), rows, settings, torch.device("cpu"))
 
 
 def test_a_likelihood_is_reported_with_its_errors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         *([f"{', '.join(without)}: no NLL, as these models have no density."] if without else []),
         *_differences(params),
         *(f"{name}: {provenance[name]['fidelity']}; {provenance[name]['source']}" for name in params.environments),
+        *(f"{name}: {message}." for name in params.environments for message in provenance[name].get("messages", ())),
         f"Training: {fit.steps} steps of {fit.batch} rows, lr {fit.lr:g}, target step {fit.ema_step:g}, "
         f"{fit.ode_solver} with {fit.ode_steps} steps, network {fit.network}, where not stated.",
         *skipped,
