@@ -372,7 +372,7 @@ def open_file(path: Path) -> TableFile:
     if _ending(path) in _CSV:
         return CsvFile(path)
     raise UserError(
-        f"{path} ends in {path.suffix!r}, expected {', '.join(_CSV + _PARQUET)}; unpack it or save the table as such a file."
+        f"{path} ends in {path.suffix!r}, expected {', '.join(_CSV + _PARQUET)}; save the table as such a file."
     )
 
 

@@ -35,7 +35,8 @@ def sentence(error: ValidationError, model: type[BaseModel], path: Path, prefix:
     elif first["type"] == "missing":
         what = f"{key} is missing; add it."
     elif not first["loc"]:
-        what = str(first["msg"]).removeprefix("Value error, ") + "."
+        message = str(first["msg"]).removeprefix("Value error, ")
+        what = f"{key + ': ' if key else ''}{message}{'' if message.endswith(('.', '?')) else '.'}"
     else:
         message = str(first["msg"]).removeprefix("Value error, ")
         for theirs, ours in (

@@ -31,7 +31,8 @@ _SHOWN = 8  # names in a message
 
 
 def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, (str, int, Path)) else value
+    """Read one name or path as a list of one."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 def _named(value: Any) -> Any:
