@@ -117,7 +117,8 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         "Mean over start states, then over seeds, with its 95 % t interval where there are several seeds. It covers "
         "initialisation and batches; data set and start states are the same for all seeds. "
         f"EMD (exact, Euclidean, raw units, for a log standard deviations) and V from {sample.samples} samples each. "
-        "The floor compares true samples with true samples, fresh ones for each seed; its NLL is the exact density's, where there is one.",
+        "The floor compares true samples with true samples, fresh ones for each seed; its NLL is the exact density's, "
+        "where there is one.",
         f"Solver error: the rms change of a log-density, per dimension, when the {evaluate.steps} steps of "
         f"{evaluate.solver} are twice as long.",
         "Sensitivity: how far the mean of the samples follows the true mean when only the state, or only the action, "
