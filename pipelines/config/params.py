@@ -368,7 +368,9 @@ class EnvironmentEntry(Trained):
         kind = value.get("kind") if isinstance(value, Mapping) else None
         if kind not in plugins.names(cls.family):  # reported by the check of the kind
             return value
-        return {**getattr(plugins.load(cls.family, kind), "DEFAULTS", {}), **value}
+        # What is returned here is checked as Python and no longer as JSON, where a tuple may be written as a list.
+        given = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+        return {**getattr(plugins.load(cls.family, kind), "DEFAULTS", {}), **given}
 
     @model_validator(mode="after")
     def _no_holes(self) -> EnvironmentEntry:
