@@ -86,9 +86,7 @@ def _likelihood(
         if time.monotonic() - told >= LINE_SECONDS:
             told = time.monotonic()
             send(f"{label}: likelihood of {first} of {len(rows)}")
-        x, cond = (
-            torch.from_numpy(values[first : first + BLOCK]).to(chosen, torch.float32) for values in (rows.x, rows.cond)
-        )
+        x, cond = (torch.from_numpy(values[first : first + BLOCK]).to(chosen) for values in (rows.x, rows.cond))
         with torch.no_grad():
             found.append(estimate(x, cond if cond.shape[1] else None))
     log_prob, error, spread = (

@@ -31,7 +31,9 @@ from pipelines.models import density
 PARAMS = params.load(Path(__file__).parents[2] / "params.yaml")
 CPU = torch.device("cpu")
 TRUTH = GaussianMixture(
-    torch.tensor([0.5, 0.5]), torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), 0.1 * torch.eye(2).repeat(2, 1, 1)
+    torch.tensor([0.5, 0.5], dtype=torch.float64),
+    torch.tensor([[-2.0, 0.0], [2.0, 0.0]], dtype=torch.float64),
+    0.1 * torch.eye(2, dtype=torch.float64).repeat(2, 1, 1),
 )
 SPECIES = {"name": "species", "kind": "words", "levels": ["a", "b"]}
 AGE = {"name": "age", "kind": "number", "loc": 0.0, "scale": 1.0, "low": -3.0, "high": 3.0}
@@ -102,14 +104,14 @@ def likelihood_of(monkeypatch: pytest.MonkeyPatch, steps: int) -> Likelihood:
 
 
 def test_a_likelihood_is_reported_with_its_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = TRUTH.log_prob(TRUTH.sample(150, generator=torch.Generator().manual_seed(0))).double().numpy()
+    exact = TRUTH.log_prob(TRUTH.sample(150, generator=torch.Generator().manual_seed(0))).numpy()
     found = likelihood_of(monkeypatch, 64)
     np.testing.assert_allclose(found.log_prob, exact, atol=5e-3)
     assert found.error.max() < 0.1 and found.warning is None
 
 
 def test_a_coarse_solver_is_told_and_its_error_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = TRUTH.log_prob(TRUTH.sample(150, generator=torch.Generator().manual_seed(0))).double().numpy()
+    exact = TRUTH.log_prob(TRUTH.sample(150, generator=torch.Generator().manual_seed(0))).numpy()
     found = likelihood_of(monkeypatch, 4)
     assert found.warning is not None and "exceeds the standard error of its mean" in found.warning
     assert found.error.mean() > 0.2 * np.abs(found.log_prob - exact).mean()
