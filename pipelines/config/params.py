@@ -361,6 +361,17 @@ class EnvironmentEntry(Trained):
         description="seeds of the methods here in place of `successor.seeds`; those of a method come first",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, value: Any) -> Any:
+        """Fill in the keys for which the kind has defaults; other kinds require them."""
+        kind = value.get("kind") if isinstance(value, Mapping) else None
+        if kind not in plugins.names(cls.family):  # reported by the check of the kind
+            return value
+        # What is returned here is checked as Python and no longer as JSON, where a tuple may be written as a list.
+        given = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+        return {**getattr(plugins.load(cls.family, kind), "DEFAULTS", {}), **given}
+
     @model_validator(mode="after")
     def _no_holes(self) -> EnvironmentEntry:
         holes = getattr(plugins.load(self.family, self.kind), "DEFAULTS", {})
@@ -517,7 +528,7 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
     Raises:
         UserError: A key is missing or unknown, or a value is invalid.
     """
-    params = _validate(Params, _with_defaults(raw), path)
+    params = _validate(Params, raw, path)
     for key in _keys(raw):
         if len(key) > LONGEST_KEY:
             raise UserError(
@@ -549,22 +560,6 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
         settings = plugins.load(experiment.family, experiment.kind).Settings
         _validate(settings, experiment.own, path, ("experiments", name))
     return params
-
-
-def _with_defaults(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the contents of a parameter file with the keys of environments for which their kinds have defaults.
-
-    A validator of the entry cannot fill them in: what it returns is no JSON any more, where strict types want tuples.
-    """
-    entries, family = raw.get("environments"), EnvironmentEntry.family
-    if not isinstance(entries, Mapping):
-        return raw
-    filled = {}
-    for name, entry in entries.items():
-        kind = entry.get("kind") if isinstance(entry, Mapping) else None
-        known = kind in plugins.names(family)
-        filled[name] = {**getattr(plugins.load(family, kind), "DEFAULTS", {}), **entry} if known else entry
-    return {**raw, "environments": filled}
 
 
 def _keys(nested: Mapping[str, Any], above: str = "") -> Iterator[str]:

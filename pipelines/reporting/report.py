@@ -191,24 +191,27 @@ def _environment(page: Page, params: Params, name: str, metrics: ranking.Environ
     names, bounds, walls = provenance["state_names"], provenance["bounds"], provenance["walls"]
     evaluation = files.read_table(layout.evaluation(collected))
     starts = evaluation.loc[evaluation["step"] == 0, metric_keys.columns("state", names)]
-    truth = files.read_table(layout.truth(layout.evaluations(name)))
+    file = layout.truth(layout.evaluations(name))
+    truth = _shown(files.read_table(file), names) if file.exists() else None  # there may be no reference
     diverged = [method for method, cell in metrics.items() if cell.get("diverged")]
     samples, trajectories = {}, {}
     for method in params.successor.methods:
         if (file := layout.sampled(folder, method)).exists():
-            table = files.read_table(file, finite=False)  # panels count samples that are not finite
+            table = _shown(files.read_table(file, finite=False), names)  # panels count samples that are not finite
             samples[method] = table[table["seed"] == params.successor.seeds_for(entry, method)[0]]
         if (file := layout.trajectory(folder, method)).exists():
-            trajectories[method] = files.read_table(file)
+            trajectories[method] = _shown(files.read_table(file), names)
     rivals = ranking.rivals(params, name, metrics)
     text = f"{ranking.details(params, name, metrics, rivals)} {provenance['source']} ({provenance['fidelity']})."
-    section = Section(name, name, text, ranking.ranking(rivals))
+    lead = ranking.ranking(rivals) if truth is not None else ranking.residuals(metrics)
+    section = Section(name, name, text, lead)
     page.environments.append(section)
     plane = len(names) > 1
     if samples and plane:
         caption = (
-            f"Future states of the policy (γ = {entry.gamma:g}): truth and samples of every method (its first seed), "
-            "one row per start state (red). A panel states the share of its points beyond its edges as not shown."
+            f"Future states of the policy (γ = {entry.gamma:g}): {'truth and ' if truth is not None else ''}samples of "
+            "every method (its first seed), one row per start state (red). A panel states the share of its points "
+            "beyond its edges as not shown."
         )
         figure = successor_figures.occupancy(truth, samples, starts, bounds, walls, diverged)
         page.picture(section, f"{name}-occupancy", figure, caption)
@@ -224,7 +227,7 @@ def _environment(page: Page, params: Params, name: str, metrics: ranking.Environ
         )
     if trajectories and plane:
         caption = "Samples of the first start state (red) along flow time, from noise (t = 0) to future states (t = 1)."
-        shown = bounds if walls else style.around(truth[truth["start"] == 0])
+        shown = bounds if walls or truth is None else style.around(truth[truth["start"] == 0])
         figure = density_figures.paths(trajectories, walls=walls, bounds=shown, start=starts.iloc[0, :2].tolist())
         page.picture(section, f"{name}-path", figure, caption)
     logs = {method: _curve(name, method) for method in params.successor.methods if entry.runs(method)}
@@ -358,6 +361,13 @@ def _experiments(page: Page, params: Params) -> None:
 def _metrics(name: str) -> dict[str, dict[str, Any]]:
     metrics: dict[str, dict[str, Any]] = files.read_json(layout.metrics(name))
     return metrics
+
+
+def _shown(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Return samples with the columns `seed`, `start` and `time`, whatever the components of the state are called."""
+    own = dict(zip(names, metric_keys.columns("state", names), strict=True))
+    internal = {metric_keys.free(name, names): name for name in ("seed", "start", "time")}
+    return table.rename(columns=own | internal)
 
 
 def _curve(name: str, method: str) -> pd.DataFrame:
