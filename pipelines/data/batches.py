@@ -51,11 +51,15 @@ class Batches:
         read = streaming.read(
             path,
             columns,
+            streaming.standardised(
+                columns,
+                torch.cat([loc, loc, loc.new_zeros(unscaled)]),
+                torch.cat([scale, scale, scale.new_ones(unscaled)]),
+            ),
             batch=n,
             limit=rows_in_memory,
             seed=torch.initial_seed(),
-            loc=torch.cat([loc, loc, loc.new_zeros(unscaled)]),
-            scale=torch.cat([scale, scale, scale.new_ones(unscaled)]),
+            device=loc.device,
         )
         sizes = [len(self.states)] * 2 + [len(self.actions)] * 2
 
