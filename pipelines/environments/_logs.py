@@ -150,18 +150,14 @@ class _Table(Reader):
 
     def rows(self, fields: Fields) -> Iterator[Rows]:
         ordered = [name for name in ORDER if name in self.columns and name not in (*fields.numbers, *fields.flags)]
-        waiting: list[pd.DataFrame] = []
-        seen, name = set[str](), None
+        seen, name, waiting = set[str](), None, list[Array]()
         for path in self.paths:
-            for table in _batches(path, fields, ordered):
-                if table[fields.episode].isna().any():
-                    raise UserError(f"{path} has a row without a value in {fields.episode!r}; expected the episode.")
-                ids = table[fields.episode].astype(str).to_numpy()
+            for ids, values in _batches(path, fields, ordered):
                 cuts = [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)]
                 for begin, end in pairwise(cuts):
                     if begin < end and ids[begin] != name:
                         if name is not None:
-                            yield _of_table(path, name, waiting, fields, ordered)
+                            yield _of_table(path, name, np.concatenate(waiting), fields, ordered)
                             waiting = []
                         name = str(ids[begin])
                         if name in seen:
@@ -171,9 +167,9 @@ class _Table(Reader):
                                 "give every episode a name of its own."
                             )
                         seen.add(name)
-                    waiting.append(table.iloc[begin:end])
+                    waiting.append(values[begin:end])
         if name is not None:
-            yield _of_table(self.paths[-1], name, waiting, fields, ordered)
+            yield _of_table(self.paths[-1], name, np.concatenate(waiting), fields, ordered)
 
 
 def _header(path: Path) -> list[str]:
@@ -193,8 +189,11 @@ def _delimiter(path: Path, line: str) -> str:
     return "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=line.count)
 
 
-def _batches(path: Path, fields: Fields, ordered: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """Yield some columns of a table in parts."""
+def _batches(path: Path, fields: Fields, ordered: Sequence[str]) -> Iterator[tuple[NDArray[np.str_], Array]]:
+    """Yield the names of the episodes and the other columns of a table in parts.
+
+    The columns are those of `fields.numbers`, then those of `fields.flags` as 0 and 1, then `ordered`.
+    """
     import pyarrow as pa
     from pyarrow import csv, parquet
 
@@ -207,7 +206,7 @@ def _batches(path: Path, fields: Fields, ordered: Sequence[str]) -> Iterator[pd.
         if path.suffix.lower() == ".parquet":
             with parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=_BATCH, columns=wanted):
-                    yield batch.to_pandas()
+                    yield _values(path, batch.to_pandas(), fields, ordered)
             return
         with path.open(encoding="utf-8-sig") as text:
             parse = csv.ParseOptions(delimiter=_delimiter(path, text.readline()))
@@ -216,40 +215,49 @@ def _batches(path: Path, fields: Fields, ordered: Sequence[str]) -> Iterator[pd.
         convert = csv.ConvertOptions(column_types=types, include_columns=wanted, strings_can_be_null=True)
         with csv.open_csv(path, parse_options=parse, convert_options=convert) as opened:
             for batch in opened:
-                yield batch.to_pandas()
+                yield _values(path, batch.to_pandas(), fields, ordered)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from None
+        raise error if isinstance(error, UserError) else _unreadable(path, error) from None
 
 
-def _of_table(path: Path, name: str, parts: Sequence[pd.DataFrame], fields: Fields, ordered: Sequence[str]) -> Rows:
-    import pandas as pd
-
-    table = pd.concat(parts, ignore_index=True)
-
-    def numbers(columns: Sequence[str]) -> Array:
+def _values(path: Path, table: pd.DataFrame, fields: Fields, ordered: Sequence[str]) -> tuple[NDArray[np.str_], Array]:
+    if table[fields.episode].isna().any():
+        raise UserError(f"{path} has a row without a value in {fields.episode!r}; expected the name of its episode.")
+    values = np.empty((len(table), len(fields.numbers) + len(fields.flags) + len(ordered)))
+    for place, column in enumerate([*fields.numbers, *fields.flags, *ordered]):
+        if len(fields.numbers) <= place < len(fields.numbers) + len(fields.flags):
+            values[:, place] = _flags(path, column, table[column])
+            continue
         try:
-            return table[list(columns)].to_numpy(dtype=np.float64, na_value=np.nan)
+            values[:, place] = table[column].to_numpy(dtype=np.float64, na_value=np.nan)
         except (TypeError, ValueError):
-            word = next(column for column in columns if not pd.api.types.is_numeric_dtype(table[column]))
             raise UserError(
-                f"{path}: the column {word!r} holds {table[word].iloc[0]!r}; expected numbers: leave it out of `state` "
-                "and `action`, or code it as numbers."
+                f"{path}: the column {column!r} holds {table[column].iloc[0]!r}; expected numbers: leave it out of "
+                "`state` and `action`, or code it as numbers."
             ) from None
+    return table[fields.episode].astype(str).to_numpy(dtype=str), values
 
+
+def _of_table(path: Path, name: str, values: Array, fields: Fields, ordered: Sequence[str]) -> Rows:
+    every = [*fields.numbers, *fields.flags, *ordered]
     for column in ordered:
-        _check_order(path, name, column, numbers([column])[:, 0])
-    count = len(table)
+        _check_order(path, name, column, values[:, every.index(column)])
+
+    def part(columns: Sequence[str]) -> Array:
+        return values[:, [every.index(column) for column in columns]]
+
+    def flags(column: str | None) -> NDArray[np.bool_]:
+        return np.zeros(len(values), dtype=bool) if column is None else values[:, every.index(column)] != 0
+
     return Rows(
         path,
         name,
-        numbers(fields.state),
-        numbers(fields.action),
-        numbers(fields.next_state) if fields.next_state else None,
-        numbers([fields.reward])[:, 0] if fields.reward else None,
-        *(
-            _flags(path, column, table[column]) if column else np.zeros(count, dtype=bool)
-            for column in (fields.terminal, fields.timeout)
-        ),
+        part(fields.state),
+        part(fields.action),
+        part(fields.next_state) if fields.next_state else None,
+        part([fields.reward])[:, 0] if fields.reward else None,
+        flags(fields.terminal),
+        flags(fields.timeout),
     )
 
 
@@ -272,7 +280,8 @@ def _flags(path: Path, column: str, values: pd.Series) -> NDArray[np.bool_]:
     found = values.astype(str).str.strip().str.lower().map(words)
     if found.isna().any():
         raise UserError(
-            f"{path}: the column {column!r} holds {values[found.isna()].iloc[0]!r}; expected true or false, or 1 or 0."
+            f"{path}: the column {column!r} holds {str(values[found.isna()].iloc[0])!r}; expected true or false, or 1 "
+            "or 0."
         )
     return found.to_numpy(dtype=bool)
 
