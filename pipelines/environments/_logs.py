@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     import h5py
     import pandas as pd
 
-HDF5 = (".hdf5", ".h5")
-TABLES = (".parquet", ".csv", ".tsv")
+HDF5 = ("hdf5", "h5")
+TABLES = ("parquet", "csv", "tsv")
 ORDER = ("step", "time")
 """Columns of a table that say the order of the rows, if it has them and they are no part of the state or the action."""
 
+_MINARI = ("observations", "actions", "rewards", "terminations", "truncations")
 _BATCH = 1 << 16  # rows of a table that are read at once
 
 
@@ -122,18 +123,22 @@ def reader(paths: Sequence[Path]) -> Reader:
     """
     first = paths[0]
     if first.is_dir():
-        return _Minari(first) if (first / "data").is_dir() else _Exorl(first)
-    other = next((path for path in paths if path.suffix.lower() != first.suffix.lower()), None)
+        return _Minari(first) if first.joinpath("data").is_dir() else _Exorl(first)
+    other = next((path for path in paths if _suffix(path) != _suffix(first)), None)
     if other is not None:
         raise UserError(f"the log has {first.name} and {other.name}; expected files of one kind.")
-    if first.suffix.lower() in HDF5:
+    if _suffix(first) in HDF5:
         return _Hdf5(paths)
-    if first.suffix.lower() in TABLES:
+    if _suffix(first) in TABLES:
         return _Table(paths)
     raise UserError(
-        f"{first} has the suffix {first.suffix!r}; expected {', '.join((*TABLES, *HDF5))}, a folder of a Minari data "
+        f"{first} has the suffix {_suffix(first)!r}; expected {', '.join((*TABLES, *HDF5))}, a folder of a Minari data "
         "set or one of ExORL episodes."
     )
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
 
 
 # ---- tables ----
@@ -176,7 +181,7 @@ def _header(path: Path) -> list[str]:
     from pyarrow import ArrowException, parquet
 
     try:
-        if path.suffix.lower() == ".parquet":
+        if _suffix(path) == "parquet":
             return list(parquet.read_schema(path).names)
         with path.open(encoding="utf-8-sig") as file:
             line = file.readline().rstrip("\r\n")
@@ -186,7 +191,7 @@ def _header(path: Path) -> list[str]:
 
 
 def _delimiter(path: Path, line: str) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=line.count)
+    return "\t" if _suffix(path) == "tsv" else max(",;\t", key=line.count)
 
 
 def _batches(path: Path, fields: Fields, ordered: Sequence[str]) -> Iterator[tuple[NDArray[np.str_], Array]]:
@@ -203,7 +208,7 @@ def _batches(path: Path, fields: Fields, ordered: Sequence[str]) -> Iterator[tup
     if lacking is not None:
         raise UserError(f"{path} has no column {lacking!r}, which other files of the log have; take it out or add it.")
     try:
-        if path.suffix.lower() == ".parquet":
+        if _suffix(path) == "parquet":
             with parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=_BATCH, columns=wanted):
                     yield _values(path, batch.to_pandas(), fields, ordered)
@@ -349,7 +354,7 @@ class _Hdf5(_Arrays):
                     )
                     episodes = (_of_minari(path, file[name]) for name in groups) if groups else _of_d4rl(path, file)
                     for rows in episodes:
-                        yield _named(rows, str(number))
+                        yield replace(rows, name=str(number))
                         number += 1
             except (OSError, KeyError, ValueError) as error:
                 raise error if isinstance(error, UserError) else _unreadable(path, error) from None
@@ -366,7 +371,7 @@ class _Minari(_Arrays):
         try:
             from minari import MinariDataset
         except ImportError:
-            file = self.folder / "data" / "main_data.hdf5"
+            file = self.folder.joinpath("data", "main_data.hdf5")
             if not file.exists():
                 raise UserError(
                     f"{self.folder} holds no data/main_data.hdf5, and the package minari, which reads the other "
@@ -375,8 +380,8 @@ class _Minari(_Arrays):
             yield from _Hdf5([file]).whole()
             return
         try:
-            for episode in MinariDataset(self.folder / "data").iterate_episodes():
-                yield _of_minari(self.folder, vars(episode), str(episode.id))
+            for episode in MinariDataset(self.folder.joinpath("data")).iterate_episodes():
+                yield _of_minari(self.folder, {key: getattr(episode, key) for key in _MINARI}, str(episode.id))
         except (OSError, KeyError, ValueError) as error:
             raise error if isinstance(error, UserError) else _unreadable(self.folder, error) from None
 
@@ -419,10 +424,7 @@ def _components(prefix: str, names: Sequence[str]) -> list[int]:
 
 
 def _of_minari(path: Path, episode: Mapping[str, Any] | h5py.Group, name: str = "") -> Rows:
-    found = {
-        key: _vectors(path, key, episode[key])
-        for key in ("observations", "actions", "rewards", "terminations", "truncations")
-    }
+    found = {key: _vectors(path, key, episode[key]) for key in _MINARI}
     return Rows(
         path,
         name,
@@ -476,10 +478,6 @@ def _vectors(path: Path, key: str, array: Any) -> Array:
     if values.dtype.kind not in "biuf":
         raise UserError(f"{path} has {key!r} of the type {values.dtype}; expected numbers.")
     return values.astype(np.float64).reshape(len(values), -1)
-
-
-def _named(rows: Rows, name: str) -> Rows:
-    return Rows(**{**vars(rows), "name": name})
 
 
 # ---- folders of ExORL ----
