@@ -25,6 +25,7 @@ import pandas as pd
 from pipelines import environments
 from pipelines.base import files, layout, metric_keys, plugins
 from pipelines.base.errors import UserError
+from pipelines.data import moments
 from pipelines.data.moments import Moments
 from pipelines.environments import Array, Beginning, Environment, Simulator
 from pipelines.runs.context import Stage
@@ -43,11 +44,14 @@ def write(stage: Stage, environment: str) -> None:
     with stage.output(layout.collected(environment)) as folder:
         # Models standardise with `loc` and `scale`, and report in the units of the environment; samples far outside the
         # range from `low` to `high` count as diverged.
-        moments = write_frames(
+        names, actions = built.state_names, built.action_names
+        found = write_frames(
             layout.transitions(folder),
             collector.transitions(entry.transitions, entry.length),
-            metric_keys.columns("next_state", built.state_names),
+            [*metric_keys.columns("next_state", names), *metric_keys.columns("action", actions)],
         )
+        units, constant = moments.units(found, names, actions)
+        messages += constant
         rollouts = collector.rollouts(entry.rollouts, entry.length)
         files.write_table(layout.rollouts(folder), rollouts)
         evaluation = collector.evaluation(entry.starts, entry.length)
@@ -69,7 +73,7 @@ def write(stage: Stage, environment: str) -> None:
                 "closed_form": built.oracle() is not None,
                 "cut_off_mass": entry.gamma**entry.length,
                 "messages": messages,
-                **moments,
+                **units,
             },
         )
     rows = {"transitions": entry.transitions, "rollouts": len(rollouts), "evaluation": len(evaluation)}
@@ -284,24 +288,21 @@ def write_frames(path: Path, frames: Iterable[pd.DataFrame], columns: Sequence[s
     Returns:
         Mean `loc` and standard deviation `scale` of the columns, with which models standardise, and their range from
             `low`
-        to `high`.
-
-    Raises:
-        UserError: One of these columns is constant.
+        to `high`; see `Moments.result`.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    moments = Moments(columns)
+    running = Moments(columns)
     with files.replacing(path) as temporary, ExitStack() as stack:
         writer = None
         for group in _groups(frames):
-            moments.add(group[list(columns)].to_numpy())
+            running.add(group[list(columns)].to_numpy())
             table = pa.Table.from_pandas(group, preserve_index=False)
             if writer is None:
                 writer = stack.enter_context(parquet.ParquetWriter(temporary, table.schema))
             writer.write_table(table)
-    return moments.result()
+    return running.result()
 
 
 def _groups(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,48 @@ def check_varying(source: str, columns: Sequence[str], low: np.ndarray, high: np
             )
 
 
+def units(
+    found: Mapping[str, Sequence[float]], states: Sequence[str], actions: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what the provenance of an environment says about its units, and a sentence on each constant component.
+
+    Args:
+        found: Moments of the next states and, behind them, of the actions; see `Moments.result`.
+        states: Names of the components of a state.
+        actions: Names of the components of an action.
+
+    Returns:
+        `loc`, `scale`, `low` and `high` of the states, `constants`, the values of states that no model contains, and
+        `action_loc` and `action_scale`; and the sentences.
+
+    Raises:
+        UserError: All components of the state are constant.
+    """
+    count = len(states)
+    parts = [{name: values[part] for name, values in found.items()} for part in (slice(count), slice(count, None))]
+    constants, fixed = (_constants(names, part) for names, part in zip((states, actions), parts, strict=True))
+    if len(constants) == len(states):
+        raise UserError(
+            "the transitions change no component of the state: "
+            f"{', '.join(f'{name} is {value:g}' for name, value in constants.items())}; expected one that varies."
+        )
+    sentences = [
+        f"{name} is {value:g} in all transitions, so that it is no part of the models and is put back in samples"
+        for name, value in constants.items()
+    ]
+    sentences += [
+        f"the action {name} is {value:g} in all transitions, so that models know no other value of it"
+        for name, value in fixed.items()
+    ]
+    of_actions = {f"action_{name}": parts[1][name] for name in ("loc", "scale")}
+    return {**parts[0], "constants": constants, **of_actions}, sentences
+
+
+def _constants(names: Sequence[str], found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    ranges = zip(names, found["low"], found["high"], strict=True)
+    return {name: least for name, least, largest in ranges if not largest > least}
+
+
 class Moments:
     """Running mean, standard deviation and range of columns (Chan, Golub and LeVeque 1983).
 
@@ -71,12 +113,8 @@ class Moments:
         self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
 
     def result(self) -> dict[str, list[float]]:
-        """Return `loc`, `scale`, `low` and `high`.
-
-        Raises:
-            UserError: A column is constant, so that it cannot be standardised.
-        """
-        check_varying("the transitions", self.columns, self.low, self.high)
-        scale = np.sqrt(self.squares / self.count)
-        moments = {"loc": self.mean, "scale": scale, "low": self.low, "high": self.high}
+        """Return `loc`, `scale`, `low` and `high`; a constant column is 0 when it is standardised, with scale 1."""
+        varies = self.high > self.low  # the standard deviation of a constant may be a rounding error in place of 0
+        loc, scale = np.where(varies, self.mean, self.low), np.where(varies, np.sqrt(self.squares / self.count), 1.0)
+        moments = {"loc": loc, "scale": scale, "low": self.low, "high": self.high}
         return {name: value.tolist() for name, value in moments.items()}

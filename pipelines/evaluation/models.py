@@ -24,13 +24,15 @@ def load(
     nothing = untrained(environment, method, entry, choice)
     if nothing is None:
         file = layout.network(layout.models(environment, method), seed)
-        return successor.load(file, device, solver, steps)
+        rolled_out = choice.loss.spec.needs == "transitions"
+        policy = environments.build(entry.kind, entry.settings()).policy if rolled_out else None
+        return successor.load(file, device, solver, steps, policy)
     if not nothing.model:
         return nothing
     built = environments.build(entry.kind, entry.settings())
     oracle = built.oracle()
     assert oracle is not None, environment  # stated in its provenance
-    field = oracle.to(device, torch.float32).velocity_field(entry.gamma, build.path(choice.path))
+    field = oracle.to(device, torch.float64).velocity_field(entry.gamma, build.path(choice.path))
     return GeometricHorizonModel(field, (len(built.state_names),), entry.gamma, solver, steps)
 
 

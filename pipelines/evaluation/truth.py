@@ -82,7 +82,7 @@ def _read(folder: Path, path: Path, device: torch.device, kind: str | None = Non
             )
 
         def tensor(columns: list[str]) -> Tensor:
-            values = torch.tensor(group[columns].to_numpy(), dtype=torch.float32, device=device)
+            values = torch.tensor(group[columns].to_numpy(float), device=device)  # in double precision
             return values.reshape(episodes, -1, len(columns))
 
         return Starts(names, tensor(states), tensor(actions)[:, 0])

@@ -186,15 +186,16 @@ class SuccessorContest(Contest):
         self.base, self.environment, self.settings = params.seed, environment, params.successor.sample
         self.device = device.use(params.device, params.threads)
         entry, folder = params.environments[environment], workspace / layout.collected(environment)
-        oracle = environments.build(entry.kind, entry.settings()).oracle()
-        mdp = None if oracle is None else oracle.to(self.device, torch.float32)
+        built = environments.build(entry.kind, entry.settings())
+        self.policy, oracle = built.policy, built.oracle()
+        mdp = None if oracle is None else oracle.to(self.device, torch.float64)
         self.start = truth.read(folder, self.device)
         generator = self._generator("evaluate", environment)
         self.truth = truth.truth(self.start, mdp, entry.gamma, self.settings.samples, generator)
         self.digest = _digest(row_keys(files.read_table(layout.evaluation(folder))).tobytes())
 
     def _score(self, file: Path, number: int) -> Scores:
-        model = successor.load(file, self.device, self.settings.solver, self.settings.steps)
+        model = successor.load(file, self.device, self.settings.solver, self.settings.steps, self.policy)
         generator = self._generator("sample", self.environment, number)
         x = models.sample(model, self.start.state, self.start.action, self.settings.samples, generator)
         return Scores(np.array([scores.emd(x[:, i], self.truth[:, i]) for i in range(x.shape[1])]))

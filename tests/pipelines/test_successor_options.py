@@ -51,6 +51,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "fit": {"adam_betas": [0.0, 0.9], "adam_beta2_end": 0.99},
     },
     "vae": {"loss": {"name": "vae", "beta": 0.1, "width": 16, "blocks": 1}, "seeds": [3, 0]},
+    "ensemble": {"loss": {"name": "ensemble", "members": 2, "hidden": [16]}},
     "particles": {"loss": "td2_cfm", "fit": {"particles": True, "returns": 3, "ode_steps": 4}},
     "td_cfm": {"loss": "td_cfm"},
     "oracle": {"loss": "oracle"},
