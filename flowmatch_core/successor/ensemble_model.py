@@ -38,6 +38,8 @@ class EnsembleHorizonModel(HorizonModel):
         scale: The scale of the states, with shape `(d,)`.
         action_loc: The location of the actions, with shape `(p,)`.
         action_scale: The scale of the actions, with shape `(p,)`.
+        constant: The values of the components of a state that never change, with shape `(d,)`, NaN for those that do,
+            which alone the ensemble describes; see `GeometricHorizonModel`.
 
     References:
         - Deep Reinforcement Learning in a Handful of Trials using Probabilistic Dynamics Models (Chua et al., 2018),
@@ -68,8 +70,9 @@ class EnsembleHorizonModel(HorizonModel):
         scale: Tensor | None = None,
         action_loc: Tensor | None = None,
         action_scale: Tensor | None = None,
+        constant: Tensor | None = None,
     ) -> None:
-        super().__init__(gamma, loc, scale, action_loc, action_scale)
+        super().__init__(gamma, loc, scale, action_loc, action_scale, constant)
         self.network, self.policy, self.terminal = network, policy, terminal
         self._register_units("loc", loc)
         self._register_units("scale", scale)
@@ -95,7 +98,7 @@ class EnsembleHorizonModel(HorizonModel):
                 more = (left[going] > 0) & (x[going].abs() < FAR).all(1)
                 going = going[more & ~ended if self.terminal else more]
                 now = self._act(x[going], member[going], generator) if len(going) else None
-        return self._raw(x).unflatten(0, (n, len(state)))
+        return self._raw(x).reshape(n, *state.shape)
 
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
         """Raise a `TypeError`: there is no density."""
@@ -113,4 +116,4 @@ class EnsembleHorizonModel(HorizonModel):
         return action.to(x.dtype)
 
     def _raw(self, x: Tensor) -> Tensor:
-        return x if self.loc is None or self.scale is None else x * self.scale + self.loc
+        return self._whole(x if self.loc is None or self.scale is None else x * self.scale + self.loc)

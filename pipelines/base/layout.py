@@ -69,6 +69,11 @@ def counterfactual(folder: Path) -> Path:
     return folder / "counterfactual.parquet"
 
 
+def neighbours(folder: Path) -> Path:
+    """Return another logged future for every start state of the evaluation of a log, with which its floor is found."""
+    return folder / "neighbours.parquet"
+
+
 def models(data: str, method: str) -> Path:
     """Return the folder of a method's networks for a data set or environment."""
     return MODELS / data / method

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+    model_validator,
+)
 
 from pipelines.base import plugins
 from pipelines.base.errors import UserError
@@ -27,6 +37,7 @@ from pipelines.config.yaml_files import merge, read_yaml
 Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
 FixedSolver = Literal["euler", "midpoint", "heun", "rk4"]
 LikelihoodSolver = Literal[FixedSolver, "adams"]
+LONGEST_KEY = 250  # characters of the name of a parameter in MLflow
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -53,9 +64,17 @@ def _row_of(table: Mapping[str, Spec], *others: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_different)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1), AfterValidator(_different)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]  # a folder, part of stage names and options
+
+
+def _all(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    return None if value == "all" else handler(value)
+
+
+All = Annotated[int | None, Field(ge=2), WrapValidator(_all)]
+"""A number, or all that there are, which is the word `all` in the file and None here."""
 
 
 def _device(name: str) -> str:
@@ -313,15 +332,24 @@ class EnvironmentEntry(Trained):
     family: ClassVar[str] = "pipelines.environments"
     kind: Annotated[str, _plugin_of("pipelines.environments")]
     gamma: float = Field(ge=0, lt=1, description="discount, per transition")
-    transitions: int = Field(ge=2, description="offline transitions to collect")
-    rollouts: int = Field(ge=2, description="on-policy episodes for Monte-Carlo training")
-    length: int = Field(
-        ge=2,
-        description="transitions per rollout. The truncated mass of a horizon, gamma^length in evaluation and at most "
-        "gamma^(length/2) in training, which starts in the first half, is assigned to the last state",
+    transitions: All = Field(
+        description="offline transitions to collect; all: every recorded one, where they are recorded"
     )
-    starts: int = Field(ge=2, description="start states of the evaluation")
-    reward: str = Field(description="the reward of the environment whose value is compared")
+    rollouts: Annotated[int, Field(ge=2)] | None = Field(
+        description="on-policy episodes for Monte-Carlo training; null: every one of the log"
+    )
+    length: Annotated[int, Field(ge=2)] | None = Field(
+        description="transitions per rollout. The truncated mass of a horizon, gamma^length in evaluation and at most "
+        "gamma^(length/2) in training, which starts in the first half, is assigned to the last state. In a log: steps "
+        "that follow a start state; null: as many as leave a mass of 1 %",
+    )
+    starts: Annotated[int, Field(ge=2)] | None = Field(
+        description="start states of the evaluation; null: 64 of the log, or all if there are fewer"
+    )
+    reward: str | None = Field(
+        description="the reward whose value is compared; null: none. In a log: a component of the state, a logged "
+        "column, or package.module:function of the state"
+    )
     methods: tuple[Name, ...] | None = Field(
         default=None,
         min_length=1,
@@ -332,6 +360,31 @@ class EnvironmentEntry(Trained):
         default=None,
         description="seeds of the methods here in place of `successor.seeds`; those of a method come first",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, value: Any) -> Any:
+        """Fill in the keys for which the kind has defaults; other kinds require them."""
+        kind = value.get("kind") if isinstance(value, Mapping) else None
+        if kind not in plugins.names(cls.family):  # reported by the check of the kind
+            return value
+        return {**getattr(plugins.load(cls.family, kind), "DEFAULTS", {}), **value}
+
+    @model_validator(mode="after")
+    def _no_holes(self) -> EnvironmentEntry:
+        holes = getattr(plugins.load(self.family, self.kind), "DEFAULTS", {})
+        for key in ("rollouts", "length", "starts", "reward"):
+            if getattr(self, key) is None and key not in holes:
+                raise ValueError(f"{key} is null, which only recorded episodes replace; expected a value")
+        return self
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """Keys that the plugin's own `Settings` declare, with the reward for a plugin that reads it from a file."""
+        own = super().own
+        if "reward" in plugins.load(self.family, self.kind).Settings.model_fields:
+            own = {**own, "reward": self.reward}
+        return own
 
     def runs(self, method: str) -> bool:
         """Return whether a method is trained and evaluated in this environment."""
@@ -474,6 +527,12 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
         UserError: A key is missing or unknown, or a value is invalid.
     """
     params = _validate(Params, raw, path)
+    for key in _keys(raw):
+        if len(key) > LONGEST_KEY:
+            raise UserError(
+                f"{path}: {key[:60]}... has {len(key)} characters with the keys above it, expected at most "
+                f"{LONGEST_KEY}, the limit of MLflow; shorten its name."
+            )
     for kind, section, entries, common in (
         ("density", "datasets", params.datasets, params.density.fit),
         ("successor", "environments", params.environments, params.successor.fit),
@@ -499,6 +558,14 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
         settings = plugins.load(experiment.family, experiment.kind).Settings
         _validate(settings, experiment.own, path, ("experiments", name))
     return params
+
+
+def _keys(nested: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Yield the dotted keys of all values and sections."""
+    for key, value in nested.items():
+        yield f"{above}{key}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{above}{key}.")
 
 
 def _check_fit(common: Fit, changes: Sequence[Mapping[str, Any]], path: Path, prefix: tuple[str, ...]) -> None:

@@ -3,47 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.base.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-def moments(table: pd.DataFrame, source: str) -> dict[str, list[float]]:
-    """Return the mean and standard deviation of each column, with which models standardise.
-
-    Raises:
-        UserError: A column is constant, so that it cannot be standardised.
-    """
-    values = table.to_numpy(dtype=float)
-    check_varying(source, list(map(str, table)), values.min(0), values.max(0))
-    return {"loc": values.mean(0).tolist(), "scale": values.std(0).tolist()}
-
-
-def check_varying(source: str, columns: Sequence[str], low: np.ndarray, high: np.ndarray) -> None:
-    """Raise an error if the minimum and maximum of a column are equal.
-
-    The standard deviation of a constant column may be a rounding error instead of zero, so it is not checked.
-
-    Args:
-        source: Name of the table, for the message.
-        columns: Names of the columns.
-        low: Minimum of each column.
-        high: Maximum of each column.
-
-    Raises:
-        UserError: A column is constant; the message names the first one.
-    """
-    for name, least, largest in zip(columns, low, high, strict=True):
-        if not largest > least:
-            raise UserError(
-                f"the column {name!r} of {source} is constant ({least}); expected it to vary, so leave it out."
-            )
 
 
 def units(
@@ -65,7 +30,7 @@ def units(
     """
     count = len(states)
     parts = [{name: values[part] for name, values in found.items()} for part in (slice(count), slice(count, None))]
-    constants, fixed = (_constants(names, part) for names, part in zip((states, actions), parts, strict=True))
+    constants, fixed = (_constants(names, **part) for names, part in zip((states, actions), parts, strict=True))
     if len(constants) == len(states):
         raise UserError(
             "the transitions change no component of the state: "
@@ -83,9 +48,8 @@ def units(
     return {**parts[0], "constants": constants, **of_actions}, sentences
 
 
-def _constants(names: Sequence[str], found: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    ranges = zip(names, found["low"], found["high"], strict=True)
-    return {name: least for name, least, largest in ranges if not largest > least}
+def _constants(names: Sequence[str], low: Sequence[float], high: Sequence[float], **others: object) -> dict[str, float]:
+    return {name: a for name, a, b in zip(names, low, high, strict=True) if not b > a}
 
 
 class Moments:
@@ -111,6 +75,20 @@ class Moments:
         self.squares = self.squares + n * rows.var(0) + change**2 * (self.count * n / total)
         self.mean, self.count = self.mean + change * (n / total), total
         self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
+
+    def check_varying(self, source: str) -> None:
+        """Raise an error if a column is constant.
+
+        Args:
+            source: Name of the table, for the message.
+
+        Raises:
+            UserError: A column is constant; the message names the first one.
+        """
+        for name, value in _constants(self.columns, self.low.tolist(), self.high.tolist()).items():
+            raise UserError(
+                f"the column {name!r} of {source} is constant ({value}); expected it to vary, so leave it out."
+            )
 
     def result(self) -> dict[str, list[float]]:
         """Return `loc`, `scale`, `low` and `high`; a constant column is 0 when it is standardised, with scale 1."""

@@ -125,7 +125,7 @@ def load(
     return GeometricHorizonModel(model.field, model.event_shape, gamma, solver, steps, **units)
 
 
-def _units(model: saved.Saved) -> dict[str, Tensor]:
+def _units(model: saved.Saved) -> dict[str, Any]:
     """Return the units of states and actions; files of older versions have no units of actions and no constants."""
     meta, constants = model.meta, model.meta.get("constants", {})
     names = meta["state_names"]

@@ -187,7 +187,7 @@ class SuccessorContest(Contest):
         self.device = device.use(params.device, params.threads)
         entry, folder = params.environments[environment], workspace / layout.collected(environment)
         built = environments.build(entry.kind, entry.settings())
-        self.policy, oracle = built.policy, built.oracle()
+        self.policy, oracle = models.policy(built), built.oracle()
         mdp = None if oracle is None else oracle.to(self.device, torch.float64)
         self.start = truth.read(folder, self.device)
         generator = self._generator("evaluate", environment)

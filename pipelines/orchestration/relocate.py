@@ -1,4 +1,4 @@
-"""Paths of params.yaml for a run in another folder: they are relative to the project, whose stages run in workspaces."""
+"""Paths of params.yaml for a run in another folder: relative to the project, while stages run in workspaces."""
 
 from __future__ import annotations
 

@@ -15,12 +15,10 @@ from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipelines.base import files, layout, locks
 from pipelines.base.errors import UserError, did_you_mean
 from pipelines.config.changes import apply
-from pipelines.config.yaml_files import read_yaml
+from pipelines.config.yaml_files import read_yaml, write_yaml
 from pipelines.orchestration.relocate import relocate
 from pipelines.runs.graph import release_killed
 
@@ -133,7 +131,7 @@ def _synchronise(root: Path, workspace: Path, params: Mapping[str, Any]) -> None
             target.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(target) as temporary:
                 shutil.copy2(source, temporary)
-    _write(workspace / "params.yaml", yaml.safe_dump(dict(params), sort_keys=False))
+    _write(workspace / "params.yaml", write_yaml(params))
     _write(workspace / "dvc.yaml", _graph(root, params))
     _write(workspace / ".dvc" / "config.local", _dvc_settings(root, workspace))
     files.write_json(manifest, sorted(present))
@@ -154,7 +152,7 @@ def _graph(root: Path, params: Mapping[str, Any]) -> str:
         return (root / "dvc.yaml").read_text(encoding="utf-8")
     graph["stages"][_CELLS] = {"foreach": cells, "do": template}
     head = "# Made from the project's dvc.yaml: the same stages, but only for the methods that an environment runs.\n"
-    return head + yaml.safe_dump(graph, sort_keys=False, width=120)
+    return head + write_yaml(graph, width=120)
 
 
 def _cells(params: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.base import files, layout, metric_keys
 from pipelines.config.params import Params
+from pipelines.config.yaml_files import write_yaml
 from pipelines.reporting import facts, ranking
 from pipelines.reporting.facts import Facts
 from pipelines.reporting.figures import curves, style
@@ -134,7 +135,6 @@ def compose(params: Params, folder: Path, tables: Path, run: Facts, incomplete: 
 
 def render(page: Page, params: Params, run: Facts) -> str:
     """Return the page as HTML, with all texts escaped."""
-    import yaml
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True)
@@ -146,7 +146,7 @@ def render(page: Page, params: Params, run: Facts) -> str:
         fold=len(page.environments) > OPEN,
         short=SHORT,
         verdict=verdict,
-        yaml=yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110),
+        yaml=write_yaml(params.model_dump(mode="json"), default_flow_style=None, width=110),
     )
 
 

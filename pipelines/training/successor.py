@@ -42,8 +42,8 @@ def train(stage: Stage, environment: str, method: str) -> None:
 class SuccessorJob(Job):
     """The training job of a successor model.
 
-    A loss that needs `futures` receives on-policy future states; one that needs a `target`, transitions and the averaged
-    network; one that needs `transitions`, them alone.
+    A loss that needs `futures` receives on-policy future states; one that needs a `target`, transitions and the
+    averaged network; one that needs `transitions`, them alone.
 
     Attributes:
         choice: Loss and path of the method.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,12 @@ from tests.support.checks import close
 from tests.support.random import generator, randn, tensor
 
 CONSTANT = tensor(math.nan, 1e8 + 0.25, math.nan, -3.0)
-UNITS = {"loc": tensor(5e6, 1.0), "scale": tensor(0.1, 10.0), "action_loc": tensor(2.0), "action_scale": tensor(4.0)}
+UNITS: dict[str, Any] = {
+    "loc": tensor(5e6, 1.0),
+    "scale": tensor(0.1, 10.0),
+    "action_loc": tensor(2.0),
+    "action_scale": tensor(4.0),
+}
 VARYING = [0, 2]
 
 
@@ -31,7 +37,7 @@ def whole(x: Tensor) -> Tensor:
     return state
 
 
-def models(**more: Tensor) -> list[HorizonModel]:
+def models(**more: Any) -> list[HorizonModel]:
     """A model of each class for states of two components and an action, always with the same weights."""
     field = MLPField(2, (16,), cond_dim=3, generator=generator())
     return [

@@ -34,7 +34,9 @@ def raw(std: float) -> float:
     return HIGH - math.log(math.expm1(HIGH - (LOW + math.log(math.expm1(math.log(std) - LOW)))))
 
 
-def ensemble(*changes: tuple[Tensor, Tensor], std: float, policy: tuple[Tensor, Tensor] | None = None) -> GaussianEnsemble:
+def ensemble(
+    *changes: tuple[Tensor, Tensor], std: float, policy: tuple[Tensor, Tensor] | None = None
+) -> GaussianEnsemble:
     """Linear members whose step is (matrix, offset) of a state and an action, with no terminal state."""
     d, inputs = changes[0][0].shape
     network = GaussianEnsemble(d, inputs, len(changes), hidden=()).double()
@@ -88,8 +90,8 @@ def test_the_loss_is_the_likelihood_of_steps_terminals_and_actions(ends: bool) -
     for step, policy in zip(network.steps, network.policies, strict=True):
         logit, mean, log_std = step(batch.condition).unbind(1)
         action, log_spread = policy(batch.next_state).unbind(1)
-        here = torch.distributions.Normal(batch.state[:, 0] + mean, _std(log_std)).log_prob(batch.next_state[:, 0])
-        here = here + torch.distributions.Normal(action, _std(log_spread)).log_prob(batch.next_action[:, 0])
+        here = torch.distributions.Normal(batch.state[:, 0] + mean, _std(log_std)).log_prob(batch.next_state[:, 0])  # type: ignore[no-untyped-call]
+        here = here + torch.distributions.Normal(action, _std(log_spread)).log_prob(batch.next_action[:, 0])  # type: ignore[no-untyped-call]
         if batch.terminal is not None:
             here = here - F.binary_cross_entropy_with_logits(logit, batch.terminal.double(), reduction="none")
         total = total - float(here.detach().mean()) / 3
@@ -134,7 +136,7 @@ def test_maximum_likelihood_finds_the_process_and_its_entropy() -> None:
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = ensemble_loss(network, batch).total
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
@@ -169,7 +171,9 @@ def test_rollouts_of_the_process_have_its_successor_measure(own: bool) -> None:
 
 
 def test_the_number_of_steps_is_geometric_and_begins_at_one() -> None:
-    x = EnsembleHorizonModel(counting(1.0), GAMMA).sample(torch.zeros(1, 1).double(), None, 20_000, generator=generator())
+    x = EnsembleHorizonModel(counting(1.0), GAMMA).sample(
+        torch.zeros(1, 1).double(), None, 20_000, generator=generator()
+    )
     check_shares(x[:, 0, 0], law(12))
 
 
@@ -207,7 +211,9 @@ def test_units_are_those_of_states_and_actions() -> None:
     )
     state, action = randn(3, 2), randn(3, 2, seed=1)
     x = model.sample(state * scale + loc, action * spread + shift, 50, generator=generator())
-    torch.testing.assert_close((x - loc) / scale, plain.sample(state, action, 50, generator=generator()), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        (x - loc) / scale, plain.sample(state, action, 50, generator=generator()), atol=1e-6, rtol=0
+    )
 
 
 def test_samples_repeat_and_values_are_means_of_the_reward() -> None:

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from flowmatch_core.successor import HorizonModel, Transitions
-from pipelines.base import files, layout, metric_keys
+from pipelines.base import files, layout
 from pipelines.config import params, yaml_files
 from pipelines.config.params import Params
 from pipelines.data.batches import Batches
@@ -34,7 +34,7 @@ def tables(folder: Path, state: tuple[float, float], action: tuple[float, float]
     rng = np.random.default_rng(0)
 
     def drawn(n: int, *prefixes: str) -> pd.DataFrame:
-        columns = {}
+        columns = dict[str, np.ndarray]()
         for prefix in prefixes:
             names, (loc, scale) = (("x", "y"), state) if prefix.endswith("state") else (("u", "v"), action)
             columns |= {f"{prefix}_{name}": loc + scale * rng.uniform(-1, 1, n) for name in names}
@@ -93,8 +93,15 @@ METHODS: dict[str, dict[str, Any]] = {
 def written(folder: Path) -> Params:
     raw = yaml_files.read_yaml(Path(__file__).parents[2] / "params.yaml")
     corridor = {
-        **{"kind": "gymnasium", "id": f"{MEMBERS}:Furnished-v0", "policy": f"{MEMBERS}:right_in_a_furnished_corridor"},
-        **{"gamma": 0.8, "transitions": 400, "rollouts": 10, "length": 12, "starts": 3, "reward": "s1"},
+        "kind": "gymnasium",
+        "id": f"{MEMBERS}:Furnished-v0",
+        "policy": f"{MEMBERS}:right_in_a_furnished_corridor",
+        "gamma": 0.8,
+        "transitions": 400,
+        "rollouts": 10,
+        "length": 12,
+        "starts": 3,
+        "reward": "s1",
     }
     raw |= {"device": "cpu", "threads": 1, "environments": {"corridor": corridor}}
     fit = {**raw["successor"]["fit"], "network": {"name": "mlp", "hidden": [16]}, "steps": 12, "batch": 64}
