@@ -43,9 +43,9 @@ class HorizonModel(UnitsModule, ABC):
         gamma: float,
         loc: Tensor | None,
         scale: Tensor | None,
-        action_loc: Tensor | None,
-        action_scale: Tensor | None,
-        constant: Tensor | None,
+        action_loc: Tensor | None = None,
+        action_scale: Tensor | None = None,
+        constant: Tensor | None = None,
     ) -> None:
         super().__init__()
         check_gamma(gamma)

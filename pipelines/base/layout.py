@@ -144,6 +144,11 @@ def cells(folder: Path) -> Path:
     return folder / "cells.parquet"
 
 
+def log_prob(folder: Path) -> Path:
+    """Return the log-density of each test row under each model of a data set."""
+    return folder / "log_prob.parquet"
+
+
 def truth(folder: Path) -> Path:
     """Return the true samples that an evaluation compares with."""
     return folder / "truth.parquet"

@@ -14,6 +14,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from glob import glob, has_magic
@@ -216,6 +217,15 @@ class CsvFile(TableFile):
     def _batches(self) -> Iterator[Any]:
         import pyarrow as pa
 
+        with self._open(dict.fromkeys(self._raw, pa.string())) as reader:
+            yield from reader
+
+    @contextmanager
+    def _open(self, types: Mapping[str, Any] | None = None) -> Iterator[Any]:
+        """Open the file for reading, and raise what pyarrow raises in the block as a sentence."""
+        import pyarrow as pa
+        from pyarrow import csv as reader
+
         bad: list[Any] = []
 
         def note(row: Any) -> str:
@@ -223,38 +233,25 @@ class CsvFile(TableFile):
             return "error"
 
         try:
-            with self._open(dict.fromkeys(self._raw, pa.string()), note) as reader:
-                yield from reader
-        except pa.ArrowInvalid as error:
-            if not bad:
-                raise _not_a_table(self.path, error) from None
-            found, names = bad[0].actual_columns, bad[0].expected_columns
-            where = f"data row {bad[0].number - 1}" if bad[0].number else f"the row {bad[0].text[:40]!r}"
-            raise UserError(
-                f"{where} of {self.path} has {found} values separated by {_DELIMITERS[self.delimiter]}, where the "
-                f"first line has {names} names; expected as many, so mend that row, remove lines above the names or "
-                "below the table, and give a column of row names a name."
-            ) from None
-        except UnicodeDecodeError as error:
-            raise _not_a_table(self.path, error) from None
-        except OSError as error:
-            raise _unread(self.path, error) from None
-
-    def _open(self, types: Mapping[str, Any] | None = None, note: Any = None) -> Any:
-        import pyarrow as pa
-        from pyarrow import csv as reader
-
-        try:
-            return reader.open_csv(
+            with reader.open_csv(
                 self.path,
                 reader.ReadOptions(use_threads=False, block_size=BLOCK, encoding=self.encoding),
                 reader.ParseOptions(delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=note),
-                reader.ConvertOptions(column_types=types, strings_can_be_null=False, check_utf8=True),
-            )
-        except pa.ArrowInvalid as error:
-            raise _not_a_table(self.path, error) from None
+                reader.ConvertOptions(column_types=types, strings_can_be_null=False),
+            ) as opened:
+                yield opened
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+            raise self._ragged(bad[0]) if bad else _not_a_table(self.path, error) from None
         except OSError as error:
             raise _unread(self.path, error) from None
+
+    def _ragged(self, row: Any) -> UserError:
+        where = f"data row {row.number - 1}" if row.number else f"the row {row.text[:40]!r}"
+        return UserError(
+            f"{where} of {self.path} has {row.actual_columns} values separated by {_DELIMITERS[self.delimiter]}, where "
+            f"the first line has {row.expected_columns} names; expected as many, so mend that row, remove lines above "
+            "the names or below the table, and give a column of row names a name."
+        )
 
     def _strings(self, batch: Any, name: str) -> Any:
         """Return a column as strings without spaces at the ends, with nulls for missing values."""
@@ -439,7 +436,7 @@ def _is_date(strings: Any) -> bool:
 
     try:
         _seconds(strings)
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return False
     return True
 
@@ -449,7 +446,8 @@ def _seconds(times: Any) -> NDArray[np.float64]:
     import pyarrow as pa
     from pyarrow import compute
 
-    if pa.types.is_string(times.type):
+    if _kind(times.type) == "text":
+        times = times.cast(pa.string())
         zoned = compute.match_substring_regex(times, r"\d\d:.*(Z|[+-]\d\d:?\d\d)$")
         if compute.any(zoned).as_py():
             times = times.cast(pa.timestamp("us", "UTC"))
@@ -486,7 +484,7 @@ def _examined(values: Any, kind: Kind, where: str) -> Column:
         return Column(kind if missing < len(values) else "empty", "", len(values), missing, where=where)
     present = values.drop_null()
     word = present[0].as_py() if len(present) else ""
-    held: Kind = kind if len(present) else "empty"
+    held: Kind = "empty" if not len(present) else "date" if _is_date(present) else kind
     return Column(held, "", len(values), values.null_count, len(present), word, 1 if word else 0, where)
 
 

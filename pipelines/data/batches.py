@@ -71,11 +71,11 @@ class Batches:
         read = streaming.read(
             path,
             columns,
+            streaming.standardised(columns, loc, scale),
             batch=n,
             limit=rows_in_memory,
             seed=torch.initial_seed(),
-            loc=loc.float(),
-            scale=scale.float(),
+            device=loc.device,
         )
         sizes = [len(self.states)] * 2 + [len(self.actions)] * 2
 

@@ -150,7 +150,8 @@ class _Table(Reader):
 
     def rows(self, fields: Fields) -> Iterator[Rows]:
         ordered = [name for name in ORDER if name in self.columns and name not in (*fields.numbers, *fields.flags)]
-        seen, waiting, name = set[str](), list[pd.DataFrame](), None
+        waiting: list[pd.DataFrame] = []
+        seen, name = set[str](), None
         for path in self.paths:
             for table in _batches(path, fields, ordered):
                 if table[fields.episode].isna().any():

@@ -190,6 +190,7 @@ class SuccessorContest(Contest):
         self.policy, oracle = models.policy(built), built.oracle()
         mdp = None if oracle is None else oracle.to(self.device, torch.float64)
         self.start = truth.read(folder, self.device)
+        self.unit = truth.unit(files.read_json(layout.provenance(folder)), self.device)
         generator = self._generator("evaluate", environment)
         self.truth = truth.truth(self.start, mdp, entry.gamma, self.settings.samples, generator)
         self.digest = _digest(row_keys(files.read_table(layout.evaluation(folder))).tobytes())
@@ -198,7 +199,7 @@ class SuccessorContest(Contest):
         model = successor.load(file, self.device, self.settings.solver, self.settings.steps, self.policy)
         generator = self._generator("sample", self.environment, number)
         x = models.sample(model, self.start.state, self.start.action, self.settings.samples, generator)
-        return Scores(np.array([scores.emd(x[:, i], self.truth[:, i]) for i in range(x.shape[1])]))
+        return Scores(scores.distances(x, self.truth, self.unit))
 
     def _generator(self, *key: object) -> torch.Generator:
         return seeding.generator(self.base, *key, device=self.device)

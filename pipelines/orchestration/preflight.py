@@ -27,9 +27,10 @@ def check(params: Params) -> None:
     """
     device.resolve(params.device)
     for name, method in params.density.methods.items():
-        build.path(method.path)
-        density.objective(method)
-        _try(f"density.methods.{name}.loss", method.loss, partial(_density_step, method))
+        if method.has_field:
+            build.path(method.path)
+            density.objective(method)
+            _try(f"density.methods.{name}.loss", method.loss, partial(_density_step, method))
     for choice in params.successor.methods.values():
         successor.path(choice.path)
     for name, entry in params.environments.items():

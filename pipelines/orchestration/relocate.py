@@ -1,4 +1,4 @@
-"""Paths of params.yaml for a run in another folder: relative to the project, while stages run in workspaces."""
+"""Paths of params.yaml for a run in another folder: stages run in workspaces, and paths are those of the project."""
 
 from __future__ import annotations
 

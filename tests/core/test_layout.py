@@ -34,6 +34,7 @@ FLOORS: list[dict[str, set[str]]] = [
         "paths": {"_call", "_conditions", "_tensors", "field"},
     },
     {
+        "mixture": {"_conditions", "_flow", "_tensors", "_units"},
         "networks": {"_call", "_conditions", "_tensors", "field", "paths"},
         "normalizing": {"_conditions", "_flow", "_require", "_tensors", "_units"},
         "oracles": {"_tensors", "field", "paths"},

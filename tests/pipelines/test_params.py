@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from pipelines.base.errors import UserError
-from pipelines.config import params, yaml_files
+from pipelines.config import changes, params, yaml_files
 
 ROOT = Path(__file__).parents[2]
 PROFILES = ROOT / "pipelines" / "config" / "profiles"
@@ -387,9 +387,7 @@ def test_zero_is_a_seed(tmp_path: Path) -> None:
 def test_every_profile_is_valid_and_has_its_seeds(tmp_path: Path, profile: str, seeds: set[int]) -> None:
     raw = yaml_files.read_yaml(ROOT / "params.yaml")
     if profile != "default":
-        raw = yaml_files.merge(
-            raw, yaml_files.read_yaml(ROOT / "pipelines" / "config" / "profiles" / f"{profile}.yaml")
-        )
+        raw, _ = changes.apply(raw, yaml_files.read_yaml(PROFILES / f"{profile}.yaml"))
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(raw))
     loaded = params.load(path)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from pipelines.orchestration import workspace
+from pipelines.orchestration import preflight, workspace
+from pipelines.orchestration.commands import _workspace
 from pipelines.orchestration.relocate import relocate
+from pipelines.runs import graph
+from tests.pipelines.conftest import ROOT
 
 EXORL = {"kind": "exorl", "directory": "../episodes", "simulator": {"kind": "maze", "task": "loop"}}
 
@@ -66,3 +71,16 @@ def test_a_profile_reads_the_projects_files(project: Path) -> None:
     params = yaml.safe_load((here / "params.yaml").read_text())
     assert (here / params["mirror"]).resolve() == project / "data/raw"
     assert (here / params["environments"]["log"]["directory"]).resolve() == project.parent / "episodes"
+
+
+def test_the_checks_before_a_run_look_where_the_stages_do(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[Path] = []
+    monkeypatch.setattr(preflight, "check", lambda params: folders.append(Path.cwd()))
+    monkeypatch.setattr(graph, "compare", lambda here, targets: ({"prepare": None}, {"prepare"}))
+    shutil.copy(ROOT / "params.yaml", project)
+    (project / ".workspaces" / "smoke").mkdir(parents=True)
+    shutil.copy(ROOT / "params.yaml", project / ".workspaces" / "smoke")
+    here = project / ".workspaces" / "smoke"
+    assert _workspace.has_work(here, argparse.Namespace(targets=[], force=False))
+    assert folders == [here]
+    assert Path.cwd() == project

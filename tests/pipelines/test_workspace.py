@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,28 @@ def test_names_of_entries_that_are_not_there_are_left_out() -> None:
         "solver_steps of b",
         "solver_steps of elsewhere",
     ]
+
+
+@pytest.mark.parametrize("profile", ["td_tables", "td_tables_smoke", "td_claims", "td_claims_smoke"])
+def test_a_profile_about_given_entries_runs_none_of_the_users_own(profile: str) -> None:
+    raw = yaml_files.read_yaml(ROOT / "params.yaml")
+    wanted, _ = changes.apply(raw, yaml_files.read_yaml(PROFILES / f"{profile}.yaml"))
+    mine = deepcopy(raw)
+    for section, like in (("datasets", "moons"), ("environments", "spiral"), ("experiments", "sde_vs_ode")):
+        mine[section]["mine"] = mine[section][like]
+    for section, like in (("density", "cfm"), ("successor", "td_cfm")):
+        mine[section]["methods"]["my_method"] = mine[section]["methods"][like]
+    found, skipped = changes.apply(mine, yaml_files.read_yaml(PROFILES / f"{profile}.yaml"))
+    assert skipped == []
+    found["density"] = wanted["density"]  # which trains on no data set
+    assert found == wanted
+    assert found["datasets"] == {} and found["experiments"] == {}
+
+
+@pytest.mark.parametrize("only", [None, ["datasets"], {"datasets": None}, {"datasets": "moons"}, {"methods": []}])
+def test_a_selection_of_no_entries_is_a_sentence(only: object) -> None:
+    with pytest.raises(UserError, match=r"the profile's only is .*; expected lists of names under datasets, "):
+        changes.apply({"datasets": {"moons": {"kind": "moons"}}}, {"only": only})
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in PROFILES.glob("*.yaml")))
