@@ -186,8 +186,9 @@ class SuccessorContest(Contest):
         self.base, self.environment, self.settings = params.seed, environment, params.successor.sample
         self.device = device.use(params.device, params.threads)
         entry, folder = params.environments[environment], workspace / layout.collected(environment)
-        oracle = environments.build(entry.kind, entry.settings()).oracle()
-        mdp = None if oracle is None else oracle.to(self.device, torch.float32)
+        built = environments.build(entry.kind, entry.settings())
+        self.policy, oracle = models.policy(built), built.oracle()
+        mdp = None if oracle is None else oracle.to(self.device, torch.float64)
         self.start = truth.read(folder, self.device)
         self.unit = truth.unit(files.read_json(layout.provenance(folder)), self.device)
         generator = self._generator("evaluate", environment)
@@ -195,7 +196,7 @@ class SuccessorContest(Contest):
         self.digest = _digest(row_keys(files.read_table(layout.evaluation(folder))).tobytes())
 
     def _score(self, file: Path, number: int) -> Scores:
-        model = successor.load(file, self.device, self.settings.solver, self.settings.steps)
+        model = successor.load(file, self.device, self.settings.solver, self.settings.steps, self.policy)
         generator = self._generator("sample", self.environment, number)
         x = models.sample(model, self.start.state, self.start.action, self.settings.samples, generator)
         return Scores(scores.distances(x, self.truth, self.unit))
