@@ -59,7 +59,8 @@ class Flow(nn.Module, _Moments, ABC):
     `ContinuousFlow`, `normalizing.DiscreteTimeFlow` and `discrete.TokenFlow` are flows. A flow is a
     `torch.nn.Module`: `flow.to(device)` moves its network and its location and scale in one call and returns the
     flow, `flow.parameters()` go to an optimiser, and `flow.state_dict()` holds all of them. As with any module, `to`
-    changes the network that the flow was given, not a copy of it.
+    changes the network that the flow was given, not a copy of it. A move to another dtype leaves the location and the
+    scale in theirs, so that `flow.float()` does not round the units of the data.
 
     A flow is a `torch.distributions.Distribution`, too. Its methods take conditions of any shape: a tensor
     `(*batch, *cond)`, such as vectors, images or integer labels, or a mapping of such tensors. `given` binds them.
@@ -228,17 +229,6 @@ class Flow(nn.Module, _Moments, ABC):
         """Return a tensor whose dtype and device are those of the samples."""
         known: tuple[Tensor, ...] = (*condition_parts(cond), *self.parameters(), self._default)
         return next(tensor for tensor in known if tensor.is_floating_point())
-
-    def _register_units(self, name: str, value: Tensor | None) -> None:
-        """Register a location or a scale: a parameter as such, another tensor as a buffer.
-
-        The buffer is a copy, so that loading a state leaves the given tensor as it is. A tensor that requires
-        gradients is kept itself: it is a variable of the caller.
-        """
-        if isinstance(value, nn.Parameter):
-            self.register_parameter(name, value)
-        else:
-            self.register_buffer(name, value if value is None or value.requires_grad else value.clone())
 
 
 def check_numbers(value: Tensor, check: bool) -> None:

@@ -16,7 +16,8 @@ from flowmatch_core._call import check_field
 from flowmatch_core._conditions import Condition, CondShape
 from flowmatch_core._density import Rule, push, reference_rule
 from flowmatch_core._flow import BoundFlow, Flow, Moments, check_numbers
-from flowmatch_core._tensors import as_shape, broadcast, check_choice
+from flowmatch_core._tensors import as_shape, check_choice
+from flowmatch_core._units import StandardisedFlow
 from flowmatch_core.divergence import DivergenceMethod, rademacher
 from flowmatch_core.field import VelocityField
 from flowmatch_core.solvers import TimeGrid, Uniform
@@ -66,7 +67,7 @@ more steps.'
         )
 
 
-class ContinuousFlow(Flow):
+class ContinuousFlow(StandardisedFlow):
     r"""The distribution at the end of the flow of a velocity field.
 
     It is the law of $x = \mu + s\, \psi_1(x_0)$, where $x_0 \sim p_0$, by default $N(0, \sigma_0^2 I)$, and $\psi$ is
@@ -96,7 +97,9 @@ class ContinuousFlow(Flow):
         divergence: One of auto, exact and hutchinson. The probes of hutchinson stay the same along a path.
         grid: Where these steps end.
         probes: The number of probes of hutchinson.
-        loc: The location $\mu$, which broadcasts to the event shape; 0 by default.
+        loc: The location $\mu$, which broadcasts to the event shape; 0 by default. Give it and `scale` in float64
+            where the data are far from 0: points and samples are then in float64, while the field is evaluated in the
+            dtype of its parameters. MPS has no float64: units in float32 there.
         scale: The scale $s$, likewise; 1 by default.
         base: The distribution $p_0$ of the states at t = 0, in standardised units: a
             `torch.distributions.Distribution` of the event shape or of independent entries, another flow, also one
@@ -120,8 +123,6 @@ class ContinuousFlow(Flow):
 
     has_rsample = True
     field: VelocityField
-    loc: Tensor | None
-    scale: Tensor | None
 
     def __init__(
         self,
@@ -147,19 +148,12 @@ class ContinuousFlow(Flow):
         if probes < 1:
             raise ValueError(f"probes is {probes}, but should be at least 1.")
         event = as_shape("event_shape", event_shape)
-        for name, tensor in (("loc", loc), ("scale", scale)):
-            if tensor is not None:
-                broadcast(name, tensor, event)
-        if scale is not None and not (scale > 0).all():
-            raise ValueError("scale holds values that are not positive, but should be positive.")
         start = base_of(base, base_scale, event)
         declared: CondShape = getattr(field, "cond_shape", None) if cond_shape is None else cond_shape
-        super().__init__(event, declared, start.batch_shape)
+        super().__init__(event, declared, start.batch_shape, loc, scale)
         self.field, self.solver, self.steps, self.grid = field, solver, steps, grid
         self.divergence, self.probes = divergence, probes
         self.base, self.rtol, self.atol, self.check = start, rtol, atol, check
-        self._register_units("loc", loc)
-        self._register_units("scale", scale)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -205,7 +199,7 @@ class ContinuousFlow(Flow):
     ) -> Tensor:
         """Draw samples with gradients; arguments and result are those of `sample`."""
         noise = self._noise(sample_shape, cond, generator)
-        x0, rows, _ = self._rows(noise, cond)
+        x0, rows, _ = self._rows(self._cast(noise), cond)
         rule = self._rule if check is None else replace(self._rule, check=check)
         return self._in_units(rule.solve(self.field, x0, rows).x.reshape(noise.shape))
 
@@ -237,9 +231,10 @@ class ContinuousFlow(Flow):
         """
         noise = self._noise(sample_shape, cond, generator)
         start = self.base.log_prob(noise)
-        x0, rows, lead = self._rows(noise, cond)
-        x1, integral, _ = push(self.field, x0, rows, self._rule, noise=self._probe_noise(x0, generator))
-        return self._in_units(x1.reshape(noise.shape)), start - integral[0].reshape(lead) - self._log_scale()
+        x0, rows, lead = self._rows(self._cast(noise), cond)
+        z, integral, _ = push(self.field, x0, rows, self._rule, noise=self._probe_noise(x0, generator))
+        x, log_det = self._in_units_with_log_det(z.reshape(noise.shape))
+        return x, start - integral[0].reshape(lead) + log_det
 
     @torch.no_grad()
     def trajectory(
@@ -279,7 +274,7 @@ class ContinuousFlow(Flow):
             x0 = self._noise(sample_shape, cond, generator)
         elif tuple(sample_shape):
             raise ValueError(f"sample_shape is {tuple(sample_shape)}, but should be () where x0 is given.")
-        start, rows, lead = self._rows(x0, cond)
+        start, rows, lead = self._rows(self._cast(x0), cond)
         rule = replace(
             self._rule,
             solver=self.solver if solver is None else solver,
@@ -303,8 +298,8 @@ class ContinuousFlow(Flow):
             The log-densities, with shape `(*batch,)`.
         """
         check_numbers(value, self.check)
-        x, rows, lead = self._rows(value, cond)
-        return self._log_prob(x, rows, lead, self._rule, self._probe_noise(x, generator))[0][0]
+        z, rows, log_det = self._standardised_rows(value, cond)
+        return self._log_prob(z, rows, log_det, self._rule, self._probe_noise(z, generator))[0][0]
 
     def estimate(
         self,
@@ -339,11 +334,11 @@ class ContinuousFlow(Flow):
         """
         check_choice("reference", reference, get_args(Reference))
         check_numbers(value, self.check)
-        x, rows, lead = self._rows(value, cond)
-        noise, rule = self._probe_noise(x, generator), self._rule
-        better = rule.refined() if reference == "refined" else reference_rule(rule, x.dtype)
-        coarse, calls = self._log_prob(x, rows, lead, rule, noise, each=True)
-        fine, more_calls = self._log_prob(x, rows, lead, better, noise, each=True)
+        z, rows, log_det = self._standardised_rows(value, cond)
+        noise, rule = self._probe_noise(z, generator), self._rule
+        better = rule.refined() if reference == "refined" else reference_rule(rule, z.dtype)
+        coarse, calls = self._log_prob(z, rows, log_det, rule, noise, each=True)
+        fine, more_calls = self._log_prob(z, rows, log_det, better, noise, each=True)
         log_prob = fine.mean(0)
         spread = torch.zeros_like(log_prob)
         if self.divergence == "hutchinson":
@@ -376,14 +371,26 @@ class ContinuousFlow(Flow):
     def _rule(self) -> Rule:
         return Rule(self.solver, self.steps, self.grid, self.divergence, self.rtol, self.atol, self.check)
 
+    def _network(self) -> VelocityField:
+        return self.field
+
     def _log_prob(
-        self, x: Tensor, rows: Condition, lead: torch.Size, rule: Rule, noise: Tensor | None, each: bool = False
+        self, z: Tensor, rows: Condition, log_det: Tensor, rule: Rule, noise: Tensor | None, each: bool = False
     ) -> tuple[Tensor, int]:
-        """Return the log-densities of rows, `(probes or 1, *lead)`, and the number of field evaluations per point."""
-        x1 = self._standardised(x)
-        x0, integral, calls = push(self.field, x1, rows, rule, noise=noise, each=each, backward=True)
-        start = self.base.log_prob(x0.reshape(*lead, *self.event_shape))
-        return start - integral.reshape(len(integral), *lead) - self._log_scale(), calls
+        """Return the log-densities of rows, `(probes or 1, *lead)`, and the number of field evaluations per point.
+
+        Args:
+            z: The standardised points as rows.
+            rows: The conditions as rows.
+            log_det: The log-determinants of the standardisation, with shape `lead`.
+            rule: How to solve.
+            noise: The probes of hutchinson.
+            each: Whether to return the log-density by each probe.
+        """
+        lead = log_det.shape
+        z0, integral, calls = push(self.field, z, rows, rule, noise=noise, each=each, backward=True)
+        start = self.base.log_prob(z0.reshape(*lead, *self.event_shape))
+        return start - integral.reshape(len(integral), *lead) + log_det, calls
 
     def _probe_noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor | None:
         return rademacher(x, self.probes, generator) if self.divergence == "hutchinson" else None
@@ -391,25 +398,6 @@ class ContinuousFlow(Flow):
     def _noise(self, sample_shape: Sequence[int], cond: Condition, generator: torch.Generator | None) -> Tensor:
         """Return draws of the base, with shape `(*sample_shape, *batch, *event)`."""
         return self.base.draw(self._lead(sample_shape, cond), self._like(cond), generator)
-
-    def _in_units(self, x: Tensor) -> Tensor:
-        """Return standardised states in the units of the data."""
-        if self.scale is not None:
-            x = x * self.scale
-        return x if self.loc is None else x + self.loc
-
-    def _standardised(self, x: Tensor) -> Tensor:
-        if self.loc is not None:
-            x = x - self.loc
-        return x if self.scale is None else x / self.scale
-
-    def _log_scale(self) -> Tensor | float:
-        """Return the logarithm of the volume by which `scale` multiplies."""
-        return 0.0 if self.scale is None else self.scale.log().expand(self.event_shape).sum()
-
-    def _like(self, cond: Condition) -> Tensor:
-        units = [unit for unit in (self.loc, self.scale) if unit is not None and unit.is_floating_point()]
-        return units[0] if units else super()._like(cond)
 
 
 class BoundContinuousFlow(BoundFlow):
@@ -486,9 +474,11 @@ class FlowTransform(Transform):
     def __call__(self, x: Tensor) -> Tensor:
         """Return the image of points, with shape `(*batch, *event)`."""
         flow = self.flow
-        rows, cond, lead = flow._rows(flow._standardised(x) if self.inverse else x, self.cond)
-        y = flow._rule.solve(flow.field, rows, cond, backward=self.inverse).x.reshape(*lead, *flow.event_shape)
-        return y if self.inverse else flow._in_units(y)
+        if self.inverse:
+            rows, cond, log_det = flow._standardised_rows(x, self.cond)
+            return flow._rule.solve(flow.field, rows, cond, backward=True).x.reshape(*log_det.shape, *flow.event_shape)
+        rows, cond, lead = flow._rows(flow._cast(x), self.cond)
+        return flow._in_units(flow._rule.solve(flow.field, rows, cond).x.reshape(*lead, *flow.event_shape))
 
     def call_and_ladj(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return the image of points and the logarithm of the absolute determinant of the Jacobian, by one solve.
@@ -501,11 +491,16 @@ class FlowTransform(Transform):
             The image `(*batch, *event)` and the log-determinants `(*batch,)`.
         """
         flow = self.flow
-        rows, cond, lead = flow._rows(flow._standardised(x) if self.inverse else x, self.cond)
-        noise = flow._probe_noise(rows, generator)
-        y, integral, _ = push(flow.field, rows, cond, flow._rule, noise=noise, backward=self.inverse)
-        y, volume = y.reshape(*lead, *flow.event_shape), integral[0].reshape(lead) + flow._log_scale()
-        return (y, -volume) if self.inverse else (flow._in_units(y), volume)
+        if self.inverse:
+            rows, cond, log_det = flow._standardised_rows(x, self.cond)
+            noise = flow._probe_noise(rows, generator)
+            z, integral, _ = push(flow.field, rows, cond, flow._rule, noise=noise, backward=True)
+            lead = log_det.shape
+            return z.reshape(*lead, *flow.event_shape), log_det - integral[0].reshape(lead)
+        rows, cond, lead = flow._rows(flow._cast(x), self.cond)
+        z, integral, _ = push(flow.field, rows, cond, flow._rule, noise=flow._probe_noise(rows, generator))
+        y, log_det = flow._in_units_with_log_det(z.reshape(*lead, *flow.event_shape))
+        return y, integral[0].reshape(lead) - log_det
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the logarithm of the absolute determinant of the Jacobian at `x`, with shape `(*batch,)`."""

@@ -41,6 +41,7 @@ def run(project: Path, *arguments: str, timeout: int = 600) -> subprocess.Comple
 
 REMOVED = ("checkerboard", "digits", "memoryless_chain")
 """Entries that a user took out of params.yaml, one of which the profile changes."""
+LEFT_OUT = "profile smoke: params.yaml lacks experiments.memoryless_chain; left out.\n"
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = run(copy, "pipelines.orchestration", "repro", "--profile", "smoke")
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     assert first.stdout.strip().splitlines()[-1].endswith("data/report/index.html")
-    assert "profile smoke: params.yaml lacks experiments.memoryless_chain; left out.\n" in first.stderr
+    assert first.stderr.startswith(LEFT_OUT)
     return copy
 
 
@@ -205,7 +206,7 @@ def test_bad_parameters_stop_before_any_stage(project: Path) -> None:
         path.write_text(text)
         assert result.returncode == 1, new
         assert word in result.stderr, result.stderr
-        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+        assert len(result.stderr.removeprefix(LEFT_OUT).strip().splitlines()) == 1, result.stderr
         assert "Running stage" not in result.stdout
 
 

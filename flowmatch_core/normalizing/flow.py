@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from flowmatch_core._conditions import Condition, condition_parts
-from flowmatch_core._flow import Flow, check_numbers
+from flowmatch_core._flow import check_numbers
 from flowmatch_core._tensors import broadcast, seeded, standard_normal_log_prob
+from flowmatch_core._units import StandardisedFlow
 from flowmatch_core.normalizing._base import Architecture
 from flowmatch_core.normalizing._zuko import zuko
 
@@ -20,7 +21,7 @@ __all__ = ["DiscreteTimeFlow"]
 
 
 @final
-class DiscreteTimeFlow(Flow):
+class DiscreteTimeFlow(StandardisedFlow):
     r"""The distribution of $x = \mu + s\, (f_K \circ \dots \circ f_1)(z)$ with $z \sim N(0, I)$.
 
     $$
@@ -41,7 +42,8 @@ class DiscreteTimeFlow(Flow):
         event_dim: The number of dimensions of `x`.
         cond_dim: The number of dimensions of the condition, 0 for none.
         loc: The location $\mu$, which broadcasts to `(event_dim,)`; 0 by default. Most architectures need
-            standardised data, and some are invertible only near the origin.
+            standardised data, and some are invertible only near the origin. Give it and `scale` in float64 where the
+            data are far from 0; see `ContinuousFlow`.
         scale: The scale $s$, likewise; 1 by default.
         check: Whether a value that is not finite raises a `ValueError`; the check synchronises with the device.
         generator: The source of randomness of the initial weights.
@@ -56,8 +58,6 @@ class DiscreteTimeFlow(Flow):
     """
 
     has_rsample = True
-    loc: Tensor
-    scale: Tensor
 
     def __init__(
         self,
@@ -74,13 +74,12 @@ class DiscreteTimeFlow(Flow):
             raise ValueError(f"event_dim is {event_dim}, but should be at least 1.")
         if cond_dim < 0:
             raise ValueError(f"cond_dim is {cond_dim}, but should be at least 0.")
-        super().__init__((event_dim,), (cond_dim,))
+        loc, scale = (
+            broadcast(name, torch.full((), default) if unit is None else unit, (event_dim,)).clone()
+            for name, unit, default in (("loc", loc, 0.0), ("scale", scale, 1.0))
+        )
+        super().__init__((event_dim,), (cond_dim,), (), loc, scale)
         self.kind, self.event_dim, self.cond_dim, self.check = kind, event_dim, cond_dim, check
-        for name, tensor, default in (("loc", loc, 0.0), ("scale", scale, 1.0)):
-            given = torch.full((), default) if tensor is None else tensor
-            self.register_buffer(name, broadcast(name, given, (event_dim,)).clone())
-        if not bool((self.scale > 0).all()):
-            raise ValueError("scale holds values that are not positive, but should be positive.")
         zuko()
         with seeded(torch.default_generator if generator is None else generator, torch.device("cpu")):
             self.transform = kind.build(event_dim, cond_dim)
@@ -121,7 +120,7 @@ class DiscreteTimeFlow(Flow):
         """Draw samples with gradients; arguments and result are those of `sample`."""
         z, transform, lead = self._noise(sample_shape, cond, generator)
         x: Tensor = transform.inv(z)
-        return (self.loc + self.scale * x).reshape(*lead, self.event_dim)
+        return self._in_units(x).reshape(*lead, self.event_dim)
 
     def rsample_and_log_prob(
         self,
@@ -142,10 +141,11 @@ class DiscreteTimeFlow(Flow):
         """
         z, transform, lead = self._noise(sample_shape, cond, generator)
         if len(z) == 0:  # zuko cannot sum over no rows
-            return z.reshape(*lead, self.event_dim), z.sum(1).reshape(lead)
-        x, volume = transform.inv.call_and_ladj(z)
-        log_prob: Tensor = standard_normal_log_prob(z) - volume - self.scale.log().sum()
-        return (self.loc + self.scale * x).reshape(*lead, self.event_dim), log_prob.reshape(lead)
+            return self._in_units(z).reshape(*lead, self.event_dim), z.sum(1).reshape(lead)
+        y, volume = transform.inv.call_and_ladj(z)
+        x, log_det = self._in_units_with_log_det(y)
+        log_prob: Tensor = standard_normal_log_prob(z) - volume + log_det
+        return x.reshape(*lead, self.event_dim), log_prob.reshape(lead)
 
     def log_prob(self, value: Tensor, cond: Condition = None, *, generator: torch.Generator | None = None) -> Tensor:
         """Return the log-density in nats.
@@ -160,13 +160,15 @@ class DiscreteTimeFlow(Flow):
         """
         check_numbers(value, self.check)
         self._check_condition(cond)
-        points, rows, lead = self._rows(value, cond)
-        x = (points - self.loc) / self.scale
-        if len(x) == 0:  # zuko cannot sum over no rows
-            return x.sum(1).reshape(lead)
-        z, volume = self.transform(rows).call_and_ladj(x)
-        log_prob: Tensor = volume + standard_normal_log_prob(z) - self.scale.log().sum()
-        return log_prob.reshape(lead)
+        y, rows, log_det = self._standardised_rows(value, cond)
+        if len(y) == 0:  # zuko cannot sum over no rows
+            return log_det
+        z, volume = self.transform(rows).call_and_ladj(y)
+        log_prob: Tensor = (volume + standard_normal_log_prob(z)).reshape(log_det.shape) + log_det
+        return log_prob
+
+    def _network(self) -> nn.Module:
+        return self.transform
 
     def _noise(
         self, sample_shape: Sequence[int], cond: Condition, generator: torch.Generator | None
@@ -174,8 +176,8 @@ class DiscreteTimeFlow(Flow):
         """Return noise as rows, the transform from data to noise, and the shape of the draws."""
         self._check_condition(cond)
         lead = self._lead(sample_shape, cond)
-        shape = (math.prod(lead), self.event_dim)
-        z = torch.randn(shape, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
+        like = self._like(cond)
+        z = torch.randn((math.prod(lead), self.event_dim), generator=generator, dtype=like.dtype, device=like.device)
         return z, self.transform(self._condition_rows(cond, lead)), lead
 
     def _check_condition(self, cond: Condition) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowmatch_core._conditions import BoundCondition, bind_condition
+from flowmatch_core._units import UnitsModule, check_pair
 from flowmatch_core.field import VelocityField
 from flowmatch_core.flow import ContinuousFlow, LogDensity
 from flowmatch_core.solvers import TimeGrid, Uniform
@@ -19,25 +20,38 @@ from flowmatch_core.successor.transitions import condition
 __all__ = ["GeometricHorizonModel", "HorizonModel"]
 
 
-class HorizonModel(nn.Module, ABC):
+class HorizonModel(UnitsModule, ABC):
     r"""A model of $X = S_T$, $T \sim \mathrm{Geometric}(1-\gamma)$ on 1, 2, 3, ..., given (s, a).
 
     The first sample is the NEXT state. All arguments and results are in raw units. With `loc` and `scale` the network
     works on standardised states: x and the state in its condition are `(. - loc) / scale`, as in
-    `Transitions.standardise`. Actions are not changed; an action of `None` is that of the policy, for a network
-    conditioned on the state alone. A model is a `torch.nn.Module`: `to`, `parameters` and `state_dict` include the
-    network, the location and the scale.
+    `Transitions.standardise`, and so are actions with `action_loc` and `action_scale`. An action of `None` is that of
+    the policy, for a network conditioned on the state alone. A model is a `torch.nn.Module`: `to`, `parameters` and
+    `state_dict` include the network, the locations and the scales, which keep their dtype; see `ContinuousFlow`.
     """
+
+    UNITS = ("loc", "scale", "action_loc", "action_scale")
+    action_loc: Tensor | None
+    action_scale: Tensor | None
 
     has_density: ClassVar[bool]
     """Whether the model has a `log_prob`."""
 
-    def __init__(self, gamma: float, loc: Tensor | None, scale: Tensor | None) -> None:
+    def __init__(
+        self,
+        gamma: float,
+        loc: Tensor | None,
+        scale: Tensor | None,
+        action_loc: Tensor | None,
+        action_scale: Tensor | None,
+    ) -> None:
         super().__init__()
         check_gamma(gamma)
-        if (loc is None) != (scale is None):
-            raise ValueError("loc and scale should be given both or neither, but one of them was None.")
+        check_pair(loc=loc, scale=scale)
+        check_pair(action_loc=action_loc, action_scale=action_scale)
         self.gamma = gamma
+        self._register_units("action_loc", action_loc)
+        self._register_units("action_scale", action_scale)
 
     def _units(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the location and the scale of the states, each with shape `(d,)`, or None as it is here."""
@@ -86,6 +100,8 @@ class HorizonModel(nn.Module, ABC):
         loc, scale = self._units()
         if loc is not None and scale is not None:
             state = (state - loc) / scale
+        if action is not None and self.action_loc is not None and self.action_scale is not None:
+            action = (action - self.action_loc) / self.action_scale
         return condition(state, action)
 
 
@@ -105,6 +121,8 @@ class GeometricHorizonModel(HorizonModel):
         grid: Where these steps end.
         loc: The location of the states, with shape `(d,)`.
         scale: The scale of the states, with shape `(d,)`.
+        action_loc: The location of the actions, with shape `(p,)`; None where the field takes them as they are.
+        action_scale: The scale of the actions, with shape `(p,)`.
 
     References:
         - Gamma-Models: Generative Temporal Difference Learning for Infinite-Horizon Prediction (Janner et al., 2020),
@@ -135,8 +153,10 @@ class GeometricHorizonModel(HorizonModel):
         grid: TimeGrid = Uniform(),
         loc: Tensor | None = None,
         scale: Tensor | None = None,
+        action_loc: Tensor | None = None,
+        action_scale: Tensor | None = None,
     ) -> None:
-        super().__init__(gamma, loc, scale)
+        super().__init__(gamma, loc, scale, action_loc, action_scale)
         self.flow = ContinuousFlow(field, event_shape, solver, steps, grid=grid, loc=loc, scale=scale)
 
     @property

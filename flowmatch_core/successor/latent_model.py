@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flowmatch_core._units import network_dtype
 from flowmatch_core.successor.horizon_model import HorizonModel
 from flowmatch_core.successor.networks import LatentNetwork
 
@@ -33,12 +34,19 @@ class LatentHorizonModel(HorizonModel):
     scale: Tensor | None
 
     def __init__(
-        self, network: LatentNetwork, gamma: float, *, loc: Tensor | None = None, scale: Tensor | None = None
+        self,
+        network: LatentNetwork,
+        gamma: float,
+        *,
+        loc: Tensor | None = None,
+        scale: Tensor | None = None,
+        action_loc: Tensor | None = None,
+        action_scale: Tensor | None = None,
     ) -> None:
-        super().__init__(gamma, loc, scale)
+        super().__init__(gamma, loc, scale, action_loc, action_scale)
         self.network = network
-        self.register_buffer("loc", None if loc is None else loc.clone())
-        self.register_buffer("scale", None if scale is None else scale.clone())
+        self._register_units("loc", loc)
+        self._register_units("scale", scale)
 
     def _units(self) -> tuple[Tensor | None, Tensor | None]:
         return self.loc, self.scale
@@ -48,6 +56,7 @@ class LatentHorizonModel(HorizonModel):
     ) -> Tensor:
         """Draw `n` independent future states for every row, with shape `(n, batch, d)`."""
         cond = self._condition(state, action)
+        cond = cond.to(network_dtype(self.network) or cond.dtype)
         noise = torch.randn(
             n, len(cond), self.network.event_dim, generator=generator, dtype=cond.dtype, device=cond.device
         )

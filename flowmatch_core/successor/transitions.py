@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from flowmatch_core._units import check_pair
 from flowmatch_core.successor.geometric import check_gamma
 
 __all__ = ["Transitions", "condition", "n_step"]
@@ -113,11 +114,49 @@ class Transitions:
         """Return the rows of `value` where s' is terminal, and of `otherwise` elsewhere, both `(batch, d)`."""
         return otherwise if self.terminal is None else torch.where(self.terminal[:, None], value, otherwise)
 
-    def standardise(self, loc: Tensor, scale: Tensor) -> Transitions:
-        """Return the batch with `(state - loc) / scale` in place of all states; actions are not changed."""
-        direct = None if self.direct_state is None else (self.direct_state - loc) / scale
+    def standardise(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        action_loc: Tensor | None = None,
+        action_scale: Tensor | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> Transitions:
+        """Return the batch with `(state - loc) / scale` in place of all states, and likewise of the actions.
+
+        Args:
+            loc: The location of the states, with shape `(d,)`; in float64 where they are far from 0.
+            scale: Their scale, with shape `(d,)`.
+            action_loc: The location of the actions, with shape `(p,)`; None leaves actions as they are.
+            action_scale: Their scale, with shape `(p,)`.
+            dtype: The dtype of the result, that of the network; by default that of the arithmetic.
+
+        Examples:
+            >>> s, a = torch.tensor([[6e6 + 0.5]]).double(), torch.tensor([[300.0]])
+            >>> loc, scale = torch.tensor([6e6]).double(), torch.tensor([0.25]).double()
+            >>> batch = Transitions(s, a, s, a)
+            >>> batch.standardise(loc, scale, a[0], a[0] / 3, dtype=torch.float32).condition
+            tensor([[2., 0.]])
+        """
+        check_pair(action_loc=action_loc, action_scale=action_scale)
+
+        def cast(value: Tensor) -> Tensor:
+            return value if dtype is None else value.to(dtype)
+
+        def action(value: Tensor | None) -> Tensor | None:
+            if value is not None and action_loc is not None and action_scale is not None:
+                value = (value - action_loc) / action_scale
+            return None if value is None else cast(value)
+
+        direct = None if self.direct_state is None else cast((self.direct_state - loc) / scale)
         return replace(
-            self, state=(self.state - loc) / scale, next_state=(self.next_state - loc) / scale, direct_state=direct
+            self,
+            state=cast((self.state - loc) / scale),
+            action=action(self.action),
+            next_state=cast((self.next_state - loc) / scale),
+            next_action=action(self.next_action),
+            direct_state=direct,
         )
 
 

@@ -38,7 +38,8 @@ def sentence(error: ValidationError, model: type[BaseModel], path: Path, prefix:
         where = ".".join(_word(part) for part in (*prefix, *first["loc"][:-2]))
         what = f"{where} has the name {found}; expected small letters, digits and _ after a letter, at most 64 of them."
     elif not first["loc"]:
-        what = str(first["msg"]).removeprefix("Value error, ") + "."
+        message = str(first["msg"]).removeprefix("Value error, ")
+        what = f"{key + ': ' if key else ''}{message}{'' if message.endswith(('.', '?')) else '.'}"
     else:
         message = str(first["msg"]).removeprefix("Value error, ")
         for theirs, ours in (

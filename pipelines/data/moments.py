@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.base.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-def moments(table: pd.DataFrame, source: str) -> dict[str, list[float]]:
-    """Return the mean and standard deviation of each column, with which models standardise.
-
-    Raises:
-        UserError: A column is constant, so that it cannot be standardised.
-    """
-    values = table.to_numpy(dtype=float)
-    check_varying(source, list(map(str, table)), values.min(0), values.max(0))
-    return {"loc": values.mean(0).tolist(), "scale": values.std(0).tolist()}
 
 
 def check_varying(source: str, columns: Sequence[str], low: np.ndarray, high: np.ndarray) -> None:
@@ -70,13 +55,16 @@ class Moments:
         self.mean, self.count = self.mean + change * (n / total), total
         self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
 
-    def result(self) -> dict[str, list[float]]:
+    def result(self, source: str = "the transitions") -> dict[str, list[float]]:
         """Return `loc`, `scale`, `low` and `high`.
+
+        Args:
+            source: Name of the rows, for the message.
 
         Raises:
             UserError: A column is constant, so that it cannot be standardised.
         """
-        check_varying("the transitions", self.columns, self.low, self.high)
+        check_varying(source, self.columns, self.low, self.high)
         scale = np.sqrt(self.squares / self.count)
         moments = {"loc": self.mean, "scale": scale, "low": self.low, "high": self.high}
         return {name: value.tolist() for name, value in moments.items()}

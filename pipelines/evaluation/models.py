@@ -21,7 +21,7 @@ def load(
 ) -> HorizonModel | Untrained:
     """Return the model of one seed, trained or in closed form, or the reason why there is none."""
     entry, choice = params.environments[environment], params.successor.methods[method]
-    nothing = untrained(environment, method, entry, choice)
+    nothing = untrained(params, environment, method)
     if nothing is None:
         file = layout.network(layout.models(environment, method), seed)
         return successor.load(file, device, solver, steps)

@@ -79,7 +79,8 @@ def network(config: Mapping[str, Any], prediction: str, path: AffinePath) -> nn.
     if prediction == "state":
         own = catalog.SUCCESSOR_LOSSES[config["name"]].network
         assert own is not None, config["name"]
-        return build.make(own, config)
+        latent: nn.Module = build.make(own, config)
+        return latent
     made = build.network(config)
     return NoisePrediction(made, path) if prediction == "noise" else made
 

@@ -25,7 +25,7 @@ from pipelines.base import device, files, layout, seeding
 from pipelines.base.errors import UserError
 from pipelines.config.params import Params
 from pipelines.evaluation import models, scores, truth
-from pipelines.models import density, saved, successor
+from pipelines.models import build, density, saved, successor
 
 Array = NDArray[np.float64]
 Keys = NDArray[np.uint64]
@@ -157,7 +157,8 @@ class DensityContest(Contest):
         self.digest = _digest(keys[chosen].tobytes())
 
     def _score(self, file: Path, number: int) -> Scores:
-        flow = density.load(file, self.device, self.settings.solver, self.settings.steps // 2)  # `estimate` doubles it
+        settings, grid = self.settings, build.grid(self.settings.grid)
+        flow = density.load(file, self.device, settings.solver, settings.steps // 2, grid=grid)  # `estimate` doubles it
         try:
             with torch.no_grad():
                 estimate = flow.estimate(self.rows)
@@ -188,6 +189,7 @@ class SuccessorContest(Contest):
         oracle = environments.build(entry.kind, entry.settings()).oracle()
         mdp = None if oracle is None else oracle.to(self.device, torch.float32)
         self.start = truth.read(folder, self.device)
+        self.unit = truth.unit(files.read_json(layout.provenance(folder)), self.device)
         generator = self._generator("evaluate", environment)
         self.truth = truth.truth(self.start, mdp, entry.gamma, self.settings.samples, generator)
         self.digest = _digest(row_keys(files.read_table(layout.evaluation(folder))).tobytes())
@@ -196,7 +198,7 @@ class SuccessorContest(Contest):
         model = successor.load(file, self.device, self.settings.solver, self.settings.steps)
         generator = self._generator("sample", self.environment, number)
         x = models.sample(model, self.start.state, self.start.action, self.settings.samples, generator)
-        return Scores(np.array([scores.emd(x[:, i], self.truth[:, i]) for i in range(x.shape[1])]))
+        return Scores(scores.distances(x, self.truth, self.unit))
 
     def _generator(self, *key: object) -> torch.Generator:
         return seeding.generator(self.base, *key, device=self.device)

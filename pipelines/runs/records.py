@@ -79,6 +79,8 @@ class Input:
         digest: MD5 of the content, as DVC computes it.
         columns: Names of the columns.
         source: Where the data come from.
+        types: Types of the columns that are not `float`: `integer` or `text`.
+        files: SHA-256 of the user's files, by their paths from the folder that the stage ran in.
     """
 
     name: str
@@ -87,6 +89,8 @@ class Input:
     digest: str
     columns: list[str]
     source: str
+    types: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 class Point(NamedTuple):
@@ -211,8 +215,11 @@ class RunRecord:
             provenance: Description of the data.
         """
         columns = [column for key, names in provenance.items() if key.endswith(_COLUMNS) for column in names]
-        source = str(provenance.get("source", ""))
-        self.record.inputs.append(Input(name, context, folder.as_posix(), files.md5(folder), columns, source))
+        columns += [condition["name"] for condition in provenance.get("conditions", ())]
+        types = {column: kind for column, kind in provenance.get("types", {}).items() if kind != "float"}
+        source, given = str(provenance.get("source", "")), dict(provenance.get("files", {}))
+        path, digest = folder.as_posix(), files.md5(folder)
+        self.record.inputs.append(Input(name, context, path, digest, columns, source, types, given))
         self._write()
 
     def cells(self, cells: Sequence[Cell]) -> None:

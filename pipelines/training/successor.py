@@ -29,7 +29,7 @@ def train(stage: Stage, environment: str, method: str) -> None:
     """Train a successor model, one network per seed, or write the reason why it has no network."""
     entry, params = stage.params.environments[environment], stage.params.successor
     choice = params.methods[method]
-    nothing = untrained(environment, method, entry, choice)
+    nothing = untrained(stage.params, environment, method)
     if nothing is not None:
         nothing.write(stage, environment, method)
         return
@@ -58,9 +58,10 @@ class SuccessorJob(Job):
         return {"environment": self.data, "gamma": self.gamma, "method": self.choice.model_dump(mode="json")}
 
     def inputs(self) -> list[Path]:
-        """Return the transitions, the rollouts and their provenance."""
+        """Return the transitions, the rollouts, if there are any, and their provenance."""
         folder = layout.collected(self.data)
-        return [layout.transitions(folder), layout.rollouts(folder), layout.provenance(folder)]
+        paths = [layout.transitions(folder), layout.rollouts(folder), layout.provenance(folder)]
+        return [path for path in paths if path.exists()]  # a log of another policy has no rollouts
 
     def task(self, device: torch.device) -> Task:
         """Create the training task of one seed."""

@@ -29,12 +29,14 @@ FLOORS: list[dict[str, set[str]]] = [
         "_bases": {"_flow", "_tensors"},
         "dequantise": {"_tensors"},
         "divergence": {"_call", "_conditions", "_jacobian", "_tensors", "field"},
+        "_units": {"_conditions", "_flow", "_tensors"},
         "guidance": {"_call", "_conditions", "_tensors", "field"},
-        "normalizing": {"_conditions", "_flow", "_require", "_tensors"},
         "paths": {"_call", "_conditions", "_tensors", "field"},
     },
     {
+        "mixture": {"_conditions", "_flow", "_tensors", "_units"},
         "networks": {"_call", "_conditions", "_tensors", "field", "paths"},
+        "normalizing": {"_conditions", "_flow", "_require", "_tensors", "_units"},
         "oracles": {"_tensors", "field", "paths"},
         "solvers": {"_call", "_conditions", "_require", "_tensors", "field", "paths"},
     },
@@ -43,7 +45,8 @@ FLOORS: list[dict[str, set[str]]] = [
         "couplings": {"_conditions", "_tensors", "field", "solvers", "transport"},
         "discrete": {"_call", "_conditions", "_flow", "_tensors", "field", "guidance", "solvers"},
         "flow": {
-            *("_bases", "_call", "_conditions", "_density", "_flow", "_tensors", "divergence", "field", "solvers"),
+            *("_bases", "_call", "_conditions", "_density", "_flow", "_tensors", "_units"),
+            *("divergence", "field", "solvers"),
         },
         "metrics": {"_call", "_conditions", "_tensors", "field", "solvers", "transport"},
     },
@@ -52,7 +55,7 @@ FLOORS: list[dict[str, set[str]]] = [
             *("_bases", "_call", "_conditions", "_density", "_jacobian", "_require", "_tensors"),
             *("couplings", "divergence", "field", "paths", "solvers"),
         },
-        "successor": {"_call", "_conditions", "_tensors", "field", "flow", "networks", "paths", "solvers"},
+        "successor": {"_call", "_conditions", "_tensors", "_units", "field", "flow", "networks", "paths", "solvers"},
     },
 ]
 MAY_IMPORT = {room: rooms for floor in FLOORS for room, rooms in floor.items()}

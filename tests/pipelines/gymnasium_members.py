@@ -39,7 +39,26 @@ class Grid(gymnasium.Env[Any, Any]):
     action_space = spaces.Box(-1, 1, (1,))
 
 
+class Shared(Corridor):
+    """A corridor whose place is one array for all instances, as in environments that wrap a global simulator."""
+
+    place = np.zeros(2)
+
+    def __init__(self, noise: float = 0.0) -> None:
+        super().__init__(noise)
+        self.seen = Shared.place
+
+
+class Unseeded(Corridor):
+    """A corridor that ignores the seed of a reset."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return super().reset(options=options)
+
+
 gymnasium.register("Corridor-v0", Corridor, max_episode_steps=30)
+gymnasium.register("Shared-v0", Shared, max_episode_steps=30)
+gymnasium.register("Unseeded-v0", Unseeded, max_episode_steps=30)
 gymnasium.register("Grid-v0", Grid)
 
 
@@ -71,3 +90,8 @@ def left(observation: np.ndarray) -> np.ndarray:
 def nan(observation: np.ndarray) -> np.ndarray:
     """A broken policy."""
     return np.full((len(observation), 1), np.nan)
+
+
+def words(observation: np.ndarray) -> list[list[str]]:
+    """A policy that answers with names."""
+    return [["right"]] * len(observation)

@@ -76,23 +76,6 @@ def test_ignored_files_stay_out_of_a_workspace_whoever_owns_the_folder(
     assert (here / "step.py").exists() and not (here / "noise.log").exists()
 
 
-def test_a_mirror_is_that_of_the_project_wherever_it_stands(project: Path, tmp_path: Path) -> None:
-    """A moved project has the same parameters in its workspaces, and so runs no stage again."""
-    write(project, "pipelines/config/profiles/smoke.yaml", "profile: smoke\n")
-    write(project, "params.yaml", "mirror: ../mirror\n")
-    texts = []
-    for root in (project, tmp_path / "moved" / "project"):
-        if root != project:
-            root.parent.mkdir()
-            project.rename(root)
-        here = workspace.prepare(root, "smoke")
-        texts.append((here / "params.yaml").read_text())
-        assert (here / yaml.safe_load(texts[-1])["mirror"]).resolve() == (root / "../mirror").resolve()
-    assert texts[0] == texts[1]
-    write(root, "params.yaml", "mirror: /data/mirror\n")
-    assert yaml.safe_load((workspace.prepare(root, "smoke") / "params.yaml").read_text())["mirror"] == "/data/mirror"
-
-
 def test_a_second_time_touches_only_what_was_edited(root: Path) -> None:
     here = workspace.prepare(root, "smoke")
     before = tree(here)
