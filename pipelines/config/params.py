@@ -534,6 +534,7 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Params:
+        sections: dict[str, Mapping[str, Entry]]
         sections = {"data set": self.datasets, "environment": self.environments, "experiment": self.experiments}
         for (one, here), (other, there) in combinations(sections.items(), 2):
             if both := sorted(here.keys() & there.keys()):
