@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -39,6 +40,10 @@ from pipelines.config.yaml_files import merge, read_yaml
 Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
 FixedSolver = Literal["euler", "midpoint", "heun", "rk4"]
 LikelihoodSolver = Literal[FixedSolver, "adams"]
+PAGE_PARTS = frozenset({"results", "densities", "tables", "environments", "run", "parameters"})
+"""Anchors of the report, beside those of entries."""
+REFERENCES = {"floor": "the sampling floor", "truth": "the true samples"}
+"""What stands beside methods in tables and pictures."""
 LONGEST_KEY = 250  # characters of the name of a parameter in MLflow
 M = TypeVar("M", bound=BaseModel)
 
@@ -548,12 +553,18 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Params:
-        both = sorted(self.datasets.keys() & self.environments.keys())
-        if both:
-            raise ValueError(f"{both[0]!r} names a data set and an environment; expected different names")
+        sections: dict[str, Mapping[str, Entry]]
+        sections = {"data set": self.datasets, "environment": self.environments, "experiment": self.experiments}
+        for (one, here), (other, there) in combinations(sections.items(), 2):
+            if both := sorted(here.keys() & there.keys()):
+                raise ValueError(f"{both[0]!r} names a {one} and an {other}; expected different names")
+        for what, entries in sections.items():
+            if taken := sorted(entries.keys() & PAGE_PARTS):
+                raise ValueError(f"{taken[0]!r} names a part of the report; expected another name of the {what}")
         for section in ("density", "successor"):
-            if "floor" in getattr(self, section).methods:
-                raise ValueError(f"{section}.methods has 'floor', the name of the sampling floor; expected another one")
+            for name, what in REFERENCES.items():
+                if name in getattr(self, section).methods:
+                    raise ValueError(f"{section}.methods has {name!r}, the name of {what}; expected another one")
         known = self.successor.methods
         for name, entry in self.environments.items():
             unknown = [method for method in entry.methods or () if method not in known]
