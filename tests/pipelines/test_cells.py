@@ -286,6 +286,30 @@ def test_a_conditional_model_has_the_users_columns_in_its_signature(project: Pat
     assert not scores.equals(model.predict(example, params={"seed": 1})["log_prob"])  # other dequantisations
 
 
+def test_the_example_of_an_environment_has_its_constants_and_mean_actions(tmp_path: Path) -> None:
+    import torch
+
+    from pipelines.runs import flavour
+
+    meta = {
+        "gamma": 0.9,
+        "state_names": ["x", "height", "y"],
+        "action_names": ["push"],
+        "constants": {"height": 1.5},
+        "action_loc": [400.0],
+        "action_scale": [50.0],
+    }
+    tensors = {
+        "loc": torch.tensor([6e6 + 0.25, 1.5, 2.0], dtype=torch.float64),
+        "scale": torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64),
+    }
+    files.write_tensors(tmp_path / "seed0.safetensors", tensors, meta)
+    flavour.write(tmp_path, tmp_path, "0" * 32)
+    example = json.loads((tmp_path / "input_example.json").read_text())
+    assert example["columns"] == ["state_x", "state_height", "state_y", "action_push"]
+    assert example["data"] == [[6e6 + 0.25, 1.5, 2.0, 400.0], [6e6 + 0.75, 1.5, 5.0, 400.0]]
+
+
 def test_aliases_and_tags_of_versions(project: Path, invocation: Any) -> None:
     for _ in range(2):
         with invocation():
