@@ -78,9 +78,8 @@ def test_options_go_into_the_profile(root: Path) -> None:
     }
     assert found["density"]["seeds"] == [0, 1, 2]
     assert found["density"]["fit"]["steps"] == 70
-    couplings = [method.get("coupling") for method in found["density"]["methods"].values()]
-    assert "conditional_ot" in couplings
-    assert "minibatch_ot" not in couplings
+    assert found["density"]["methods"]["conditional_ot"]["coupling"] == "conditional_ot"
+    assert "ot_cfm" not in found["density"]["methods"]  # it pairs noise with rows of any condition
 
 
 def test_a_number_as_condition_gets_a_finite_weight(root: Path) -> None:
