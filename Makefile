@@ -78,7 +78,7 @@ gc: setup  ## remove from DVC's cache what neither the project nor a profile use
 	@$(RUN) gc
 
 test: $(VENV)/.docs-installed  ## the tests, on all cores
-	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -m "not slow" -n auto --dist loadfile
+	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.scale-installed  ## the tests that take minutes, local clusters and stores among them
 	@"$(BIN)/python" -m pytest -m slow

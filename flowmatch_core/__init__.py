@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from flowmatch_core.metrics import sampling_floor as sampling_floor
     from flowmatch_core.metrics import sliced_wasserstein as sliced_wasserstein
     from flowmatch_core.metrics import wasserstein2 as wasserstein2
+    from flowmatch_core.mixture import MixtureFlow as MixtureFlow
     from flowmatch_core.networks import ACTIVATIONS as ACTIVATIONS
     from flowmatch_core.networks import ConcatSquashField as ConcatSquashField
     from flowmatch_core.networks import ConvUNetField as ConvUNetField
@@ -210,6 +211,7 @@ _MODULES = {
         "sliced_wasserstein",
         "wasserstein2",
     ),
+    "mixture": ("MixtureFlow",),
     "networks": (
         "ACTIVATIONS",
         "ConcatSquashField",

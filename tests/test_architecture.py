@@ -57,8 +57,9 @@ PLUGINS = {
 """Packages that load their files by name."""
 
 ROWS = {
-    "pipelines.models.build": (catalog.PATHS, catalog.COUPLINGS, catalog.NETWORKS),
-    "pipelines.models.density": (catalog.OBJECTIVES,),
+    "pipelines.models.build": (catalog.PATHS, catalog.COUPLINGS, catalog.GRIDS, catalog.NETWORKS),
+    "pipelines.models.density": (catalog.OBJECTIVES, catalog.NORMALIZING),
+    "pipelines.training.density": (catalog.CLOSED_FORMS,),
     "pipelines.models.successor": (catalog.SUCCESSOR_LOSSES,),
 }
 """Modules that load the rows of these tables of the catalog."""
@@ -99,7 +100,7 @@ def is_in(module: str, package: str) -> bool:
 def room(module: str) -> str | None:
     """The room of a module of `pipelines`."""
     parts = module.split(".")
-    return parts[1] if parts[0] == "pipelines" and len(parts) > 1 else None
+    return parts[1] if parts[0] == "pipelines" and parts[1:] not in ([], ["__main__"]) else None
 
 
 def users(*packages: str) -> set[str]:
@@ -143,7 +144,7 @@ def test_every_room_imports_only_rooms_above_it() -> None:
 
 def test_every_file_of_the_pipeline_stands_in_a_room() -> None:
     outside = [p.name for p in (ROOT / "pipelines").iterdir() if p.is_file() and p.name != "__init__.py"]
-    assert outside == []
+    assert outside == ["__main__.py"]  # the door to orchestration
 
 
 def test_reporting_uses_intervals_alone_of_the_library() -> None:
@@ -271,7 +272,10 @@ def test_dvc_lists_no_file_that_a_stage_is_not_made_of(stage: str) -> None:
 def test_no_stage_depends_on_closed_rooms_or_on_what_has_no_result(stage: str) -> None:
     template = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
     for dep in template["deps"]:
-        for closed in ("flowmatch_core/discrete", "flowmatch_core/normalizing", "pipelines/runs/tracking.py"):
+        closed_rooms = ["flowmatch_core/discrete", "pipelines/runs/tracking.py"]
+        if not stage.endswith("_density"):  # methods of densities may name a normalizing flow
+            closed_rooms.append("flowmatch_core/normalizing")
+        for closed in closed_rooms:
             assert not (ROOT / closed).is_relative_to(ROOT / dep), f"{stage} depends on {closed} by {dep}"
 
 

@@ -16,7 +16,7 @@ from pipelines.config import params
 from pipelines.runs import graph, sources
 
 ROOT = Path(__file__).parents[1]
-DATASETS = ("moons", "eight_gaussians", "checkerboard", "digits")
+DATASETS = ("moons", "eight_gaussians", "checkerboard", "digits", "penguins")
 ENVIRONMENTS = ("maze_loop", "spiral")
 DENSITIES, SUCCESSORS = ("cfm", "ot_cfm"), ("mc_cfm", "td_cfm", "td_cfm_coupled", "td2_cfm", "oracle")
 RESULTS = {"tables", "report"}
@@ -53,6 +53,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml", ".dvcignore", "README.md"):
         shutil.copy(ROOT / name, copy)
+    shutil.copytree(ROOT / "data" / "raw", copy / "data" / "raw")
     run(copy, "init", "--no-scm", "-q")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWMATCH_HOME", str(copy / ".flowmatch"))

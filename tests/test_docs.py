@@ -209,7 +209,7 @@ def assert_python(words: list[str], command: str, path: Path) -> None:
     assert importlib.util.find_spec(words[1]) is not None, command
     if words[1] == "pytest":
         assert all((ROOT / word).exists() for word in words if word.endswith(".py")), command
-    if words[1] == "pipelines.orchestration" and words[2] != "--help":
+    if words[1] in ("pipelines", "pipelines.orchestration") and words[2] != "--help" and words[3:] != ["--help"]:
         from pipelines.orchestration.__main__ import parser
 
         options = parser().parse_args(words[2:])

@@ -63,7 +63,9 @@ def test_a_new_data_set_is_one_file_and_one_entry(tmp_path: Path) -> None:
     (copy / "pipelines" / "datasets" / "ring.py").write_text(source)
     params = yaml.safe_load((copy / "params.yaml").read_text())
     params["datasets"] |= {"ring": {**entry["ring"], "fit": {"steps": 50}}}
-    params["density"] |= {"seeds": [0]}
+    density = params["density"]
+    density |= {"methods": {"cfm": density["methods"]["cfm"]}, "seeds": [0]}
+    density["evaluate"] |= {"likelihood_rows": 50, "steps": 8}
     (copy / "params.yaml").write_text(yaml.safe_dump(params))
     env = {**os.environ, "PYTHONPATH": str(copy), "FLOWMATCH_INVOCATION": "test"}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"

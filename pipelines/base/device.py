@@ -14,13 +14,16 @@ def resolve(name: str) -> torch.device:
     """Return the device that `params.yaml` names; `auto` is CUDA where it is available.
 
     Raises:
-        UserError: The named CUDA device does not exist.
+        UserError: There is no device of this name.
     """
     import torch
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(name)
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"the device {name!r} is unknown; expected auto, cpu, cuda or cuda:N.") from None
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"params.yaml: device is {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices; "

@@ -12,8 +12,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
     from torch import Tensor
 
+GROUP = 65_536
+"""Rows per row group of a table that is written in chunks."""
 
 _REMAKE = "`make repro` (or `dvc checkout` if it was made before)."
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -153,6 +155,24 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table as parquet."""
     with replacing(path) as temporary:
         table.to_parquet(temporary, index=False)
+
+
+def write_chunks(path: Path, chunks: Iterable[pd.DataFrame]) -> None:
+    """Write a table as parquet that does not fit into memory, in row groups of at most `GROUP` rows.
+
+    Args:
+        path: File to write.
+        chunks: At least one chunk; all have the same columns.
+    """
+    from pyarrow import Table, parquet
+
+    with replacing(path) as temporary, ExitStack() as stack:
+        writer = None
+        for chunk in chunks:
+            table = Table.from_pandas(chunk, preserve_index=False)
+            if writer is None:
+                writer = stack.enter_context(parquet.ParquetWriter(temporary, table.schema))
+            writer.write_table(table, row_group_size=GROUP)
 
 
 def read_table(path: Path, columns: Sequence[str] = (), *, finite: bool = True) -> pd.DataFrame:

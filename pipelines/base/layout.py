@@ -69,6 +69,11 @@ def counterfactual(folder: Path) -> Path:
     return folder / "counterfactual.parquet"
 
 
+def neighbours(folder: Path) -> Path:
+    """Return another logged future for every start state of the evaluation of a log, with which its floor is found."""
+    return folder / "neighbours.parquet"
+
+
 def models(data: str, method: str) -> Path:
     """Return the folder of a method's networks for a data set or environment."""
     return MODELS / data / method
@@ -137,6 +142,11 @@ def evaluations(data: str) -> Path:
 def cells(folder: Path) -> Path:
     """Return the measurements of an evaluation: one row per method and seed (and start state)."""
     return folder / "cells.parquet"
+
+
+def log_prob(folder: Path) -> Path:
+    """Return the log-density of each test row under each model of a data set."""
+    return folder / "log_prob.parquet"
 
 
 def truth(folder: Path) -> Path:

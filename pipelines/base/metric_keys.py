@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 _SEED = "_seed"
@@ -15,6 +15,17 @@ def columns(part: str, names: Iterable[str]) -> list[str]:
     ['state_x', 'state_y']
     """
     return [f"{part}_{name}" for name in names]
+
+
+def free(name: str, taken: Collection[str]) -> str:
+    """Return a name for an internal column that none of a user's columns has.
+
+    >>> free("seed", ["x", "seed"])
+    'seed_'
+    """
+    while name in taken:
+        name += "_"
+    return name
 
 
 def seed_key(name: str, seed: int) -> str:

@@ -1,7 +1,8 @@
 """The parts of `flowmatch_core` that `params.yaml` can select, with their options; importing it does not import torch.
 
-A new path, coupling, network, objective or successor loss is a file in `flowmatch_core` and an entry here. A test
-compares every entry with the code that it describes.
+A new path, coupling, network, objective, normalizing flow or successor loss is a file in `flowmatch_core` and an entry
+here; a density that is fitted without gradient steps is a function in `pipelines/training/closed_forms.py` and an entry
+here. A test compares every entry with the code that it describes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pipelines.base.errors import did_you_mean
 
 Number = float
 Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
 Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 Activation = Literal["silu", "tanh", "softplus"]
 Prediction = Literal["velocity", "noise", "data", "score", "state"]
@@ -37,7 +40,7 @@ Line = Annotated[Any, BeforeValidator(_number_or_line)]
 
 @dataclass(frozen=True)
 class Spec:
-    """A class or function of `flowmatch_core` that `params.yaml` can select.
+    """A class or function that `params.yaml` can select.
 
     Attributes:
         module: Module that defines it.
@@ -86,16 +89,17 @@ class LossSpec(Spec):
     """A loss of successor models.
 
     Attributes:
-        needs: Training data: transitions and a target network (`target`), or on-policy future states (`futures`).
+        needs: Training data: transitions and a target network (`target`), transitions alone (`transitions`), or
+            on-policy future states (`futures`).
         path: Whether it uses a probability path and a distribution of flow times.
-        prediction: Output of the network; `state` for a network that maps noise to a state in one step.
+        prediction: Output of the network; `state` for a network of the loss's own, which draws states.
         ode: Whether it solves the target network's ODE, so that it accepts a solver and a number of steps.
         particles: Whether it supports persistent bootstrap points.
         progress: Whether it depends on the completed share of training.
         network: Network class that the loss defines itself, instead of that of `fit`.
     """
 
-    needs: Literal["target", "futures"] = "target"
+    needs: Literal["target", "transitions", "futures"] = "target"
     path: bool = True
     prediction: Prediction = "velocity"
     ode: bool = True
@@ -171,11 +175,59 @@ OBJECTIVES: Mapping[str, ObjectiveSpec] = {
 }
 """Objectives of density models."""
 
+GRIDS: Mapping[str, Spec] = {
+    "edm": Spec("flowmatch_core.solvers.grids", "EDM", {"rho": Number, "noisiest": Number, "cleanest": Number}),
+    "power": Spec("flowmatch_core.solvers.grids", "Power", {"rho": int}),
+    "uniform": Spec("flowmatch_core.solvers.grids", "Uniform"),
+    "warped": Spec("flowmatch_core.solvers.grids", "Warped", {"p": Number}),
+}
+"""Grids of the times at which the steps of a solver end."""
+
+NORMALIZING: Mapping[str, NetworkSpec] = {
+    "maf": NetworkSpec(
+        "flowmatch_core.normalizing.maf",
+        "MAF",
+        {"transforms": AtLeastOne, "hidden": Widths},
+        {"transforms": 3, "hidden": (64, 64)},
+    ),
+    "nsf": NetworkSpec(
+        "flowmatch_core.normalizing.nsf",
+        "NSF",
+        {"transforms": AtLeastOne, "hidden": Widths, "bins": Annotated[int, Field(ge=2)]},
+        {"transforms": 3, "hidden": (64, 64), "bins": 8},
+    ),
+}
+"""Normalizing flows, trained by maximum likelihood in place of a velocity field."""
+
+CLOSED_FORMS: Mapping[str, Spec] = {
+    "gaussian": Spec("pipelines.training.closed_forms", "gaussian"),
+    "gaussian_mixture": Spec("pipelines.training.closed_forms", "gaussian_mixture", {"components": AtLeastOne}),
+    "kernel_density": Spec("pipelines.training.closed_forms", "kernel_density", {"bandwidth": Positive}),
+}
+"""Densities that are fitted without gradient steps."""
+
+DENSITIES: Mapping[str, Spec] = {**OBJECTIVES, **NORMALIZING, **CLOSED_FORMS}
+"""What `loss` of a density method may name."""
+
 _LOSSES = "flowmatch_core.successor.losses"
 _FUSED = {"fused": bool}
 _LATENT = {"width": Count, "blocks": Count}, {"width": 256, "blocks": 2}
 
 SUCCESSOR_LOSSES: Mapping[str, LossSpec] = {
+    "ensemble": LossSpec(
+        f"{_LOSSES}.ensemble",
+        "ensemble_loss",
+        needs="transitions",
+        path=False,
+        prediction="state",
+        ode=False,
+        network=NetworkSpec(
+            f"{_LOSSES}.ensemble",
+            "GaussianEnsemble",
+            {"members": Count, "hidden": Widths},
+            {"members": 5, "hidden": (200, 200, 200)},
+        ),
+    ),
     "gan": LossSpec(
         f"{_LOSSES}.gan",
         "gan_loss",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+from pipelines.base.errors import UserError
 from pipelines.config.yaml_files import merge
 
 _ENTRIES: dict[tuple[str, ...], set[str]] = {
@@ -19,18 +20,28 @@ _ENTRIES: dict[tuple[str, ...], set[str]] = {
 
 _NO_ENTRIES: Mapping[str, Any] = {}
 
+ONLY = "only"
+"""Key of a profile: by section the entries of params.yaml that it keeps, for a profile that is about given entries."""
+
 
 def apply(base: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return parameters with a profile's changes, and the keys of the changes that were skipped.
 
     A change to an entry that `base` does not have is skipped unless it defines a complete one. So is a name in the
-    `methods` of an environment or in `solver_steps` whose entry `base` does not have or the profile removes.
+    `methods` of an environment or in `solver_steps` whose entry `base` does not have or the profile removes. Of a
+    section that the profile lists under `only`, the entries of `base` that it does not name are removed.
+
+    Raises:
+        UserError: `only` is no mapping of sections to lists of names.
 
     >>> base = {"datasets": {"mine": {"kind": "moons"}}}
     >>> apply(base, {"datasets": {"moons": {"train": 9}, "digits": None, "blobs": {"kind": "moons"}}})
     ({'datasets': {'mine': {'kind': 'moons'}, 'blobs': {'kind': 'moons'}}}, ['datasets.moons'])
+    >>> apply(base, {"only": {"datasets": []}, "seed": 3})
+    ({'datasets': {}, 'seed': 3}, [])
     """
-    changes, skipped = deepcopy(dict(changes)), []
+    base, skipped = _keep_only(base, changes.get(ONLY, {})), []
+    changes = deepcopy({key: value for key, value in changes.items() if key != ONLY})
     for section, complete in _ENTRIES.items():
         present, entries = _at(base, *section), _at(changes, *section)
         for name in [name for name in entries if name not in present]:
@@ -41,6 +52,23 @@ def apply(base: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[dict[str
                     skipped.append(".".join((*section, name)))
     merged = deepcopy(merge(base, changes))
     return merged, skipped + _drop_names(merged, base, changes)
+
+
+def _keep_only(base: Mapping[str, Any], only: Any) -> Mapping[str, Any]:
+    """Return parameters with the named entries of some sections and all entries of the others."""
+    sections = {".".join(section): section for section in _ENTRIES}
+    valid = isinstance(only, Mapping) and all(isinstance(names, list) for names in only.values())
+    if not valid or not only.keys() <= sections.keys():
+        raise UserError(
+            f"the profile's {ONLY} is {only!r}; expected lists of names under {', '.join(sections)}, such as "
+            "{datasets: [], environments: [spiral]}."
+        )
+    kept = deepcopy(dict(base))
+    for key, names in only.items():
+        entries = _at(kept, *sections[key])
+        for name in [name for name in entries if name not in names]:
+            del entries[name]
+    return kept
 
 
 def _drop_names(merged: Mapping[str, Any], base: Mapping[str, Any], changes: Mapping[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ def sentence(error: ValidationError, model: type[BaseModel], path: Path, prefix:
     mistakes = error.errors()
     first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
     key = ".".join(_word(part) for part in (*prefix, *first["loc"]))
-    found = repr(first["input"])
+    found = "null" if first["input"] is None else repr(first["input"])
     found = found if len(found) <= 80 else f"{found[:77]}..."
     if first["type"] == "extra_forbidden":
         known = _keys_beside(model, first["loc"])
@@ -34,13 +34,20 @@ def sentence(error: ValidationError, model: type[BaseModel], path: Path, prefix:
         what = f"{key} is not a known key (found {found}){remedy}"
     elif first["type"] == "missing":
         what = f"{key} is missing; add it."
+    elif first["loc"][-1:] == ("[key]",):  # of a mapping with free names
+        where = ".".join(_word(part) for part in (*prefix, *first["loc"][:-2]))
+        what = f"{where} has the name {found}; expected small letters, digits and _ after a letter, at most 64 of them."
     elif not first["loc"]:
-        what = str(first["msg"]).removeprefix("Value error, ") + "."
+        message = str(first["msg"]).removeprefix("Value error, ")
+        what = f"{key + ': ' if key else ''}{message}{'' if message.endswith(('.', '?')) else '.'}"
     else:
         message = str(first["msg"]).removeprefix("Value error, ")
         for theirs, ours in (
             ("Input should", "it should"),
             ("String should", "it should"),
+            ("Tuple should", "it should"),
+            (" after validation", ""),
+            ("an object", "a mapping of keys to values"),
             ("array", "list"),
         ):
             message = message.replace(theirs, ours)

@@ -8,24 +8,43 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from pipelines.base import plugins
 from pipelines.base.errors import UserError
 from pipelines.base.plugins import Settings
 from pipelines.config import catalog
-from pipelines.config.catalog import ORACLE, LossSpec, NetworkSpec, ObjectiveSpec, Spec
+from pipelines.config.catalog import ORACLE, LossSpec, NetworkSpec, Spec
 from pipelines.config.messages import sentence
 from pipelines.config.operation import Operation
 from pipelines.config.yaml_files import merge, read_yaml
 
 Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
 FixedSolver = Literal["euler", "midpoint", "heun", "rk4"]
+LikelihoodSolver = Literal[FixedSolver, "adams"]
+PAGE_PARTS = frozenset({"results", "densities", "tables", "environments", "run", "parameters"})
+"""Anchors of the report, beside those of entries."""
+REFERENCES = {"floor": "the sampling floor", "truth": "the true samples"}
+"""What stands beside methods in tables and pictures."""
+LONGEST_KEY = 250  # characters of the name of a parameter in MLflow
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -52,7 +71,7 @@ def _row_of(table: Mapping[str, Spec], *others: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_different)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1), AfterValidator(_different)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]  # a folder, part of stage names and options
 
@@ -140,6 +159,22 @@ class Fit(Settings):
     adam_eps: float = Field(gt=0, description="AdamW's epsilon")
     ema_step: float = Field(gt=0, le=1, description="weight of the newest weights in the averaged network, per step")
     log_every: int = Field(ge=1, description="steps between two rows of the loss curve")
+    rows_in_memory: int = Field(
+        default=2_000_000, ge=2, description="training rows in memory; a longer table is streamed from disk"
+    )
+
+
+class DensityFit(Fit):
+    """A network, its training, and the checks on validation rows by which it is chosen."""
+
+    val_every: int = Field(
+        default=50,
+        ge=1,
+        description="steps between two checks of the averaged network on validation rows; the best one is kept",
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="checks without an improvement before training stops; null: it does not stop"
+    )
 
 
 class SuccessorFit(Fit):
@@ -161,7 +196,6 @@ class SuccessorFit(Fit):
         description="TD²-CFM with bootstrap points that persist between gradient steps, one target evaluation each; "
         "for large networks. A path has ode_steps points"
     )
-    rows_in_memory: int = Field(ge=2, description="transitions in memory; a longer table is streamed from disk")
 
     @property
     def on_policy(self) -> bool:
@@ -198,31 +232,75 @@ class CouplingChoice(Choice):
         """Return the types of the coupling's options by name."""
         return self.spec.options
 
+    @property
+    def reads_conditions(self) -> bool:
+        """Whether the coupling compares conditions, so that it needs some."""
+        return float(self.arguments.get("weight", self.name == "conditional_ot")) > 0
 
-class LossChoice(Choice):
-    """An objective, a function in `flowmatch_core/objectives/`."""
 
-    name: Annotated[str, _row_of(catalog.OBJECTIVES)]
+class GridChoice(Choice):
+    """A grid of times, a class in `flowmatch_core/solvers/grids.py`."""
+
+    name: Annotated[str, _row_of(catalog.GRIDS)]
 
     @property
-    def spec(self) -> ObjectiveSpec:
+    def spec(self) -> Spec:
         """Entry of the catalog."""
-        return catalog.OBJECTIVES[self.name]
+        return catalog.GRIDS[self.name]
 
     def options(self) -> Mapping[str, Any]:
-        """Return the types of the objective's options by name."""
+        """Return the types of the grid's options by name."""
+        return self.spec.options
+
+
+class LossChoice(Choice):
+    """An objective of a velocity field, a function in `flowmatch_core/objectives/`, or a density of another kind.
+
+    The other kinds are the normalizing flows of `flowmatch_core/normalizing/` and the closed forms of
+    `pipelines/training/closed_forms.py`.
+    """
+
+    name: Annotated[str, _row_of(catalog.DENSITIES)]
+
+    @property
+    def spec(self) -> Spec:
+        """Entry of the catalog."""
+        return catalog.DENSITIES[self.name]
+
+    def options(self) -> Mapping[str, Any]:
+        """Return the types of the options by name."""
         return self.spec.options
 
 
 class DensityMethod(Settings):
-    """A method for training density models: path, coupling and loss, each a file of that name in `flowmatch_core`."""
+    """A method for density models: path, coupling and loss, each a file of that name in `flowmatch_core`.
 
-    path: PathChoice
-    coupling: CouplingChoice
+    A density of another kind than a velocity field has neither path nor coupling, but its `loss` alone.
+    """
+
+    path: PathChoice = Field(default=PathChoice.model_validate("cond_ot"), description="path between noise and data")
+    coupling: CouplingChoice = Field(
+        default=CouplingChoice.model_validate("independent"), description="which noise belongs to which data"
+    )
     loss: LossChoice
     prediction: Literal["velocity", "noise", "data", "score"] = Field(
         default="velocity", description="output of the network"
     )
+
+    @property
+    def has_field(self) -> bool:
+        """Whether the method trains a velocity field."""
+        return self.loss.name in catalog.OBJECTIVES
+
+    @model_validator(mode="after")
+    def _only_a_field_has_a_path(self) -> DensityMethod:
+        needless = sorted(self.model_fields_set - {"loss"})
+        if needless and not self.has_field:
+            raise ValueError(
+                f"the loss {self.loss.name!r} trains no velocity field, so it has no {needless[0]}; "
+                f"expected {{loss: {self.loss.name}}} without {needless[0]}"
+            )
+        return self
 
 
 class SuccessorLossChoice(Choice):
@@ -290,22 +368,69 @@ class DatasetEntry(Trained):
     family: ClassVar[str] = "pipelines.datasets"
     kind: Annotated[str, _plugin_of("pipelines.datasets")]
 
+    @property
+    def has_conditions(self) -> bool:
+        """Whether models of the data set are conditional: the `condition` among the settings of its kind."""
+        return bool(getattr(self.settings(), "condition", ()))
+
+
+_UNSAID: Any = object()
+"""Default of a key that a kind must have a default for."""
+
+
+def _of_kind(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """Return the value of a key, where the `DEFAULTS` of the plugin may stand for one that is not there."""
+    kind, key = info.data.get("kind"), str(info.field_name)
+    defaults = getattr(plugins.load(EnvironmentEntry.family, kind), "DEFAULTS", {}) if kind else {}
+    if value is _UNSAID and key not in defaults:
+        raise PydanticCustomError("missing", "Field required")
+    value = defaults[key] if value is _UNSAID else value
+    if key == "transitions" and value == "all":
+        return None
+    if value is None and (key == "transitions" or key not in defaults):
+        raise ValueError("it should be a value, which only recorded episodes have themselves")
+    return handler(value)
+
+
+_OF_KIND = WrapValidator(_of_kind)
+
 
 class EnvironmentEntry(Trained):
     """An environment, a plugin of `pipelines/environments/`."""
 
     family: ClassVar[str] = "pipelines.environments"
     kind: Annotated[str, _plugin_of("pipelines.environments")]
-    gamma: float = Field(ge=0, lt=1, description="discount, per transition")
-    transitions: int = Field(ge=2, description="offline transitions to collect")
-    rollouts: int = Field(ge=2, description="on-policy episodes for Monte-Carlo training")
-    length: int = Field(
-        ge=2,
-        description="transitions per rollout. The truncated mass of a horizon, gamma^length in evaluation and at most "
-        "gamma^(length/2) in training, which starts in the first half, is assigned to the last state",
+    gamma: Annotated[float, Field(ge=0, lt=1), _OF_KIND] = Field(
+        default=_UNSAID, validate_default=True, description="discount, per transition"
     )
-    starts: int = Field(ge=2, description="start states of the evaluation")
-    reward: str = Field(description="the reward of the environment whose value is compared")
+    transitions: Annotated[int | None, Field(ge=2), _OF_KIND] = Field(
+        default=_UNSAID,
+        validate_default=True,
+        description="offline transitions to collect; all: every recorded one, where they are recorded",
+    )
+    rollouts: Annotated[int | None, Field(ge=2), _OF_KIND] = Field(
+        default=_UNSAID,
+        validate_default=True,
+        description="on-policy episodes for Monte-Carlo training; null: those of the log",
+    )
+    length: Annotated[int | None, Field(ge=2), _OF_KIND] = Field(
+        default=_UNSAID,
+        validate_default=True,
+        description="transitions per rollout. The truncated mass of a horizon, gamma^length in evaluation and at most "
+        "gamma^(length/2) in training, which starts in the first half, is assigned to the last state. In a log: steps "
+        "that follow a start state; null: as many as leave a mass of 1 %",
+    )
+    starts: Annotated[int | None, Field(ge=2), _OF_KIND] = Field(
+        default=_UNSAID,
+        validate_default=True,
+        description="start states of the evaluation; null: 64 of the log, or all if there are fewer",
+    )
+    reward: Annotated[str | None, _OF_KIND] = Field(
+        default=_UNSAID,
+        validate_default=True,
+        description="the reward whose value is compared; null: none. In a log: a component of the state, a logged "
+        "column, or package.module:function of the state",
+    )
     methods: tuple[Name, ...] | None = Field(
         default=None,
         min_length=1,
@@ -316,6 +441,14 @@ class EnvironmentEntry(Trained):
         default=None,
         description="seeds of the methods here in place of `successor.seeds`; those of a method come first",
     )
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """Keys that the plugin's own `Settings` declare, with the reward for a plugin that reads it from a file."""
+        own = super().own
+        if "reward" in plugins.load(self.family, self.kind).Settings.model_fields:
+            own = {**own, "reward": self.reward}
+        return own
 
     def runs(self, method: str) -> bool:
         """Return whether a method is trained and evaluated in this environment."""
@@ -334,9 +467,14 @@ class DensityEvaluation(Settings):
     """Settings for evaluating density models."""
 
     rows: int = Field(ge=2, description="test rows and samples in the distances (the cost of EMD is cubic in it)")
-    likelihood_rows: int = Field(ge=2, description="maximum number of test rows whose likelihood is computed")
+    likelihood_rows: int | None = Field(
+        ge=2, description="maximum number of rows of each part whose likelihood is computed; null: all"
+    )
     projections: int = Field(ge=1, description="directions of the sliced Wasserstein distance")
-    solver: FixedSolver
+    solver: LikelihoodSolver
+    grid: GridChoice = Field(
+        default=GridChoice.model_validate("uniform"), description="where the solver's steps end in flow time"
+    )
     steps: int = Field(
         ge=2, multiple_of=2, description="solver steps of the likelihood; its error is found with half as many"
     )
@@ -366,13 +504,13 @@ class Density(Settings):
 
     methods: dict[Name, DensityMethod] = Field(min_length=1)
     seeds: Seeds
-    fit: Fit
+    fit: DensityFit
     sample: DensitySample
     evaluate: DensityEvaluation
 
-    def fit_for(self, dataset: DatasetEntry) -> Fit:
+    def fit_for(self, dataset: DatasetEntry) -> DensityFit:
         """Return the training settings for a data set."""
-        return Fit.model_validate(merge(self.fit.model_dump(), dataset.fit))
+        return DensityFit.model_validate(merge(self.fit.model_dump(), dataset.fit))
 
 
 class Successor(Settings):
@@ -415,12 +553,18 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Params:
-        both = sorted(self.datasets.keys() & self.environments.keys())
-        if both:
-            raise ValueError(f"{both[0]!r} names a data set and an environment; expected different names")
+        sections: dict[str, Mapping[str, Entry]]
+        sections = {"data set": self.datasets, "environment": self.environments, "experiment": self.experiments}
+        for (one, here), (other, there) in combinations(sections.items(), 2):
+            if both := sorted(here.keys() & there.keys()):
+                raise ValueError(f"{both[0]!r} names a {one} and an {other}; expected different names")
+        for what, entries in sections.items():
+            if taken := sorted(entries.keys() & PAGE_PARTS):
+                raise ValueError(f"{taken[0]!r} names a part of the report; expected another name of the {what}")
         for section in ("density", "successor"):
-            if "floor" in getattr(self, section).methods:
-                raise ValueError(f"{section}.methods has 'floor', the name of the sampling floor; expected another one")
+            for name, what in REFERENCES.items():
+                if name in getattr(self, section).methods:
+                    raise ValueError(f"{section}.methods has {name!r}, the name of {what}; expected another one")
         known = self.successor.methods
         for name, entry in self.environments.items():
             unknown = [method for method in entry.methods or () if method not in known]
@@ -453,6 +597,12 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
         UserError: A key is missing or unknown, or a value is invalid.
     """
     params = _validate(Params, raw, path)
+    for key in _keys(raw):
+        if len(key) > LONGEST_KEY:
+            raise UserError(
+                f"{path}: {key[:60]}... has {len(key)} characters with the keys above it, expected at most "
+                f"{LONGEST_KEY}, the limit of MLflow; shorten its name."
+            )
     for kind, section, entries, common in (
         ("density", "datasets", params.datasets, params.density.fit),
         ("successor", "environments", params.environments, params.successor.fit),
@@ -464,6 +614,15 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
     for name, density in params.density.methods.items():
         for key, choice in (("path", density.path), ("coupling", density.coupling), ("loss", density.loss)):
             _check_choice(choice, path, ("density", "methods", name, key))
+        if density.coupling.reads_conditions:
+            without = [data for data, entry in params.datasets.items() if not entry.has_conditions]
+            if without:
+                raise UserError(
+                    f"{path}: density.methods.{name}.coupling is {density.coupling.name!r}, which compares conditions, "
+                    f"but the data set {without[0]!r} has none; expected independent, minibatch_ot or sinkhorn, or "
+                    f"data sets with `condition` alone."
+                )
+    _check_choice(params.density.evaluate.grid, path, ("density", "evaluate", "grid"))
     successor = params.successor
     for name, method in successor.methods.items():
         _check_choice(method.path, path, ("successor", "methods", name, "path"))
@@ -477,6 +636,14 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
         settings = plugins.load(experiment.family, experiment.kind).Settings
         _validate(settings, experiment.own, path, ("experiments", name))
     return params
+
+
+def _keys(nested: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Yield the dotted keys of all values and sections."""
+    for key, value in nested.items():
+        yield f"{above}{key}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{above}{key}.")
 
 
 def _check_fit(common: Fit, changes: Sequence[Mapping[str, Any]], path: Path, prefix: tuple[str, ...]) -> None:

@@ -1,12 +1,16 @@
-"""Batches of an environment's tables for successor losses: states are standardised, actions are not."""
+"""Batches of an environment's tables for successor losses, standardised; constant components of states are left out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from flowmatch_core.successor import Transitions, geometric, n_step
@@ -23,14 +27,33 @@ class Batches:
     Args:
         folder: Folder of the environment in `data/transitions`.
         device: Device of the batches.
+
+    Attributes:
+        states: Names of the components of a state that vary, those of the batches.
+        actions: Names of the components of an action.
+        loc: Location of all components of a state, double precision.
+        scale: Their scale.
+        described: What a model needs beside them to work in the units of the environment.
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder = folder
         provenance = files.read_json(layout.provenance(folder))
-        self.states: list[str] = provenance["state_names"]
+        names: list[str] = provenance["state_names"]
         self.actions: list[str] = provenance["action_names"]
-        self.loc, self.scale = (torch.tensor(provenance[name], device=device) for name in ("loc", "scale"))
+        self.horizon: int | None = provenance.get("length")
+        self.loc, self.scale = (_double(provenance[name], device) for name in ("loc", "scale"))
+        varying = [i for i, name in enumerate(names) if name not in provenance["constants"]]
+        self.states = [names[i] for i in varying]
+        self._state = self.loc[varying], self.scale[varying]
+        self._action = tuple(_double(provenance[f"action_{name}"], device) for name in ("loc", "scale"))
+        keys = ("state_names", "action_names", "constants", "action_loc", "action_scale")
+        self.described = {key: provenance[key] for key in keys}
+
+    @cached_property
+    def ends(self) -> bool:
+        """Whether states may be terminal."""
+        return streaming.any_true(layout.transitions(self.folder), "terminal")
 
     def transitions(self, n: int, rows_in_memory: int) -> tuple[Draw, Callable[[int], None]]:
         """Return a function that draws off-policy transitions, and a function that seeks a step.
@@ -42,17 +65,17 @@ class Batches:
         path = layout.transitions(self.folder)
         columns = [*metric_keys.columns("state", self.states), *metric_keys.columns("next_state", self.states)]
         columns += [*metric_keys.columns("action", self.actions), *metric_keys.columns("next_action", self.actions)]
-        columns += ["terminal"] if streaming.any_true(path, "terminal") else []
-        loc, scale = self.loc, self.scale
-        unscaled = len(columns) - 2 * len(self.states)
+        loc, scale = (torch.cat([s, s, a, a]) for s, a in zip(self._state, self._action, strict=True))
+        if self.ends:
+            columns, loc, scale = [*columns, "terminal"], F.pad(loc, (0, 1)), F.pad(scale, (0, 1), value=1.0)
         read = streaming.read(
             path,
             columns,
+            streaming.standardised(columns, loc, scale),
             batch=n,
             limit=rows_in_memory,
             seed=torch.initial_seed(),
-            loc=torch.cat([loc, loc, loc.new_zeros(unscaled)]),
-            scale=torch.cat([scale, scale, scale.new_ones(unscaled)]),
+            device=loc.device,
         )
         sizes = [len(self.states)] * 2 + [len(self.actions)] * 2
 
@@ -67,57 +90,113 @@ class Batches:
     def futures(self, n: int, gamma: float) -> Callable[[torch.Generator], tuple[Transitions, Tensor]]:
         """Return a function that draws states and on-policy future states.
 
-        A state is one of an episode's first half; its future is the state T ~ Geometric(1 - gamma) steps later, or the
-        last state of the episode.
+        A state is one that half of a rollout's steps follow, or in a log the steps that its provenance says, or a
+        terminal state within fewer. Its future is the state T ~ Geometric(1 - gamma) steps later, or the last one of
+        the episode.
+
+        Raises:
+            UserError: There is no such state.
         """
-        state, action, _ = self._rollouts
-        last = state.shape[1] - 1
+        episodes = self._episodes
+        places = episodes.followed_by(self.horizon or episodes.longest // 2 + 1)
+        if not len(places):
+            raise UserError(
+                f"{layout.rollouts(self.folder)} has no state that {self.horizon} steps or a terminal state follow; "
+                "keep more episodes by `rollouts`, or lower `length`."
+            )
 
         def draw(generator: torch.Generator) -> tuple[Transitions, Tensor]:
-            episode, step = self._places(n, (last + 1) // 2, generator)
-            wait = geometric(gamma, (n,), generator=generator, device=state.device)
-            now, soon = (episode, step), (episode, step + 1)
-            batch = Transitions(state[now], action[now], state[soon], action[soon])
-            return batch, state[episode, (step + wait).clamp(max=last)]
+            now = _choose(places, n, generator)
+            wait = geometric(gamma, (n,), generator=generator, device=now.device)
+            state, action = episodes.state, episodes.action
+            batch = Transitions(state[now], action[now], state[now + 1], action[now + 1])
+            return batch, state[torch.minimum(now + wait, episodes.last[now])]
 
         return draw
 
     def returns(self, n: int, gamma: float, steps: int) -> Draw:
         """Return a function that draws `steps`-step transitions of the policy's episodes.
 
+        A terminal state repeats until the end of a window; no window goes beyond an episode that was cut off.
+
         Raises:
             UserError: The episodes are shorter than `steps`.
         """
-        state, action, terminal = self._rollouts
-        length = state.shape[1] - 1
-        if steps > length:
-            raise UserError(f"params.yaml: returns is {steps}, but a rollout has {length} steps; expected no more.")
-        ends = bool(terminal.any())
+        episodes = self._episodes
+        places = episodes.followed_by(steps)
+        if not len(places):
+            raise UserError(
+                f"params.yaml: returns is {steps}, but a rollout has {episodes.longest} steps; expected no more."
+            )
+        ends = bool(episodes.terminal.any())
 
         def draw(generator: torch.Generator) -> Transitions:
-            episode, first = self._places(n, length - steps + 1, generator)
-            window = episode[:, None], first[:, None] + torch.arange(steps + 1, device=state.device)
-            ended = terminal[window][:, 1:] if ends else None
-            return n_step(state[window], action[window], gamma, terminal=ended, generator=generator)
+            first = _choose(places, n, generator)[:, None]
+            window = torch.minimum(first + torch.arange(steps + 1, device=first.device), episodes.last[first])
+            ended = episodes.terminal[window][:, 1:] if ends else None
+            state, action = episodes.state[window], episodes.action[window]
+            return n_step(state, action, gamma, terminal=ended, generator=generator)
 
         return draw
 
     @cached_property
-    def _rollouts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """States (episodes, length + 1, d), actions, and whether the state is terminal (episodes, length + 1)."""
+    def _episodes(self) -> _Episodes:
         states, actions = metric_keys.columns("state", self.states), metric_keys.columns("action", self.actions)
-        path = layout.rollouts(self.folder)
-        table = files.read_table(path, ["episode", *states, *actions, "terminal"])
-        episodes, device = table["episode"].nunique(), self.loc.device
+        table = files.read_table(layout.rollouts(self.folder), ["episode", *states, *actions, "terminal"])
+        # a terminal state may repeat until the end of a table's episode: once is enough
+        before = table.groupby("episode")["terminal"].shift(fill_value=False).to_numpy(dtype=bool)
+        table = table[~before].reset_index(drop=True)
+        rows, device = table.groupby("episode", sort=False)["terminal"], self.loc.device
 
-        def tensor(columns: list[str]) -> Tensor:
-            values = torch.tensor(table[columns].to_numpy(), dtype=torch.float32, device=device)
-            return values.reshape(episodes, -1, len(columns))
+        def standardised(columns: list[str], loc: Tensor, scale: Tensor) -> Tensor:
+            return ((_double(table[columns].to_numpy(), device) - loc) / scale).float()
 
-        return (tensor(states) - self.loc) / self.scale, tensor(actions), tensor(["terminal"])[..., 0] > 0.5
+        last = np.arange(len(table)) + rows.cumcount(ascending=False).to_numpy()
+        return _Episodes(
+            standardised(states, *self._state),
+            standardised(actions, *self._action),
+            torch.tensor(table["terminal"].to_numpy(dtype=bool), device=device),
+            torch.tensor(last, device=device),
+        )
 
-    def _places(self, n: int, before: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw n episode numbers, and for each a step below `before`."""
-        episodes, device = len(self._rollouts[0]), self.loc.device
-        episode = torch.randint(episodes, (n,), generator=generator, device=device)
-        return episode, torch.randint(before, (n,), generator=generator, device=device)
+
+@dataclass(frozen=True)
+class _Episodes:
+    """Episodes of any lengths, one after another.
+
+    Attributes:
+        state: States, (rows, d).
+        action: Actions, (rows, a).
+        terminal: Whether the state is terminal, (rows,).
+        last: Number of the last row of the row's episode, (rows,).
+    """
+
+    state: Tensor
+    action: Tensor
+    terminal: Tensor
+    last: Tensor
+
+    @property
+    def left(self) -> Tensor:
+        """Number of steps from each row to the end of its episode."""
+        return self.last - torch.arange(len(self.last), device=self.last.device)
+
+    @property
+    def longest(self) -> int:
+        """Number of steps of the longest episode."""
+        return int(self.left.max())
+
+    def followed_by(self, steps: int) -> Tensor:
+        """Return the rows that so many steps follow, or a terminal state within fewer."""
+        left = self.left
+        return torch.nonzero((left >= steps) | ((left > 0) & self.terminal[self.last]))[:, 0]
+
+
+def _choose(places: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Draw n of the places."""
+    return places[torch.randint(len(places), (n,), generator=generator, device=places.device)]
+
+
+def _double(values: ArrayLike, device: torch.device) -> Tensor:
+    """Return numbers in double precision, so that those far from zero keep their digits until they are centred."""
+    return torch.tensor(np.asarray(values), dtype=torch.float64, device=device)

@@ -1,10 +1,11 @@
-"""Draw the tables of an environment on all cores: transitions, on-policy rollouts and evaluation rollouts.
+"""Make the tables of an environment on all cores: transitions, on-policy rollouts and evaluation rollouts.
 
 Columns: `episode`, `step`, `behaviour`, then numbers named by prefix and component (`state_x`, `action_ux`,
 `next_state_x`, `next_action_ux`, `reward_loop`), and `terminal`. Every table is drawn in pieces of fixed size, each
 with its own seed, so that rows depend on the seed and not on the number of workers. Workers are threads: physics and
-NumPy release the global interpreter lock, and processes would take longer to start than to work. Pieces of transitions
-are written as soon as they are drawn, so that only a few are in memory.
+NumPy release the global interpreter lock, and processes would take longer to start than to work. An environment that is
+not thread-safe has one worker. Pieces of transitions are written as soon as they are drawn, so that only a few are in
+memory.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,8 +26,11 @@ import pandas as pd
 from pipelines import environments
 from pipelines.base import files, layout, metric_keys, plugins
 from pipelines.base.errors import UserError
+from pipelines.config.params import EnvironmentEntry
+from pipelines.data import moments
+from pipelines.data.logs import LogTables, columns
 from pipelines.data.moments import Moments
-from pipelines.environments import Array, Beginning, Environment, Simulator
+from pipelines.environments import Beginning, Environment, Log, Process, Simulator
 from pipelines.runs.context import Stage
 
 TRANSITIONS, EPISODES = 10_000, 250  # rows or episodes per piece
@@ -37,23 +42,10 @@ COUNTERFACTUALS = 8  # start states with a replaced state or action; a mean over
 def write(stage: Stage, environment: str) -> None:
     """Collect the tables of an environment and write them with their provenance."""
     entry = stage.params.environments[environment]
-    collector = Collector(entry.kind, entry.settings(), stage.seed("collect", environment))
-    built = collector.environment
+    built = environments.build(entry.kind, entry.settings())
+    make = _from_log if isinstance(built, Log) else _from_environment
     with stage.output(layout.collected(environment)) as folder:
-        # Models standardise with `loc` and `scale`, and report in the units of the environment; samples far outside the
-        # range from `low` to `high` count as diverged.
-        moments = write_frames(
-            layout.transitions(folder),
-            collector.transitions(entry.transitions, entry.length),
-            metric_keys.columns("next_state", built.state_names),
-        )
-        rollouts = collector.rollouts(entry.rollouts, entry.length)
-        files.write_table(layout.rollouts(folder), rollouts)
-        evaluation = collector.evaluation(entry.starts, entry.length)
-        files.write_table(layout.evaluation(folder), evaluation)
-        exchanged = collector.counterfactuals(evaluation, entry.length)
-        if exchanged is not None:
-            files.write_table(layout.counterfactual(folder), exchanged)
+        described = make(folder, entry, stage.seed("collect", environment))
         files.write_json(
             layout.provenance(folder),
             {
@@ -61,18 +53,86 @@ def write(stage: Stage, environment: str) -> None:
                 "settings": entry.settings().model_dump(mode="json"),
                 "source": built.source,
                 "fidelity": built.fidelity,
+                "truth": built.truth,
                 "state_names": list(built.state_names),
                 "action_names": list(built.action_names),
-                "bounds": list(built.bounds),
-                "walls": [list(wall) for wall in built.walls],
                 "closed_form": built.oracle() is not None,
-                "cut_off_mass": entry.gamma**entry.length,
-                **moments,
+                **described,
             },
         )
-    rows = {"transitions": entry.transitions, "rollouts": len(rollouts), "evaluation": len(evaluation)}
-    stage.metrics({f"{name}_rows": number for name, number in rows.items()})
-    stage.log(f"{entry.transitions} transitions, {entry.rollouts} rollouts, {entry.starts} starts: {built.source}")
+    stage.metrics({f"{name}_rows": number for name, number in described["rows"].items()})
+    for message in described["messages"]:
+        stage.log(message)
+    stage.log(f"{', '.join(f'{number} {name}' for name, number in described['rows'].items())}: {built.source}")
+
+
+def _from_environment(folder: Path, entry: EnvironmentEntry, seed: int) -> dict[str, Any]:
+    """Draw and write the tables of an environment, and return what describes them."""
+    collector = Collector(entry.kind, entry.settings(), seed)
+    built, messages = collector.environment, collector.checks()
+    # an entry without them is one of a log
+    assert entry.rollouts is not None
+    assert entry.length is not None
+    assert entry.starts is not None
+    count = entry.transitions or collector.available()
+    # Models standardise with `loc` and `scale`, and report in the units of the environment; samples far outside the
+    # range from `low` to `high` count as diverged.
+    units, constants = _write_transitions(folder, collector.transitions(count, entry.length), built)
+    rollouts = collector.rollouts(entry.rollouts, entry.length)
+    files.write_table(layout.rollouts(folder), rollouts)
+    evaluation = collector.evaluation(entry.starts, entry.length)
+    files.write_table(layout.evaluation(folder), evaluation)
+    exchanged = collector.counterfactuals(evaluation, entry.length)
+    if exchanged is not None:
+        files.write_table(layout.counterfactual(folder), exchanged)
+    return {
+        "bounds": list(built.bounds),
+        "walls": [list(wall) for wall in built.walls],
+        "cut_off_mass": entry.gamma**entry.length,
+        "rows": {"transitions": count, "rollouts": len(rollouts), "evaluation": len(evaluation)},
+        "starts": entry.starts,
+        "messages": [*messages, *constants],
+        **units,
+    }
+
+
+def _from_log(folder: Path, entry: EnvironmentEntry, seed: int) -> dict[str, Any]:
+    """Write the tables of a log, and return what describes them."""
+    log = environments.build(entry.kind, entry.settings())
+    assert isinstance(log, Log)
+    tables = LogTables(log, entry, seed)
+    units, constants = _write_transitions(folder, tables.transitions(), log)
+    rollouts, evaluation, neighbours = tables.rollouts, tables.evaluation, tables.neighbours()
+    files.write_table(layout.evaluation(folder), evaluation)
+    if rollouts is not None:
+        files.write_table(layout.rollouts(folder), rollouts)
+    if neighbours is not None:
+        files.write_table(layout.neighbours(folder), neighbours)
+    low, high = (units[end][:2] for end in ("low", "high"))
+    return {
+        "bounds": [low[0], low[-1], high[0], high[-1]],
+        "walls": [],
+        "cut_off_mass": entry.gamma**tables.length,
+        "rows": {
+            "transitions": tables.count,
+            "rollouts": 0 if rollouts is None else len(rollouts),
+            "evaluation": len(evaluation),
+        },
+        "starts": evaluation["episode"].nunique(),
+        "length": tables.length,
+        "episodes": tables.described(),
+        "messages": constants,
+        **units,
+    }
+
+
+def _write_transitions(
+    folder: Path, frames: Iterable[pd.DataFrame], built: Process
+) -> tuple[dict[str, Any], list[str]]:
+    """Write the table of transitions, and return their units and sentences on constant components."""
+    measured = metric_keys.columns("next_state", built.state_names) + metric_keys.columns("action", built.action_names)
+    found = write_frames(layout.transitions(folder), frames, measured)
+    return moments.units(found, built.state_names, built.action_names)
 
 
 @dataclass(frozen=True)
@@ -113,10 +173,30 @@ class Collector:
     """
 
     def __init__(self, kind: str, settings: plugins.Settings, seed: int, workers: int | None = None) -> None:
-        self.environment = environments.build(kind, settings)
+        built = environments.build(kind, settings)
+        assert isinstance(built, Environment), kind
+        self.environment = built
         self.kind = kind
-        self.seeds = np.random.SeedSequence(seed).spawn(5)
-        self.workers = workers or os.cpu_count() or 1
+        self.seeds = np.random.SeedSequence(seed).spawn(6)
+        self.workers = (workers or os.cpu_count() or 1) if self.environment.thread_safe else 1
+
+    def checks(self) -> list[str]:
+        """Try the environment, and return sentences on what was found."""
+        return self.environment.checks(np.random.default_rng(self.seeds[5]))
+
+    def available(self) -> int:
+        """Return the number of recorded transitions.
+
+        Raises:
+            UserError: They are drawn, so that there is no last one.
+        """
+        available = self.environment.available()
+        if available is None:
+            raise UserError(
+                f"transitions is all, and the environment {self.kind!r} draws as many as it is asked for; expected a "
+                "number."
+            )
+        return available
 
     def transitions(self, count: int, length: int) -> Iterator[pd.DataFrame]:
         """Yield the table of transitions in pieces.
@@ -128,8 +208,7 @@ class Collector:
         Raises:
             UserError: The environment has fewer rows.
         """
-        available = self.environment.available()
-        if available is not None and count > available:
+        if (available := self.environment.available()) is not None and count > available:
             raise UserError(
                 f"{count} transitions were asked of the environment {self.kind!r}, which has {available}; "
                 "lower `transitions`."
@@ -186,8 +265,8 @@ class Collector:
                             "exchanged": exchanged,
                             "episode": first["episode"].to_numpy(),
                             "step": step,
-                            **_columns("state", names, now),
-                            **_columns("action", actions, act),
+                            **columns("state", names, now),
+                            **columns("action", actions, act),
                         }
                     )
                 )
@@ -276,24 +355,21 @@ def write_frames(path: Path, frames: Iterable[pd.DataFrame], columns: Sequence[s
     Returns:
         Mean `loc` and standard deviation `scale` of the columns, with which models standardise, and their range from
             `low`
-        to `high`.
-
-    Raises:
-        UserError: One of these columns is constant.
+        to `high`; see `Moments.result`.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    moments = Moments(columns)
+    running = Moments(columns)
     with files.replacing(path) as temporary, ExitStack() as stack:
         writer = None
         for group in _groups(frames):
-            moments.add(group[list(columns)].to_numpy())
+            running.add(group[list(columns)].to_numpy())
             table = pa.Table.from_pandas(group, preserve_index=False)
             if writer is None:
                 writer = stack.enter_context(parquet.ParquetWriter(temporary, table.schema))
             writer.write_table(table)
-    return moments.result()
+    return running.result()
 
 
 def _groups(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
@@ -324,10 +400,10 @@ def _transitions(environment: Environment, length: int, piece: Piece) -> pd.Data
             "episode": rows.episode,
             "step": rows.step,
             "behaviour": rows.behaviour,
-            **_columns("state", environment.state_names, rows.state),
-            **_columns("action", environment.action_names, rows.action),
-            **_columns("next_state", environment.state_names, rows.next_state),
-            **_columns("next_action", environment.action_names, environment.policy(rows.next_state)),
+            **columns("state", environment.state_names, rows.state),
+            **columns("action", environment.action_names, rows.action),
+            **columns("next_state", environment.state_names, rows.next_state),
+            **columns("next_action", environment.action_names, environment.policy(rows.next_state)),
             "terminal": rows.terminal,
         }
     )
@@ -341,12 +417,8 @@ def _rollout(environment: Environment, beginning: Beginning, length: int, piece:
             "episode": np.array(piece.numbers).repeat(length + 1),
             "step": np.tile(np.arange(length + 1), count),
             "behaviour": beginning,
-            **_columns("state", environment.state_names, drawn.states.reshape(-1, drawn.states.shape[2])),
-            **_columns("action", environment.action_names, drawn.actions.reshape(-1, drawn.actions.shape[2])),
+            **columns("state", environment.state_names, drawn.states.reshape(-1, drawn.states.shape[2])),
+            **columns("action", environment.action_names, drawn.actions.reshape(-1, drawn.actions.shape[2])),
             "terminal": drawn.terminal.ravel(),
         }
     )
-
-
-def _columns(prefix: str, names: tuple[str, ...], rows: Array) -> dict[str, Array]:
-    return dict(zip(metric_keys.columns(prefix, names), rows.T, strict=True))

@@ -2,41 +2,117 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
 import pandas as pd
 
 from pipelines import datasets
 from pipelines.base import files, layout
-from pipelines.data.moments import moments
+from pipelines.data.moments import Moments
+from pipelines.datasets import Parts
 from pipelines.runs.context import Stage
+
+_COUNTED = 1000  # different values of a column that are counted
 
 
 def write(stage: Stage, dataset: str) -> None:
-    """Build a data set and write its parts and its provenance."""
+    """Read a data set and write its parts and its provenance."""
     entry = stage.params.datasets[dataset]
-    rng = stage.rng("prepare", dataset)
-    data = datasets.build(entry.kind, entry.settings(), rng=rng, mirror=stage.params.mirror)
-    rows = {part: len(getattr(data, part)) for part in layout.PARTS}
+    settings, rng = entry.settings(), stage.rng("prepare", dataset)
     with stage.output(layout.prepared(dataset)) as folder:
-        for part in layout.PARTS:
-            table = pd.DataFrame(getattr(data, part), columns=data.columns)
-            if part == "train" and data.weight is not None:
-                table["weight"] = data.weight
-            files.write_table(layout.part(folder, part), table)
-        files.write_json(
-            layout.provenance(folder),
-            {
-                "kind": entry.kind,
-                "settings": entry.settings().model_dump(mode="json"),
-                "source": data.source,
-                "licence": data.licence,
-                "fidelity": data.fidelity,
-                "notes": data.notes,
-                "discrete_bins": data.discrete_bins,
-                "columns": data.columns,
-                "rows": rows,
-                # Models standardise with these moments and report in the units of the data.
-                **moments(pd.DataFrame(data.train, columns=data.columns), dataset),
-            },
-        )
-    stage.metrics({f"{part}_rows": number for part, number in rows.items()})
-    stage.log(f"{rows['train']} train rows of {len(data.columns)} columns, {data.fidelity}: {data.source}")
+        folder.mkdir()
+        with TemporaryDirectory(dir=folder) as scratch:
+            parts = datasets.build(entry.kind, settings, rng=rng, mirror=stage.params.mirror, scratch=Path(scratch))
+            training = Training(parts)
+            for part in layout.PARTS:
+                seen = training.see(parts.chunks(part)) if part == "train" else parts.chunks(part)
+                files.write_chunks(layout.part(folder, part), seen)
+        description = {
+            "kind": entry.kind,
+            "settings": settings.model_dump(mode="json"),
+            "source": parts.source,
+            "licence": parts.licence,
+            "fidelity": parts.fidelity,
+            "notes": parts.notes,
+            "discrete_bins": parts.discrete_bins,
+            "columns": parts.columns,
+            "weight": parts.weight,
+            "types": parts.types,
+            "discrete": {name: asdict(one) for name, one in parts.discrete.items()},
+            "constants": parts.constants,
+            "files": parts.files,
+            "missing": parts.missing,
+            "rows": parts.rows,
+            **training.describe(dataset),
+        }
+        files.write_json(layout.provenance(folder), description)
+    stage.metrics({f"{part}_rows": number for part, number in parts.rows.items()})
+    for message in description["messages"]:
+        stage.log(message)
+    stage.log(f"{parts.rows['train']} train rows of {len(parts.columns)} columns, {parts.fidelity}: {parts.source}")
+
+
+class Training:
+    """What the description of a data set says of its training rows: moments, ranges and columns of few values.
+
+    Args:
+        parts: The data set.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.numbers = [*parts.columns, *(name for name, words in parts.conditions.items() if words is None)]
+        self.moments = Moments(self.numbers)
+        self.values = {name: np.empty(0) for name in parts.columns if name not in parts.discrete}
+
+    def see(self, chunks: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        """Yield the same chunks."""
+        for chunk in chunks:
+            self.moments.add(chunk[self.numbers].to_numpy(dtype=np.float64))
+            for name, values in self.values.items():
+                if len(values) <= _COUNTED:
+                    self.values[name] = np.union1d(values, chunk[name].to_numpy())
+            yield chunk
+
+    def describe(self, dataset: str) -> dict[str, Any]:
+        """Return `loc` and `scale` of the columns, the conditions, and the messages of the data set.
+
+        Raises:
+            UserError: A column is constant on the training rows.
+        """
+        self.moments.check_varying(f"the training rows of {dataset}")
+        found = self.moments.result()
+        moments = {
+            name: dict(zip(found, values, strict=True))
+            for name, *values in zip(self.numbers, *found.values(), strict=True)
+        }
+        conditions = [
+            {"name": name, "kind": "words", "levels": words}
+            if words is not None
+            else {"name": name, "kind": "number", **moments[name]}
+            for name, words in self.parts.conditions.items()
+        ]
+        return {
+            "loc": [moments[name]["loc"] for name in self.parts.columns],
+            "scale": [moments[name]["scale"] for name in self.parts.columns],
+            "conditions": conditions,
+            "messages": [*self.parts.messages, *self._few()],
+        }
+
+    def _few(self) -> list[str]:
+        """Return a sentence on columns that take each value at least twice on average, though they are continuous."""
+        rows = self.moments.count
+        few = {name: len(values) for name, values in self.values.items() if len(values) <= min(_COUNTED, rows / 2)}
+        if not few:
+            return []
+        counts = ", ".join(f"{name!r} ({count} values)" for name, count in few.items())
+        one = next(iter(few))
+        return [
+            f"few different values in {rows} training rows: {counts}; such a density has no limit, so its NLL says "
+            f"little unless they are discrete, as by `discrete: {{{one}: uniform}}` of `kind: table`."
+        ]

@@ -6,12 +6,13 @@ The cost of a batch does not depend on the length of the table.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flowmatch_core.prefetch import ahead
@@ -19,11 +20,15 @@ from pipelines.base import files
 from pipelines.base.seeding import derived_seed
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pyarrow.parquet import ParquetFile
+
+Encode = Callable[["pd.DataFrame"], NDArray[np.float32]]
+"""`rows of a table -> (rows, width)`: what training sees of them, in single precision."""
 
 
 class Rows(ABC):
-    """A source of batches of some columns, standardised, `(batch, columns)` in single precision."""
+    """A source of batches of encoded rows, `(batch, width)` in single precision."""
 
     @abstractmethod
     def draw(self, generator: torch.Generator) -> Tensor:
@@ -35,14 +40,29 @@ class Rows(ABC):
 
 @final
 class Memory(Rows):
-    """Rows in memory, drawn with replacement by the generator of the training."""
+    """Rows in memory, drawn with replacement by the generator of the training.
 
-    def __init__(self, rows: Tensor, batch: int) -> None:
+    Args:
+        rows: Encoded rows.
+        batch: Rows per batch.
+        weight: Draws are in proportion to it, `(rows,)`; None: all rows are equally likely.
+    """
+
+    def __init__(self, rows: Tensor, batch: int, weight: Tensor | None = None) -> None:
         self.rows, self.batch = rows, batch
+        self._upper = None if weight is None else weight.double().cumsum(0)
+
+    def by_weight(self) -> Memory:
+        """Return the rows without their last entry, drawn in proportion to it."""
+        return Memory(self.rows[:, :-1].contiguous(), self.batch, self.rows[:, -1])
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """Return rows drawn with replacement."""
-        return self.rows[torch.randint(len(self.rows), (self.batch,), generator=generator, device=self.rows.device)]
+        device = self.rows.device
+        if self._upper is None:
+            return self.rows[torch.randint(len(self.rows), (self.batch,), generator=generator, device=device)]
+        at = torch.rand(self.batch, generator=generator, device=device, dtype=torch.float64) * self._upper[-1]
+        return self.rows[torch.searchsorted(self._upper, at, right=True).clamp_(max=len(self.rows) - 1)]
 
 
 @final
@@ -58,11 +78,11 @@ class Stream(Rows):
         path: File of the table, for messages.
         file: The open table.
         columns: Columns to read.
+        encode: What training sees of the rows, applied to a row group at a time.
         batch: Rows per batch.
         buffer: Rows in memory; at least two row groups are held, even if they are larger.
         seed: Seed of the order.
-        loc: Subtracted from the rows, `(columns,)`, on the device of the batches.
-        scale: Divides the rows, `(columns,)`, on the same device.
+        device: Device of the batches.
     """
 
     def __init__(
@@ -70,31 +90,31 @@ class Stream(Rows):
         path: Path,
         file: ParquetFile,
         columns: Sequence[str],
+        encode: Encode,
         *,
         batch: int,
         buffer: int,
         seed: int,
-        loc: Tensor,
-        scale: Tensor,
+        device: torch.device,
     ) -> None:
-        self.path, self.file, self.columns = path, file, list(columns)
-        self.batch, self.buffer, self.seed = batch, buffer, seed
-        self.loc, self.scale = loc, scale
+        self.path, self.file, self.columns, self.encode = path, file, list(columns), encode
+        self.batch, self.buffer, self.seed, self.device = batch, buffer, seed, device
         self.sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         self.seek(0)
 
     def seek(self, step: int) -> None:
         """Move to the position at which the batch of `step` is the next one."""
         self._blocks = ahead(self._from(step * self.batch))
-        self._rest = self.loc.new_empty(0, len(self.columns))
+        self._rest: Tensor | None = None
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """Return the next rows in the order of the seed; the generator is not used."""
-        parts = [self._rest[: self.batch]]
+        parts = list[Tensor]()
         while (missing := self.batch - sum(map(len, parts))) > 0:
-            self._rest = next(self._blocks)
+            if self._rest is None or not len(self._rest):
+                self._rest = next(self._blocks)
             parts.append(self._rest[:missing])
-        self._rest = self._rest[len(parts[-1]) :]
+            self._rest = self._rest[missing:]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _from(self, row: int) -> Iterator[Tensor]:
@@ -105,7 +125,7 @@ class Stream(Rows):
                 size = sum(self.sizes[group] for group in groups)
                 if skip < size:
                     order = torch.randperm(size, generator=self._generator(epoch, number))
-                    yield ((self._read(groups)[order].to(self.loc.device) - self.loc) / self.scale)[skip:]
+                    yield self._read(groups)[order][skip:].to(self.device)
                 skip = max(0, skip - size)
             epoch += 1
 
@@ -123,47 +143,60 @@ class Stream(Rows):
         return torch.Generator().manual_seed(derived_seed(self.seed, "stream", *key))
 
     def _read(self, groups: list[int]) -> Tensor:
-        values = np.empty((sum(self.sizes[group] for group in groups), len(self.columns)), np.float32)
-        end = 0
-        for group in groups:  # one at a time, so that pyarrow's memory does not grow with the buffer
-            start, end = end, end + self.sizes[group]
-            table = files.read_group(self.path, self.file, group, self.columns)
-            for i, name in enumerate(self.columns):
-                values[start:end, i] = table.column(name).to_numpy()
-            files.check_finite(self.path, self.columns, values[start:end], sum(self.sizes[:group]))
-        return torch.from_numpy(values)
+        rows, end = None, 0
+        for group in groups:  # one at a time, so that the memory for reading does not grow with the buffer
+            frame = files.read_group(self.path, self.file, group, self.columns).to_pandas()
+            numbers = frame.select_dtypes(["number", "bool"])
+            files.check_finite(self.path, list(map(str, numbers)), numbers.to_numpy(float), sum(self.sizes[:group]))
+            encoded = self.encode(frame)
+            if rows is None:
+                rows = np.empty((sum(self.sizes[group] for group in groups), encoded.shape[1]), np.float32)
+            rows[end : end + len(encoded)] = encoded
+            end += len(encoded)
+        assert rows is not None  # a block has a row group
+        return torch.from_numpy(rows)
 
 
 def read(
-    path: Path,
-    columns: Sequence[str],
-    *,
-    batch: int,
-    limit: int,
-    seed: int,
-    loc: Tensor,
-    scale: Tensor,
+    path: Path, columns: Sequence[str], encode: Encode, *, batch: int, limit: int, seed: int, device: torch.device
 ) -> Rows:
     """Return the rows of a table: in memory if there are at most `limit`, otherwise streamed.
 
     Args:
         path: File to read.
-        columns: Numeric or Boolean columns; Booleans become 0 and 1.
+        columns: Columns to read.
+        encode: What training sees of some rows; see `standardised`.
         batch: Rows per batch.
         limit: Maximum number of rows in memory.
         seed: Seed of the order of a stream.
-        loc: `(columns,)`, on the device of the batches; a row is `(row - loc) / scale`.
-        scale: `(columns,)`, on the same device.
+        device: Device of the batches.
 
     Raises:
         UserError: The file is missing or damaged, lacks a column, or contains a number that is not finite.
     """
     file = files.open_table(path, columns)
     if file.metadata.num_rows > limit:
-        return Stream(path, file, columns, batch=batch, buffer=limit, seed=seed, loc=loc, scale=scale)
-    table = files.read_table(path, columns)
-    rows = torch.tensor(table[list(columns)].to_numpy(dtype=np.float64), dtype=torch.float32, device=loc.device)
-    return Memory((rows - loc) / scale, batch)
+        return Stream(path, file, columns, encode, batch=batch, buffer=limit, seed=seed, device=device)
+    return Memory(torch.from_numpy(encode(files.read_table(path, columns)[list(columns)])).to(device), batch)
+
+
+def standardised(columns: Sequence[str], loc: Tensor, scale: Tensor) -> Encode:
+    """Return an encoding of numeric or Boolean columns as `(row - loc) / scale`; Booleans become 0 and 1.
+
+    It is computed in double precision and then rounded, so that columns far from zero keep their digits.
+
+    Args:
+        columns: Columns to take.
+        loc: `(columns,)`.
+        scale: `(columns,)`.
+    """
+    center, spread = (units.double().cpu().numpy() for units in (loc, scale))
+
+    def encode(rows: pd.DataFrame) -> NDArray[np.float32]:
+        encoded: NDArray[np.float32] = ((rows[list(columns)].to_numpy(float) - center) / spread).astype(np.float32)
+        return encoded
+
+    return encode
 
 
 def any_true(path: Path, column: str) -> bool:

@@ -1,32 +1,99 @@
 """Data sets: one plugin file each, loaded by name (`plugins.load("pipelines.datasets", name)`).
 
-A plugin defines `Settings` and `build(settings, *, rng, mirror) -> Dataset`. A plugin that reads files also defines
-`sources(settings, mirror)`, which names them (see `pipelines.runs.sources`). A plugin with a known density also defines
-`log_prob(settings, x) -> (n,)`, the exact log-density in nats of rows as `build` returns them. Evaluation reports its
-entropy `-E[log p(X)]`, the best NLL that any model can reach, next to the NLL of the models.
+A plugin defines `Settings` and `build(settings, *, rng, mirror) -> Dataset`. A plugin whose rows may exceed memory
+defines `parts(settings, *, rng, mirror, scratch) -> Parts` instead, which yields them in chunks. A plugin that reads
+files also defines `sources(settings, mirror)`, which names them (see `pipelines.runs.sources`). A plugin with a known
+density also defines `log_prob(settings, x) -> (n,)`, the exact log-density in nats of rows as `build` returns them.
+Evaluation reports its entropy `-E[log p(X)]`, the best NLL that any model can reach, next to the NLL of the models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines.base import plugins
-from pipelines.base.errors import UserError
+from pipelines.base import layout, metric_keys, plugins
+from pipelines.base.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Array = NDArray[np.float64]
-Fidelity = Literal["exact generator", "official", "official-test/partial-train", "equivalent", "subset"]
+Fidelity = Literal["exact generator", "official", "official-test/partial-train", "equivalent", "subset", "own table"]
+Type = Literal["float", "integer", "text"]
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """A column of integers or words among the modelled ones, stored as its code plus a number drawn from [0, 1).
+
+    Attributes:
+        how: The marginal that the code gets: none (`uniform`) or steps.
+        low: Smallest code.
+        levels: The words in the order of their codes, from 0; None for integers, which are their own codes.
+    """
+
+    how: Literal["uniform", "steps"]
+    low: int
+    levels: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a data set, which are read in chunks, with their provenance.
+
+    Attributes:
+        rows: Number of rows by part: train, val and test.
+        chunks: Function that yields a part in chunks: the columns (float64, finite), then the conditions (float64, or
+            strings where they are words), then the weight where the part has weights (positive, mean 1 over the part).
+        columns: Names of the modelled columns.
+        types: What the source held, by column and condition.
+        source: Origin of the rows.
+        licence: Licence of the rows.
+        fidelity: How close the rows are to those of the papers.
+        notes: Remarks on the rows, shown with the results.
+        discrete_bins: See `Dataset`.
+        conditions: Words of each condition in order, None for a condition that is a number.
+        weight: Name of the weight column, None without one.
+        discrete: Discrete columns by name.
+        constants: Values of columns that are constant and not modelled.
+        marginals: Whether each column is transformed to a normal distribution by its own.
+        files: SHA-256 of each file that was read.
+        missing: Number of rows that were dropped because a value was missing.
+        messages: Sentences on how the rows were read, shown with the results.
+    """
+
+    rows: Mapping[str, int]
+    chunks: Callable[[str], Iterator[pd.DataFrame]]
+    columns: list[str]
+    types: Mapping[str, Type]
+    source: str
+    licence: str
+    fidelity: Fidelity
+    notes: str = ""
+    discrete_bins: float | None = None
+    conditions: Mapping[str, list[str] | None] = field(default_factory=dict)
+    weight: str | None = None
+    discrete: Mapping[str, Discrete] = field(default_factory=dict)
+    constants: Mapping[str, float | int | str] = field(default_factory=dict)
+    marginals: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
+    missing: int = 0
+    messages: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The rows of a data set, split into training, validation and test parts, with their provenance.
+    """The rows of a data set in memory, split into training, validation and test parts, with their provenance.
+
+    Rows may be an array, a data frame, a tensor or nested lists of numbers of any type; they become float64. The
+    columns of a data frame are found by their names.
 
     Attributes:
         train: Training rows, float64, shape (rows, dims), finite.
@@ -42,40 +109,119 @@ class Dataset:
             is 1/bins wide, so bits per dimension = NLL / (dims ln 2) + log2(bins). None for continuous rows.
     """
 
-    train: Array
-    val: Array
-    test: Array
-    columns: list[str]
+    train: Any
+    val: Any
+    test: Any
+    columns: Sequence[str]
     source: str
     licence: str
     fidelity: Fidelity
-    weight: Array | None = None
+    weight: Any = None
     notes: str = ""
     discrete_bins: float | None = None
 
     def __post_init__(self) -> None:
-        for part in ("train", "val", "test"):
-            rows = getattr(self, part)
-            if rows.ndim != 2 or rows.shape[1] != len(self.columns) or not len(rows):
-                raise UserError(
-                    f"the {part} rows of {self.source} have shape {rows.shape}, expected at least one row of "
-                    f"{len(self.columns)} columns; rebuild or replace the source."
-                )
-            bad = ~np.isfinite(rows)
-            if bad.any():
-                column = int(bad.any(0).argmax())
-                raise UserError(
-                    f"column {self.columns[column]!r} of the {part} rows of {self.source} holds NaN or "
-                    f"infinity in {int(bad[:, column].sum())} of {len(rows)} rows, expected finite "
-                    "numbers; clean or replace the source."
-                )
+        """Convert the rows to float64 and check them.
+
+        Raises:
+            UserError: The rows, the names or the weights are not what they should be.
+        """
+        object.__setattr__(self, "columns", [str(name) for name in self.columns])
+        for name in self.columns:
+            if self.columns.count(name) > 1:
+                raise UserError(f"{self.source} has the column {name!r} twice, expected different names; rename one.")
+        for part in layout.PARTS:
+            object.__setattr__(self, part, self._matrix(part, getattr(self, part)))
         if self.weight is not None:
-            ok = self.weight.shape == (len(self.train),) and np.isfinite(self.weight).all() and (self.weight > 0).all()
+            weight = _array(self.weight, f"the weights of {self.source}")
+            ok = weight.shape == (len(self.train),) and np.isfinite(weight).all() and (weight > 0).all()
             if not ok:
                 raise UserError(
-                    f"the weights of {self.source} (shape {self.weight.shape}) are not one positive finite "
+                    f"the weights of {self.source} (shape {weight.shape}) are not one positive finite "
                     f"number for each of the {len(self.train)} train rows; rebuild or replace the source."
                 )
+            object.__setattr__(self, "weight", weight)
+
+    def parts(self) -> Parts:
+        """Return the parts, each as one chunk."""
+        import pandas as pd
+
+        columns = list(self.columns)
+        weight = None if self.weight is None else metric_keys.free("weight", columns)
+
+        def chunks(part: str) -> Iterator[pd.DataFrame]:
+            table = pd.DataFrame(getattr(self, part), columns=columns)
+            yield table if weight is None or part != "train" else table.assign(**{weight: self.weight})
+
+        return Parts(
+            rows={part: len(getattr(self, part)) for part in layout.PARTS},
+            chunks=chunks,
+            columns=columns,
+            types=dict.fromkeys(columns, "float"),
+            source=self.source,
+            licence=self.licence,
+            fidelity=self.fidelity,
+            notes=self.notes,
+            discrete_bins=self.discrete_bins,
+            weight=weight,
+        )
+
+    def _matrix(self, part: str, given: Any) -> Array:
+        """Return the rows of a part as float64, `(rows, columns)`."""
+        where = f"the {part} rows of {self.source}"
+        by_name = hasattr(given, "iloc") and given.ndim == 2
+        rows: Array = self._by_name(where, given) if by_name else _array(given, where)
+        if rows.ndim == 1 and len(self.columns) == 1:
+            rows = rows[:, None]
+        if rows.ndim != 2 or rows.shape[1] != len(self.columns) or not len(rows):
+            raise UserError(
+                f"{where} have shape {rows.shape}, expected at least one row of {len(self.columns)} columns; rebuild "
+                "or replace the source."
+            )
+        bad = ~np.isfinite(rows)
+        if bad.any():
+            column = int(bad.any(0).argmax())
+            raise UserError(
+                f"column {self.columns[column]!r} of {where} holds NaN or infinity in {int(bad[:, column].sum())} of "
+                f"{len(rows)} rows, expected finite numbers; clean or replace the source."
+            )
+        return rows
+
+    def _by_name(self, where: str, frame: pd.DataFrame) -> Array:
+        there = [str(name) for name in frame.columns]
+        if sorted(there) != sorted(self.columns):
+            raise UserError(
+                f"{where} have the columns {', '.join(map(repr, there))}, expected {', '.join(map(repr, self.columns))}"
+                " each once; name the columns of the data frame so, or return an array."
+            )
+        columns = [
+            _array(frame.iloc[:, there.index(name)], f"the values of column {name!r} of {where}")
+            for name in self.columns
+        ]
+        return np.stack(columns, 1) if columns else np.empty((len(frame), 0))
+
+
+def _array(values: Any, what: str) -> Array:
+    """Return values of any library as a float64 array; missing values become NaN.
+
+    Raises:
+        UserError: They are no real numbers.
+    """
+    if hasattr(values, "detach"):  # a tensor of any device and type
+        values = values.detach().cpu().double().numpy()
+    try:
+        if hasattr(values, "iloc"):
+            return np.asarray(values.to_numpy(dtype=np.float64, na_value=np.nan))
+        plain = np.asarray(values)
+        if np.iscomplexobj(plain) or plain.dtype.kind in "SU":
+            raise TypeError(f"they are {plain.dtype}")
+        numbers: Array = plain.astype(np.float64)
+        return numbers
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{what} cannot be read as numbers ({first_line(error)}); expected real numbers in a rectangle, so code "
+            "words as numbers, or use `kind: table`, which knows words."
+        ) from None
 
 
 class GeneratedSettings(plugins.Settings):
@@ -109,14 +255,32 @@ def generated(settings: GeneratedSettings, draw: Callable[[int], Array], name: s
     )
 
 
-def build(kind: str, settings: plugins.Settings, *, rng: np.random.Generator, mirror: Path | None) -> Dataset:
+def build(
+    kind: str, settings: plugins.Settings, *, rng: np.random.Generator, mirror: Path | None, scratch: Path
+) -> Parts:
     """Return the data set of a kind, the name of a file in this folder.
+
+    Args:
+        kind: Name of the plugin.
+        settings: Its settings.
+        rng: Generator of all that is drawn.
+        mirror: Folder with local copies of real data sets.
+        scratch: Empty folder for what does not fit into memory, until the parts are read.
 
     Raises:
         UserError: There is no such file, or the source of the data is missing or damaged.
     """
-    built: Dataset = plugins.load(__name__, kind).build(settings, rng=rng, mirror=mirror)
-    return built
+    plugin = plugins.load(__name__, kind)
+    if hasattr(plugin, "parts"):
+        parts: Parts = plugin.parts(settings, rng=rng, mirror=mirror, scratch=scratch)
+        return parts
+    built = plugin.build(settings, rng=rng, mirror=mirror)
+    if not isinstance(built, Dataset):
+        raise UserError(
+            f"`build` of the data set {kind!r} returned {type(built).__name__}, expected a `Dataset` of "
+            "pipelines.datasets; return one."
+        )
+    return built.parts()
 
 
 def log_prob(kind: str, settings: plugins.Settings, x: Array) -> Array | None:

@@ -1,15 +1,17 @@
 """Environments: one plugin file each, loaded by name (`plugins.load("pipelines.environments", name)`).
 
-A plugin defines `Settings` and `build(settings) -> Environment`; `pipelines.data.collect` draws tables from it.
+A plugin defines `Settings` and `build(settings) -> Process`; `pipelines.data.collect` makes tables of it. It may define
+`DEFAULTS` of the keys that every environment has (see `EnvironmentEntry`).
 A plugin that reads files or a user's module also defines `sources(settings, mirror)` (see `pipelines.runs.sources`).
 
-An environment that can be set to any state is a `Simulator`, for which a plugin defines little more than one step.
+An environment that can be set to any state is a `Simulator`, for which a plugin defines little more than one step. A
+process that is known by recorded episodes alone is a `Log`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +28,7 @@ Array = NDArray[np.float64]
 Rectangle = tuple[float, float, float, float]
 Beginning = Literal["coverage", "start"]
 Behaviour = Literal["coverage", "random", "policy", "visited", "recorded"]
+Truth = Literal["simulator", "held-out episodes", "no reference"]
 
 
 @dataclass(frozen=True)
@@ -74,29 +77,63 @@ class Episodes:
     terminal: NDArray[np.bool_]
 
 
-class Environment(ABC):
-    """A reward-free decision process with one fixed deterministic policy; every method works on batches of rows.
-
-    Methods are called concurrently from several threads, so they must not keep state. Threads run in parallel where
-    the work is done by NumPy or another library that releases the global interpreter lock.
+class Process(ABC):
+    """A reward-free decision process with one fixed policy, as figures and evaluations know it.
 
     Attributes:
         state_names: Names of the state columns.
         action_names: Names of the action columns.
-        bounds: Rectangle (x0, y0, x1, y1) of the first two state columns that figures show.
-        walls: Rectangles (x0, y0, x1, y1) that figures draw.
         source: Origin of the definition.
         fidelity: How close the environment is to its origin.
-        beginnings: Available distributions of the first state of an episode.
+        truth: What models are compared with.
     """
 
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
-    bounds: Rectangle
-    walls: tuple[Rectangle, ...] = ()
     source: str
     fidelity: str
+    truth: Truth
+
+    @abstractmethod
+    def rewards(self, state: Array) -> dict[str, Array]:
+        """Return every reward function of the state by name, each of shape (n,)."""
+
+    @abstractmethod
+    def reward_names(self) -> tuple[str, ...]:
+        """Return the names of the rewards whose value can be compared."""
+
+    def oracle(self) -> LinearGaussianMDP | None:
+        """Return the closed-form process, or None if there is none."""
+        return None
+
+    def exact_values(self, state: Array, action: Array, gamma: float) -> dict[str, Array]:
+        r"""Return the exact $Q = \sum_{k \ge 0} \gamma^k E[r(S_{k+1})]$ of every reward for which it is known."""
+        return {}
+
+
+class Environment(Process):
+    """A process from which episodes can be drawn, with a deterministic policy; every method works on batches of rows.
+
+    Methods must not keep state. They are called concurrently from several threads, unless `thread_safe` is false.
+    Threads run in parallel where the work is done by NumPy or another library that releases the global interpreter
+    lock.
+
+    Attributes:
+        bounds: Rectangle (x0, y0, x1, y1) of the first two state columns that figures show.
+        walls: Rectangles (x0, y0, x1, y1) that figures draw.
+        beginnings: Available distributions of the first state of an episode.
+        thread_safe: Whether several threads may call the methods at once.
+    """
+
+    truth: Truth = "simulator"
+    bounds: Rectangle
+    walls: tuple[Rectangle, ...] = ()
     beginnings: tuple[Beginning, ...] = ("coverage", "start")
+    thread_safe: bool = True
+
+    def checks(self, rng: np.random.Generator) -> list[str]:
+        """Try the environment before its tables are drawn, and return sentences on what was found."""
+        return []
 
     @abstractmethod
     def policy(self, state: Array) -> Array:
@@ -124,17 +161,48 @@ class Environment(ABC):
         """Return the number of rows that `transitions` has, or None if it is unlimited."""
         return None
 
+    def reward_names(self) -> tuple[str, ...]:
+        """Return the names of the rewards, by those of one start state."""
+        return tuple(self.rewards(self.starts(np.random.default_rng(0), 1)))
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A recorded episode.
+
+    Attributes:
+        name: Its name in the log.
+        states: States S_0, ..., S_T, shape (T + 1, states).
+        actions: Actions A_0, ..., A_{T-1}, shape (T, actions), or (T + 1, actions) where that in S_T is known, too.
+        rewards: Rewards of the T steps, shape (T,), or None.
+        terminal: Whether S_T is terminal. A time limit does not make a state terminal.
+    """
+
+    name: str
+    states: Array
+    actions: Array
+    rewards: Array | None
+    terminal: bool
+
+
+class Log(Process):
+    """A process that is known by recorded episodes alone.
+
+    Attributes:
+        act: Deterministic policy of the models, (n, states) -> (n, actions); None for the policy that made the log.
+        reward: Name of a logged reward, or None.
+    """
+
+    act: Callable[[Array], Array] | None
+    reward: str | None
+
     @abstractmethod
-    def rewards(self, state: Array) -> dict[str, Array]:
-        """Return every reward function of the state by name, each of shape (n,)."""
+    def episodes(self) -> Iterator[Logged]:
+        """Yield the episodes in the order of the log, one at a time in memory.
 
-    def oracle(self) -> LinearGaussianMDP | None:
-        """Return the closed-form process, or None if there is none."""
-        return None
-
-    def exact_values(self, state: Array, action: Array, gamma: float) -> dict[str, Array]:
-        r"""Return the exact $Q = \sum_{k \ge 0} \gamma^k E[r(S_{k+1})]$ of every reward for which it is known."""
-        return {}
+        Raises:
+            UserError: An episode cannot be read.
+        """
 
 
 class SimulatorSettings(plugins.Settings):
@@ -277,11 +345,11 @@ class Simulator(Environment):
         return np.stack(states, 1), np.stack(actions, 1)
 
 
-def build(kind: str, settings: plugins.Settings) -> Environment:
-    """Return the environment of a kind, the name of a file in this folder.
+def build(kind: str, settings: plugins.Settings) -> Process:
+    """Return the environment or the log of a kind, the name of a file in this folder.
 
     Raises:
         UserError: There is no such file, or the environment cannot be created.
     """
-    built: Environment = plugins.load(__name__, kind).build(settings)
+    built: Process = plugins.load(__name__, kind).build(settings)
     return built

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines.base.errors import UserError
+from pipelines.base.errors import UserError, first_line
 from pipelines.environments import Array
 
 EntryPoint = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
@@ -33,7 +34,8 @@ def load(name: EntryPoint, shape: tuple[int, ...]) -> Callable[[Array], Array]:
         The function, from rows (n, ...) to float64 rows (n, *shape).
 
     Raises:
-        UserError: The module or function does not exist, or, when called, the function returns another shape.
+        UserError: The module or function does not exist, or, when called, the function returns no numbers, another
+            shape, or NaN or infinity for a finite row.
     """
     module, _, attribute = name.partition(":")
     try:
@@ -42,10 +44,23 @@ def load(name: EntryPoint, shape: tuple[int, ...]) -> Callable[[Array], Array]:
         raise _unknown(name, error) from None
 
     def checked(rows: Array) -> Array:
-        answer: Array = np.asarray(function(rows), dtype=np.float64)
+        returned = function(rows)
+        try:
+            answer: Array = np.asarray(returned, dtype=np.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{name} answered {len(rows)} rows with a {type(returned).__name__} that is no array of numbers "
+                f"({first_line(error)}); expected shape {(len(rows), *shape)}."
+            ) from None
         if answer.shape != (len(rows), *shape):
             raise UserError(
                 f"{name} answered {len(rows)} rows with shape {answer.shape}; expected shape {(len(rows), *shape)}."
+            )
+        bad = ~_finite(answer) & _finite(rows)
+        if bad.any():
+            raise UserError(
+                f"{name} answered {int(bad.sum())} of {len(rows)} rows with NaN or infinity, first the row "
+                f"{np.round(rows[bad.argmax()], 4).tolist()}; expected finite numbers."
             )
         return answer
 
@@ -87,6 +102,11 @@ def sources(*names: str) -> dict[str, Path]:
         elif spec.has_location and spec.origin:  # modules that are built into the interpreter have no file
             found[module] = Path(spec.origin)
     return found
+
+
+def _finite(rows: Array) -> NDArray[np.bool_]:
+    """Return whether all numbers of each row are finite, (n,)."""
+    return np.asarray(np.isfinite(rows).reshape(len(rows), -1).all(1))
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -8,9 +8,7 @@ end of an episode that a time limit cut off.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -24,6 +22,7 @@ from pipelines.base.errors import UserError
 from pipelines.environments import Array, Beginning, Environment, Episodes, Simulator, Steps
 from pipelines.environments import _entry_point as entry_points
 from pipelines.environments._entry_point import EntryPoint, load
+from pipelines.environments._logs import exorl_arrays, exorl_files
 
 
 class Settings(plugins.Settings):
@@ -65,12 +64,12 @@ class Exorl(Environment):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.files = _episodes(settings.directory)
+        self.files = exorl_files(settings.directory)
         module = plugins.load("pipelines.environments", settings.simulator["kind"])
         self.simulator: Environment = module.build(module.Settings.model_validate(_without_kind(settings.simulator)))
         self.state_names, self.action_names = self.simulator.state_names, self.simulator.action_names
         self.bounds, self.walls = self.simulator.bounds, self.simulator.walls
-        self.beginnings = self.simulator.beginnings
+        self.beginnings, self.thread_safe = self.simulator.beginnings, self.simulator.thread_safe
         self.source = f"{len(self.files)} episodes recorded by ExORL (arXiv 2201.13425); {self.simulator.source}"
         self.fidelity = f"recorded transitions; rollouts: {self.simulator.fidelity}"
         self._policy: Callable[[Array], Array] = self.simulator.policy
@@ -85,6 +84,10 @@ class Exorl(Environment):
     def policy(self, state: Array) -> Array:
         """Return the actions of the user's policy, or of the simulator's."""
         return self._policy(state)
+
+    def checks(self, rng: np.random.Generator) -> list[str]:
+        """Try the simulator."""
+        return self.simulator.checks(rng)
 
     def starts(self, rng: np.random.Generator, n: int) -> Array:
         """Draw start states of the simulator."""
@@ -122,13 +125,13 @@ class Exorl(Environment):
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
         """Number of the row after the last one of each episode, in the fixed order."""
-        lengths = np.array([len(_arrays(file, ("discount",))[0]) - 1 for file in self.files])
+        lengths = np.array([len(exorl_arrays(file, ("discount",))[0]) - 1 for file in self.files])
         return lengths[self._order].cumsum()
 
     def _read(self, number: int) -> Steps:
         """Return all transitions of an episode."""
         file = self.files[number]
-        observation, action, discount = _arrays(file, ("observation", "action", "discount"))
+        observation, action, discount = exorl_arrays(file, ("observation", "action", "discount"))
         rows = len(discount)
         for name, found, width in (
             ("observation", observation, len(self.state_names)),
@@ -157,7 +160,7 @@ def sources(settings: Settings, mirror: Path | None) -> dict[str, Path]:
     Raises:
         UserError: The folder contains no episodes, or a module does not exist.
     """
-    found = {path.relative_to(settings.directory).as_posix(): path for path in _episodes(settings.directory)}
+    found = {path.relative_to(settings.directory).as_posix(): path for path in exorl_files(settings.directory)}
     simulator = plugins.load("pipelines.environments", settings.simulator["kind"])
     of_simulator = getattr(simulator, "sources", None)
     if of_simulator is not None:
@@ -174,31 +177,5 @@ def build(settings: Settings) -> Exorl:
     return Exorl(settings)
 
 
-def _episodes(directory: Path) -> list[Path]:
-    """Return the files of the episodes in the order of their paths."""
-    found = sorted(directory.rglob("*.npz"))
-    if not found:
-        raise UserError(
-            f"{directory} holds no .npz files, expected the episodes of ExORL; "
-            "set `directory` to the folder that they were unpacked to."
-        )
-    return found
-
-
 def _without_kind(simulator: dict[str, Any]) -> dict[str, Any]:
     return {name: setting for name, setting in simulator.items() if name != "kind"}
-
-
-def _arrays(file: Path, names: Sequence[str]) -> list[Array]:
-    """Return arrays of an episode, each of shape (rows, width)."""
-    try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
-            arrays = [np.asarray(archive[name], dtype=np.float64) for name in names]
-        if any(array.ndim == 0 for array in arrays):
-            raise ValueError("an array has no axis")
-    except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"{file} is no episode of ExORL ({type(error).__name__}: {error}); "
-            f"expected an .npz file with the arrays {', '.join(names)}: take it out or unpack it again."
-        ) from None
-    return [array.reshape(len(array), -1) for array in arrays]

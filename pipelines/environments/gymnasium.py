@@ -3,14 +3,18 @@
 The observation is used as the state. Because the environment cannot be set to a state, transitions come from episodes:
 with random actions, under the policy, or with both. An episode that the environment terminates ends in a terminal
 state; one that a time limit cuts off does not.
+
+An environment may keep state in its class or module, so one thread steps it, one instance after the other, unless the
+entry says that it is safe. Some transitions are replayed before the tables are drawn.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from contextlib import closing
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from itertools import count, islice
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, final
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     import gymnasium
 
 Label = Literal["random", "policy", "visited"]
+REPLAYED = 20  # transitions
 
 
 class Settings(plugins.Settings):
@@ -36,7 +41,7 @@ class Settings(plugins.Settings):
     id: str = Field(min_length=1, description='as `gymnasium.make` takes it: "Pendulum-v1", "package.module:Mine-v0"')
     policy: EntryPoint = Field(
         description="package.module:function from observations (n, d) to actions (n, a): deterministic, row by row, "
-        "called from several threads; a change of its module is noticed"
+        "called from several threads if `thread_safe`; a change of its module is noticed"
     )
     behaviour: Literal["random", "policy", "mixed"] = Field(
         "random",
@@ -47,6 +52,11 @@ class Settings(plugins.Settings):
         {}, description="rewards of the state, each package.module:function from observations (n, d) to (n,)"
     )
     arguments: dict[str, bool | int | float | str] = Field({}, description="further arguments of `gymnasium.make`")
+    thread_safe: bool = Field(
+        False,
+        description="whether several threads may use instances of the environment, and the policy, at once: they share "
+        "no state; it pays where the steps release the global interpreter lock, as MuJoCo's do",
+    )
 
 
 @final
@@ -65,6 +75,7 @@ class Gymnasium(Environment):
                 raise UserError(f"{settings.id} has the {name} {space}; expected a Box with one axis.")
         self.low, self.high = actions.low.astype(np.float64), actions.high.astype(np.float64)
         self.action_type = actions.dtype
+        self.thread_safe = settings.thread_safe
         if settings.behaviour != "policy" and not np.isfinite([self.low, self.high]).all():
             raise UserError(
                 f"{settings.id} has no bounds on its actions, so none can be drawn at random; "
@@ -80,6 +91,35 @@ class Gymnasium(Environment):
         self._rewards = {name: load(entry, ()) for name, entry in settings.rewards.items()}
         self.policy(self.starts(np.random.default_rng(0), 1))  # report an error in the policy before anything runs
 
+    def checks(self, rng: np.random.Generator) -> list[str]:
+        """Replay transitions with the same seeds, alone and in turns with another instance.
+
+        Raises:
+            UserError: `thread_safe` is true, but another instance or thread changes the transitions.
+        """
+        key, other = (int(k) for k in rng.integers(2**31, size=2))
+        recorded, again = self._replay(key), self._replay(key)
+        same = _equal(recorded, again)
+        if same < REPLAYED:
+            return [
+                f"transitions replayed with the same seeds: {same} of {REPLAYED} equal, so that the environment or the "
+                "policy does not honour seeds; collecting again gives other rows"
+            ]
+        beside = _equal(recorded, self._replay(key, other))
+        if self.thread_safe:
+            with ThreadPoolExecutor(2) as pool:
+                first, _ = pool.map(self._replay, (key, other))
+            beside = min(beside, _equal(recorded, first))
+            if beside < REPLAYED:
+                raise UserError(
+                    f"{self.settings.id} is not thread-safe: beside another instance of it {beside} of {REPLAYED} "
+                    "replayed transitions are equal; expected all, so remove thread_safe: true."
+                )
+        found = f"transitions replayed with the same seeds: {REPLAYED} of {REPLAYED} equal"
+        if beside < REPLAYED:
+            found += f", but {beside} beside another instance, so that instances share state; one at a time is used"
+        return [found]
+
     def policy(self, state: Array) -> Array:
         """Return the actions of the user's function."""
         return self._policy(state)
@@ -91,15 +131,8 @@ class Gymnasium(Environment):
 
     def transitions(self, rows: range, length: int, rng: np.random.Generator) -> Steps:
         """Return rows of as many episodes as needed; the environment's own time limit ends them, not `length`."""
-        steps, episode = list[tuple[Any, ...]](), rows.start
         with closing(self._make()) as made:
-            while len(steps) < len(rows):
-                label = self._label(episode)
-                for step, row in enumerate(self._episode(made, label, rng)):
-                    steps.append((*row, episode, step, label))
-                    if len(steps) == len(rows):
-                        break
-                episode += 1
+            steps = list(islice(self._steps(made, rows.start, rng), len(rows)))
         return Steps(*(np.array(column) for column in zip(*steps, strict=True)))
 
     def episodes(self, beginning: Beginning, n: int, length: int, rng: np.random.Generator) -> Episodes:
@@ -131,6 +164,24 @@ class Gymnasium(Environment):
         if self.settings.behaviour == "mixed":
             return "visited" if episode % 2 else "random"
         return self.settings.behaviour
+
+    def _replay(self, key: int, beside: int | None = None) -> list[Array]:
+        """Return the next states of transitions that a key determines, in turns with those of another key, if any."""
+        with ExitStack() as stack:
+            walks = []
+            for k in (key,) if beside is None else (key, beside):
+                made = stack.enter_context(closing(self._make()))
+                walks.append(islice(self._steps(made, 0, np.random.default_rng(k)), REPLAYED))
+            return [first[2] for first, *_ in zip(*walks, strict=True)]
+
+    def _steps(
+        self, made: gymnasium.Env[Any, Any], episode: int, rng: np.random.Generator
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield the fields of `Steps` of one episode after the other, without end."""
+        for number in count(episode):
+            label = self._label(number)
+            for step, row in enumerate(self._episode(made, label, rng)):
+                yield *row, number, step, label
 
     def _episode(
         self, made: gymnasium.Env[Any, Any], label: Label, rng: np.random.Generator
@@ -186,6 +237,10 @@ def _library() -> ModuleType:
             "environments of the kind gymnasium need the package gymnasium, which is not installed; "
             "run `pip install -e '.[gymnasium]'`."
         ) from None
+
+
+def _equal(first: list[Array], second: list[Array]) -> int:
+    return sum(map(np.array_equal, first, second))
 
 
 def _vector(observation: Any) -> Array:

@@ -1,11 +1,11 @@
-"""Score every density model of a data set on its test rows, with the sampling floor of each distance."""
+"""Score every density model of a data set on its rows, with the sampling floor of each distance."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import pandas as pd
@@ -14,163 +14,242 @@ from torch import Tensor
 
 from flowmatch_core import metrics
 from pipelines import datasets
-from pipelines.base import device, files, layout, seeding
+from pipelines.base import device, files, layout, metric_keys, seeding
 from pipelines.config.params import Params
 from pipelines.evaluation import cells
 from pipelines.evaluation.cells import Cell
-from pipelines.models import density
+from pipelines.evaluation.likelihood import likelihoods
+from pipelines.evaluation.rows import Array, Moments, Prepared, Rows, conditions, rng_of
+from pipelines.models import density, saved
 from pipelines.runs import records
 from pipelines.runs.context import Stage
 
+REFERENCE = "one Gaussian"
+"""Key of the closed form in the metrics: the Gaussian with the moments of the training rows."""
 
-@dataclass(frozen=True)
-class TestRows:
-    """The true rows that the models of a data set are compared with.
+DEGENERATE = "columns are linear functions of one another, so that the density has no limit and an NLL says little."
+
+LEAST = 0.01  # difference of log-densities in nats that rounding may make
+
+TRAINED = (density.FLOW, density.NORMALIZING)
+"""Kinds of models whose seeds are worth a mixture; the others have a closed form."""
+
+
+class Scored(NamedTuple):
+    """What one model scores.
 
     Attributes:
-        provenance: Description of the data set.
-        test: Test rows, `(n, columns)`, in the units of the data.
-        other: Validation rows, in the same form, for the floor.
+        numbers: Metrics by name.
+        log_prob: Log-densities of the rows by part.
+        warning: Sentence, where the error of the solver is too large or it failed.
     """
 
-    provenance: dict[str, Any]
-    test: Tensor
-    other: Tensor
+    numbers: dict[str, Any]
+    log_prob: dict[str, Array]
+    warning: str | None
+
+
+@final
+@dataclass(frozen=True)
+class Scorer:
+    """The scores of the models of a data set.
+
+    Attributes:
+        params: Contents of params.yaml.
+        dataset: Name of the data set.
+        device: Device of the models.
+        prepared: The prepared data set.
+        scored: Rows whose likelihood is computed, by part.
+        moments: Moments of the training rows, which are the units of the distances.
+        test: Test rows of the distances.
+        other: Validation rows of their floor, whose conditions the samples have.
+    """
+
+    params: Params
+    dataset: str
+    device: torch.device
+    prepared: Prepared
+    scored: dict[str, Rows]
+    moments: Moments
+    test: Rows
+    other: Rows
 
     @classmethod
-    def read(cls, dataset: str, device: torch.device) -> TestRows:
-        """Read the rows of a prepared data set."""
-        folder = layout.prepared(dataset)
-        provenance = files.read_json(layout.provenance(folder))
-        columns = provenance["columns"]
-        test, other = (
-            _tensor(files.read_table(layout.part(folder, part), columns), columns, device) for part in ("test", "val")
+    def of(cls, params: Params, dataset: str, chosen: torch.device) -> Scorer:
+        """Read the rows of a data set."""
+        settings, prepared = params.density.evaluate, Prepared.read(layout.prepared(dataset))
+        test, val = prepared.part("test"), prepared.part("val")
+        scored = {"test": _some(test, settings.likelihood_rows, rng_of(params, dataset, "test"))}
+        scored["val"] = _some(val, settings.likelihood_rows, rng_of(params, dataset, "val"))
+        scored["train"], moments = prepared.training(len(scored["test"]), rng_of(params, dataset, "train"))
+        size = min(settings.rows, params.density.sample.samples, len(test), len(val))
+        drawn = (
+            test.draw(size, rng_of(params, dataset, "distances")),
+            conditions(params, dataset, val).take(slice(size)),
         )
-        return cls(provenance, test, other)
+        return cls(params, dataset, chosen, prepared, scored, moments, *drawn)
 
-
-class Scorer:
-    """The scores of one model of a data set; it is pickled as its arguments and reads the rows again.
-
-    Attributes:
-        rows: True rows.
-        scored: Test rows whose likelihood is computed.
-    """
-
-    def __init__(self, params: Params, dataset: str, device: torch.device) -> None:
-        self.arguments = params, dataset, device
-        self.params, self.dataset, self.device = self.arguments
-        self.settings = params.density.evaluate
-        self.rows = TestRows.read(dataset, device)
-        self.size = min(self.settings.rows, params.density.sample.samples, len(self.rows.test), len(self.rows.other))
-        self.scored = self.rows.test[: self.settings.likelihood_rows]
-
-    def __reduce__(self) -> tuple[type[Scorer], tuple[Params, str, torch.device]]:
-        return Scorer, self.arguments
-
-    def __call__(self, cell: Cell, send: Callable[[str], None]) -> tuple[dict[str, Any], str | None]:
-        """Return the numbers of a model, and a sentence where the solver's error is too large; send both as lines."""
+    def __call__(self, cell: Cell, send: Callable[[str], None]) -> Scored:
+        """Return the scores of a model; send them, and progress where it takes long, as lines."""
         method, seed = cell
-        columns = self.rows.provenance["columns"]
-        table = files.read_table(layout.sampled(layout.samples(self.dataset), method), [*columns, "seed"])
         file = layout.network(layout.models(self.dataset, method), seed)
-        likelihood, warning = _likelihood(file, self.scored, self.settings.solver, self.settings.steps, self.device)
+        found = likelihoods(file, self.scored, self.params.density.evaluate, self.device, f"{cell}: ", send)
+        warning = found["test"].warning
         if warning is not None:
             send(f"{cell}: {warning}")
-        samples = _tensor(table[table["seed"] == seed], columns, self.device)
-        numbers = {"method": method, "seed": seed, **likelihood, **self.distances(samples)}
-        send("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items()))
-        return numbers, warning
+        log_prob = {part: one.log_prob for part, one in found.items()}
+        numbers = {**self.nll(log_prob), "nll_solver_error": float(np.sqrt((found["test"].error ** 2).mean()))}
+        numbers |= self.distances(self.samples(method, [seed]))
+        if (step := saved.meta(file).get("chosen_step")) is not None:
+            numbers["chosen_step"] = step
+        send("  ".join([str(cell), *(f"{name} {value:.5g}" for name, value in numbers.items())]))
+        return Scored({"method": method, "seed": seed, **numbers}, log_prob, warning)
 
-    def distances(self, x: Tensor) -> dict[str, float]:
-        """Return the distances of samples to the test rows."""
-        generator = seeding.generator(self.params.seed, "evaluate", self.dataset, device=self.device)
-        x, y = x[: self.size], self.rows.test[: self.size]
-        sliced = metrics.sliced_wasserstein(x, y, projections=self.settings.projections, generator=generator)
-        return {"emd": float(metrics.emd(x, y)), "sliced_wasserstein": float(sliced)}
+    def nll(self, log_prob: Mapping[str, Array]) -> dict[str, float]:
+        """Return the negative log-likelihoods of the parts with their standard errors."""
+        numbers = {}
+        for part, values in log_prob.items():
+            name = "nll" if part == "test" else f"nll_{part}"
+            numbers[name], numbers[f"{name}_standard_error"] = self.scored[part].mean(-values)
+        return numbers
+
+    def samples(self, method: str, seeds: Sequence[int]) -> Rows:
+        """Return as many samples of a method as the distances take, from each seed in turn."""
+        seed = metric_keys.free("seed", [*self.prepared.columns, *self.prepared.conditions.names])
+        names = [*self.prepared.columns, *self.prepared.conditions.names, seed]
+        table = files.read_table(layout.sampled(layout.samples(self.dataset), method), names)
+        one = [self.prepared.rows(table[table[seed] == s]) for s in seeds]
+        turn = np.arange(len(self.test))
+        x = np.stack([rows.x[: len(turn)] for rows in one])[turn % len(one), turn]
+        return replace(one[0].take(slice(len(turn))), x=x)  # the conditions are the same for all seeds
+
+    def distances(self, rows: Rows) -> dict[str, float]:
+        """Return the distances of rows to the test rows.
+
+        Those in standardised units are between pairs of values and condition vectors; the raw one is of values alone.
+        """
+        generator = seeding.generator(self.params.seed, "evaluate", self.dataset)
+        x, y = (self._standardised(part) for part in (rows, self.test))
+        raw, true = (torch.from_numpy(part.x - self.moments.loc) for part in (rows, self.test))
+        projections = self.params.density.evaluate.projections
+        return {
+            "emd": float(metrics.emd(x, y)),
+            "emd_raw": float(metrics.emd(raw, true)),
+            "sliced_wasserstein": float(metrics.sliced_wasserstein(x, y, projections, generator=generator)),
+        }
+
+    def _standardised(self, rows: Rows) -> Tensor:
+        z = (rows.x - self.moments.loc) / self.moments.scale
+        return torch.from_numpy(np.concatenate([z, rows.cond], 1))
+
+    def closed_form(self, density_of: Callable[[Rows], Array | None]) -> dict[str, float]:
+        """Return the negative log-likelihoods of the parts under a known density, or nothing if there is none."""
+        found = {part: density_of(rows) for part, rows in self.scored.items()}
+        known = {part: values for part, values in found.items() if values is not None}
+        return self.nll(known) if len(known) == len(found) else {}
 
 
 def evaluate(stage: Stage, dataset: str) -> None:
     """Score the models of a data set: likelihood with its solver error, and distances with their floors."""
     params = stage.params.density
     chosen = device.use(stage.params.device, stage.params.threads)
-    scorer = Scorer(stage.params, dataset, chosen)
+    scorer = Scorer.of(stage.params, dataset, chosen)
     every = [Cell(method, seed) for method in params.methods for seed in params.seeds]
     scores = cells.each(stage, scorer, every, chosen)
-    warnings: dict[str, str] = {}
-    for cell, (_, warning) in scores.items():
-        if warning is not None:
-            warnings.setdefault(cell.method, warning)
-    found = pd.DataFrame([numbers for numbers, _ in scores.values()])
+    found = pd.DataFrame([one.numbers for one in scores.values()])
+    rows = [
+        pd.DataFrame({"row": np.arange(len(one.log_prob["test"])), **cell._asdict(), "log_prob": one.log_prob["test"]})
+        for cell, one in scores.items()
+    ]
     with stage.output(layout.evaluations(dataset)) as folder:
         files.write_table(layout.cells(folder), found)
-    summary = _summary(found, scorer.rows.provenance)
-    summary["floor"] = {**scorer.distances(scorer.rows.other), **_exact_nll(stage, dataset, scorer)}
+        files.write_table(layout.log_prob(folder), pd.concat(rows, ignore_index=True))
+    summary = _summary(found, scorer, scores)
+    settings = stage.params.datasets[dataset].settings()
+    kind, floor = scorer.prepared.provenance["kind"], scorer.distances(scorer.other)
+    floor |= scorer.closed_form(lambda part: datasets.log_prob(kind, settings, part.x))
+    summary["floor"] = {**floor}
+    gaussian = scorer.closed_form(scorer.moments.log_prob)
+    if gaussian:
+        summary[REFERENCE] = _with_bits(gaussian, scorer.prepared)
+    else:
+        summary["floor"]["warnings"] = [DEGENERATE]
     with stage.output(layout.metrics(dataset)) as temporary:
-        noted = {method: {"warning": warning} for method, warning in warnings.items()}
-        files.write_json(temporary, {method: {**values, **noted.get(method, {})} for method, values in summary.items()})
-    numbers = [numbers for numbers, _ in scores.values()]
-    _record(stage, dataset, numbers, summary["floor"], scorer.rows.provenance)
+        files.write_json(temporary, summary)
+    _record(stage, scorer, [one.numbers for one in scores.values()], floor)
 
 
-def _record(
-    stage: Stage,
-    dataset: str,
-    found: Sequence[Mapping[str, Any]],
-    floor: Mapping[str, float | None],
-    provenance: Mapping[str, Any],
-) -> None:
+def _summary(found: pd.DataFrame, scorer: Scorer, scores: Mapping[Cell, Scored]) -> dict[str, dict[str, Any]]:
+    """Return means over seeds by method, standard deviations if there are several, and mixtures of the seeds."""
+    summary: dict[str, dict[str, Any]] = {}
+    for method, group in found.groupby("method", sort=False):
+        here = {cell: one for cell, one in scores.items() if cell.method == method}
+        numbers = {name: float(group[name].mean()) for name in group.columns if name not in ("method", "seed")}
+        if len(group) > 1:
+            numbers |= {f"{name}_std": float(group[name].std()) for name in ("nll", "emd", "sliced_wasserstein")}
+        summary[str(method)] = {**_with_bits(numbers, scorer.prepared), "warnings": _warnings(here, numbers, scorer)}
+        first = layout.network(layout.models(scorer.dataset, str(method)), next(iter(here)).seed)
+        if len(here) > 1 and saved.meta(first).get("kind", density.FLOW) in TRAINED:
+            summary[f"{method} x{len(here)}"] = _with_bits(_mixture(here, scorer), scorer.prepared)
+    return summary
+
+
+def _mixture(scores: Mapping[Cell, Scored], scorer: Scorer) -> dict[str, Any]:
+    """Return the scores of the mixture of a method's seeds with equal weights, and its gain over their mean."""
+    each = {part: np.stack([one.log_prob[part] for one in scores.values()]) for part in scorer.scored}
+    mixed = {part: np.logaddexp.reduce(values, 0) - math.log(len(scores)) for part, values in each.items()}
+    gain, error = scorer.scored["test"].mean(mixed["test"] - each["test"].mean(0))
+    method = next(iter(scores)).method
+    numbers = {**scorer.nll(mixed), **scorer.distances(scorer.samples(method, [cell.seed for cell in scores]))}
+    return {"mixture_of": method, **numbers, "gain": gain, "gain_standard_error": error}
+
+
+def _warnings(scores: Mapping[Cell, Scored], numbers: Mapping[str, float], scorer: Scorer) -> list[str]:
+    """Return sentences about the numbers of a method that are no measure of the data's density."""
+    found = [one.warning for one in scores.values() if one.warning is not None][:1]
+    test, gaussian = scorer.scored["test"], scorer.moments.log_prob(scorer.scored["test"])
+    if gaussian is not None:
+        gap, error = test.mean(gaussian - np.mean([one.log_prob["test"] for one in scores.values()], 0))
+        if gap > max(error, LEAST):
+            found.append(
+                f"it is worse than one Gaussian, whose test NLL is {test.mean(-gaussian)[0]:.4g} instead of "
+                f"{numbers['nll']:.4g} (difference {gap:.2g} ± {error:.2g})."
+            )
+    gap = numbers["nll"] - numbers["nll_train"]
+    error = math.hypot(numbers["nll_standard_error"], numbers["nll_train_standard_error"])
+    if gap > max(4 * error, 0.1 * len(scorer.prepared.columns)):
+        found.append(
+            f"it is far better on training rows than on test rows (NLL {numbers['nll_train']:.4g} against "
+            f"{numbers['nll']:.4g}): it has memorised rows, which fewer steps, a smaller network or more rows avoid."
+        )
+    return found
+
+
+def _with_bits(numbers: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
+    """Return the metrics, with bits per dimension where the rows are dequantised integers."""
+    bins, dims = prepared.provenance["discrete_bins"], len(prepared.columns)
+    if bins is None or "nll" not in numbers:
+        return dict(numbers)
+    log_prob = torch.tensor(-numbers["nll"], dtype=torch.float64)
+    return {**numbers, "bits_per_dim": float(metrics.bits_per_dim(log_prob, dims, 1 / bins))}
+
+
+def _record(stage: Stage, scorer: Scorer, found: Sequence[Mapping[str, Any]], floor: Mapping[str, Any]) -> None:
     """Record the numbers of each cell."""
+    dataset, prepared = scorer.dataset, scorer.prepared
     stage.record.tag("score_metric", "nll")
-    stage.record.data(dataset, "evaluation", layout.prepared(dataset), provenance)
-    dims = len(provenance["columns"])
+    stage.record.data(dataset, "evaluation", prepared.folder, prepared.provenance)
     scored = []
     for row in found:
         numbers = {name: value for name, value in row.items() if name not in ("method", "seed")}
-        numbers |= {"nll_per_dim": row["nll"] / dims, "emd_over_floor": row["emd"] / (floor["emd"] or math.nan)}
-        numbers |= {f"{name}_floor": value for name, value in floor.items() if value is not None}
+        numbers["nll_per_dim"] = row["nll"] / len(prepared.columns)
+        numbers["emd_over_floor"] = row["emd"] / (floor["emd"] or math.nan)
+        numbers |= {f"{name}_floor": value for name, value in floor.items() if isinstance(value, float)}
         model = files.md5(layout.network(layout.models(dataset, row["method"]), row["seed"]))
         scored.append(records.Cell(dataset, row["method"], row["seed"], metrics=numbers, model=model))
     stage.record.cells(scored)
 
 
-def _likelihood(
-    file: Any, scored: Tensor, solver: str, steps: int, chosen: torch.device
-) -> tuple[dict[str, float], str | None]:
-    """Return the likelihood of a model with its errors, and a sentence where the solver's is too large."""
-    flow = density.load(file, chosen, solver, steps // 2)  # `estimate` takes twice the steps of the flow
-    with torch.no_grad():
-        estimate = flow.estimate(scored)
-    log_prob = estimate.log_prob.double()
-    numbers = {
-        "nll": float(-log_prob.mean()),
-        "nll_standard_error": float(log_prob.std() / len(log_prob) ** 0.5),
-        "nll_solver_error": float(estimate.solver_error.double().square().mean().sqrt()),
-    }
-    return numbers, estimate.warning()
-
-
-def _summary(cells: pd.DataFrame, provenance: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Return means over seeds by method, and standard deviations if there are several seeds."""
-    bins, dims = provenance["discrete_bins"], len(provenance["columns"])
-    summary: dict[str, dict[str, float | None]] = {}
-    for method, group in cells.groupby("method", sort=False):
-        means = {name: float(group[name].mean()) for name in group.columns if name not in ("method", "seed")}
-        spread = {f"{name}_std": float(group[name].std()) for name in ("nll", "emd", "sliced_wasserstein")}
-        summary[str(method)] = {**means, **(spread if len(group) > 1 else {})}
-        if bins is not None:
-            log_prob = torch.tensor(-means["nll"])
-            summary[str(method)]["bits_per_dim"] = float(metrics.bits_per_dim(log_prob, dims, 1 / bins))
-    return summary
-
-
-def _exact_nll(stage: Stage, dataset: str, scorer: Scorer) -> dict[str, float | None]:
-    """Return the negative log-likelihood of the exact density, or nothing if the data set has none."""
-    settings = stage.params.datasets[dataset].settings()
-    scored = scorer.scored.cpu().numpy().astype(np.float64)
-    exact = datasets.log_prob(scorer.rows.provenance["kind"], settings, scored)
-    return {} if exact is None else {"nll": float(-exact.mean())}
-
-
-def _tensor(table: pd.DataFrame, columns: list[str], device: torch.device) -> Tensor:
-    return torch.tensor(table[columns].to_numpy(), dtype=torch.float32, device=device)
+def _some(rows: Rows, limit: int | None, rng: np.random.Generator) -> Rows:
+    """Return at most so many rows, chosen at random, in their order."""
+    return rows if limit is None else rows.take(np.sort(rng.permutation(len(rows))[:limit]))

@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from flowmatch_core.flow import ContinuousFlow
-from pipelines.base import device, files, layout, seeding
+from pipelines.base import device, files, layout, metric_keys, seeding
 from pipelines.config.params import Params
 from pipelines.evaluation import cells
 from pipelines.evaluation.cells import Cell
+from pipelines.evaluation.rows import Prepared, Rows, conditions
 from pipelines.models import density
 from pipelines.runs.context import Stage
 
@@ -26,8 +28,8 @@ class Sampled(NamedTuple):
 
     Attributes:
         rows: Samples.
-        trajectory: States of particles, of the first seed alone.
-        field: Velocities on a grid, of the first seed alone and in the plane.
+        trajectory: States of particles, of the first seed alone and only of a continuous flow.
+        field: Velocities on a grid, likewise, in the plane and without conditions.
     """
 
     rows: pd.DataFrame
@@ -36,12 +38,13 @@ class Sampled(NamedTuple):
 
 
 def sample(stage: Stage, dataset: str) -> None:
-    """Sample the models of a data set; all methods receive the same noise."""
+    """Sample the models of a data set; all methods receive the same noise and conditions."""
     params, settings = stage.params.density, stage.params.density.sample
     chosen = device.use(stage.params.device, stage.params.threads)
-    columns = files.read_json(layout.provenance(layout.prepared(dataset)))["columns"]
+    prepared = Prepared.read(layout.prepared(dataset))
+    at = conditions(stage.params, dataset, prepared.part("val"))
     every = [Cell(method, seed) for method in params.methods for seed in params.seeds]
-    work = partial(_sample, params=stage.params, dataset=dataset, columns=columns, chosen=chosen)
+    work = partial(_sample, params=stage.params, dataset=dataset, columns=prepared.columns, at=at, chosen=chosen)
     with stage.output(layout.samples(dataset)) as folder:
         drawn = cells.each(stage, work, every, chosen)
         for method in params.methods:
@@ -55,32 +58,37 @@ def sample(stage: Stage, dataset: str) -> None:
 
 
 def _sample(
-    cell: Cell, send: object, *, params: Params, dataset: str, columns: list[str], chosen: torch.device
+    cell: Cell, send: object, *, params: Params, dataset: str, columns: list[str], at: Rows, chosen: torch.device
 ) -> Sampled:
     settings = params.density.sample
     file = layout.network(layout.models(dataset, cell.method), cell.seed)
     flow = density.load(file, chosen, settings.solver, settings.steps)
     generator = seeding.generator(params.seed, "sample", dataset, cell.seed, device=chosen)
+    cond = torch.from_numpy(at.cond).to(chosen) if at.cond.shape[1] else None
+    states = velocities = None
     with torch.no_grad():
-        x = flow.sample((settings.samples,), generator=generator)
-        first = cell.seed == params.density.seeds[0]
-        states = _trajectory(flow, columns, generator) if first else None
-        velocities = _velocities(flow) if first and len(columns) == 2 else None
-    return Sampled(pd.DataFrame(x.cpu().numpy(), columns=columns).assign(seed=cell.seed), states, velocities)
+        x = flow.sample(() if cond is not None else (len(at),), cond, generator)
+        if isinstance(flow, ContinuousFlow) and cell.seed == params.density.seeds[0]:
+            states = _trajectory(flow, columns, cond, generator)
+            velocities = _velocities(flow, chosen) if len(columns) == 2 and cond is None else None
+    rows = pd.concat([pd.DataFrame(x.cpu().numpy(), columns=columns), at.table], axis=1)
+    return Sampled(rows.assign(**{metric_keys.free("seed", rows.columns): cell.seed}), states, velocities)
 
 
-def _trajectory(flow: ContinuousFlow, columns: list[str], generator: torch.Generator) -> pd.DataFrame:
+def _trajectory(
+    flow: ContinuousFlow, columns: list[str], cond: Tensor | None, generator: torch.Generator
+) -> pd.DataFrame:
     """Return the states of particles at `TIMES`."""
-    noise = torch.randn(PARTICLES, len(columns), generator=generator, device=generator.device)
-    states = flow.trajectory(x0=noise, solver="midpoint", steps=STEPS)
-    tables = [pd.DataFrame(states[round(t * STEPS)].cpu().numpy(), columns=columns).assign(time=t) for t in TIMES]
+    shape, cond = ((PARTICLES,), None) if cond is None else ((), cond[:PARTICLES])
+    states = flow.trajectory(shape, cond, generator, solver="midpoint", steps=STEPS)
+    name = metric_keys.free("time", columns)
+    tables = [pd.DataFrame(states[round(t * STEPS)].cpu().numpy(), columns=columns).assign(**{name: t}) for t in TIMES]
     return pd.concat(tables, ignore_index=True)
 
 
-def _velocities(flow: ContinuousFlow) -> pd.DataFrame:
+def _velocities(flow: ContinuousFlow, chosen: torch.device) -> pd.DataFrame:
     """Return the velocities on a grid of three standard deviations, in standardised units."""
-    assert flow.loc is not None
-    axis = torch.linspace(-3.0, 3.0, GRID, device=flow.loc.device)
+    axis = torch.linspace(-3.0, 3.0, GRID, device=chosen)
     grid = torch.cartesian_prod(axis, axis)
     tables = []
     for t in TIMES:

@@ -17,8 +17,11 @@ from flowmatch_core.intervals import t_interval
 from flowmatch_core.solvers import SolverError
 from flowmatch_core.successor import HorizonModel
 from pipelines.base import metric_keys
-from pipelines.environments import Array, Environment
-from pipelines.evaluation.truth import DIVERGED, Starts, rewards
+from pipelines.environments import Array
+from pipelines.evaluation.truth import DIVERGED, Reward, Starts, rewards
+
+BELLMAN = "bellman_residual"
+"""Distance between a model and its own one-step bootstrap, in place of the EMD where there is no reference."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +30,35 @@ class SampleScore:
 
     Attributes:
         truth: True samples, (n, starts, d).
-        environment: Environment of the samples.
-        reward: Name of the reward whose value is compared.
-        value: True value at each start state, (starts,).
+        reward: Reward whose value is compared, or None.
+        value: True value at each start state, (starts,); None without a reward.
         gamma: Discount per transition.
+        unit: Unit of distances by component, (d,); None for that of the state.
     """
 
     truth: Tensor
-    environment: Environment
-    reward: str
-    value: Array
+    reward: Reward | None
+    value: Array | None
     gamma: float
+    unit: Tensor | None = None
 
     def __call__(self, x: Tensor) -> dict[str, Array]:
         """Return EMD and value at each start state; NaN where a sample is not finite."""
-        found = [emd(x[:, i], self.truth[:, i]) for i in range(x.shape[1])]
-        value = rewards(self.environment, self.reward, x).mean(0) / (1 - self.gamma)
-        error = (value - self.value) ** 2
-        return {"emd": np.array(found), "value": value, "true_value": self.value, "squared_value_error": error}
+        found = {"emd": distances(x, self.truth, self.unit)}
+        if self.reward is None or self.value is None:
+            return found
+        value = rewards(self.reward, x).mean(0) / (1 - self.gamma)
+        return found | {
+            "value": value,
+            "true_value": self.value,
+            "squared_value_error": (value - self.value) ** 2,
+        }
+
+
+def distances(x: Tensor, y: Tensor, unit: Tensor | None = None) -> Array:
+    """Return the EMD of two samples (n, starts, d) at each start state, by component in a unit."""
+    x, y = (x, y) if unit is None else (x / unit, y / unit)
+    return np.array([emd(x[:, i], y[:, i]) for i in range(x.shape[1])])
 
 
 def sensitivity(
@@ -99,20 +113,22 @@ def likelihood(model: HorizonModel, x: Tensor, start: Starts) -> tuple[dict[str,
 
 def means(values: Mapping[str, Array]) -> dict[str, float]:
     """Return the scores of one seed: means over start states, and the EMD of the worst one."""
-    numbers = {
-        "emd": values["emd"].mean(),
-        "emd_worst": values["emd"].max(),
-        "mse_v": values["squared_value_error"].mean(),
-        "value_bias": (values["value"] - values["true_value"]).mean(),
-        **{name: values[name].mean() for name in ("nll", "nll_solver_error") if name in values},
-    }
+    same = ("emd", BELLMAN, f"{BELLMAN}_floor", "nll", "nll_solver_error")
+    numbers = {name: values[name].mean() for name in same if name in values}
+    if "emd" in values:
+        numbers["emd_worst"] = values["emd"].max()
+    if "squared_value_error" in values:
+        numbers |= {
+            "mse_v": values["squared_value_error"].mean(),
+            "value_bias": (values["value"] - values["true_value"]).mean(),
+        }
     return {name: float(number) for name, number in numbers.items()}
 
 
 def over_seeds(seeds: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
     """Return the scores of a method: means over seeds with 95 % t intervals, and the value of each seed.
 
-    `outside` is the maximum over seeds. The method has `diverged` if it exceeds `DIVERGED`, or if there is no EMD.
+    `outside` is the maximum over seeds. The method has `diverged` if it exceeds `DIVERGED`, or if there is no distance.
     """
     result: dict[str, Any] = {"seeds": len(seeds)}
     for name in dict.fromkeys(name for numbers in seeds.values() for name in numbers):
@@ -122,7 +138,8 @@ def over_seeds(seeds: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
         if found.n > 1 and name != "outside":
             result |= {f"{name}_low": found.low, f"{name}_high": found.high}
         result |= {metric_keys.seed_key(name, seed): value for seed, value in zip(seeds, each, strict=True)}
-    result["diverged"] = result["outside"] > DIVERGED or not math.isfinite(result["emd"])
+    distance = result["emd"] if "emd" in result else result[BELLMAN]
+    result["diverged"] = result["outside"] > DIVERGED or not math.isfinite(distance)
     return result
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from flowmatch_core.solvers import SolverError
 from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
 from pipelines import environments
-from pipelines.base import device, files, layout, seeding
+from pipelines.base import device, files, layout, metric_keys, seeding
 from pipelines.config.catalog import ORACLE
 from pipelines.config.params import EnvironmentEntry, Params
 from pipelines.environments import Array, Simulator
@@ -85,8 +85,8 @@ class Sampler:
         self.start = truth.read(layout.collected(environment), self.device)
         built = environments.build(self.entry.kind, self.entry.settings())
         self.grid = None
-        if isinstance(built, Simulator) and len(built.state_names) > 1:
-            self.grid = ValueGrid(built, self.entry)
+        if isinstance(built, Simulator) and len(built.state_names) > 1 and self.entry.reward is not None:
+            self.grid = ValueGrid(built, self.entry, self.entry.reward)
 
     def __reduce__(self) -> tuple[type[Sampler], tuple[Params, str]]:
         return Sampler, (self.params, self.environment)
@@ -117,8 +117,9 @@ def _trajectory(model: GeometricHorizonModel, start: Starts, generator: torch.Ge
     """Return the states of particles of the first start state at `TIMES`, without rows that are not finite."""
     with torch.no_grad():
         states = model.particles(start.state[:1], start.action[:1], PARTICLES, STEPS, generator=generator)
+    time, number = (metric_keys.free(name, start.names) for name in ("time", "start"))
     tables = [
-        pd.DataFrame(states[round(t * STEPS), :, 0].cpu().numpy(), columns=start.names).assign(time=t, start=0)
+        pd.DataFrame(states[round(t * STEPS), :, 0].cpu().numpy(), columns=start.names).assign(**{time: t, number: 0})
         for t in TIMES
     ]
     table = pd.concat(tables, ignore_index=True)
@@ -128,23 +129,23 @@ def _trajectory(model: GeometricHorizonModel, start: Starts, generator: torch.Ge
 class ValueGrid:
     """The values V(s, pi(s)) of states at rest on a grid of positions."""
 
-    def __init__(self, environment: Simulator, entry: EnvironmentEntry) -> None:
-        self.environment, self.entry = environment, entry
+    def __init__(self, environment: Simulator, entry: EnvironmentEntry, reward: str) -> None:
+        self.environment, self.entry, self.reward = environment, entry, reward
         self.state = environment.grid(GRID)
 
     def truth(self, rng: np.random.Generator) -> Array:
         """Return the true values."""
-        entry = self.entry
-        return self.environment.values(self.state, entry.reward, entry.gamma, entry.length, rng)
+        assert self.entry.length is not None  # it is null for logs alone
+        return self.environment.values(self.state, self.reward, self.entry.gamma, self.entry.length, rng)
 
     def values(self, model: HorizonModel, generator: torch.Generator) -> Array | None:
         """Return the values of a model, or None if it diverges on the grid."""
 
         def reward(x: Tensor) -> Tensor:
-            return torch.from_numpy(truth.rewards(self.environment, self.entry.reward, x))
+            return torch.from_numpy(truth.rewards(lambda state: self.environment.rewards(state)[self.reward], x))
 
         state, action = (
-            torch.tensor(rows, dtype=torch.float32, device=generator.device)
+            torch.tensor(rows, dtype=torch.float64, device=generator.device)
             for rows in (self.state, self.environment.policy(self.state))
         )
         try:

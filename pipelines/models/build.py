@@ -9,12 +9,13 @@ from torch import nn
 
 from flowmatch_core.couplings import Coupling
 from flowmatch_core.paths import AffinePath
+from flowmatch_core.solvers import TimeGrid
 from pipelines.base.errors import UserError
 from pipelines.config import catalog
 
 if TYPE_CHECKING:
     from pipelines.config.catalog import NetworkSpec, Spec
-    from pipelines.config.params import Choice, CouplingChoice, NetworkChoice, PathChoice
+    from pipelines.config.params import Choice, CouplingChoice, GridChoice, NetworkChoice, PathChoice
 
 
 def path(choice: PathChoice) -> AffinePath:
@@ -34,6 +35,16 @@ def coupling(choice: CouplingChoice) -> Coupling:
         UserError: The class rejects a value.
     """
     built: Coupling = _build(choice.spec, choice)
+    return built
+
+
+def grid(choice: GridChoice) -> TimeGrid:
+    """Return the grid of times that an evaluation selects.
+
+    Raises:
+        UserError: The class rejects a value.
+    """
+    built: TimeGrid = _build(choice.spec, choice)
     return built
 
 
@@ -67,18 +78,18 @@ def network(config: Mapping[str, Any]) -> nn.Module:
         spec = catalog.find(catalog.NETWORKS, config["name"])
     except ValueError as error:
         raise UserError(f"the network {config['name']!r} is unknown; {error}") from None
-    return make(spec, config)
+    made: nn.Module = make(spec, config)
+    return made
 
 
-def make(spec: NetworkSpec, config: Mapping[str, Any]) -> nn.Module:
-    """Return the network of an entry of the catalog, from a description that `describe` returns.
+def make(spec: NetworkSpec, config: Mapping[str, Any]) -> Any:
+    """Return the network of an entry of the catalog, or its architecture of a normalizing flow, from a description.
 
     Raises:
         UserError: The class rejects a value.
     """
     name, arguments = config["name"], {key: value for key, value in config.items() if key != "name"}
     try:
-        made: nn.Module = spec.load()(**arguments)
+        return spec.load()(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"the network {name!r} was given {arguments}, but {spec.attribute} says: {error}") from None
-    return made

@@ -1,30 +1,45 @@
-"""Density models: the training objective, and a trained model as a flow."""
+"""Density models: the training objective, and a trained model as a flow in the units of the data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from flowmatch_core.flow import ContinuousFlow
+from flowmatch_core.flow import ContinuousFlow, Flow
+from flowmatch_core.mixture import MixtureFlow
+from flowmatch_core.normalizing import DiscreteTimeFlow
+from flowmatch_core.paths import AffinePath
+from flowmatch_core.solvers import TimeGrid, Uniform
 from pipelines.base.errors import UserError
+from pipelines.config import catalog
 from pipelines.models import build, saved
 
 if TYPE_CHECKING:
     from pipelines.config.params import DensityMethod
 
+FLOW, NORMALIZING, MIXTURE = saved.FLOW, "normalizing", "mixture"
+"""Kinds of models, `kind` in the description of a file."""
+
+
+class Units(TypedDict):
+    """The arguments of a flow that stand for the units of the data."""
+
+    loc: Tensor
+    scale: Tensor
+
 
 def objective(method: DensityMethod) -> Callable[..., Tensor]:
-    """Return the objective of a method, `(network, path, rows, generator=...)`, with its options bound.
+    """Return the objective of a velocity field, `(network, path, rows, generator=...)`, with its options bound.
 
     Raises:
         UserError: The objective accepts no coupling, but one is selected.
     """
-    spec = method.loss.spec
+    spec = catalog.OBJECTIVES[method.loss.name]
     options: dict[str, Any] = {"prediction": method.prediction, **method.loss.values()}
     if spec.coupling:
         options["coupling"] = build.coupling(method.coupling)
@@ -36,14 +51,63 @@ def objective(method: DensityMethod) -> Callable[..., Tensor]:
     return partial(spec.load(), **options)
 
 
-def load(file: Path, device: torch.device, solver: str, steps: int) -> ContinuousFlow:
-    """Return a trained density model in the units of the data.
+def normalizing(config: Mapping[str, Any]) -> DiscreteTimeFlow:
+    """Return the normalizing flow of standardised data that `build.describe` describes, with new weights.
+
+    Raises:
+        UserError: There is no such flow, or its class rejects a value.
+    """
+    options = {name: value for name, value in config.items() if name not in ("event_dim", "cond_dim")}
+    try:
+        spec = catalog.find(catalog.NORMALIZING, config["name"])
+    except ValueError as error:
+        raise UserError(f"the normalizing flow {config['name']!r} is unknown; {error}") from None
+    return DiscreteTimeFlow(build.make(spec, options), config["event_dim"], config["cond_dim"])
+
+
+def load(file: Path, device: torch.device, solver: str, steps: int, *, grid: TimeGrid = Uniform()) -> Flow:
+    """Return a trained density model in the units of the data; a model without an ODE ignores solver, steps and grid.
+
+    Args:
+        file: File of the model.
+        device: Device of the model.
+        solver: ODE solver.
+        steps: Number of solver steps.
+        grid: Where these steps end in time.
 
     Raises:
         UserError: The file is missing or damaged, or another version of this code wrote it.
     """
-    model = saved.load(file, device, lambda meta, path: build.network(meta["network"]))
-    source = float(model.path.sigma(0.0))  # the noise of a path is not always standard
-    return ContinuousFlow(
-        model.field, model.event_shape, solver, steps, base_scale=source, loc=model.loc, scale=model.scale
-    )
+    model = saved.load(file, device, _network)
+    network, units = model.network, Units(loc=model.loc, scale=model.scale)
+    if isinstance(network, MixtureFlow):
+        return MixtureFlow(network.weights, network.means, network.factors, network.slopes, **units)
+    if isinstance(network, DiscreteTimeFlow):
+        flow = DiscreteTimeFlow(network.kind, network.event_dim, network.cond_dim, **units)
+        flow.transform = network.transform
+        return flow
+    source = 1.0 if model.path is None else float(model.path.sigma(0.0))  # the noise of a path is not always standard
+    return ContinuousFlow(model.field, model.event_shape, solver, steps, grid=grid, base_scale=source, **units)
+
+
+def describe_mixture(network: MixtureFlow) -> dict[str, Any]:
+    """Return the sizes of a mixture, from which a file rebuilds it."""
+    (components, d), slopes = network.means.shape, network.slopes
+    sizes = {"components": components, "factors": len(network.factors)}
+    return {"event_dim": d, "cond_dim": 0 if slopes is None else len(slopes), **sizes}
+
+
+def _mixture(config: Mapping[str, Any]) -> MixtureFlow:
+    """Return a mixture of the described sizes."""
+    d, size, count = config["event_dim"], config["cond_dim"], config["components"]
+    one = torch.ones(count, dtype=torch.float64)
+    factors = torch.eye(d, dtype=torch.float64).expand(config["factors"], d, d)
+    return MixtureFlow(one, one[:, None].expand(count, d), factors, one.new_zeros(size, d) if size else None)
+
+
+def _network(meta: Mapping[str, Any], path: AffinePath | None) -> nn.Module:
+    """Return the network that a file describes, with new weights."""
+    make: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+        FLOW: build.network, NORMALIZING: normalizing, MIXTURE: _mixture
+    }  # fmt: skip
+    return make[meta.get("kind", FLOW)](meta["network"])

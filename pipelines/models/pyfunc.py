@@ -1,7 +1,8 @@
 """Loader of MLflow's `python_function` flavour: `mlflow.pyfunc.load_model("models:/maze_loop.td2_cfm/latest")`.
 
-A model of a data set returns the log-density of each row. A model of an environment draws one future state for each
-state and action. MLflow loads it from the project's folder, because the loader is a module of the project.
+A model of a data set returns the log-density of each row, given its conditions. A model of an environment draws one
+future state for each state and action. MLflow loads it from the project's folder, because the loader is a module of the
+project.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from pipelines.base import layout, metric_keys
 from pipelines.models import registry
 
 if TYPE_CHECKING:
-    from flowmatch_core.flow import ContinuousFlow
     from flowmatch_core.successor import HorizonModel
+    from pipelines.models.tables import DensityModel
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,11 @@ class DensityPredictor:
         model: Trained model.
     """
 
-    model: ContinuousFlow
+    model: DensityModel
 
     def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Return the column `log_prob`, one row per row of the input."""
-        import torch
-
-        with torch.no_grad():
-            log_prob = self.model.log_prob(torch.as_tensor(model_input.to_numpy(np.float32)))
-        return pd.DataFrame({"log_prob": log_prob.double().numpy()})
+        """Return the column `log_prob`, one row per row of the input; `params` may have the dequantisation's `seed`."""
+        return self.model.log_prob(model_input, seed=int((params or {}).get("seed", 0))).to_frame()
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,12 @@ class SuccessorPredictor:
 
 def _load_pyfunc(path: str) -> DensityPredictor | SuccessorPredictor:
     """Return the predictor of the first seed in a folder; MLflow calls this."""
-    from flowmatch_core.flow import ContinuousFlow
     from pipelines.models import saved
+    from pipelines.models.tables import DensityModel
 
     folder = Path(path)
     model = registry.read(folder, path)
-    if isinstance(model, ContinuousFlow):
+    if isinstance(model, DensityModel):
         return DensityPredictor(model)
     file = next(iter(layout.networks(folder).values()))
     return SuccessorPredictor(model, tuple(saved.meta(file)["state_names"]))

@@ -17,6 +17,9 @@ from pipelines.base.errors import UserError, first_line
 from pipelines.config.params import PathChoice
 from pipelines.models import build
 
+FLOW = "flow"
+"""The kind of a model with a velocity field, which files of older versions do not name."""
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -24,14 +27,14 @@ class Saved:
 
     Attributes:
         network: Trained network on its device, without gradients.
-        path: Probability path of its training.
+        path: Probability path of its training; None for a model without a velocity field.
         loc: Mean of the standardisation, `(columns,)`.
         scale: Standard deviation of the standardisation, `(columns,)`.
         meta: Description that rebuilds the model.
     """
 
     network: nn.Module
-    path: AffinePath
+    path: AffinePath | None
     loc: Tensor
     scale: Tensor
     meta: Mapping[str, Any]
@@ -45,6 +48,7 @@ class Saved:
     def field(self) -> VelocityField:
         """Velocity field, whatever the network predicts."""
         prediction = self.meta["prediction"]
+        assert self.path is not None  # the model has a velocity field
         return self.network if prediction == "velocity" else VelocityOf(self.network, self.path, prediction)
 
 
@@ -54,7 +58,7 @@ def save(file: Path, network: nn.Module, loc: Tensor, scale: Tensor, meta: Mappi
     files.write_tensors(file, {**weights, "loc": loc, "scale": scale}, meta)
 
 
-def load(file: Path, device: torch.device, network: Callable[[Mapping[str, Any], AffinePath], nn.Module]) -> Saved:
+def load(file: Path, device: torch.device, network: Callable[[Mapping[str, Any], Any], nn.Module]) -> Saved:
     """Read a trained network.
 
     Args:
@@ -69,7 +73,7 @@ def load(file: Path, device: torch.device, network: Callable[[Mapping[str, Any],
     prefix = "network."
     weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     try:
-        path = build.path(PathChoice(**meta["path"]))
+        path = build.path(PathChoice(**meta["path"])) if meta.get("kind", FLOW) == FLOW else None
         trained = network(meta, path)
         trained.load_state_dict(weights)
         loc, scale = (tensors[name].to(device) for name in ("loc", "scale"))

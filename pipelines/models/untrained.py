@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipelines.base import files, layout
 from pipelines.config.catalog import ORACLE
-from pipelines.config.params import EnvironmentEntry, SuccessorMethod
+from pipelines.config.params import Params
 from pipelines.runs.context import Stage
 
 
@@ -38,13 +38,21 @@ class Untrained:
         stage.log(self.reason)
 
 
-def untrained(environment: str, method: str, entry: EnvironmentEntry, choice: SuccessorMethod) -> Untrained | None:
+def untrained(params: Params, environment: str, method: str) -> Untrained | None:
     """Return why a method trains no networks in an environment, or None if it trains them."""
-    folder = layout.models(environment, method)
+    folder, entry, choice = (
+        layout.models(environment, method),
+        params.environments[environment],
+        params.successor.methods[method],
+    )
     if not entry.runs(method):
         return Untrained(f"{environment} does not list it", layout.skipped(folder))
+    provenance = files.read_json(layout.provenance(layout.collected(environment)))
     if choice.loss.name != ORACLE:
+        on_policy = choice.loss.spec.needs == "futures" or params.successor.fit_for(entry, choice).on_policy
+        if on_policy and provenance["truth"] == "no reference":
+            return Untrained("it needs episodes of the policy, and the log is another one's", layout.skipped(folder))
         return None
-    if not files.read_json(layout.provenance(layout.collected(environment)))["closed_form"]:
+    if not provenance["closed_form"]:
         return Untrained(f"{environment} has no closed form", layout.skipped(folder))
     return Untrained("the closed form, nothing to train", layout.closed_form(folder), model=True)

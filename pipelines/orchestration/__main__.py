@@ -1,4 +1,4 @@
-"""Run and inspect the pipeline: `python -m pipelines.orchestration repro --profile smoke`."""
+"""Try, sample and score models, and run and inspect the pipeline: `python -m pipelines repro --profile smoke`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,19 @@ from pipelines.orchestration.commands import (
     pull,
     push,
     repro,
+    sample,
+    score,
     serve,
     status,
+    try_,
     ui,
     validate,
 )
 
 COMMANDS = (
+    try_,
+    sample,
+    score,
     repro,
     flow,
     status,
@@ -58,20 +64,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except runner.Stopped as stopped:
-        print(
-            f"stopped by {stopped}; completed stages are kept, {_workspace.how_to_continue(options)}.", file=sys.stderr
-        )
+        print(f"stopped by {stopped}; {_workspace.what_is_left(options)}.", file=sys.stderr)
         return stopped.status
+    except BrokenPipeError:  # the reader of the output has ended, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    whole = argparse.ArgumentParser(prog="python -m pipelines.orchestration", description=__doc__)
+    whole = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__)
     whole.set_defaults(profile="default")  # for the commands that have no such option
     commands = whole.add_subparsers(dest="command", required=True)
     for module in COMMANDS:
         text = (module.__doc__ or "").splitlines()[0]
-        command = commands.add_parser(module.__name__.rpartition(".")[2], help=text, description=text)
+        name = module.__name__.rpartition(".")[2].rstrip("_")  # `try` is a keyword
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return whole

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from flowmatch_core.successor import Transitions
@@ -15,6 +14,7 @@ from pipelines.base import device
 from pipelines.base.errors import UserError, first_line
 from pipelines.config.catalog import ORACLE
 from pipelines.config.params import Choice, DensityMethod, EnvironmentEntry, Params, SuccessorFit, SuccessorMethod
+from pipelines.environments import Environment, Process
 from pipelines.models import build, density, successor
 from pipelines.runs import sources
 
@@ -27,16 +27,18 @@ def check(params: Params) -> None:
     """
     device.resolve(params.device)
     for name, method in params.density.methods.items():
-        build.path(method.path)
-        density.objective(method)
-        _try(f"density.methods.{name}.loss", method.loss, partial(_density_step, method))
+        if method.has_field:
+            build.path(method.path)
+            density.objective(method)
+            _try(f"density.methods.{name}.loss", method.loss, partial(_density_step, method))
     for choice in params.successor.methods.values():
         successor.path(choice.path)
     for name, entry in params.environments.items():
-        _check_methods(params, name, entry)
-        built = environments.build(entry.kind, entry.settings())
-        rewards = built.rewards(built.starts(np.random.default_rng(0), 1))
-        if entry.reward not in rewards:
+        built = _built(name, entry)
+        # the episodes of a log have the lengths that they have
+        _check_methods(params, name, entry, entry.length if isinstance(built, Environment) else None)
+        rewards = built.reward_names()
+        if entry.reward is not None and entry.reward not in rewards:
             raise UserError(
                 f"params.yaml: environments.{name}.reward is {entry.reward!r}; "
                 f"{entry.kind} has {', '.join(map(repr, rewards))}."
@@ -44,17 +46,30 @@ def check(params: Params) -> None:
     sources.find(params)
 
 
-def _check_methods(params: Params, name: str, entry: EnvironmentEntry) -> None:
+def _built(name: str, entry: EnvironmentEntry) -> Process:
+    try:
+        built = environments.build(entry.kind, entry.settings())
+    except UserError as error:
+        raise UserError(f"params.yaml: environments.{name}: {error}") from None
+    if entry.transitions is None and isinstance(built, Environment) and built.available() is None:
+        raise UserError(
+            f"params.yaml: environments.{name}.transitions is all, and {entry.kind} draws as many as it is asked for; "
+            "expected a number."
+        )
+    return built
+
+
+def _check_methods(params: Params, name: str, entry: EnvironmentEntry, length: int | None) -> None:
     for method, choice in params.successor.methods.items():
         if not entry.runs(method) or choice.loss.name == ORACLE:
             continue
         fit = params.successor.fit_for(entry, choice)
         successor.loss(choice.loss, fit)
         _try(f"successor.methods.{method}.loss", choice.loss, partial(_successor_step, choice, fit))
-        if fit.returns > entry.length:
+        if length is not None and fit.returns > length:
             raise UserError(
                 f"params.yaml: returns is {fit.returns} for {method} in {name}, whose rollouts have "
-                f"{entry.length} steps; expected no more: raise environments.{name}.length or lower returns."
+                f"{length} steps; expected no more: raise environments.{name}.length or lower returns."
             )
 
 
@@ -79,8 +94,8 @@ def _successor_step(method: SuccessorMethod, fit: SuccessorFit) -> None:
     config = successor.network_config(method.loss, fit, event_dim=1, cond_dim=2)
     network, x = successor.network(config, spec.prediction, path), torch.zeros(2, 1)
     batch = Transitions(x, x, x, x)
-    if spec.needs == "futures":
-        loss(network, batch, x)
+    if spec.needs != "target":
+        loss(network, batch, *([x] if spec.needs == "futures" else []))
         return
     now: dict[str, Any] = {"progress": 0.0} if spec.progress else {}
     loss(network, network, batch, gamma=0.5, **now)

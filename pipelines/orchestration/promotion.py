@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
-from pipelines.base import layout
+from pipelines.base import files, layout
 from pipelines.base.errors import UserError, did_you_mean
 from pipelines.config import params as parameters
 from pipelines.config.params import Params
@@ -114,8 +114,19 @@ def decide(workspace: Path, invocation: str | None = None) -> list[Decision]:
     records.home().mkdir(parents=True, exist_ok=True)
     with FileLock(records.home() / "promote.lock"), TemporaryDirectory() as scratch:
         judge = _Judge(workspace, params, registry, Path(scratch), invocation)
-        found = [judge.decide(model, networks) for model, networks in trained.items() if model in (chosen or trained)]
+        found = [
+            judge.decide(model, networks)
+            for model, networks in trained.items()
+            if model in (chosen or trained) and _has_reference(params, workspace, model)
+        ]
     return [decision for decision in found if decision is not None]
+
+
+def _has_reference(params: Params, workspace: Path, model: str) -> bool:
+    """Return whether there is a truth to score a model with; a log has none for another policy than its own."""
+    data = model.partition(".")[0]
+    folder = workspace / layout.collected(data)
+    return data not in params.environments or files.read_json(layout.provenance(folder))["truth"] != "no reference"
 
 
 def decide_apart(workspace: Path, invocation: str) -> list[Decision]:

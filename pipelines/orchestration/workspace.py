@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipelines.base import files, layout, locks
+from pipelines.base import files, git, layout, locks
 from pipelines.base.errors import UserError, did_you_mean
 from pipelines.config.changes import apply
-from pipelines.config.yaml_files import read_yaml
+from pipelines.config.yaml_files import read_yaml, write_yaml
+from pipelines.orchestration.relocate import relocate
 from pipelines.runs.graph import release_killed
 
 WORKSPACES, RESULTS = ".workspaces", "results"
+_PROFILES = Path("pipelines/config/profiles")
 # Not copied to a workspace: results, DVC's state and caches. Inputs in data/raw are copied.
 _OWN = frozenset({layout.DATA.name, RESULTS, "dvc.lock", "mlartifacts", "mlflow.db", "__pycache__"})
 _CELLS = "train_successor"  # the stage template with a cell for each environment and method
@@ -65,15 +64,17 @@ def folder(root: Path, profile: str, *, apart: bool = False) -> Path:
 
 
 def parameters(root: Path, profile: str) -> tuple[dict[str, Any], list[str]]:
-    """Return params.yaml with the changes of a profile, and those that were skipped (see `changes.apply`).
+    """Return the parameters of a profile, and its changes that were skipped (see `changes.apply`).
+
+    They are params.yaml with the changes of the profile, or the whole parameters of one that `write` made.
 
     Raises:
         UserError: There is no such profile, or a file cannot be read.
     """
+    if profile != "default" and (file := _profile(root, profile)).parent == root / WORKSPACES:
+        return read_yaml(file), []
     base = read_yaml(root / "params.yaml")
-    if profile == "default":
-        return base, []
-    return apply(base, read_yaml(_profile(root, profile)))
+    return (base, []) if profile == "default" else apply(base, read_yaml(file))
 
 
 def prepare(root: Path, profile: str, *, apart: bool = False) -> Path:
@@ -90,12 +91,26 @@ def prepare(root: Path, profile: str, *, apart: bool = False) -> Path:
     here = folder(root, profile, apart=apart)
     if here != root:
         params, _ = parameters(root, profile)
-        if isinstance(params.get("mirror"), str):
-            params["mirror"] = str((root / params["mirror"]).absolute())  # relative to the project, wherever it runs
-        _synchronise(root, here, params)
+        _synchronise(root, here, relocate(params, root, here))
     for gathered in layout.GATHERED:  # that of a section of params.yaml without entries stays empty
         (here / gathered).mkdir(parents=True, exist_ok=True)
     return here
+
+
+def tried(root: Path, profile: str) -> Path:
+    """Return the file of a profile that is made by `write`."""
+    return root / WORKSPACES / f"{profile}.yaml"
+
+
+def write(root: Path, profile: str, params: Mapping[str, Any]) -> None:
+    """Make a profile of whole parameters, which needs no file in pipelines/config/profiles/.
+
+    Raises:
+        UserError: The name is that of another profile.
+    """
+    if profile == "default" or (root / _PROFILES / f"{profile}.yaml").exists():
+        raise UserError(f"{profile!r} is the name of a profile of the project; choose another one by --name.")
+    _write(tried(root, profile), write_yaml(params))
 
 
 def folders(root: Path) -> list[Path]:
@@ -105,19 +120,22 @@ def folders(root: Path) -> list[Path]:
 
 def profiles(root: Path) -> list[str]:
     """Return the profiles that have a folder, sorted."""
-    known = {path.stem for path in (root / "pipelines" / "config" / "profiles").glob("*.yaml")}
+    known = _profiles(root)
     return [folder.name for folder in folders(root) if folder.name in known]
 
 
+def _profiles(root: Path) -> dict[str, Path]:
+    """Return the files of all profiles by name; one of the project takes precedence over one that `write` made."""
+    found = (*(root / WORKSPACES).glob("*.yaml"), *(root / _PROFILES).glob("*.yaml"))
+    return {path.stem: path for path in found}
+
+
 def _profile(root: Path, profile: str) -> Path:
-    folder = root / "pipelines" / "config" / "profiles"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    known = _profiles(root)
     if profile not in known:
         hint = did_you_mean(profile, ["default", *known])
-        raise UserError(
-            f"no profile {profile!r}; pipelines/config/profiles/ has {', '.join(known)}, beside default{hint}"
-        )
-    return folder / f"{profile}.yaml"
+        raise UserError(f"no profile {profile!r}; {_PROFILES}/ has {', '.join(sorted(known))}, beside default{hint}")
+    return known[profile]
 
 
 def _synchronise(root: Path, workspace: Path, params: Mapping[str, Any]) -> None:
@@ -134,7 +152,7 @@ def _synchronise(root: Path, workspace: Path, params: Mapping[str, Any]) -> None
             target.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(target) as temporary:
                 shutil.copy2(source, temporary)
-    _write(workspace / "params.yaml", yaml.safe_dump(dict(params), sort_keys=False))
+    _write(workspace / "params.yaml", write_yaml(params))
     _write(workspace / "dvc.yaml", _graph(root, params))
     _write(workspace / ".dvc" / "config.local", _dvc_settings(root, workspace))
     files.write_json(manifest, sorted(present))
@@ -155,7 +173,7 @@ def _graph(root: Path, params: Mapping[str, Any]) -> str:
         return (root / "dvc.yaml").read_text(encoding="utf-8")
     graph["stages"][_CELLS] = {"foreach": cells, "do": template}
     head = "# Made from the project's dvc.yaml: the same stages, but only for the methods that an environment runs.\n"
-    return head + yaml.safe_dump(graph, sort_keys=False, width=120)
+    return head + write_yaml(graph, width=120)
 
 
 def _cells(params: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -169,15 +187,10 @@ def _cells(params: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _files(root: Path) -> Iterator[str]:
     """Yield the project's files, relative to it: those that git lists or would add, or without git all visible ones."""
-    listed = (
-        subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=root,
-            capture_output=True,
-        ).stdout.split(b"\0")
-        if shutil.which("git")
-        else []
-    )
+    try:
+        listed = git.output("ls-files", "-z", "--cached", "--others", "--exclude-standard", folder=root).split(b"\0")
+    except git.Unavailable:
+        listed = []
     for name in map(os.fsdecode, filter(None, listed)) if any(listed) else _walk(root):
         if _is_shared(name) and (root / name).is_file():
             yield name

@@ -7,6 +7,11 @@ import re
 METHODS = {
     "cfm": "CFM",
     "ot_cfm": "OT-CFM",
+    "gaussian": "Gaussian",
+    "gaussian_mixture": "Gaussian mixture",
+    "kernel_density": "KDE",
+    "maf": "MAF",
+    "nsf": "NSF",
     "mc_cfm": "MC-CFM",
     "td_cfm": "TD-CFM",
     "td_cfm_coupled": "TD-CFM(C)",
@@ -15,6 +20,7 @@ METHODS = {
     "td2_dd": "TD²-DD",
     "gan": "GAN",
     "vae": "VAE",
+    "ensemble": "Ensemble",
 }
 
 
@@ -30,11 +36,15 @@ def split(method: str) -> tuple[str, str]:
 
 
 def label(method: str) -> str:
-    """Return the display name of a method.
+    """Return the display name of a method, or of the mixture of its seeds.
 
     >>> label("td2_cfm"), label("td_cfm_curved"), label("td2_cfm_k2"), label("my_method")
     ('TD²-CFM', 'TD-CFM curved', 'TD²-CFM K=2', 'my_method')
+    >>> label("ot_cfm x4")
+    'OT-CFM, mixture of 4 seeds'
     """
+    if mixture := re.fullmatch(r"(\w+) x(\d+)", method):
+        return f"{label(mixture[1])}, mixture of {mixture[2]} seeds"
     base, variant = split(method)
     steps = re.fullmatch(r"k(\d+)", variant)
     return f"{METHODS.get(base, base)} {f'K={steps[1]}' if steps else variant.replace('_', ' ')}".rstrip()

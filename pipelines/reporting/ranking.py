@@ -111,6 +111,17 @@ def ranking(found: Mapping[str, Score]) -> str:
     return "; ".join(part for part in parts if part) + "."
 
 
+def residuals(cells: EnvironmentCells) -> str:
+    """Return a sentence on the Bellman residuals of the methods, where there is no reference for anything else."""
+    name = "bellman_residual"
+    floors = {method: cell.get(f"{name}_floor") for method, cell in cells.items()}
+    parts = [
+        f"{label(method)} {'diverged' if score.diverged else f'{score.mean:.3g} (floor {floors[method]:.3g})'}"
+        for method, score in scores(cells, name).items()
+    ]
+    return f"No reference; Bellman residual: {', '.join(parts) or 'no method has one'}."
+
+
 def details(params: Params, environment: str, cells: EnvironmentCells, among: Mapping[str, Score]) -> str:
     """Return sentences on the value error of these methods, and on the reference methods."""
     return " ".join(filter(None, [_values(cells, among), _references(params, params.environments[environment], cells)]))

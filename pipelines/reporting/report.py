@@ -6,11 +6,13 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.base import files, layout, metric_keys
 from pipelines.config.params import Params
+from pipelines.config.yaml_files import write_yaml
 from pipelines.reporting import facts, ranking
 from pipelines.reporting.facts import Facts
 from pipelines.reporting.figures import curves, style
@@ -18,6 +20,7 @@ from pipelines.reporting.figures import density as density_figures
 from pipelines.reporting.figures import successor as successor_figures
 from pipelines.reporting.labels import label
 from pipelines.reporting.tables import ORDER, physics_steps
+from pipelines.reporting.tables.density import REFERENCE, said
 from pipelines.runs.context import Stage
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 TERMS = {"direct": "direct term", "bootstrap": "bootstrap term"}
 SCATTERED = 160  # colours in the palette of a scatter plot, which uses shades of few colours
-OPEN = 3  # maximum number of environments that are shown unfolded
+OPEN = 3  # maximum number of environments, or of data sets, that are shown unfolded
 SHORT = 300  # maximum number of characters of notes that are shown unfolded
 VERDICTS = {
     **{word: word.lower() for word in ("holds", "FAILS", "open", "diverged", "measured")},
@@ -45,6 +48,8 @@ class Section:
         text: Paragraph below the heading.
         lead: Summary in one sentence.
         figures: Figures as base64 PNG with captions.
+        notes: Sentences below the figures.
+        parts: Sections inside this one, which can be folded.
     """
 
     id: str
@@ -52,6 +57,8 @@ class Section:
     text: str = ""
     lead: str = ""
     figures: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    parts: list[Section] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,6 @@ def compose(params: Params, folder: Path, tables: Path, run: Facts, incomplete: 
 
 def render(page: Page, params: Params, run: Facts) -> str:
     """Return the page as HTML, with all texts escaped."""
-    import yaml
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True)
@@ -143,10 +149,10 @@ def render(page: Page, params: Params, run: Facts) -> str:
         page=page,
         run=run,
         duration=facts.duration,
-        fold=len(page.environments) > OPEN,
+        most=OPEN,
         short=SHORT,
         verdict=verdict,
-        yaml=yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110),
+        yaml=write_yaml(params.model_dump(mode="json"), default_flow_style=None, width=110),
     )
 
 
@@ -185,24 +191,27 @@ def _environment(page: Page, params: Params, name: str, metrics: ranking.Environ
     names, bounds, walls = provenance["state_names"], provenance["bounds"], provenance["walls"]
     evaluation = files.read_table(layout.evaluation(collected))
     starts = evaluation.loc[evaluation["step"] == 0, metric_keys.columns("state", names)]
-    truth = files.read_table(layout.truth(layout.evaluations(name)))
+    file = layout.truth(layout.evaluations(name))
+    truth = _shown(files.read_table(file), names) if file.exists() else None  # there may be no reference
     diverged = [method for method, cell in metrics.items() if cell.get("diverged")]
     samples, trajectories = {}, {}
     for method in params.successor.methods:
         if (file := layout.sampled(folder, method)).exists():
-            table = files.read_table(file, finite=False)  # panels count samples that are not finite
+            table = _shown(files.read_table(file, finite=False), names)  # panels count samples that are not finite
             samples[method] = table[table["seed"] == params.successor.seeds_for(entry, method)[0]]
         if (file := layout.trajectory(folder, method)).exists():
-            trajectories[method] = files.read_table(file)
+            trajectories[method] = _shown(files.read_table(file), names)
     rivals = ranking.rivals(params, name, metrics)
     text = f"{ranking.details(params, name, metrics, rivals)} {provenance['source']} ({provenance['fidelity']})."
-    section = Section(name, name, text, ranking.ranking(rivals))
+    lead = ranking.ranking(rivals) if truth is not None else ranking.residuals(metrics)
+    section = Section(name, name, text, lead)
     page.environments.append(section)
     plane = len(names) > 1
     if samples and plane:
         caption = (
-            f"Future states of the policy (γ = {entry.gamma:g}): truth and samples of every method (its first seed), "
-            "one row per start state (red). A panel states the share of its points beyond its edges as not shown."
+            f"Future states of the policy (γ = {entry.gamma:g}): {'truth and ' if truth is not None else ''}samples of "
+            "every method (its first seed), one row per start state (red). A panel states the share of its points "
+            "beyond its edges as not shown."
         )
         figure = successor_figures.occupancy(truth, samples, starts, bounds, walls, diverged)
         page.picture(section, f"{name}-occupancy", figure, caption)
@@ -218,7 +227,7 @@ def _environment(page: Page, params: Params, name: str, metrics: ranking.Environ
         )
     if trajectories and plane:
         caption = "Samples of the first start state (red) along flow time, from noise (t = 0) to future states (t = 1)."
-        shown = bounds if walls else style.around(truth[truth["start"] == 0])
+        shown = bounds if walls or truth is None else style.around(truth[truth["start"] == 0])
         figure = density_figures.paths(trajectories, walls=walls, bounds=shown, start=starts.iloc[0, :2].tolist())
         page.picture(section, f"{name}-path", figure, caption)
     logs = {method: _curve(name, method) for method in params.successor.methods if entry.runs(method)}
@@ -227,41 +236,115 @@ def _environment(page: Page, params: Params, name: str, metrics: ranking.Environ
 
 
 def _densities(page: Page, params: Params) -> None:
-    methods, first = list(params.density.methods), params.density.seeds[0]
     section = Section("densities", "Densities")
     page.others.append(section)
     metrics = {name: _metrics(name) for name in params.datasets}
-    caption = "EMD divided by the floor of each data set, mean over seeds."
-    page.picture(section, "densities-emd", curves.against_floor(metrics), caption)
-    plane: dict[str, tuple[pd.DataFrame, dict[str, pd.DataFrame]]] = {}
+    provenance = {name: files.read_json(layout.provenance(layout.prepared(name))) for name in params.datasets}
+    methods = {name: {m: cells[m] for m in ("floor", *params.density.methods)} for name, cells in metrics.items()}
+    caption = "EMD in units of the training rows' standard deviations, divided by the floor; mean over seeds."
+    page.picture(section, "densities-emd", curves.against_floor(methods), caption)
     for name in params.datasets:
-        columns = files.read_json(layout.provenance(layout.prepared(name)))["columns"]
-        test = files.read_table(layout.part(layout.prepared(name), "test"))
-        tables = {m: files.read_table(layout.sampled(layout.samples(name), m)) for m in methods}
-        samples = {m: table.loc[table["seed"] == first, columns] for m, table in tables.items()}
-        if len(columns) == 2:
-            plane[name] = test, samples
-        elif params.datasets[name].kind == "digits":
-            page.picture(
-                section, f"{name}-images", density_figures.digits(test, samples), f"{name}: test images and samples."
-            )
-    if plane:
-        figure = density_figures.densities(
-            {n: test for n, (test, _) in plane.items()}, {n: s for n, (_, s) in plane.items()}
+        part = Section(name, name, lead=_best(params, metrics[name]), notes=[*said(name, metrics, provenance)])
+        section.parts.append(part)
+        _dataset(page, part, params, provenance[name], metrics[name])
+
+
+def _best(params: Params, cells: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return which method has the lowest test NLL, beside the closed forms."""
+    found = {method: cells[method]["nll"] for method in params.density.methods if cells[method].get("nll") is not None}
+    if not found:
+        return "No method has a likelihood."
+    best = min(found, key=lambda method: found[method])
+    exact = [("the exact density", cells["floor"].get("nll")), ("one Gaussian", cells.get(REFERENCE, {}).get("nll"))]
+    beside = ", ".join(f"{name} {value:.3g}" for name, value in exact if value is not None)
+    return f"{label(best)} has the lowest test NLL, {found[best]:.3g} nats{f' ({beside})' if beside else ''}."
+
+
+def _dataset(
+    page: Page,
+    section: Section,
+    params: Params,
+    provenance: Mapping[str, Any],
+    metrics: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Add the pictures of a data set to its section."""
+    name, methods, first = section.id, list(params.density.methods), params.density.seeds[0]
+    columns, conditions = provenance["columns"], provenance["conditions"]
+    named = [*columns, *(condition["name"] for condition in conditions)]
+    folder, seed = layout.samples(name), metric_keys.free("seed", named)
+    tables = {"data": files.read_table(layout.part(layout.prepared(name), "test"))[named]}
+    for method in methods:
+        table = files.read_table(layout.sampled(folder, method))
+        tables[method] = table.loc[table[seed] == first, named].reset_index(drop=True)
+    group, given = None, ""
+    if conditions:
+        group_of = density_figures.groups(conditions[0], tables["data"])
+        group = {what: group_of(table) for what, table in tables.items()}
+        given = f", by {conditions[0]['name']}"
+    if provenance["kind"] == "digits":
+        figure, caption = (
+            density_figures.digits(tables["data"], dict(list(tables.items())[1:])),
+            "Test images and samples.",
         )
-        page.picture(section, "densities", figure, "Test rows and samples of every method.")
-    for name in plane:
-        folder = layout.samples(name)
-        trajectories = {m: files.read_table(layout.trajectory(folder, m)) for m in methods}
-        caption = f"{name}: the probability path, from noise (t = 0) to data (t = 1)."
-        page.picture(section, f"{name}-path", density_figures.paths(trajectories), caption)
-        velocities = {m: files.read_table(layout.field(folder, m)) for m in methods}
-        caption = f"{name}: the velocity field in standardised units, coloured by speed."
-        page.picture(section, f"{name}-field", density_figures.fields(velocities), caption)
-    for name in params.datasets:
-        logs = {m: _curve(name, m) for m in methods}
-        caption = f"{name}: training loss, mean over seeds. Its minimum is not zero and differs between couplings."
-        page.picture(section, f"{name}-loss", curves.losses(logs, {"loss": "loss"}), caption)
+        page.picture(section, f"{name}-images", figure, caption)
+    elif len(columns) == 2:
+        caption = f"Test rows and samples of every method: {columns[1]} over {columns[0]}{given}."
+        page.picture(section, f"{name}-samples", density_figures.planes(tables, group), caption)
+    else:
+        _columns(page, section, tables, columns, group, given)
+    if len(columns) == 2:
+        _flow(page, section, methods, metric_keys.free("time", columns))
+    logs = {method: _curve(name, method) for method in methods}
+    chosen = {method: metrics[method].get("chosen_step") for method in methods}
+    caption = (
+        "Training and validation loss, means over seeds; a point marks the network that was kept. Their minima are "
+        "not zero and differ between methods."
+    )
+    terms = {"loss": "loss", "val_loss": "validation loss"}
+    terms = {term: title for term, title in terms.items() if any(term in table for table in logs.values())}
+    page.picture(section, f"{name}-loss", curves.losses(logs, terms, chosen), caption)
+
+
+def _columns(
+    page: Page,
+    section: Section,
+    tables: Mapping[str, pd.DataFrame],
+    columns: Sequence[str],
+    group: Mapping[str, pd.Series[Any]] | None,
+    given: str,
+) -> None:
+    """Add histograms of columns, and pairs of columns where there are several."""
+    shown = {column: {what: table[column] for what, table in tables.items()} for column in columns}
+    if len(columns) == 1 and group is not None:
+        names, only = list(group["data"].cat.categories), columns[0]
+        shown = {n: {what: table.loc[group[what] == n, only] for what, table in tables.items()} for n in names}
+    few = dict(list(shown.items())[: density_figures.SHOWN_COLUMNS])
+    what = f"The first {len(few)} of {len(shown)} columns" if len(few) < len(shown) else "Columns"
+    what = f"{columns[0]}{given}" if len(columns) == 1 else what
+    caption = f"{what}: test rows (area) and samples of every method (lines); the share beyond a panel is left out."
+    page.picture(section, f"{section.id}-columns", density_figures.histograms(few), caption)
+    if len(columns) > 1:
+        paired = columns[: density_figures.SHOWN_PAIRED]
+        count = f"the first {len(paired)} of {len(columns)} columns" if len(paired) < len(columns) else "columns"
+        caption = f"Pairs of {count}{given}: test rows, and as many samples of every method."
+        page.picture(section, f"{section.id}-pairs", density_figures.pairs(tables, paired, group), caption)
+
+
+def _flow(page: Page, section: Section, methods: Sequence[str], clock: str) -> None:
+    """Add the states of particles and the velocity fields of the methods that have them."""
+    name, folder = section.id, layout.samples(section.id)
+    for read, what, draw, caption in (
+        (
+            layout.trajectory,
+            "path",
+            partial(density_figures.paths, clock=clock),
+            "The probability path, from noise (t = 0) to data (t = 1).",
+        ),
+        (layout.field, "field", density_figures.fields, "The velocity field in standardised units, coloured by speed."),
+    ):
+        there = {method: files.read_table(read(folder, method)) for method in methods if read(folder, method).exists()}
+        if there:
+            page.picture(section, f"{name}-{what}", draw(there), caption)
 
 
 def _experiments(page: Page, params: Params) -> None:
@@ -278,6 +361,13 @@ def _experiments(page: Page, params: Params) -> None:
 def _metrics(name: str) -> dict[str, dict[str, Any]]:
     metrics: dict[str, dict[str, Any]] = files.read_json(layout.metrics(name))
     return metrics
+
+
+def _shown(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Return samples with the columns `seed`, `start` and `time`, whatever the components of the state are called."""
+    own = dict(zip(names, metric_keys.columns("state", names), strict=True))
+    internal = {metric_keys.free(name, names): name for name in ("seed", "start", "time")}
+    return table.rename(columns=own | internal)
 
 
 def _curve(name: str, method: str) -> pd.DataFrame:

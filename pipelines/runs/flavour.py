@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.base import files, layout, metric_keys
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 LOADER = "pipelines.models.pyfunc"
 """Module whose `_load_pyfunc(path)` MLflow calls; it reads the safetensors files of the folder."""
+
+TYPES = {"float": "double", "integer": "long", "text": "string"}
+"""MLflow's names for the types of a user's columns."""
 
 _EXAMPLE = "input_example.json"
 
@@ -29,34 +33,53 @@ def write(networks: Path, folder: Path, run: str) -> None:
         run: Id of the run that trained the networks.
     """
     meta, loc, scale = files.read_description(next(iter(layout.networks(networks).values())))
+    typical = [list(loc), [center + spread for center, spread in zip(loc, scale, strict=True)]]
     if "gamma" in meta:  # of an environment: a state and an action, then a future state
         states, actions = meta["state_names"], meta["action_names"]
         inputs = [*metric_keys.columns("state", states), *metric_keys.columns("action", actions)]
         outputs = metric_keys.columns("future", states)
+        rows: list[list[Any]] = [[*row, *[0.0] * len(actions)] for row in typical]
+        types: Mapping[str, str] = {}
     else:
-        inputs = meta.get("columns") or [f"x{i}" for i in range(len(loc))]  # older files do not name them
-        outputs = ["log_prob"]
-    shifted = [center + spread for center, spread in zip(loc, scale, strict=True)]
-    rows = [[*row, *[0.0] * (len(inputs) - len(row))] for row in (loc, shifted)]
+        columns = meta.get("columns") or [f"x{i}" for i in range(len(loc))]  # older files do not name them
+        conditions, types = meta.get("conditions", []), meta.get("types", {})
+        inputs, outputs = [*columns, *(one["name"] for one in conditions)], ["log_prob"]
+        given = [one["levels"][0] if one["kind"] == "words" else one["loc"] for one in conditions]
+        rows = [_typed(dict(zip(inputs, [*row, *given], strict=True)), meta) for row in typical]
     (folder / _EXAMPLE).write_text(json.dumps({"columns": inputs, "data": rows}), encoding="utf-8")
-    _model(inputs, outputs, run).save(str(folder / "MLmodel"))
+    _model(inputs, outputs, types, run).save(str(folder / "MLmodel"))
 
 
-def _model(inputs: Sequence[str], outputs: Sequence[str], run: str) -> Model:
+def _typed(row: Mapping[str, Any], meta: Mapping[str, Any]) -> list[Any]:
+    """Return a row of a table with the user's types: words for codes, and integers."""
+    types, discrete = meta.get("types", {}), meta.get("discrete", {})
+    found = []
+    for name, value in row.items():
+        words = discrete.get(name, {}).get("levels")
+        if words:
+            found.append(words[min(max(math.floor(value), 0), len(words) - 1)])
+        elif types.get(name) == "integer":
+            found.append(math.floor(value) if name in discrete else round(value))
+        else:
+            found.append(value)
+    return found
+
+
+def _model(inputs: Sequence[str], outputs: Sequence[str], types: Mapping[str, str], run: str) -> Model:
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ParamSchema, ParamSpec
 
     params = ParamSchema([ParamSpec("seed", "long", 0)])
     model = Model(
         run_id=run,
-        signature=ModelSignature(_schema(inputs), _schema(outputs), params),
+        signature=ModelSignature(_schema(inputs, types), _schema(outputs, {}), params),
         saved_input_example_info={"artifact_path": _EXAMPLE, "type": "dataframe", "pandas_orient": "split"},
     )
     model.add_flavor("python_function", loader_module=LOADER, python_version=platform.python_version())
     return model
 
 
-def _schema(names: Sequence[str]) -> Schema:
+def _schema(names: Sequence[str], types: Mapping[str, str]) -> Schema:
     from mlflow.types import ColSpec, Schema
 
-    return Schema([ColSpec("double", name) for name in names])
+    return Schema([ColSpec(TYPES[types.get(name, "float")], name) for name in names])

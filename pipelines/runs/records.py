@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import psutil
 
-from pipelines.base import files, ranks
+from pipelines.base import files, git, ranks
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 Parameter = str | int | float | bool | None
@@ -80,6 +79,8 @@ class Input:
         digest: MD5 of the content, as DVC computes it.
         columns: Names of the columns.
         source: Where the data come from.
+        types: Types of the columns that are not `float`: `integer` or `text`.
+        files: SHA-256 of the user's files, by their paths from the folder that the stage ran in.
     """
 
     name: str
@@ -88,6 +89,8 @@ class Input:
     digest: str
     columns: list[str]
     source: str
+    types: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 class Point(NamedTuple):
@@ -212,8 +215,11 @@ class RunRecord:
             provenance: Description of the data.
         """
         columns = [column for key, names in provenance.items() if key.endswith(_COLUMNS) for column in names]
-        source = str(provenance.get("source", ""))
-        self.record.inputs.append(Input(name, context, folder.as_posix(), files.md5(folder), columns, source))
+        columns += [condition["name"] for condition in provenance.get("conditions", ())]
+        types = {column: kind for column, kind in provenance.get("types", {}).items() if kind != "float"}
+        source, given = str(provenance.get("source", "")), dict(provenance.get("files", {}))
+        path, digest = folder.as_posix(), files.md5(folder)
+        self.record.inputs.append(Input(name, context, path, digest, columns, source, types, given))
         self._write()
 
     def cells(self, cells: Sequence[Cell]) -> None:
@@ -425,11 +431,7 @@ def _is_dvc_run(command: Sequence[str]) -> bool:
 def _git() -> tuple[str | None, bool | None]:
     """Return the commit of the code and whether it has changes; None for both if there is no commit."""
     try:
-        commit = _run_git("rev-parse", "HEAD")
-        return commit, bool(_run_git("status", "--porcelain", "--untracked-files=no", "--", ":/", *_NOT_CODE))
-    except (OSError, subprocess.CalledProcessError):
+        commit = git.output("rev-parse", "HEAD").decode().strip()
+        return commit, bool(git.output("status", "--porcelain", "--untracked-files=no", "--", ":/", *_NOT_CODE).strip())
+    except git.Unavailable:
         return None, None
-
-
-def _run_git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", check=True).stdout.strip()

@@ -14,13 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.base.redact import redact
 from pipelines.runs import flavour, records, snapshots, store, versions
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _SCORE = "score_metric"  # tag of an evaluation: the metric that is the score of its models
 
 _METRICS, _OTHERS = 900, 50  # of one request: MLflow rejects more than 1000, 100 of them no metrics
+_FILES = 100  # of a data set that are listed with their hashes; MLflow limits the length of a source
 _STATE = "flowmatch.state"  # tag of a cell: digest of what is published
 _OFFSET = "flowmatch.offset"  # tag of a stage: how far its curves are published
 _TRAINED_IN = "flowmatch.trained_in"  # tag of a cell: id of the run of its training stage
@@ -77,7 +79,7 @@ class _CellState:
         if record.ended:  # before that their time is not known, and MLflow would keep a point for each of two
             self.metrics |= cell.metrics
             self.measured |= dict.fromkeys(cell.metrics, record.ended)
-        self.inputs += record.inputs
+        self.inputs += [_in_project(given, record.workspace) for given in record.inputs]
         self.tags |= {key: record.tags[key] for key in ("device",) if key in record.tags}
         if cell.model:
             self.tags["model"] = cell.model
@@ -364,11 +366,23 @@ def _datasets(inputs: Sequence[Input]) -> list[DatasetInput]:
     for digest in dict.fromkeys(given.digest for given in inputs):
         uses = [given for given in inputs if given.digest == digest]
         first, context = uses[0], ", ".join(dict.fromkeys(given.context for given in uses))
-        schema = {"mlflow_colspec": [{"type": "double", "name": name, "required": True} for name in first.columns]}
-        source = {"uri": first.path, "description": first.source}
+        schema = {
+            "mlflow_colspec": [
+                {"type": flavour.TYPES[first.types.get(name, "float")], "name": name, "required": True}
+                for name in first.columns
+            ]
+        }
+        source: dict[str, Any] = {"uri": min(first.files, default=first.path), "description": first.source}
+        if first.files:
+            source |= {"sha256": dict(sorted(first.files.items())[:_FILES]), "files": len(first.files)}
         dataset = Dataset(first.name, digest, "local", json.dumps(source), json.dumps(schema))
         found.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
     return found
+
+
+def _in_project(given: Input, workspace: str) -> Input:
+    """Return data with the paths of the user's files relative to the project's folder."""
+    return replace(given, files={os.path.normpath(Path(workspace, path)): sha for path, sha in given.files.items()})
 
 
 def _note(record: Record) -> dict[str, str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MODEL = "flowmatch.model"
 """Tag of a run that trained a model: `<data set or environment>.<method>`."""
+_MODELS = 1000  # at most as many are listed in one request
 
 
 def name_of(model: str, profile: str) -> str:
@@ -35,7 +36,8 @@ def files(address: str, into: Path | None = None) -> Path:
     """Return the folder of a trained model's files, from its address in the registry or the run that trained it.
 
     Args:
-        address: `models:/<name>/<version>`, `models:/<name>@<alias>`, or `runs:/<id of a training run>`.
+        address: A name (see `resolve`), `models:/<name>/<version>`, `models:/<name>@<alias>`, or `runs:/<id of a
+            training run>`.
         into: Folder to copy the files to; a new temporary one by default.
 
     Raises:
@@ -43,12 +45,14 @@ def files(address: str, into: Path | None = None) -> Path:
     """
     from mlflow.exceptions import MlflowException
 
+    if ":/" not in address:
+        address = resolve(address)
     kind, _, rest = address.partition(":/")
     name, alias = (rest.partition("@")[::2]) if "@" in rest else (rest.partition("/")[0], "")
     version = rest.partition("/")[2]
     if kind not in ("models", "runs") or not name or (kind == "models" and not (alias or version)):
         raise UserError(
-            f"the model {address!r} is neither models:/<name>/<version>, such as models:/maze_loop.td2_cfm/latest, nor "
+            f"the model {address!r} is neither a name, such as moons.cfm, nor models:/<name>/<version>, nor "
             "models:/<name>@<alias> nor runs:/<id of a training run>."
         )
     client = store.open_existing(records.home()).client
@@ -61,6 +65,25 @@ def files(address: str, into: Path | None = None) -> Path:
     except (MlflowException, OSError) as error:
         said = redact(first_line(error))
         raise UserError(f"MLflow has no model {address!r} ({said}); see `make ui`.") from None
+
+
+def resolve(name: str) -> str:
+    """Return the address of the latest version of a model.
+
+    Args:
+        name: Name in the registry, without the profile if no other model's name ends in it.
+
+    Raises:
+        UserError: No model has the name, or several end in it.
+    """
+    client = store.open_existing(records.home()).client
+    known = [model.name for model in client.search_registered_models(max_results=_MODELS)]
+    found = [name] if name in known else [full for full in known if "." in name and full.endswith(f".{name}")]
+    if len(found) > 1:
+        raise UserError(f"{name!r} may be each of the models {', '.join(found)}; give one of these names.")
+    if not found:
+        raise unknown(client, name)
+    return f"models:/{found[0]}/latest"
 
 
 def folder_of(model: str) -> str:
@@ -105,7 +128,7 @@ def score(client: MlflowClient, run: str, metric: str, value: float, seeds: int)
 
 def unknown(client: MlflowClient, name: str) -> UserError:
     """Return the error for a model that is not registered; it names those that are."""
-    known = [model.name for model in client.search_registered_models()]
+    known = [model.name for model in client.search_registered_models(max_results=_MODELS)]
     return UserError(f"MLflow has no model {name!r}, only {', '.join(known) or 'none'}{did_you_mean(name, known)}")
 
 

@@ -45,10 +45,17 @@ def run(main: Callable[..., None]) -> NoReturn:
     arguments = vars(parser.parse_args())
     module = Path(inspect.getfile(main)).stem
     name = os.environ.get("DVC_STAGE") or "@".join(filter(None, (module, "-".join(arguments[n] for n in cell))))
-    sys.exit(_guarded(main, name, arguments))
+    sys.exit(guarded(main, name, arguments))
 
 
-def _guarded(main: Callable[..., None], name: str, arguments: dict[str, str]) -> int:
+def guarded(main: Callable[..., None], name: str, arguments: dict[str, str]) -> int:
+    """Run a stage's function as the only process of its name in this folder, and return the exit status.
+
+    Args:
+        main: Function of the stage.
+        name: Name of the stage.
+        arguments: What identifies the cell, by name.
+    """
     lock = locks.FOLDER / f"{name.replace('/', ':')}.lock"
     alone = locks.held(lock, f"stage {name}", _LOCK_SECONDS) if ranks.is_first() else nullcontext()
     try:

@@ -1,20 +1,36 @@
-"""Train density models: a path, a coupling and an objective on the rows of a data set."""
+"""Train density models: a velocity field by flow matching, a normalizing flow by likelihood, or a closed form."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
 
-from pipelines.base import files, layout
-from pipelines.config.params import DensityMethod
+from flowmatch_core.flow import Flow
+from pipelines.base import layout
+from pipelines.base.errors import UserError
+from pipelines.base.seeding import derived_seed
+from pipelines.config import catalog
+from pipelines.config.params import DensityFit, DensityMethod
 from pipelines.models import build, density
 from pipelines.runs.context import Stage
-from pipelines.training.fit import Job, Task, fit_seeds
+from pipelines.training import loop
+from pipelines.training.fit import Fitted, Job, Task, fit_seeds
+from pipelines.training.rows import Batch, Prepared, TrainingRows
+
+VALIDATION = 2048
+"""Draws of rows, times and noises in a validation loss; a smaller part is used several times."""
+
+DESCRIBED = ("columns", "conditions", "types", "discrete", "constants")
+"""What the description of a model repeats of its data set."""
+
+Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor]
+"""`(network, rows, generator) -> loss`."""
 
 
 def train(stage: Stage, dataset: str, method: str) -> None:
@@ -30,45 +46,104 @@ class DensityJob(Job):
     """The training job of a density model.
 
     Attributes:
-        choice: Path, coupling and objective of the method.
+        choice: Loss of the method, and the path and the coupling of a velocity field.
     """
 
+    fit: DensityFit
     choice: DensityMethod
+
+    @property
+    def quick(self) -> bool:
+        """Whether the method is a closed form."""
+        return self.choice.loss.name in catalog.CLOSED_FORMS
 
     def config(self) -> dict[str, Any]:
         """Return the data set and the method."""
-        return {"dataset": self.data, "method": self.choice.model_dump(mode="json")}
+        method = self.choice.model_dump(mode="json", include=None if self.choice.has_field else {"loss"})
+        return {"dataset": self.data, "method": method}
 
     def inputs(self) -> list[Path]:
-        """Return the training rows and their provenance."""
+        """Return the training and validation rows and their provenance."""
         folder = layout.prepared(self.data)
-        return [layout.part(folder, "train"), layout.provenance(folder)]
+        return [layout.part(folder, "train"), layout.part(folder, "val"), layout.provenance(folder)]
 
-    def task(self, device: torch.device) -> Task:
-        """Create the training task of one seed."""
-        train, description = self.inputs()
-        provenance = files.read_json(description)
-        columns = provenance["columns"]
-        table = files.read_table(train, columns)
-        loc, scale = (torch.tensor(provenance[name], device=device) for name in ("loc", "scale"))
-        rows = (torch.tensor(table[columns].to_numpy(), dtype=torch.float32, device=device) - loc) / scale
-        weight = torch.tensor(table["weight"].to_numpy(), device=device) if "weight" in table else None
-        path, loss, batch = build.path(self.choice.path), density.objective(self.choice), self.fit.batch
+    def task(self, device: torch.device) -> Task | Fitted:
+        """Create the training task of one seed, or fit its closed form."""
+        data = Prepared(layout.prepared(self.data))
+        described = {name: data.provenance[name] for name in DESCRIBED}
+        units = data.loc.to(device), data.scale.to(device)
+        if self.quick:
+            began = time.monotonic()
+            form = self.choice.loss.spec.load()(data, **self.choice.loss.values())
+            meta = {"kind": density.MIXTURE, "network": density.describe_mixture(form.network), **described}
+            return Fitted(form.network, form.losses, time.monotonic() - began, *units, meta)
+        rows = data.training(self.fit.batch, self.fit.rows_in_memory, device)
+        network, loss, meta = self._field(*data.sizes) if self.choice.has_field else self._normalizing(*data.sizes)
+        self._check_coupling(data, rows)
 
         def terms(
             network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float
         ) -> Mapping[str, Tensor]:
-            if weight is None:
-                index = torch.randint(len(rows), (batch,), generator=generator, device=device)
-            else:
-                index = torch.multinomial(weight, batch, replacement=True, generator=generator)
-            return {"loss": loss(network, path, rows[index], generator=generator)}
+            return {"loss": loss(network, rows.draw(generator), generator)}
 
-        config = build.network_config(self.fit.network, len(columns), 0)
-        meta = {
-            "network": config,
-            "path": self.choice.path.model_dump(),
-            "prediction": self.choice.prediction,
-            "columns": columns,
-        }
-        return Task(build.network(config).to(device), terms, loc, scale, meta)
+        validation = loop.Validation(self._validation(data, loss, device), self.fit.val_every, self.fit.patience)
+        return Task(network.to(device), terms, *units, {**meta, **described}, rows.read.seek, validation=validation)
+
+    def _field(self, columns: int, size: int) -> tuple[nn.Module, Loss, dict[str, Any]]:
+        """Return a velocity field, its loss and its description."""
+        path, objective = build.path(self.choice.path), density.objective(self.choice)
+        config = build.network_config(self.fit.network, columns, size)
+
+        def loss(network: nn.Module, rows: Batch, generator: torch.Generator) -> Tensor:
+            return objective(network, path, rows.x, cond=rows.cond, weight=rows.weight, generator=generator)
+
+        meta = {"network": config, "path": self.choice.path.model_dump(), "prediction": self.choice.prediction}
+        return build.network(config), loss, meta
+
+    def _normalizing(self, columns: int, size: int) -> tuple[nn.Module, Loss, dict[str, Any]]:
+        """Return a normalizing flow, its loss and its description."""
+        choice = self.choice.loss
+        config = build.describe(choice.name, catalog.NORMALIZING[choice.name], choice.values(), columns, size)
+
+        def loss(network: nn.Module, rows: Batch, generator: torch.Generator) -> Tensor:
+            flow = cast(Flow, network)  # whose other methods are not divided among processes
+            value = -flow.log_prob(rows.x, rows.cond)
+            return (value if rows.weight is None else rows.weight * value).mean()
+
+        return density.normalizing(config), loss, {"kind": density.NORMALIZING, "network": config}
+
+    def _validation(self, data: Prepared, loss: Loss, device: torch.device) -> Callable[[nn.Module], float]:
+        """Return the validation loss of a network: the same draws at each check, in batches as in training."""
+        part = data.rows("val", VALIDATION).to(device, torch.float32)
+        batches = torch.split(torch.arange(VALIDATION, device=device).remainder(len(part.x)), self.fit.batch)
+        seed = derived_seed(torch.initial_seed(), "validation")
+
+        @torch.no_grad()
+        def value(network: nn.Module) -> float:
+            generator = torch.Generator(device).manual_seed(seed)
+            total = 0.0
+            for index in batches:
+                total += float(loss(network, part.at(index), generator)) * len(index)
+            return total / VALIDATION
+
+        return value
+
+    def _check_coupling(self, data: Prepared, rows: TrainingRows) -> None:
+        """Check that the rows have what the coupling compares, and that it pairs rows of the right distribution.
+
+        Raises:
+            UserError: They do not.
+        """
+        coupling = self.choice.coupling
+        key = f"params.yaml: density.methods.{self.method}.coupling is {coupling.name!r}"
+        if coupling.reads_conditions and not data.conditions.size:
+            raise UserError(
+                f"{key}, which compares conditions, but the data set {self.data!r} has none; expected independent, "
+                "minibatch_ot or sinkhorn."
+            )
+        if rows.streamed and data.provenance["weight"] is not None and coupling.name != "independent":
+            raise UserError(
+                f"{key}, but the weights of the rows of {self.data!r} multiply the loss where these are streamed, and "
+                f"a coupling would pair noise with rows of equal weight; expected independent, or a rows_in_memory of "
+                f"at least the number of rows instead of {self.fit.rows_in_memory}."
+            )

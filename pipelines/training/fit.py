@@ -39,6 +39,7 @@ class Task:
         meta: Description that rebuilds the network.
         seek: Moves data that are read in order to a step, when training begins or resumes.
         memory: State that the terms carry between steps, apart from the network.
+        validation: Checks by which the network is chosen.
     """
 
     network: nn.Module
@@ -48,6 +49,43 @@ class Task:
     meta: Mapping[str, Any]
     seek: Callable[[int], None] = lambda step: None
     memory: nn.Module | None = None
+    validation: loop.Validation | None = None
+
+    def train(
+        self, fit: Fit, generator: torch.Generator, checkpoint: Path, report: Callable[[Progress], None]
+    ) -> loop.Trained:
+        """Train the network; see `loop.train`."""
+        return loop.train(
+            self.network, self.terms, fit, generator, checkpoint, report, self.seek, self.memory, self.validation
+        )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model that is fitted without gradient steps, in the place of a `Task`.
+
+    Attributes:
+        network: Fitted model.
+        losses: Its losses by name, `loss` and `val_loss`.
+        seconds: Time of the fit.
+        loc: Mean of the data, `(columns,)`.
+        scale: Standard deviation of the data, `(columns,)`.
+        meta: Description that rebuilds the model.
+    """
+
+    network: nn.Module
+    losses: Mapping[str, float]
+    seconds: float
+    loc: Tensor
+    scale: Tensor
+    meta: Mapping[str, Any]
+
+    def train(
+        self, fit: Fit, generator: torch.Generator, checkpoint: Path, report: Callable[[Progress], None]
+    ) -> loop.Trained:
+        """Report the fit as a training of one step."""
+        report(Progress(1, 1, self.losses, 1 / self.seconds, self.seconds))
+        return loop.Trained(self.network, [{"step": 1, **self.losses}], self.seconds)
 
 
 @dataclass(frozen=True)
@@ -64,9 +102,14 @@ class Job(ABC):
     method: str
     fit: Fit
 
+    @property
+    def quick(self) -> bool:
+        """Whether a seed takes no longer than the start of a process of its own."""
+        return False
+
     @abstractmethod
-    def task(self, device: torch.device) -> Task:
-        """Create the task of one seed, in the process that trains it and with torch's global generator seeded."""
+    def task(self, device: torch.device) -> Task | Fitted:
+        """Create the task of one seed, or fit its model, with torch's global generator seeded."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -107,7 +150,7 @@ def fit_seeds(stage: Stage, job: Job, seeds: tuple[int, ...]) -> None:
             stage.log(f"seeds {list(summaries)} are finished; their networks are in {state}")
         stage.log(f"seeds {missing} on {chosen}; checkpoints in {state}")
         work = partial(_fit_one, base=stage.params.seed, job=job, device=str(chosen), state=state)
-        alone = chosen.type != "cpu" or ranks.world() > 1
+        alone = job.quick or chosen.type != "cpu" or ranks.world() > 1
         trained = workers.side_by_side(
             work,
             missing,
@@ -119,6 +162,10 @@ def fit_seeds(stage: Stage, job: Job, seeds: tuple[int, ...]) -> None:
     if not ranks.is_first():
         return
     summaries |= dict(zip(missing, trained, strict=True))
+    for seed, summary in summaries.items():
+        if summary["chosen_step"] is not None:
+            done = summary["curve"][-1]["step"]
+            stage.log(f"seed {seed}: the network of step {summary['chosen_step']} is kept, after {done} steps")
     models = layout.models(job.data, job.method)
     with stage.output(models) as folder:
         folder.mkdir()
@@ -138,10 +185,11 @@ def _fit_one(
     task = job.task(torch.device(device))
     generator = torch.Generator(device).manual_seed(derived_seed(base, "batches", job.data, seed))
     checkpoint = checkpoints.of_seed(state, seed)
-    trained = loop.train(task.network, task.terms, job.fit, generator, checkpoint, report, task.seek, task.memory)
-    summary = {"curve": trained.curve, "seconds": trained.seconds}
+    trained = task.train(job.fit, generator, checkpoint, report)
+    summary: dict[str, Any] = {"curve": trained.curve, "seconds": trained.seconds, "chosen_step": trained.chosen_step}
     if ranks.is_first():
-        saved.save(layout.network(state, seed), trained.network, task.loc, task.scale, {**task.meta, "seed": seed})
+        meta = {**task.meta, "seed": seed, "chosen_step": trained.chosen_step}
+        saved.save(layout.network(state, seed), trained.network, task.loc, task.scale, meta)
         summary = checkpoints.finish(state, seed, summary)
     return summary
 
@@ -151,7 +199,7 @@ def _reporter(stage: Stage, job: Job, seeds: tuple[int, ...]) -> Callable[[int, 
     last = dict.fromkeys(seeds, 0.0)
 
     def report(seed: int, row: Progress) -> None:
-        terms = {f"train/{name}": value for name, value in row.terms.items()}
+        terms = {"val/loss" if name == "val_loss" else f"train/{name}": value for name, value in row.terms.items()}
         stage.record.series(row.step, terms, CellKey(job.data, job.method, seed))
         if row.seconds - last[seed] >= loop.LINE_SECONDS or row.step == row.steps:
             last[seed] = row.seconds
@@ -169,20 +217,25 @@ def _write_logs(stage: Stage, job: Job, summaries: Mapping[int, Mapping[str, Any
     curve = mean.join([table.add_suffix(metric_keys.seed_key("", seed)) for seed, table in tables.items()])
     with stage.output(layout.curve(job.data, job.method)) as temporary:
         curve.to_csv(temporary, float_format="%.6g")
-    final = {f"final_{name}": float(value) for name, value in _end(curve).items()}
+    final = {seed: _final(tables[seed], summary["chosen_step"]) for seed, summary in summaries.items()}
+    means = {str(name): float(value) for name, value in pd.DataFrame(final).mean(axis=1).items()}
+    each = {metric_keys.seed_key(name, seed): value for seed, values in final.items() for name, value in values.items()}
     with stage.output(layout.final_losses(job.data, job.method)) as temporary:
-        files.write_json(temporary, final)
-    stage.record.cells([_cell(job, seed, tables[seed], summaries[seed]["seconds"]) for seed in summaries])
+        files.write_json(temporary, {**means, **each})
+    stage.record.cells([_cell(job, seed, tables[seed], summaries[seed], final[seed]) for seed in summaries])
 
 
-def _cell(job: Job, seed: int, curve: pd.DataFrame, seconds: float) -> Cell:
+def _cell(job: Job, seed: int, curve: pd.DataFrame, summary: Mapping[str, Any], final: Mapping[str, float]) -> Cell:
     """Return the numbers of the training of one seed."""
-    metrics = {f"train/final_{name}": float(value) for name, value in _end(curve).items()}
+    seconds = summary["seconds"]
+    metrics = {f"train/{name}": value for name, value in final.items()}
     metrics |= {"train/seconds": seconds, "train/steps_per_second": int(curve.index[-1]) / seconds}
     model = files.md5(layout.network(layout.models(job.data, job.method), seed))
     return Cell(job.data, job.method, seed, metrics=metrics, model=model, trained=True)
 
 
-def _end(curve: pd.DataFrame) -> pd.Series[float]:
-    """Return the means over the last tenth of a curve."""
-    return curve.iloc[-max(1, len(curve) // 10) :].mean()
+def _final(curve: pd.DataFrame, chosen_step: int | None) -> dict[str, float]:
+    """Return the means over the last tenth of a curve, and the step of the network, if it was chosen."""
+    end = curve.iloc[-max(1, len(curve) // 10) :].mean().dropna()
+    final = {f"final_{name}": float(value) for name, value in end.items()}
+    return final if chosen_step is None else {**final, "chosen_step": chosen_step}

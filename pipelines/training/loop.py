@@ -1,8 +1,9 @@
-"""The training loop: AdamW with warm-up and cosine decay, an averaged network, checkpoints and throughput.
+"""The training loop: AdamW with warm-up and cosine decay, an averaged network, early stopping, checkpoints, throughput.
 
 The loop is independent of data and loss: a function returns the terms of the loss for each step. All randomness of a
 step comes from one generator, whose state is part of the checkpoint, so a run that was killed and resumed ends with the
-same weights, bit for bit, as an uninterrupted one (on CPU).
+same weights, bit for bit, as an uninterrupted one (on CPU). A validation draws nothing from that generator, so it does
+not change the steps.
 """
 
 from __future__ import annotations
@@ -52,12 +53,35 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """Checks of the averaged network during training, of which the best one is kept.
+
+    Attributes:
+        loss: Validation loss of a network, on the same rows, times and noises at each check.
+        every: Steps between two checks.
+        patience: Checks without an improvement after which training stops; None: it does not stop.
+    """
+
+    loss: Callable[[nn.Module], float]
+    every: int
+    patience: int | None
+
+
+@dataclass(frozen=True)
 class Trained:
-    """The averaged network, the loss curve (one row per `log_every` steps) and the training time."""
+    """A trained network.
+
+    Attributes:
+        network: Averaged network: that of the smallest validation loss, or the last one without validation.
+        curve: Loss curve, one row per `log_every` steps and per check; a check has `val_loss`.
+        seconds: Training time.
+        chosen_step: Step of the network; None without validation.
+    """
 
     network: nn.Module
     curve: list[dict[str, float]]
     seconds: float
+    chosen_step: int | None = None
 
 
 def learning_rate(step: int, fit: Fit) -> float:
@@ -82,8 +106,9 @@ def train(
     report: Callable[[Progress], None],
     seek: Callable[[int], None] = lambda step: None,
     memory: nn.Module | None = None,
+    validation: Validation | None = None,
 ) -> Trained:
-    """Train a network in place and return its averaged copy.
+    """Train a network in place and return its averaged copy, the best one if there is a validation.
 
     Args:
         network: Freshly initialised network on its training device.
@@ -94,9 +119,10 @@ def train(
         report: Called with every row of the loss curve.
         seek: Called once with the first step, for data that are read in order.
         memory: State that `step_terms` carries between steps; it is part of the checkpoint.
+        validation: Checks by which the network is chosen and training stops early.
 
     Raises:
-        UserError: The loss is not finite, or the processes of this training do not begin at the same state.
+        UserError: A loss is not finite, or the processes of this training do not begin at the same state.
     """
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.AdamW(
@@ -109,6 +135,8 @@ def train(
     )
     curve: list[dict[str, float]] = []
     modules = {"network": network, "average": average, **({} if memory is None else {"memory": memory})}
+    if validation is not None:
+        modules["best"] = copy.deepcopy(average)
     start, before = _restore(checkpoint, modules, optimizer, generator, curve)
     weights = [float(parameter.detach().double().sum()) for parameter in network.parameters()]
     distributed.agree("the checkpoint or the first weights", [start, *weights], generator.device)
@@ -127,24 +155,49 @@ def train(
         polyak_update(average, network, fit.ema_step)
         rows.append({name: term.detach() for name, term in terms.items()})
         done = step + 1
-        if done % fit.log_every and done != fit.steps:
+        checked = validation is not None and (done % validation.every == 0 or done == fit.steps)
+        if done % fit.log_every and done != fit.steps and not checked:
             continue
         names = dict.fromkeys(name for row in rows for name in row)
         means = {name: float(sum(row[name] for row in rows if name in row)) / len(rows) for name in names}
         if not math.isfinite(means["loss"]):
             raise _diverged(rows, done - len(rows), fit)
         rows = []
+        if validation is not None and checked:
+            means["val_loss"] = validation.loss(divided[1])
+            if not math.isfinite(means["val_loss"]):
+                raise _advice(f"the validation loss is {means['val_loss']} at step {done}", fit)
+            if means["val_loss"] < min((row["val_loss"] for row in curve if "val_loss" in row), default=math.inf):
+                modules["best"].load_state_dict(average.state_dict())
         now = time.monotonic()
         curve.append({"step": done, **means})
-        report(Progress(done, fit.steps, means, (done - start) / (now - began), before + now - began))
-        due = now - saved > pause and done < fit.steps
-        if due or done == fit.steps:
+        stopped = validation is not None and checked and _waited(curve) == validation.patience
+        last = done if stopped else fit.steps
+        report(Progress(done, last, means, (done - start) / (now - began), before + now - began))
+        due = now - saved > pause and done < last
+        if due or done == last:
             _check_weights(modules, done, fit)
         if due and ranks.is_first():
             _save(checkpoint, modules, optimizer, generator, curve, done, before + now - began)
             saved = time.monotonic()
             pause = max(CHECKPOINT_SECONDS, (saved - now) / CHECKPOINT_SHARE)
-    return Trained(average, curve, before + time.monotonic() - began)
+        if stopped:
+            break
+    seconds = before + time.monotonic() - began
+    if validation is None:
+        return Trained(average, curve, seconds)
+    return Trained(modules["best"], curve, seconds, _chosen_step(curve))
+
+
+def _chosen_step(curve: list[dict[str, float]]) -> int:
+    """Return the step of the smallest validation loss; the first one of equals."""
+    return int(min((row for row in curve if "val_loss" in row), key=lambda row: row["val_loss"])["step"])
+
+
+def _waited(curve: list[dict[str, float]]) -> int:
+    """Return the number of checks since the best one."""
+    best = _chosen_step(curve)
+    return sum("val_loss" in row and row["step"] > best for row in curve)
 
 
 def _diverged(rows: list[dict[str, Tensor]], done: int, fit: Fit) -> UserError:

@@ -29,7 +29,7 @@ def train(stage: Stage, environment: str, method: str) -> None:
     """Train a successor model, one network per seed, or write the reason why it has no network."""
     entry, params = stage.params.environments[environment], stage.params.successor
     choice = params.methods[method]
-    nothing = untrained(environment, method, entry, choice)
+    nothing = untrained(stage.params, environment, method)
     if nothing is not None:
         nothing.write(stage, environment, method)
         return
@@ -42,7 +42,8 @@ def train(stage: Stage, environment: str, method: str) -> None:
 class SuccessorJob(Job):
     """The training job of a successor model.
 
-    A loss that needs `futures` receives on-policy future states; one that needs a `target`, the averaged network.
+    A loss that needs `futures` receives on-policy future states; one that needs a `target`, transitions and the
+    averaged network; one that needs `transitions`, them alone.
 
     Attributes:
         choice: Loss and path of the method.
@@ -58,9 +59,10 @@ class SuccessorJob(Job):
         return {"environment": self.data, "gamma": self.gamma, "method": self.choice.model_dump(mode="json")}
 
     def inputs(self) -> list[Path]:
-        """Return the transitions, the rollouts and their provenance."""
+        """Return the transitions, the rollouts, if there are any, and their provenance."""
         folder = layout.collected(self.data)
-        return [layout.transitions(folder), layout.rollouts(folder), layout.provenance(folder)]
+        paths = [layout.transitions(folder), layout.rollouts(folder), layout.provenance(folder)]
+        return [path for path in paths if path.exists()]  # a log of another policy has no rollouts
 
     def task(self, device: torch.device) -> Task:
         """Create the training task of one seed."""
@@ -72,11 +74,12 @@ class SuccessorJob(Job):
         if spec.needs == "futures":
             value = self._on_futures(batches, path)
         else:
-            half = fit.batch // 2  # the loss has two terms, with half of the batch each
+            # a loss with a target network has two terms, with half of the batch each
+            rows = fit.batch // 2 if spec.needs == "target" else fit.batch
             if fit.on_policy:
-                draw = batches.returns(half, self.gamma, fit.returns)
+                draw = batches.returns(rows, self.gamma, fit.returns)
             else:
-                draw, seek = batches.transitions(half, fit.rows_in_memory)
+                draw, seek = batches.transitions(rows, fit.rows_in_memory)
             memory = _particles(fit, batches, path).to(device) if fit.particles else None
             value = self._on_transitions(draw, path, memory)
 
@@ -94,8 +97,8 @@ class SuccessorJob(Job):
             "path": self.choice.path.model_dump(),
             "prediction": spec.prediction,
             "gamma": self.gamma,
-            "state_names": batches.states,
-            "action_names": batches.actions,
+            "terminal": batches.ends,
+            **batches.described,
         }
         network = successor.network(config, spec.prediction, path).to(device)
         return Task(network, terms, batches.loc, batches.scale, meta, seek, memory)
@@ -112,6 +115,8 @@ class SuccessorJob(Job):
 
     def _on_transitions(self, draw: Callable[..., Any], path: AffinePath, memory: Particles | None) -> Value:
         loss = successor.loss(self.choice.loss, self.fit)
+        if self.choice.loss.spec.needs == "transitions":
+            return lambda network, average, generator, now: loss(network, draw(generator), **now, generator=generator)
         options: dict[str, Any] = {"gamma": self.gamma, **self._flow_options(path)}
         if memory is not None:
             loss, options = memory.td2_cfm_loss, {"gamma": self.gamma}

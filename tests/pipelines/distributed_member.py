@@ -10,7 +10,7 @@ import torch
 
 from pipelines.base import files, ranks
 from pipelines.config import params
-from pipelines.config.params import DensityMethod, Fit, SuccessorFit, SuccessorMethod
+from pipelines.config.params import DensityFit, DensityMethod, SuccessorFit, SuccessorMethod
 from pipelines.training import distributed, loop
 from pipelines.training.density import DensityJob
 from pipelines.training.fit import Job
@@ -32,6 +32,7 @@ DENSITIES: dict[str, dict[str, Any]] = {
     "ot_cfm": {"path": "cond_ot", "coupling": "minibatch_ot", "loss": "cfm"},
     "interpolant": {"path": "cond_ot", "coupling": "independent", "loss": "interpolant"},
     "posterior_cfm": {"path": "cond_ot", "coupling": "independent", "loss": "posterior_cfm"},
+    "maf": {"loss": {"name": "maf", "transforms": 2, "hidden": [16]}},
 }
 SUCCESSORS: dict[str, dict[str, Any]] = {
     "mc_cfm": {"loss": "mc_cfm"},
@@ -50,7 +51,7 @@ METHODS = [*DENSITIES, *SUCCESSORS]
 def job(method: str) -> Job:
     """Return the training job of a method, on the moons or on the spiral."""
     if method in DENSITIES:
-        return DensityJob("moons", method, Fit(**FIT), DensityMethod(**DENSITIES[method]))
+        return DensityJob("moons", method, DensityFit(**FIT, val_every=3), DensityMethod(**DENSITIES[method]))
     choice = SuccessorMethod(**SUCCESSORS[method])
     return SuccessorJob("spiral", method, SuccessorFit(**SUCCESSOR_FIT | choice.fit), choice, 0.9)
 
@@ -59,9 +60,7 @@ def train(made: Job, checkpoint: Path) -> loop.Trained:
     """Train a job."""
     torch.manual_seed(0)
     task, generator = made.task(CPU), torch.Generator().manual_seed(1)
-    return loop.train(
-        task.network, task.terms, made.fit, generator, checkpoint, lambda row: None, task.seek, task.memory
-    )
+    return task.train(made.fit, generator, checkpoint, lambda row: None)
 
 
 def main(out: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from flowmatch_core.successor import LatentNetwork, Particles
+from flowmatch_core.solvers import grids
+from flowmatch_core.successor import GaussianEnsemble, LatentNetwork, Particles
 from pipelines.base import plugins
 from pipelines.config import catalog
 from pipelines.config.catalog import LossSpec, NetworkSpec, ObjectiveSpec, Spec
@@ -78,9 +79,16 @@ def test_every_file_of_a_family_has_a_row_or_a_reason(family: str) -> None:
     assert {spec.module.rpartition(".")[0] for spec in rows.values()} == {family}
 
 
-@pytest.mark.parametrize(("name", "spec"), [*catalog.PATHS.items(), *catalog.COUPLINGS.items()])
-def test_options_of_paths_and_couplings_are_all_their_parameters(name: str, spec: Spec) -> None:
+@pytest.mark.parametrize(("name", "spec"), [*catalog.PATHS.items(), *catalog.COUPLINGS.items(), *catalog.GRIDS.items()])
+def test_options_of_paths_couplings_and_grids_are_all_their_parameters(name: str, spec: Spec) -> None:
     assert spec.options.keys() == parameters(spec).keys()
+
+
+def test_every_grid_of_numbers_has_a_row() -> None:
+    members = {name: member for name, member in vars(grids).items() if name in grids.__all__}
+    made = {name for name, member in members.items() if inspect.isclass(member) and not inspect.isabstract(member)}
+    assert {spec.attribute for spec in catalog.GRIDS.values()} == made - {"Nodes"}  # which needs a list of times
+    assert {name for name, spec in catalog.GRIDS.items() if spec.attribute.lower() != name} == set()
 
 
 @pytest.mark.parametrize(("name", "spec"), [*catalog.NETWORKS.items(), *OWN_NETWORKS])
@@ -108,7 +116,7 @@ def test_an_objective_takes_what_its_row_says(name: str, spec: ObjectiveSpec) ->
 @pytest.mark.parametrize(("name", "spec"), catalog.SUCCESSOR_LOSSES.items())
 def test_a_successor_loss_takes_what_its_row_says(name: str, spec: LossSpec) -> None:
     decided = {"field", "batch", "weight", "generator"}
-    decided |= {"future"} if spec.needs == "futures" else {"target", "gamma"}
+    decided |= {"futures": {"future"}, "target": {"target", "gamma"}, "transitions": set()}[spec.needs]
     decided |= {"path", "time"} if spec.path else set()
     decided |= {"steps", "solver"} if spec.ode else set()
     decided |= {"progress"} if spec.progress else set()
@@ -124,7 +132,7 @@ def test_a_successor_loss_trains_the_network_that_its_row_says(name: str, spec: 
         assert spec.prediction == getattr(spec.load(), "prediction", "velocity")
         return
     assert field == spec.network.attribute
-    assert issubclass(spec.network.load(), LatentNetwork)
+    assert issubclass(spec.network.load(), (LatentNetwork, GaussianEnsemble))
     assert spec.prediction == "state"
     assert spec.options.keys().isdisjoint(spec.network.options)
     assert spec.all_options == {**spec.options, **spec.network.options}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -280,3 +281,35 @@ def test_compare_prints_the_newest_cells_with_their_intervals(
     assert (blank, link.count("%22")) == ("", 2 * len(NUMBERS) + 2)  # quotes around the ids of runs and experiment
     assert main(["compare", "--data", "nowhere"]) == 1
     assert "no finished run of profile 'default' with emd" in capsys.readouterr().err
+
+
+def test_a_users_table_is_an_input_of_mlflow_with_its_file_and_types(project: Path, invocation: Any) -> None:
+    """Its address is that of the file in the project, whichever folder the stage ran in."""
+    import mlflow.data
+
+    provenance = {
+        "source": "a table",
+        "columns": ["length", "year"],
+        "conditions": [{"name": "species", "kind": "words"}],
+        "types": {"length": "float", "year": "integer", "species": "text"},
+        "loc": [0.0, 0.0],
+        "files": {"../../data/raw/b.csv": "b" * 64, "../../data/raw/a.csv": "a" * 64},
+    }
+    here = project / ".workspaces" / "mine"
+    files.write_json(here / "data/prepared/table/provenance.json", provenance)
+    with invocation(), contextlib.chdir(here):
+        record = RunRecord.start("train@table-cfm", {"profile": "mine"})
+        record.data("table", "training", Path("data/prepared/table"), provenance)
+        record.cells([Cell("table", "cfm", 0)])
+        record.finish("FINISHED")
+    cell = children(project, parents(project)[0])["table cfm seed 0"]
+    (given,) = cell.inputs.dataset_inputs
+    assert given.dataset.name == "table"
+    assert given.dataset.digest == files.md5(here / "data/prepared/table")
+    columns = json.loads(given.dataset.schema)["mlflow_colspec"]
+    assert [(column["name"], column["type"]) for column in columns] == [
+        *(("length", "double"), ("year", "long"), ("species", "string")),
+    ]
+    source = json.loads(given.dataset.source)
+    assert source["sha256"] == {"data/raw/a.csv": "a" * 64, "data/raw/b.csv": "b" * 64}
+    assert mlflow.data.get_source(given).uri == "data/raw/a.csv"  # type: ignore[attr-defined]

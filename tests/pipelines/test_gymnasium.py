@@ -22,7 +22,7 @@ PENDULUM = {"id": "Pendulum-v1", "policy": f"{HERE}:swing"}
 INVERTED = {"id": "InvertedPendulum-v5", "policy": f"{HERE}:right"}
 
 
-def draw(settings: dict[str, Any], **sizes: int) -> collect.Collection:
+def draw(settings: dict[str, Any], **sizes: Any) -> collect.Collection:
     sizes = {"transitions": 3000, "rollouts": 30, "length": 12, "starts": 40, "seed": 0, **sizes}
     return collect.collect("gymnasium", member.Settings(**settings), **sizes)
 
@@ -108,6 +108,42 @@ def test_rows_depend_on_the_seed_and_not_on_the_workers() -> None:
     assert len(np.unique(first)) == len(first)
 
 
+def replayed(kind: str, **more: Any) -> list[str]:
+    settings = member.Settings(**CORRIDOR | {"id": f"{HERE}:{kind}", **more})
+    return member.build(settings).checks(np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("behaviour", ["random", "mixed", "policy"])
+@pytest.mark.parametrize("safe", [False, True])
+def test_transitions_are_replayed(behaviour: str, safe: bool) -> None:
+    found = replayed("Corridor-v0", behaviour=behaviour, thread_safe=safe)
+    assert found == ["transitions replayed with the same seeds: 20 of 20 equal"]
+
+
+def test_an_environment_whose_instances_share_state_is_stepped_by_one_thread() -> None:
+    settings = CORRIDOR | {"id": f"{HERE}:Shared-v0"}
+    table = draw(settings, transitions=12_000, workers=4).transitions
+    state, action, following = (part(table, p) for p in ("state", "action", "next_state"))
+    np.testing.assert_allclose(following[:, 0], state[:, 0] + 0.2 * action[:, 0], atol=1e-12)
+    np.testing.assert_allclose(following[:, 1], state[:, 1] + 0.01, atol=1e-12)
+    again = draw(settings, transitions=12_000, workers=2).transitions
+    pd.testing.assert_frame_equal(table, again, check_exact=True)
+
+
+def test_shared_state_is_said_and_refused_where_the_entry_says_that_there_is_none() -> None:
+    (found,) = replayed("Shared-v0")
+    assert found.startswith("transitions replayed with the same seeds: 20 of 20 equal, but ")
+    assert "beside another instance, so that instances share state" in found
+    with pytest.raises(UserError, match=r"Shared-v0 is not thread-safe.* [01] of 20 .*remove thread_safe: true"):
+        replayed("Shared-v0", thread_safe=True)
+
+
+def test_an_environment_that_ignores_seeds_is_a_sentence_and_no_error() -> None:
+    (found,) = replayed("Unseeded-v0")
+    assert found.startswith("transitions replayed with the same seeds: 0 of 20 equal")
+    assert "does not honour seeds" in found
+
+
 def test_behaviours() -> None:
     policy = draw(CORRIDOR | {"behaviour": "policy"}).transitions
     np.testing.assert_array_equal(part(policy, "action"), 0.5)
@@ -155,7 +191,8 @@ def test_gymnasiums_own_environments(settings: dict[str, Any], states: int, acti
         ({"policy": f"{HERE}:rigth"}, "rigth"),
         ({"policy": "no_such_module:right"}, "no_such_module"),
         ({"policy": f"{HERE}:flat"}, r"shape \(1,\); expected shape \(1, 1\)"),
-        ({"policy": f"{HERE}:nan"}, "'next_action_a0' in 3000 of 3000 rows, first in episode 0"),
+        ({"policy": f"{HERE}:nan"}, r":nan answered 1 of 1 rows with NaN or infinity, first the row \[-"),
+        ({"policy": f"{HERE}:words"}, r":words answered 1 rows with a list that is no array of numbers.*\(1, 1\)"),
     ],
 )
 def test_a_users_mistake_is_one_sentence(change: dict[str, Any], sentence: str) -> None:

@@ -29,7 +29,7 @@ def paths() -> Iterator[tuple[str, Path]]:
             yield function, getattr(layout, function)(folders["collected"])
         for folder in (folders["prepared"], folders["collected"]):
             yield "provenance", layout.provenance(folder)
-        for function in ("cells", "truth"):
+        for function in ("cells", "truth", "log_prob"):
             yield function, getattr(layout, function)(folders["evaluations"])
         samples, result = layout.samples(name), layout.experiment(name)
         yield from (("samples", samples), ("experiment", result), ("value_map", layout.value_map(samples)))

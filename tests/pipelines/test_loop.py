@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from pipelines.base import device, files
 from pipelines.base.errors import UserError
 from pipelines.config.params import Fit
 from pipelines.training import loop
-from pipelines.training.loop import Progress, Trained
+from pipelines.training.loop import Progress, Trained, Validation
 
 FIT = Fit(
     network="mlp", steps=40, batch=16, lr=1e-2, warmup=5, weight_decay=0.01,
@@ -34,7 +34,9 @@ def terms(network: nn.Module, average: nn.Module, generator: torch.Generator, pr
     return {"loss": loss, "twice": 2 * loss.detach()}
 
 
-def fitted(checkpoint: Path, stop_at: int | None = None, fit: Fit = FIT) -> tuple[Trained, list[Progress]]:
+def fitted(
+    checkpoint: Path, stop_at: int | None = None, fit: Fit = FIT, validation: Validation | None = None
+) -> tuple[Trained, list[Progress]]:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1))
     rows: list[Progress] = []
@@ -50,7 +52,18 @@ def fitted(checkpoint: Path, stop_at: int | None = None, fit: Fit = FIT) -> tupl
         return terms(network, average, generator, progress)
 
     generator = torch.Generator().manual_seed(1)
-    return loop.train(network, step, fit, generator, checkpoint, report), rows
+    return loop.train(network, step, fit, generator, checkpoint, report, validation=validation), rows
+
+
+def norm(network: nn.Module) -> float:
+    """A validation loss that is a function of the network alone."""
+    return float(sum(parameter.square().sum() for parameter in network.parameters()))
+
+
+def falls_until(step: int) -> Callable[[nn.Module], float]:
+    """A validation loss that falls until a step of training, with a check every 4 steps, and then rises."""
+    checks = iter(range(4, 1000, 4))
+    return lambda network: abs(next(checks) - step)
 
 
 @pytest.mark.parametrize("stop_at", [7, 21, 35])
@@ -67,6 +80,70 @@ def test_a_killed_run_resumes_to_the_same_weights(
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
     assert resumed.curve == whole.curve
+
+
+@pytest.mark.parametrize(("patience", "steps"), [(1, 20), (3, 28), (6, 40), (None, 40)])
+def test_training_stops_after_checks_without_an_improvement_and_keeps_the_best_network(
+    tmp_path: Path, patience: int | None, steps: int
+) -> None:
+    trained, rows = fitted(tmp_path / "c", validation=Validation(falls_until(16), 4, patience))
+    assert trained.chosen_step == 16
+    assert trained.curve[-1]["step"] == rows[-1].step == rows[-1].steps == steps
+    assert [row["step"] for row in trained.curve if "val_loss" in row] == list(range(4, steps + 1, 4))
+    seen: dict[int, dict[str, Tensor]] = {}
+    done = iter(range(4, 1000, 4))
+
+    def noted(network: nn.Module) -> float:
+        seen[next(done)] = {name: value.clone() for name, value in network.state_dict().items()}
+        return 0.0
+
+    fitted(tmp_path / "n", validation=Validation(noted, 4, None))
+    assert all(torch.equal(value, seen[16][name]) for name, value in trained.network.state_dict().items())
+    assert not all(torch.equal(value, seen[40][name]) for name, value in trained.network.state_dict().items())
+
+
+def test_a_check_does_not_change_the_steps(tmp_path: Path) -> None:
+    plain, _ = fitted(tmp_path / "plain")
+    last = [0.0]
+
+    def loss(network: nn.Module) -> float:
+        last[0] -= 1.0  # the last network is the best
+        return last[0]
+
+    checked, _ = fitted(tmp_path / "checked", validation=Validation(loss, 5, 1))
+    assert checked.chosen_step == FIT.steps
+    for name, value in plain.network.state_dict().items():
+        assert torch.equal(value, checked.network.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("stop_at", [10, 20, 28])
+def test_a_killed_run_with_checks_resumes_to_the_same_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    """The best network and the checks since it are part of the checkpoint."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
+    # the weights decay and the average lags behind, so the distance to one of its norms has its minimum on the way
+    norms = [row for row in fitted(tmp_path / "n", validation=Validation(norm, 5, None))[0].curve if "val_loss" in row]
+    target = norms[3]["val_loss"]
+
+    def loss(network: nn.Module) -> float:
+        return abs(norm(network) - target)
+
+    whole, _ = fitted(tmp_path / "whole", validation=Validation(loss, 5, 3))
+    assert (whole.chosen_step, whole.curve[-1]["step"]) == (20, 35)
+    with pytest.raises(Killed):
+        fitted(tmp_path / "killed", stop_at, validation=Validation(loss, 5, 3))
+    resumed, rows = fitted(tmp_path / "killed", validation=Validation(loss, 5, 3))
+    assert rows[0].step > stop_at
+    assert (resumed.chosen_step, resumed.curve) == (whole.chosen_step, whole.curve)
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+
+
+def test_a_validation_loss_that_is_not_finite_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^the validation loss is nan at step 10; expected a finite number"):
+        fitted(tmp_path / "c", validation=Validation(lambda network: torch.nan, 10, None))
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from pipelines.base.errors import UserError
 from pipelines.config import catalog
 from pipelines.config.params import NetworkChoice, PathChoice
 from pipelines.models import build, registry, saved, successor
+from pipelines.models.tables import DensityModel
 from pipelines.runs import versions
 
 CPU = torch.device("cpu")
@@ -77,14 +78,17 @@ def test_the_network_of_a_diffusion_loss_is_read_as_noise(tmp_path: Path) -> Non
 
 
 def test_a_density_is_told_from_a_successor_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "files", lambda uri: tmp_path)
+    monkeypatch.setattr(versions, "files", lambda uri, into: tmp_path)
     file = layout.network(tmp_path, 0)
     written(file, small("mlp"))
     assert isinstance(registry.load("models:/x.y/1"), GeometricHorizonModel)
     tensors, meta = files.read_tensors(file)
     del meta["gamma"]
     files.write_tensors(file, tensors, meta)
-    assert isinstance(registry.load("models:/x.y/1"), ContinuousFlow)
+    model = registry.load("models:/x.y/1")
+    assert isinstance(model, DensityModel)
+    assert isinstance(model.flow, ContinuousFlow)
+    assert list(model.columns) == ["x0", "x1"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from pipelines.base.errors import UserError
-from pipelines.config import params, yaml_files
+from pipelines.config import changes, params, yaml_files
 
 ROOT = Path(__file__).parents[2]
 PROFILES = ROOT / "pipelines" / "config" / "profiles"
@@ -56,7 +58,12 @@ def sentence(path: Path) -> str:
         ("density.fit.steps", 10.5, ["density.fit.steps", "10.5", "integer"]),
         ("density.fit.steps", "3000", ["density.fit.steps", "'3000'", "integer"]),
         ("density.fit.steps", True, ["density.fit.steps", "True", "integer"]),
-        ("density.fit.steps", None, ["density.fit.steps", "None", "integer"]),
+        ("density.fit.steps", None, ["density.fit.steps is null", "integer"]),
+        ("density.fit", None, ["density.fit is null; it should be a mapping of keys to values."]),
+        ("datasets.moons", None, ["datasets.moons is null; it should be a mapping of keys to values."]),
+        ("environments.spiral", None, ["environments.spiral is null; it should be a mapping of keys to values."]),
+        ("datasets.Own data", {"kind": "moons"}, ["datasets has the name 'Own data'; expected small letters"]),
+        ("density.seeds", [2**63], ["density.seeds.0", "less than 9223372036854775808"]),
         ("density.fit.network.hidden", [], ["density.fit.network.hidden", "at least 1 item"]),
         ("density.fit.network.hidden", [0], ["density.fit.network.hidden.0", "0"]),
         ("density.fit.network.hidden", 128, ["density.fit.network.hidden", "128", "list"]),
@@ -73,7 +80,7 @@ def sentence(path: Path) -> str:
         ("density.fit.lr", float("inf"), ["density.fit.lr", "finite"]),
         ("density.sample.solver", "rk45", ["density.sample.solver", "'rk45'", "'rk4'"]),
         ("density.evaluate.solver", "dopri5", ["density.evaluate.solver", "'dopri5'"]),
-        ("density.seeds", [], ["density.seeds", "at least 1 item"]),
+        ("density.seeds", [], ["density.seeds is []; it should have at least 1 item"]),
         ("density.seeds", [0, 0], ["density.seeds", "every seed once"]),
         ("density.seeds", [-1], ["density.seeds.0", "-1"]),
         ("density.methods", {}, ["density.methods", "at least 1 item"]),
@@ -196,7 +203,7 @@ def sentence(path: Path) -> str:
         ("experiments.sde_vs_ode.kind", "sde_vs_od", ["experiments.sde_vs_ode.kind", "'sde_vs_od'", "'sde_vs_ode'"]),
         ("experiments.sde_vs_ode.sample", 5, ["experiments.sde_vs_ode.sample", "'samples'"]),
         ("experiments.sde_vs_ode.repeats", 1, ["experiments.sde_vs_ode.repeats", "greater than or equal to 2"]),
-        ("datasets", {"Bad Name": {"kind": "moons"}}, ["Bad Name", "pattern"]),
+        ("datasets", {"Bad Name": {"kind": "moons"}}, ["Bad Name", "small letters"]),
         ("device", "gpu", ["device", "'gpu'", "cuda:N"]),
         ("device", 0, ["device", "0", "string"]),
         ("seed", -1, ["seed", "-1"]),
@@ -205,6 +212,9 @@ def sentence(path: Path) -> str:
         ("density.evaluate.steps", 0, ["density.evaluate.steps", "0", "greater than or equal to 2"]),
         ("density.evaluate.steps", 7, ["density.evaluate.steps", "7", "multiple of 2"]),
         ("datasets.spiral", {"kind": "moons"}, ["'spiral' names a data set and an environment"]),
+        ("datasets.sde_vs_ode", {"kind": "moons"}, ["'sde_vs_ode' names a data set and an experiment"]),
+        ("datasets.results", {"kind": "moons"}, ["'results' names a part of the report", "the data set"]),
+        ("density.methods.truth", {"path": "cond_ot", "coupling": "independent", "loss": "cfm"}, ["has 'truth'"]),
         (
             "successor.methods.floor",
             {"loss": "td_cfm", "path": {"name": "cond_ot"}},
@@ -320,6 +330,55 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:
     assert params.load(path).density.fit.adam_eps == 1e-8
 
 
+NUMBERS_TO_SOME = """
+074 -012 0777 089 1_000 0o17 -0o17 0x1f 0x_ 0b1 1_e3 ._5 .5_ 1:30 190:20:30.15 yes No ON off y true Null ~ None = <<
+1e3 1.e3 12e03 -.5 +.5 .5e3 .5e+3 00.5 .inf -.Inf .NaN -.nan 2020-01-01 2020-13-01 1.2.3
+"""
+PAIRS = product("019_:.+-exoEbnN", repeat=2)
+WORDS = [*NUMBERS_TO_SOME.split(), *("".join(pair) for pair in PAIRS)]
+
+
+def test_every_word_is_read_as_dvc_reads_it_or_refused(tmp_path: Path) -> None:
+    """Which is by YAML 1.2; PyYAML's 1.1 makes 60 of 074, 90 of 1:30, true of `on` and a word of 0o17."""
+    theirs = YAML(typ="safe")  # as in dvc.utils.serialize
+    refused = []
+    for word in WORDS:
+        path = tmp_path / "params.yaml"
+        path.write_text(f"key: {word}\n")
+        try:
+            ours = yaml_files.read_yaml(path)["key"]
+        except UserError:
+            refused.append(word)
+            continue
+        assert repr(ours) == repr(theirs.load(path.read_text())["key"]), word
+    assert {"074", "-012", "0777", "089"} <= set(refused)
+    assert not {"1_000", "0o17", "1:30", "yes", "1e3", "-.5", ".inf", "2020-01-01"} & set(refused)
+
+
+def test_a_leading_zero_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text().replace("warmup: 100", "warmup: 074"))
+    line = path.read_text().splitlines().index("    warmup: 074") + 1
+    assert sentence(path).endswith(
+        f"line {line} has the number 074, whose leading zero means base 8 to some readers "
+        "and nothing to others; write 74, or quotes around it if it is a word."
+    )
+
+
+def test_words_are_written_so_that_every_reader_reads_words() -> None:
+    for word in WORDS:
+        text = yaml_files.write_yaml({"key": [word], word: 1})
+        for load in (YAML(typ="safe").load, yaml.safe_load, lambda text: yaml.load(text, yaml_files._Loader)):
+            assert load(text) == {"key": [word], word: 1}, text
+
+
+def test_a_key_that_mlflow_would_refuse_is_named(tmp_path: Path) -> None:
+    key = "k" * (params.LONGEST_KEY - len("successor.methods.mc_cfm.fit.") + 1)
+    text = sentence(changed(tmp_path, "successor.methods.mc_cfm.fit", {key: 1}))
+    assert "successor.methods.mc_cfm.fit.kkk" in text
+    assert "has 251 characters with the keys above it, expected at most 250" in text
+
+
 def test_zero_is_a_seed(tmp_path: Path) -> None:
     assert params.load(changed(tmp_path, "seed", 0)).seed == 0
 
@@ -331,9 +390,7 @@ def test_zero_is_a_seed(tmp_path: Path) -> None:
 def test_every_profile_is_valid_and_has_its_seeds(tmp_path: Path, profile: str, seeds: set[int]) -> None:
     raw = yaml_files.read_yaml(ROOT / "params.yaml")
     if profile != "default":
-        raw = yaml_files.merge(
-            raw, yaml_files.read_yaml(ROOT / "pipelines" / "config" / "profiles" / f"{profile}.yaml")
-        )
+        raw, _ = changes.apply(raw, yaml_files.read_yaml(PROFILES / f"{profile}.yaml"))
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(raw))
     loaded = params.load(path)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,21 @@ def prefect(prefect_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any
     root.setLevel(level)
 
 
+@pytest.fixture(autouse=True)
+def database(project: Path, schema: Path) -> None:
+    shutil.copy(schema, project / "mlflow.db")
+
+
+COMMAND = """
+import sys, types
+from pipelines.config import params
+params.load = params.parse = lambda *given: None
+sys.modules["pipelines.orchestration.preflight"] = types.SimpleNamespace(check=params.load)  # it imports torch
+from pipelines.orchestration.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def owner() -> str:
     """An invocation whose process lives, as an orchestrator does; without one it is over between two stages."""
     return records.name_of(psutil.Process())
@@ -66,15 +82,7 @@ def start_flow(root: Path, prefect_home: Path, **options: object) -> subprocess.
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line, on a project whose parameters are not flowmatch's."""
-    code = """
-import sys
-from pipelines.config import params
-from pipelines.orchestration import preflight
-params.load = params.parse = preflight.check = lambda *given: None
-from pipelines.orchestration.__main__ import main
-sys.exit(main())
-"""
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True)
 
 
 # ---- the task, without a server
@@ -179,6 +187,19 @@ def test_a_failure_loses_its_traceback_and_a_defect_keeps_it(prefect: Any) -> No
 # ---- the flow
 
 
+def test_a_dead_server_is_one_sentence_before_any_stage(project: Path, prefect_home: Path) -> None:
+    env = runner.environment(owner()) | {
+        "PREFECT_HOME": str(prefect_home),
+        "PREFECT_API_URL": "http://ann:Zq7x@127.0.0.1:9/api",
+    }
+    command = [sys.executable, "-m", "pipelines.orchestration.prefect", "run", json.dumps({"root": str(project)})]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("no Prefect server answers at PREFECT_API_URL='http://***@127.0.0.1:9/api'; start it")
+    assert done.stderr.count("\n") == 1
+    assert not (project / "seen").exists()
+
+
 def test_a_failing_stage_is_tried_again_and_stops_only_what_needs_it(project: Path, prefect_home: Path) -> None:
     settings(project, leaf={"fail": 1, "sleep": 1}, join={"fail": 9}, side={"sleep": 4})
     with start_flow(project, prefect_home, workers=3) as process:
@@ -251,10 +272,9 @@ def test_a_failed_repro_ends_in_a_sentence_that_says_how_to_go_on(project: Path)
 
 def test_a_signal_ends_repro_and_its_stages(project: Path) -> None:
     settings(project, side={"sleep": 60, "child": MARK + 50})
-    code = "from pipelines.config import params; from pipelines.orchestration import preflight\n"
-    code += "params.load = params.parse = preflight.check = lambda *given: None\n"
-    code += "import sys; from pipelines.orchestration.__main__ import main; sys.exit(main(['repro', 'side']))"
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "repro", "side"], stderr=subprocess.PIPE, text=True
+    ) as process:
         wait_for(lambda: sleepers(MARK + 50))
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)

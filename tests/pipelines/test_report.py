@@ -22,6 +22,7 @@ from pipelines.config.params import Params
 from pipelines.reporting import facts, labels, ranking, report
 from pipelines.reporting.facts import Facts
 from pipelines.reporting.figures import curves, successor
+from pipelines.reporting.figures import density as density_figures
 from pipelines.reporting.report import Incomplete
 from pipelines.runs.records import Record, RunRecord
 
@@ -468,3 +469,127 @@ def test_a_map_of_the_truth_alone_is_no_picture(tmp_path: Path, monkeypatch: pyt
 
 def test_a_state_of_one_dimension_has_no_plane_to_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert section(tmp_path, monkeypatch, ["x"]) == ["spiral-loss"]
+
+
+# ---- the section of densities ----
+
+
+def dataset(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, columns: list[str], conditions: list[dict[str, Any]], **data: Any
+) -> report.Section:
+    """The section of a data set with two methods, of which one has particles; `data` are its columns."""
+    monkeypatch.chdir(folder)
+    table, methods = pd.DataFrame(data), ("cfm", "ot_cfm")
+    files.write_table(layout.part(layout.prepared("mine"), "test"), table)
+    seed, clock = ("seed_" if "seed" in data else "seed"), ("time_" if "time" in columns else "time")
+    for method in methods:
+        rows = pd.concat([table.assign(**{seed: s}) for s in (0, 1)])
+        files.write_table(layout.sampled(layout.samples("mine"), method), rows)
+        layout.curve("mine", method).parent.mkdir(parents=True, exist_ok=True)
+        layout.curve("mine", method).write_text("step,loss,val_loss\n50,2,\n100,1.5,1.8\n200,1.4,1.7\n300,1.3,1.9\n")
+    states = pd.concat([table[columns].assign(**{clock: t}) for t in (0.0, 1.0)])
+    files.write_table(layout.trajectory(layout.samples("mine"), "cfm"), states)
+    two = {name: choice for name, choice in PARAMS.density.methods.items() if name in methods}
+    density = PARAMS.density.model_copy(update={"methods": two, "seeds": (0, 1)})
+    provenance = {"kind": "table", "columns": columns, "conditions": conditions}
+    section = report.Section("mine", "mine")
+    cells = {"floor": {}, "cfm": {"chosen_step": 200.0}, "ot_cfm": {}}
+    params_ = PARAMS.model_copy(update={"density": density})
+    report._dataset(report.Page(folder), section, params_, provenance, cells)
+    return section
+
+
+RNG = np.random.default_rng(0)
+WORDS = {"name": "kind", "kind": "words", "levels": ["a", "b"]}
+AGE = {"name": "age", "kind": "number"}
+GIVEN = {"kind": RNG.choice(["a", "b"], 40), "age": RNG.normal(size=40)}
+
+
+@pytest.mark.parametrize(
+    ("columns", "conditions", "pictures"),
+    [
+        (["x"], [], ["mine-columns", "mine-loss"]),
+        (["x"], [WORDS], ["mine-columns", "mine-loss"]),
+        (["x", "y"], [], ["mine-loss", "mine-path", "mine-samples"]),
+        (["x", "y"], [AGE], ["mine-loss", "mine-path", "mine-samples"]),
+        (["seed", "time"], [WORDS, AGE], ["mine-loss", "mine-path", "mine-samples"]),
+        (["x", "time", "a column with a rather long name"], [], ["mine-columns", "mine-loss", "mine-pairs"]),
+        ([f"c{i}" for i in range(14)], [WORDS], ["mine-columns", "mine-loss", "mine-pairs"]),
+    ],
+)
+def test_a_table_of_any_width_with_any_names_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: list[str], conditions: list[Any], pictures: list[str]
+) -> None:
+    data = {name: RNG.normal(size=40) for name in columns}
+    given = {one["name"]: GIVEN[one["name"]] for one in conditions}
+    section = dataset(tmp_path, monkeypatch, columns, conditions, **data, **given)
+    assert sorted(file.stem for file in tmp_path.glob("*.png")) == pictures
+    captions = " ".join(figure["caption"] for figure in section.figures)
+    assert all(one["name"] in captions for one in conditions[:1])
+    assert ("first 12 of 14" in captions) == (len(columns) == 14)
+
+
+def test_groups_of_a_condition_are_its_words_or_thirds_of_the_rows() -> None:
+    test = pd.DataFrame({"kind": [*"aaabbc"], "age": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], "ones": 1.0})
+    found = density_figures.groups(WORDS, test)(pd.DataFrame({"kind": ["b", "z"]}))
+    assert list(found) == ["kind = b", np.nan]
+    assert list(found.cat.categories) == ["kind = a", "kind = b", "kind = c"]
+    thirds = density_figures.groups(AGE, test)(test)
+    assert thirds.value_counts(sort=False).tolist() == [2, 2, 2] and thirds.is_monotonic_increasing is not None
+    assert list(thirds.cat.categories) == ["age < 1.667", "age 1.667 to 3.333", "age ≥ 3.333"]
+    assert set(density_figures.groups({"name": "ones", "kind": "number"}, test)(test)) == {"ones"}
+
+
+def test_histograms_show_shares_and_pairs_the_right_columns() -> None:
+    data = pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, 2.0], "z": [0.0, 3.0]})
+    figure = density_figures.histograms({"x": {"data": data["x"], "cfm": pd.Series([0.0, 0.0, 0.0, 9.0])}})
+    heights = [patch.get_data().values.sum() for patch in figure.axes[0].patches]
+    assert heights == pytest.approx([1.0, 0.75])  # a quarter of the samples is beyond the panel
+    plt.close(figure)
+    figure = density_figures.pairs({"data": data, "cfm": 2 * data}, ["x", "y", "z"])
+    drawn = [axis.collections[0].get_offsets().tolist() for axis in figure.axes]
+    assert drawn == [
+        [[0, 0], [a, b]]
+        for scale in (1, 2)
+        for a, b in ((scale, 2 * scale), (scale, 3 * scale), (2 * scale, 3 * scale))
+    ]
+    plt.close(figure)
+
+
+def test_a_loss_curve_has_its_validation_loss_and_the_step_that_was_kept() -> None:
+    table = pd.DataFrame(
+        {"step": [50, 100, 150, 200], "loss": [3.0, 2.0, 1.5, 1.0], "val_loss": [np.nan, 2.0, np.nan, 1.8]}
+    )
+    closed = table.iloc[:1].assign(val_loss=1.0)  # a closed form has no curve
+    figure = curves.losses(
+        {"cfm": table, "gaussian": closed}, {"loss": "loss", "val_loss": "validation loss"}, {"cfm": 100.0}
+    )
+    lines = [axis.lines for axis in figure.axes]
+    assert [[len(line.get_xdata()) for line in panel] for panel in lines] == [[4, 1], [2, 1]]
+    assert [panel[1].get_xdata()[0] for panel in lines] == [100.0, 100.0]
+    assert lines[1][1].get_ydata()[0] == 2.0
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["CFM"]
+    plt.close(figure)
+
+
+def test_a_data_set_is_told_in_one_sentence_and_folds_when_there_are_many(tmp_path: Path) -> None:
+    cells: dict[str, Any] = {name: {"nll": 2.0} for name in PARAMS.density.methods}
+    cells |= {"ot_cfm": {"nll": 1.5}, "floor": {"nll": 1.25}, "one Gaussian": {"nll": 3.0}}
+    said = report._best(PARAMS, cells)
+    assert said == "OT-CFM has the lowest test NLL, 1.5 nats (the exact density 1.25, one Gaussian 3)."
+    nothing = {name: {"nll": None} for name in ("floor", *PARAMS.density.methods)}
+    assert report._best(PARAMS, nothing) == "No method has a likelihood."
+    made = report.Page(tmp_path)
+    made.others = [report.Section("densities", "Densities", parts=[report.Section("mine", "mine", notes=["<b>note"])])]
+    html = report.render(made, PARAMS, facts_of())
+    assert '<details class="part" open>' in html and '<div id="mine">' in html and "<li>&lt;b&gt;note</li>" in html
+    made.others[0].parts *= 5
+    assert 'class="part" open' not in report.render(made, PARAMS, facts_of())
+
+
+def test_no_entry_has_the_name_of_a_part_of_the_page() -> None:
+    template = (report.TEMPLATES / "report.html.j2").read_text(encoding="utf-8")
+    code = Path(report.__file__).read_text(encoding="utf-8")
+    fixed = {*re.findall(r'id="([a-z_]+)"', template), *re.findall(r'Section\("(\w+)"', code)}
+    assert len(fixed) >= 5
+    assert fixed <= params.PAGE_PARTS

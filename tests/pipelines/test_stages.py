@@ -1,7 +1,9 @@
-"""A stage as a process: exit status, one sentence, nothing half-written, and the same weights after a kill."""
+"""A stage: exit status, one sentence, nothing half-written, and the same weights after a kill."""
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import os
 import re
@@ -10,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +23,23 @@ import yaml
 
 from pipelines.base import files
 from pipelines.config import yaml_files
+from pipelines.stages import _main
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A folder with the smoke profile's params.yaml."""
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the smoke profile's params.yaml, the current one, as under an orchestrator, which publishes."""
     raw = yaml_files.read_yaml(ROOT / "params.yaml")
     merged = yaml_files.merge(raw, yaml_files.read_yaml(ROOT / "pipelines" / "config" / "profiles" / "smoke.yaml"))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(merged))
-    return tmp_path
-
-
-def environment() -> dict[str, str]:
-    """As under an orchestrator, which does the publishing."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "FLOWMATCH_INVOCATION": "test"}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("FLOWMATCH_INVOCATION", "test")
+    before = signal.getsignal(signal.SIGTERM)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, before)  # in whose place a stage that runs in this process puts its own
 
 
 def command(stage: str, **cell: str) -> list[str]:
@@ -46,21 +51,25 @@ def command(stage: str, **cell: str) -> list[str]:
     ]
 
 
-def run(project: Path, stage: str, **cell: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(stage, **cell),
-        cwd=project,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+Finished = subprocess.CompletedProcess[str]
 
 
-def fails(project: Path, stage: str, *words: str, **cell: str) -> None:
+def run(project: Path, stage: str, **cell: str) -> Finished:
+    """Run a stage in this process."""
+    name, out, err = "@".join(filter(None, (stage, "-".join(cell.values())))), io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = _main.guarded(importlib.import_module(f"pipelines.stages.{stage}").main, name, cell)
+    return Finished(name, status, out.getvalue(), err.getvalue())
+
+
+def start(project: Path, stage: str, **cell: str) -> Finished:
+    """Run a stage as a process of its own, as DVC does."""
+    return subprocess.run(command(stage, **cell), cwd=project, capture_output=True, text=True, timeout=120, check=False)
+
+
+def fails(project: Path, stage: str, *words: str, how: Callable[..., Finished] = run, **cell: str) -> None:
     """One sentence with these words on stderr, exit status 1, and no temporary files."""
-    result = run(project, stage, **cell)
+    result = how(project, stage, **cell)
     assert result.returncode == 1, result
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
@@ -93,13 +102,14 @@ def test_prepare_writes_tables_that_it_describes(project: Path) -> None:
 
 
 def test_the_same_parameters_give_the_same_bytes(project: Path) -> None:
+    """In two processes: nothing depends on the order of a set."""
     written = []
-    for _ in range(2):
+    for how in (start, run):
         for stage, cell in (
             ("prepare", {"dataset": "moons"}),
             ("train_density", {"dataset": "moons", "method": "cfm"}),
         ):
-            result = run(project, stage, **cell)
+            result = how(project, stage, **cell)
             assert result.returncode == 0, result.stderr
         files = [p for folder in ("prepared", "models") for p in (project / "data" / folder).rglob("*.*")]
         written.append({p.name: p.read_bytes() for p in files})
@@ -111,7 +121,7 @@ def test_the_same_parameters_give_the_same_bytes(project: Path) -> None:
 
 def test_a_malformed_params_file_stops_every_stage(project: Path) -> None:
     override(project, "density.fit.lrr", 0.1)
-    fails(project, "prepare", "params.yaml", "density.fit.lrr", "'lr'", dataset="moons")
+    fails(project, "prepare", "params.yaml", "density.fit.lrr", "'lr'", how=start, dataset="moons")
     fails(project, "tables", "params.yaml", "density.fit.lrr")
     assert not (project / "data").exists()
 
@@ -213,11 +223,11 @@ def test_a_mirror_that_is_not_there_is_named(project: Path) -> None:
     fails(project, "prepare", "miniboone", "nowhere", dataset="boone")
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_training_resumes_to_the_same_weights(project: Path, sent: signal.Signals) -> None:
-    """Two seeds in two processes, killed after a checkpoint; DVC would run the same command again."""
+def test_a_killed_training_resumes_to_the_same_weights(project: Path) -> None:
+    """Two seeds in two processes, killed twice after a checkpoint; DVC would run the same command again."""
     override(project, "density.seeds", [0, 1])
-    override(project, "density.fit.steps", 4000)
+    override(project, "density.fit.steps", 3000)
+    override(project, "density.fit.network.hidden", [96, 96, 96])  # seconds, of which a checkpoint takes one
     run(project, "prepare", dataset="moons")
     cell = {"dataset": "moons", "method": "cfm"}
     whole = run(project, "train_density", **cell)
@@ -229,15 +239,18 @@ def test_a_killed_training_resumes_to_the_same_weights(project: Path, sent: sign
     shutil.rmtree(models)
     shutil.rmtree(project / ".checkpoints")
 
-    process = subprocess.Popen(
-        command("train_density", **cell), cwd=project, env=environment(), stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while not list((project / ".checkpoints").rglob("*.checkpoint")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(sent)
-    assert process.wait(30) != 0
-    assert not models.exists()
+    def written() -> set[tuple[str, int]]:
+        return {(path.name, path.stat().st_mtime_ns) for path in (project / ".checkpoints").rglob("*.checkpoint")}
+
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        before = written()
+        process = subprocess.Popen(command("train_density", **cell), stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not written() - before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(sent)
+        assert process.wait(30) != 0
+        assert not models.exists()
     resumed = run(project, "train_density", **cell)
     assert resumed.returncode == 0, resumed.stderr
     assert {path.name: path.read_bytes() for path in models.iterdir()} == expected
@@ -247,7 +260,7 @@ def limited(project: Path, kibibytes: int, stage: str, **cell: str) -> subproces
     """Run a stage that may write no larger file, which ends a write as a full disk does."""
     return subprocess.run(
         ["prlimit", f"--fsize={kibibytes << 10}", *command(stage, **cell)],
-        cwd=project, env=environment(), capture_output=True, text=True, timeout=120, check=False,
+        cwd=project, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
 

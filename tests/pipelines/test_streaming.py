@@ -25,6 +25,7 @@ from pipelines.training import loop
 
 ROOT = Path(__file__).parents[2]
 TOTAL, GROUP, BATCH = 1050, 100, 32
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ def path(tmp_path: Path) -> Path:
 
 
 def opened(path: Path, limit: int = 400, columns: tuple[str, ...] = ("x", "y", "flag"), seed: int = 0) -> Rows:
-    loc, scale = torch.zeros(len(columns)), torch.ones(len(columns))
-    return streaming.read(path, columns, batch=BATCH, limit=limit, seed=seed, loc=loc, scale=scale)
+    encode = streaming.standardised(columns, torch.zeros(len(columns)), torch.ones(len(columns)))
+    return streaming.read(path, columns, encode, batch=BATCH, limit=limit, seed=seed, device=CPU)
 
 
 def drawn(source: Rows, batches: int, seed: int = 1) -> Tensor:
@@ -100,9 +101,32 @@ def test_a_step_has_its_batch_wherever_reading_begins(path: Path, step: int) -> 
 def test_rows_are_standardised(path: Path) -> None:
     loc, scale = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0])
     for limit in (TOTAL, 100):
-        source = streaming.read(path, ["x", "y"], batch=BATCH, limit=limit, seed=0, loc=loc, scale=scale)
+        encode = streaming.standardised(["x", "y"], loc, scale)
+        source = streaming.read(path, ["x", "y"], encode, batch=BATCH, limit=limit, seed=0, device=CPU)
         x = drawn(source, 3)
         torch.testing.assert_close(x[..., 0] * 2 + 1, -(x[..., 1] * 4 + 2))
+
+
+@pytest.mark.parametrize("limit", [TOTAL, 400])
+def test_columns_far_from_zero_keep_their_digits(tmp_path: Path, limit: int) -> None:
+    """In single precision a northing of 6e6 m has steps of 0.5 m."""
+    offset = 0.001 * np.arange(float(TOTAL))
+    pd.DataFrame({"x": 6e6 + offset}).to_parquet(tmp_path / "t.parquet", row_group_size=GROUP)
+    loc, scale = (torch.tensor([value], dtype=torch.float64) for value in (6e6, 0.3))
+    encode = streaming.standardised(["x"], loc, scale)
+    source = streaming.read(tmp_path / "t.parquet", ["x"], encode, batch=BATCH, limit=limit, seed=0, device=CPU)
+    x = drawn(source, 40).flatten().double()
+    assert (x * 300 - (x * 300).round()).abs().max() < 1e-3
+    assert len(x.unique()) > 600
+
+
+def test_rows_by_weight_are_drawn_in_proportion_to_it() -> None:
+    """A million draws: shares within five standard errors, and no draw of what has (almost) no weight."""
+    rows = torch.tensor([[1.0, 0.5], [2.0, 2.5], [3.0, 1e-30], [4.0, 1.0]])
+    x = Memory(rows, 1_000_000).by_weight().draw(torch.Generator().manual_seed(0))
+    assert x.shape == (1_000_000, 1)
+    for value, share in ((1.0, 0.125), (2.0, 0.625), (3.0, 0.0), (4.0, 0.25)):
+        assert abs(float((x == value).double().mean()) - share) <= 5 * (share * (1 - share) / 1e6) ** 0.5
 
 
 def test_no_more_rows_are_read_than_the_buffer_holds(path: Path) -> None:
@@ -244,6 +268,7 @@ def written(root: Path, name: str, total: int) -> None:
             drawn = {name: rng.standard_normal(100_000) for name in columns}
             writer.write_table(pa.table({**drawn, "terminal": rng.random(100_000) < 0.01}, schema=schema))
     text = {"state_names": states, "action_names": actions, "loc": [0.0] * 4, "scale": [1.0] * 4}
+    text |= {"constants": {}, "action_loc": [0.0] * 2, "action_scale": [1.0] * 2}
     layout.provenance(folder).write_text(json.dumps(text))
 
 

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from pipelines.config import params
+from pipelines.config.params import DensityMethod, LossChoice
 from pipelines.reporting.tables import claims, comparisons, density, experiments, successor, text
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +73,18 @@ LOGS: dict[str, Any] = {
     name: {"td_cfm": {"seconds": 20.0, **bootstrap(6.0)}, "td2_cfm": bootstrap(0.05)}
     for name in (*PARAMS.environments, *PARAMS.datasets)
 }
-ORIGINS = {name: {"source": "s", "fidelity": "f", "notes": ""} for name in LOGS}
+ORIGINS = {
+    name: {
+        "source": "s",
+        "fidelity": "f",
+        "truth": "simulator",
+        "rows": {"transitions": 9},
+        "starts": 2,
+        "notes": "",
+        "messages": [],
+    }
+    for name in LOGS
+}
 
 
 def judged(metrics: dict[str, Any], changed: params.Params = PARAMS, environment: str = "maze_loop") -> list[str]:
@@ -331,6 +343,59 @@ def test_density_table_has_every_data_set_under_its_floor() -> None:
     rows = density.build(PARAMS, results(), LOGS, ORIGINS).rows
     assert list(rows["method"]) == ["floor", *PARAMS.density.methods] * len(PARAMS.datasets)
     assert list(rows["EMD / floor"]) == [1.0] * len(rows)
+    assert set(rows["fidelity"]) == {"f"}
+
+
+MOONS = PARAMS.model_copy(update={"datasets": {"moons": PARAMS.datasets["moons"]}})
+
+
+def densities(params_: params.Params = MOONS, **cells: dict[str, Any]) -> density.Table:
+    """The table of one data set, in which some cells have other numbers."""
+    usual = {method: {"emd": 0.2, "nll": 2.0} for method in ("floor", *params_.density.methods)}
+    merged = {name: {**usual.get(name, {}), **cells.get(name, {})} for name in {**usual, **cells}}
+    origin = {**ORIGINS["moons"], "messages": ["3 rows were left out."]}
+    return density.build(params_, {"moons": merged}, LOGS, {"moons": origin})
+
+
+def test_density_table_has_the_likelihood_of_all_parts_beside_their_errors() -> None:
+    parts = {"nll": 3.0, "nll_val": 2.0, "nll_train": 1.0}
+    numbers = {**parts, **{f"{name}_standard_error": value / 10 for name, value in parts.items()}}
+    row = densities(cfm={**numbers, "chosen_step": 450.0}).rows.set_index("method").loc["cfm"]
+    found = {name: row[name] for name in ("NLL train", "± train", "NLL val", "± val", "NLL test", "± test")}
+    assert list(found.values()) == pytest.approx([1.0, 0.1, 2.0, 0.2, 3.0, 0.3])
+    assert row["chosen step"] == 450
+
+
+def test_density_table_has_one_gaussian_unless_a_method_is_it_and_a_mixture_below_its_method() -> None:
+    mixture = {"mixture_of": "cfm", "nll": 1.9, "gain": 0.1, "gain_standard_error": 0.01}
+    cells: dict[str, Any] = {"one Gaussian": {"nll": 3.0}, "cfm x2": mixture}
+    order = list(density.shown(MOONS, {"floor": {}, **cells}))
+    first = ["floor", "one Gaussian", "cfm", "cfm x2"]
+    assert order[:4] == first and set(order[4:]) == {*MOONS.density.methods} - {"cfm"}
+    table = densities(**cells)
+    assert list(table.rows["method"]) == order
+    assert "moons, cfm x2: 0.1 ± 0.01 nats better than its seeds on average, by row." in table.notes
+    own = DensityMethod.model_construct(loss=LossChoice.model_construct(name="gaussian"))
+    methods = {**MOONS.density.methods, "mine": own}
+    other = MOONS.model_copy(update={"density": MOONS.density.model_copy(update={"methods": methods})})
+    assert "one Gaussian" not in list(density.shown(other, cells))
+
+
+def test_density_table_says_what_was_done_to_a_table_and_what_its_numbers_do_not_show() -> None:
+    notes = densities(cfm={"warnings": ["it is worse than one Gaussian."]}, floor={"warnings": ["no limit."]}).notes
+    for said in (
+        "moons: 3 rows were left out.",
+        "moons, cfm: it is worse than one Gaussian.",
+        "moons, floor: no limit.",
+    ):
+        assert said in notes
+
+
+def test_density_table_has_holes_where_a_model_has_no_likelihood() -> None:
+    cell = {"nll": None, "nll_standard_error": None, "warnings": ["the likelihood has no value: it diverged."]}
+    table = densities(cfm=cell)
+    assert math.isnan(table.rows.set_index("method").loc["cfm", "NLL test"])
+    assert "moons, cfm: the likelihood has no value: it diverged." in table.notes
 
 
 def test_experiments_table_has_every_finding_beside_its_range() -> None:

@@ -436,7 +436,8 @@ def test_a_trained_model_is_registered_and_answers(project: Path) -> None:
     client = tracking.Tracker(project / ".flowmatch").client
     client.set_registered_model_alias("spiral.td_cfm", "champion", "1")
     base = "models:/spiral.td_cfm"
-    for uri in (f"{base}/latest", f"{base}/1", f"{base}@champion", f"runs:/{run}"):
+    kept = project / "mlartifacts" / run / "artifacts" / "td_cfm"
+    for uri in ("spiral.td_cfm", f"{base}/latest", f"{base}/1", f"{base}@champion", f"runs:/{run}", str(kept)):
         model = load(uri)
         assert isinstance(model, HorizonModel)
         for answer, should in zip(answers(model), expected, strict=True):
@@ -453,6 +454,31 @@ def test_latest_is_the_last_one_trained_and_not_another_profiles(project: Path) 
     client = tracking.Tracker(project / ".flowmatch").client
     assert versions._find(client, "spiral.td_cfm", "latest", "").run_id == second
     assert versions._find(client, "spiral.td_cfm", "1", "").run_id == first
+
+
+def test_a_name_may_leave_out_the_profile_if_it_leads_to_one_model(project: Path) -> None:
+    from pipelines.base.errors import UserError
+
+    trained(project, profile="smoke")
+    assert versions.resolve("spiral.td_cfm") == "models:/smoke.spiral.td_cfm/latest"
+    trained(project, profile="paper")
+    with pytest.raises(UserError, match=r"each of the models paper\.spiral.td_cfm, smoke\.spiral\.td_cfm; give one"):
+        versions.resolve("spiral.td_cfm")
+    assert versions.resolve("paper.spiral.td_cfm") == "models:/paper.spiral.td_cfm/latest"
+    trained(project)
+    assert versions.resolve("spiral.td_cfm") == "models:/spiral.td_cfm/latest"
+
+
+def test_loading_leaves_no_copies(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import tempfile
+
+    from pipelines.models.registry import load
+
+    trained(project)
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    load("spiral.td_cfm")
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_a_model_is_registered_once(project: Path) -> None:
@@ -486,7 +512,7 @@ def test_a_model_that_cannot_be_had_is_one_sentence(project: Path) -> None:
         ("models:/spiral.td_cfm/7", "no model 'models:/spiral.td_cfm/7'"),
         ("models:/spiral.td_cfm@champion", "no model 'models:/spiral.td_cfm@champion'"),
         ("models:/spiral.td_cfm", "models:/<name>/<version>"),
-        ("spiral.td_cfm", "models:/<name>/<version>"),
+        ("spiral.td_cmf", "no model 'spiral.td_cmf', only spiral.td_cfm; did you mean 'spiral.td_cfm'"),
         ("runs:/0123", "no model 'runs:/0123'"),
         (f"runs:/{untrained}", "expected one that trained a model"),
     ):

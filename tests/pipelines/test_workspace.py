@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,18 @@ def test_a_workspace_has_the_projects_files_and_the_profiles_parameters(root: Pa
         "profile": "smoke",
         "side": {"value": 30},
     }
+
+
+def test_ignored_files_stay_out_of_a_workspace_whoever_owns_the_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(project, "pipelines/config/profiles/smoke.yaml", "profile: smoke\n")
+    write(project, ".gitignore", "*.log\n")
+    write(project, "noise.log", "ignored")
+    subprocess.run(["git", "init", "-q"], check=True)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    here = workspace.prepare(project, "smoke")
+    assert (here / "step.py").exists() and not (here / "noise.log").exists()
 
 
 def test_a_second_time_touches_only_what_was_edited(root: Path) -> None:
@@ -264,6 +277,28 @@ def test_names_of_entries_that_are_not_there_are_left_out() -> None:
         "solver_steps of b",
         "solver_steps of elsewhere",
     ]
+
+
+@pytest.mark.parametrize("profile", ["td_tables", "td_tables_smoke", "td_claims", "td_claims_smoke"])
+def test_a_profile_about_given_entries_runs_none_of_the_users_own(profile: str) -> None:
+    raw = yaml_files.read_yaml(ROOT / "params.yaml")
+    wanted, _ = changes.apply(raw, yaml_files.read_yaml(PROFILES / f"{profile}.yaml"))
+    mine = deepcopy(raw)
+    for section, like in (("datasets", "moons"), ("environments", "spiral"), ("experiments", "sde_vs_ode")):
+        mine[section]["mine"] = mine[section][like]
+    for section, like in (("density", "cfm"), ("successor", "td_cfm")):
+        mine[section]["methods"]["my_method"] = mine[section]["methods"][like]
+    found, skipped = changes.apply(mine, yaml_files.read_yaml(PROFILES / f"{profile}.yaml"))
+    assert skipped == []
+    found["density"] = wanted["density"]  # which trains on no data set
+    assert found == wanted
+    assert found["datasets"] == {} and found["experiments"] == {}
+
+
+@pytest.mark.parametrize("only", [None, ["datasets"], {"datasets": None}, {"datasets": "moons"}, {"methods": []}])
+def test_a_selection_of_no_entries_is_a_sentence(only: object) -> None:
+    with pytest.raises(UserError, match=r"the profile's only is .*; expected lists of names under datasets, "):
+        changes.apply({"datasets": {"moons": {"kind": "moons"}}}, {"only": only})
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in PROFILES.glob("*.yaml")))

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import psutil
@@ -86,7 +86,8 @@ def has_work(here: Path, options: argparse.Namespace) -> bool:
     if options.force or not changed.isdisjoint(nodes):
         from pipelines.orchestration import preflight
 
-        preflight.check(parameters.load(here / "params.yaml"))
+        with chdir(here):  # its paths are relative to the folder that the stages run in
+            preflight.check(parameters.load())
         return True
     print(f"nothing has changed: all {len(nodes)} stages are up to date.")
     point_to_report(here)
@@ -118,6 +119,15 @@ def point_to_report(here: Path) -> None:
 
 def how_to_continue(options: argparse.Namespace) -> str:
     """Return the end of a sentence about a run that did not complete."""
+    if options.command == "try":
+        return "continue with the same command"
     command = "make flow" if options.command == "flow" else "make repro"
     profile = "" if options.profile == "default" else f" PROFILE={options.profile}"
     return f"continue with `{command}{profile}`"
+
+
+def what_is_left(options: argparse.Namespace) -> str:
+    """Return the end of a sentence about a command that a signal stopped."""
+    if options.command in ("sample", "score"):
+        return "nothing was written"
+    return f"completed stages are kept, {how_to_continue(options)}"

@@ -19,10 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the stages one after the other and publish their records."""
-    return _workspace.run_changed(options, _run)
+    return _workspace.run_changed(options, execute)
 
 
-def _run(here: Path, invocation: str, options: argparse.Namespace) -> int:
+def execute(here: Path, invocation: str, options: argparse.Namespace) -> int:
+    """Run the changed stages of a folder by dvc, and publish their records."""
     from pipelines.runs import live
 
     command = [sys.executable, "-m", "dvc", "repro", "--keep-going", *options.targets]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
@@ -18,10 +19,17 @@ from pipelines.reporting.labels import label
 from pipelines.reporting.ranking import EnvironmentCells, Score, over_floor, scores
 
 
-def losses(logs: Mapping[str, pd.DataFrame], terms: Mapping[str, str]) -> Figure:
+def losses(
+    logs: Mapping[str, pd.DataFrame], terms: Mapping[str, str], chosen: Mapping[str, float | None] | None = None
+) -> Figure:
     """Plot the terms of the loss over training, one panel per term and one line per method.
 
     A panel is logarithmic if a line in it is positive; lines that are not positive are then incomplete.
+
+    Args:
+        logs: Loss curves by method; one of a single row is not drawn.
+        terms: Names of the terms by column.
+        chosen: Steps whose networks were kept by method, which are marked.
     """
     figure, axes = plt.subplots(1, len(terms), figsize=(4.6 * len(terms) + 1.2, 2.9), squeeze=False)
     figure.subplots_adjust(left=0.7 / (4.6 * len(terms) + 1.2), right=1 - 1.4 / (4.6 * len(terms) + 1.2), bottom=0.17)
@@ -29,11 +37,15 @@ def losses(logs: Mapping[str, pd.DataFrame], terms: Mapping[str, str]) -> Figure
     for axis, (term, name) in zip(axes[0], terms.items(), strict=True):
         positive = False
         for method, table in logs.items():
-            if term in table and table[term].any():
-                smooth = table[term].rolling(5, min_periods=1).mean()
+            curve = table.set_index("step")[term].dropna() if term in table else table.iloc[:0]
+            if len(curve) > 1 and curve.any():
+                smooth = curve.rolling(5, min_periods=1).mean()
                 look = {key: value for key, value in style(method).items() if key != "marker"}
-                lines[label(method)] = axis.plot(table["step"], smooth, linewidth=1.2, **look)[0]
+                lines[label(method)] = axis.plot(smooth.index, smooth, linewidth=1.2, **look)[0]
                 positive |= bool((smooth > 0).all())
+                if (step := (chosen or {}).get(method)) is not None:
+                    height = np.interp(step, smooth.index, smooth)
+                    axis.plot(step, height, marker="o", color=look["color"], markersize=5, markeredgecolor="black")
         axis.set(xlabel="step", title=name, yscale="log" if positive else "linear")
         if positive:
             _plain_ticks(axis.yaxis)

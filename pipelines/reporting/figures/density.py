@@ -1,14 +1,18 @@
-"""Figures of density models: samples, digits, trajectories and velocity fields."""
+"""Figures of density models: samples in the plane, pairs of columns, histograms, digits, trajectories and fields."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations, pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from pipelines.reporting.figures.style import (
     MODEL,
@@ -21,24 +25,131 @@ from pipelines.reporting.figures.style import (
     name_panel,
     panels,
     scatter,
+    style,
 )
 from pipelines.reporting.labels import label
 
 SHOWN_DIGITS = 24
+SHOWN_GROUPS, SHOWN_COLUMNS, SHOWN_PAIRED = 6, 12, 4
 
 
-def densities(test: Mapping[str, pd.DataFrame], samples: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
-    """Plot test rows and the samples of every method, one row per 2-D data set."""
-    methods = list(next(iter(samples.values())))
-    figure, axes = panels(len(test), 1 + len(methods))
-    for row, (name, data) in zip(axes, test.items(), strict=True):
-        limits = around(data)
-        for axis, what, table in zip(
-            row, ["data", *methods], [data, *(samples[name][m] for m in methods)], strict=True
-        ):
-            scatter(axis, table.head(len(data)), TRUTH if what == "data" else MODEL, limits)
-            axis.set_title(f"{name}: {what if what == 'data' else label(what)}")
+def groups(condition: Mapping[str, Any], test: pd.DataFrame) -> Callable[[pd.DataFrame], pd.Series[Any]]:
+    """Return a function that gives the group of each row by a condition, as categories in the order of the panels.
+
+    Words are groups, the `SHOWN_GROUPS` most frequent ones of the test rows; other rows have none. Numbers make three
+    groups of about as many test rows, or fewer where they repeat.
+
+    Args:
+        condition: Description of the condition.
+        test: Test rows.
+    """
+    name = condition["name"]
+    if condition["kind"] == "words":
+        words = test[name].astype(str).value_counts().index[:SHOWN_GROUPS]
+        kinds = {word: f"{name} = {word}" for word in words}
+        return lambda table: pd.Series(
+            pd.Categorical(table[name].astype(str).map(kinds), [*kinds.values()]), table.index
+        )
+    cuts = sorted(set(test[name].quantile([1 / 3, 2 / 3])) - {test[name].min()})
+    ends = [f"{name} < {cuts[0]:.4g}", f"{name} ≥ {cuts[-1]:.4g}"] if cuts else [name]
+    kinds = [ends[0], *(f"{name} {low:.4g} to {high:.4g}" for low, high in pairwise(cuts)), *ends[1:]]
+    return lambda table: pd.Series(pd.Categorical(np.array(kinds)[np.digitize(table[name], cuts)], kinds), table.index)
+
+
+def planes(tables: Mapping[str, pd.DataFrame], group: Mapping[str, pd.Series[Any]] | None = None) -> Figure:
+    """Plot the first two columns of the data and of the samples of every method, one row per group.
+
+    Args:
+        tables: Rows by method; those of `data` come first.
+        group: Group of each row by method; all rows are one group by default.
+    """
+    data = tables["data"]
+    found = [""] if group is None else list(group["data"].cat.categories)
+    figure, axes = panels(len(found), len(tables), 1.9, left=0.05 if group is None else 0.3, titles=False)
+    limits = around(data)
+    for row, name in zip(axes, found, strict=True):
+        for axis, (what, table) in zip(row, tables.items(), strict=True):
+            shown = table if group is None else table[group[what] == name]
+            shown = shown.head(len(data) if group is None else int((group["data"] == name).sum()))
+            scatter(axis, shown, TRUTH if what == "data" else MODEL, limits)
+            count_not_shown(axis, shown, limits)
+            name_panel(axis, row, axes, shorten(name), label(what))
     return figure
+
+
+def pairs(
+    tables: Mapping[str, pd.DataFrame], names: Sequence[str], group: Mapping[str, pd.Series[Any]] | None = None
+) -> Figure:
+    """Plot pairs of columns of the data and of the samples of every method, one row each, coloured by group.
+
+    Args:
+        tables: Rows by method; those of `data` come first.
+        names: Columns.
+        group: Group of each row by method.
+    """
+    data, across = tables["data"], list(combinations(names, 2))
+    found = [] if group is None else list(group["data"].cat.categories)
+    right = 0.06 if group is None else 0.2 + 0.075 * max(map(len, map(shorten, found)))
+    figure, axes = panels(len(tables), len(across), 1.6, left=0.3, right=right, titles=False, lines=2)
+    for row, (what, table) in zip(axes, tables.items(), strict=True):
+        shown = table.head(len(data))
+        colour = TRUTH if what == "data" else MODEL
+        for axis, (x, y) in zip(row, across, strict=True):
+            limits = around(data[[x, y]])
+            parts = {"": colour} if group is None else {name: f"C{i}" for i, name in enumerate(found)}
+            for name, drawn in parts.items():
+                part = shown if group is None else shown[group[what].head(len(data)) == name]
+                scatter(axis, part[[x, y]], drawn, limits)
+            axis.set_aspect("auto")
+            count_not_shown(axis, shown[[x, y]], limits)
+            name_panel(axis, row, axes, label(what), f"{shorten(y, 18)}\nover {shorten(x, 18)}")
+    for axis in axes[0]:
+        axis.title.set_fontsize(8)
+    if group is not None:
+        handles = [Line2D([], [], color=f"C{i}", marker="o", linestyle="none", markersize=4) for i in range(len(found))]
+        figure.legend(handles, [shorten(name) for name in found], frameon=False, fontsize=8, loc="center right")
+    return figure
+
+
+def histograms(shown: Mapping[str, Mapping[str, pd.Series[float]]]) -> Figure:
+    """Plot the distribution of columns: the data as an area, the samples of every method as a line.
+
+    Args:
+        shown: Values by panel, then by method; those of `data` come first.
+    """
+    across = min(4, len(shown))
+    down = -(-len(shown) // across)
+    figure, axes = panels(down, across, 2.5, left=0.1, right=1.7, bottom=0.3, aspect=0.55)
+    lines: dict[str, Any] = {}
+    for axis, (name, values) in zip(axes.flat, shown.items(), strict=False):
+        low, high = values["data"].min(), values["data"].max()
+        pad = 0.1 * (high - low) if high > low else 1.0
+        bins = np.linspace(low - pad, high + pad, int(np.clip(2 * len(values["data"]) ** 0.5, 8, 40)) + 1)
+        for what, column in values.items():
+            inside = np.histogram(column, bins)[0] / max(1, len(column))  # the share beyond the panel is missing
+            if what == "data":
+                lines["data"] = axis.stairs(inside, bins, fill=True, color="#cccccc")
+            else:
+                look = {key: value for key, value in style(what).items() if key != "marker"}
+                lines[label(what)] = axis.stairs(inside, bins, linewidth=1.2, **look)
+        axis.set(title=shorten(name), yticks=[], xlim=(bins[0], bins[-1]))
+        axis.xaxis.set_major_locator(MaxNLocator(3))
+        axis.ticklabel_format(useOffset=True)
+        axis.spines["left"].set_visible(False)
+    for axis in list(axes.flat)[len(shown) :]:
+        axis.set_visible(False)
+    figure.legend(lines.values(), lines.keys(), frameon=False, fontsize=8, loc="center right")
+    return figure
+
+
+def shorten(name: str, limit: int = 24) -> str:
+    """Return a name that fits a panel.
+
+    >>> shorten("age"), shorten("the share of people that moved house")
+    ('age', 'the share of pe…ed house')
+    """
+    keep = limit - 1 - limit // 3
+    return name if len(name) <= limit else f"{name[:keep]}…{name[-(limit // 3) :]}"
 
 
 def digits(test: pd.DataFrame, samples: Mapping[str, pd.DataFrame]) -> Figure:
@@ -61,6 +172,7 @@ def digits(test: pd.DataFrame, samples: Mapping[str, pd.DataFrame]) -> Figure:
 def paths(
     particles: Mapping[str, pd.DataFrame],
     *,
+    clock: str = "time",
     walls: Sequence[Sequence[float]] = (),
     bounds: Sequence[float] | None = None,
     start: Sequence[float] | None = None,
@@ -68,19 +180,19 @@ def paths(
     """Plot the states of particles at some times, one row per method.
 
     With `bounds`, all panels show these bounds and the noise of t = 0, and count the points beyond them; otherwise each
-    row has its own limits.
+    row has its own limits. `clock` is the column of the time.
     """
-    times = sorted({time for table in particles.values() for time in table["time"]})
+    times = sorted({time for table in particles.values() for time in table[clock]})
     limits, aspect = None, 1.0
     if bounds is not None:
         first = next(iter(particles.values()))
-        limits = _with_noise(first[first["time"] == times[0]], bounds)
+        limits = _with_noise(first[first[clock] == times[0]], bounds)
         aspect = (limits[3] - limits[1]) / (limits[2] - limits[0])
     figure, axes = panels(len(particles), len(times), 1.6, left=0.3, aspect=aspect, titles=False)
     for row, (method, table) in zip(axes, particles.items(), strict=True):
         shown = limits or around(table)
         for axis, time in zip(row, times, strict=True):
-            now = table[table["time"] == time]
+            now = table[table[clock] == time]
             draw_walls(axis, walls)
             if walls and bounds is not None:
                 x0, y0, x1, y1 = bounds

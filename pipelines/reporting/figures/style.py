@@ -24,10 +24,16 @@ COLOURS = {
     "td_cfm": "C1",
     "td_cfm_coupled": "C2",
     "td2_cfm": "C0",
+    "gaussian": "C7",
+    "gaussian_mixture": "C3",
+    "kernel_density": "C8",
+    "maf": "C2",
+    "nsf": "C4",
     "td_dd": "C6",
     "td2_dd": "C4",
     "gan": "C8",
     "vae": "C9",
+    "ensemble": "C3",
     "oracle": TRUTH,
 }
 MARKERS, LINES = "os^Dv<>", ("-", "--", ":", "-.")
@@ -48,7 +54,16 @@ def style(method: str) -> dict[str, Any]:
 
 
 def panels(
-    rows: int, columns: int, size: float = 2.1, *, left: float = 0.05, aspect: float = 1.0, titles: bool = True
+    rows: int,
+    columns: int,
+    size: float = 2.1,
+    *,
+    left: float = 0.05,
+    right: float = 0.06,
+    bottom: float = 0.06,
+    aspect: float = 1.0,
+    titles: bool = True,
+    lines: int = 1,
 ) -> tuple[Figure, np.ndarray]:
     """Return a figure and its panels, with room for a title above each or only above the first row.
 
@@ -59,17 +74,20 @@ def panels(
         columns: Number of columns.
         size: Width of a panel in inches.
         left: Left margin in inches.
+        right: Right margin in inches, for a legend.
+        bottom: Room below each panel in inches, for the ticks of its axis.
         aspect: Height of a panel divided by its width.
         titles: Whether every panel has a title.
+        lines: Lines of a title.
     """
-    title, gap = 0.24, 0.06
-    between, tall = title if titles else gap, size * aspect
-    width, height = left + columns * (size + gap), title + rows * (tall + between) - between + gap
+    title, gap = 0.24 + 0.17 * (lines - 1), 0.06
+    between, tall = (title if titles else gap) + bottom - 0.06, size * aspect
+    width, height = left + columns * (size + gap) - gap + right, title + rows * (tall + between) - between + bottom
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
     figure.subplots_adjust(
         left=left / width,
-        right=1 - gap / width,
-        bottom=gap / height,
+        right=1 - right / width,
+        bottom=bottom / height,
         top=1 - title / height,
         wspace=gap / size,
         hspace=between / tall,
@@ -86,15 +104,18 @@ def name_panel(axis: Axes, row: np.ndarray, axes: np.ndarray, left: str, top: st
 
 
 def scatter(axes: Axes, table: pd.DataFrame, colour: str, limits: Sequence[float]) -> None:
-    """Plot the first two columns of a table as points."""
-    axes.scatter(table.iloc[:, 0], table.iloc[:, 1], s=2, alpha=0.35, color=colour, linewidths=0, rasterized=True)
-    axes.set(xlim=limits[0::2], ylim=limits[1::2], xticks=[], yticks=[], aspect="equal")
+    """Plot the first two columns of a table as points, in equal units unless one axis is much longer than the other."""
+    size = min(max(2000 / max(1, len(table)), 2), 10)
+    axes.scatter(table.iloc[:, 0], table.iloc[:, 1], s=size, alpha=0.35, color=colour, linewidths=0, rasterized=True)
+    width, height = limits[2] - limits[0], limits[3] - limits[1]
+    aspect = "equal" if max(width, height) < 2.2 * min(width, height) else "auto"
+    axes.set(xlim=limits[0::2], ylim=limits[1::2], xticks=[], yticks=[], aspect=aspect)
 
 
 def around(table: pd.DataFrame, margin: float = 0.1) -> list[float]:
     """Return limits x0, y0, x1, y1 around the first two columns, with a margin."""
     low, high = table.iloc[:, :2].min().to_numpy(), table.iloc[:, :2].max().to_numpy()
-    pad = margin * (high - low)
+    pad = np.where(high > low, margin * (high - low), 1.0)
     return [*(low - pad), *(high + pad)]
 
 

@@ -28,27 +28,30 @@ SHOWN_STARTS = 3
 
 
 def occupancy(
-    truth: pd.DataFrame,
+    truth: pd.DataFrame | None,
     samples: Mapping[str, pd.DataFrame],
     starts: pd.DataFrame,
     bounds: Sequence[float],
     walls: Sequence[Sequence[float]],
     diverged: Collection[str] = (),
 ) -> Figure:
-    """Plot future states of the policy from some start states (red): the truth and every method, with walls.
+    """Plot future states of the policy from some start states (red): the truth, if there is one, and every method.
 
     Many methods are split into several rows, each with the truth first. Each panel states the share not shown.
     """
+    first = {} if truth is None else {"truth": truth}
     blocks = in_rows(list(samples))
     shown = min(SHOWN_STARTS if len(blocks) == 1 else SHOWN_STARTS - 1, len(starts))
-    if not walls:  # an unbounded space: the truth determines the limits
+    if not walls and truth is not None:  # an unbounded space: the truth determines the limits
         bounds = around(truth[truth["start"] < shown])
     several = len(blocks) > 1
-    figure, axes = panels(len(blocks) * shown, 1 + max(map(len, blocks)), 1.5 if several else 1.9, titles=several)
+    figure, axes = panels(
+        len(blocks) * shown, len(first) + max(map(len, blocks)), 1.5 if several else 1.9, titles=several
+    )
     for number, block in enumerate(blocks):
         for start, row in enumerate(axes[number * shown : (number + 1) * shown]):
-            for axis, method in zip(row, ["truth", *block], strict=False):
-                table = truth if method == "truth" else samples[method]
+            for axis, method in zip(row, [*first, *block], strict=False):
+                table = (first | dict(samples))[method]
                 table = table[table["start"] == start]
                 draw_walls(axis, walls)
                 scatter(axis, table, TRUTH if method == "truth" else MODEL, bounds)
@@ -56,7 +59,7 @@ def occupancy(
                 axis.plot(*starts.iloc[start, :2], marker="o", color=START, markersize=4)
                 if start == 0:
                     set_title(axis, method, diverged)
-            for axis in row[1 + len(block) :]:
+            for axis in row[len(first) + len(block) :]:
                 axis.axis("off")
     return figure
 

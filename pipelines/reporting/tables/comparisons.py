@@ -8,7 +8,7 @@ from typing import Any
 from flowmatch_core.intervals import Interval, difference, ratio
 from pipelines.config.catalog import ORACLE
 from pipelines.config.params import EnvironmentEntry, Params
-from pipelines.reporting.tables import RIVAL, Cells, Table, compared, numbers_of, said, seeds_note, text
+from pipelines.reporting.tables import HOLE, RIVAL, Cells, Table, compared, numbers_of, said, seeds_note, text
 
 
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -55,7 +55,7 @@ def _compare(
 ) -> tuple[str, Interval | None, float | None]:
     """Return the better method, the difference and the ratio over the seeds of the two."""
     if metric not in cell or metric not in rival:
-        return "not run", None, None
+        return "not run" if "skipped" in cell or "skipped" in rival or not (cell and rival) else HOLE, None, None
     a, b = numbers_of(params, entry, method, cell, metric), numbers_of(params, entry, RIVAL, rival, metric)
     gap, positive = compared(difference, a, b), min((*a.values(), *b.values()), default=0.0) > 0
     times = compared(ratio, a, b) if positive else None

@@ -1,8 +1,8 @@
-"""Density models: likelihood and distances on the test rows."""
+"""Density models: likelihood on all parts of the data, and distances to the test rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.config.params import Params
@@ -11,40 +11,90 @@ from pipelines.reporting.tables import Cells, Table
 # Test NLL in nats of published models on MINIBOONE: FFJORD (Grathwohl et al. 2019, arXiv 1810.01367), Table 6.
 PUBLISHED = {"miniboone": "Real NVP 13.55, MAF 11.75, FFJORD 10.43"}
 
+REFERENCE = "one Gaussian"
+"""Key of the closed form in the metrics, which has a row unless a method is the same."""
+
 
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Build one row per data set and method, below the floor of the data set."""
+    """Build one row per data set and method, and one per mixture of seeds, below the floor of the data set."""
     import pandas as pd
 
     rows = []
     for dataset, entry in params.datasets.items():
         floor = metrics[dataset]["floor"]
-        for method in ["floor", *params.density.methods]:
+        for method in shown(params, metrics[dataset]):
             cell = metrics[dataset].get(method, {})
             rows.append(
                 {
                     "data": dataset,
                     "method": method,
-                    "NLL (nats)": cell.get("nll"),
-                    "± s.e.": cell.get("nll_standard_error"),
+                    "fidelity": provenance[dataset]["fidelity"],
+                    **{f"{name} {part}": cell.get(key) for part, keys in _PARTS.items() for name, key in keys.items()},
                     "solver error": cell.get("nll_solver_error"),
                     "bits/dim": cell.get("bits_per_dim"),
+                    "chosen step": cell.get("chosen_step"),
                     "EMD": cell.get("emd"),
-                    "EMD / floor": cell["emd"] / floor["emd"] if "emd" in cell else None,
+                    "EMD / floor": cell["emd"] / floor["emd"] if cell.get("emd") and floor["emd"] else None,
                     "sliced W": cell.get("sliced_wasserstein"),
+                    "EMD raw": cell.get("emd_raw"),
                     "published NLL": PUBLISHED.get(entry.kind) if method == "floor" else None,
                 }
             )
-    evaluate = params.density.evaluate
-    notes = [
-        f"Means over seeds {list(params.density.seeds)}. Exact trace, {evaluate.solver} with {evaluate.steps} steps; "
-        "the solver error is the rms change of a row's log-density when the steps are twice as long.",
-        f"EMD (exact, Euclidean) and sliced Wasserstein between {evaluate.rows} samples and test rows, or as many as "
-        "there are. The floor is the distance of two sets of true rows of that size, its NLL the exact density's.",
-    ]
-    for dataset in params.datasets:
-        cells = {method: metrics[dataset].get(method, {}) for method in params.density.methods}
-        notes += [f"{dataset}, {method}: {cell['warning']}" for method, cell in cells.items() if "warning" in cell]
-        origin = provenance[dataset]
-        notes.append(f"{dataset}: {origin['fidelity']}; {origin['source']}. {origin['notes']}".strip())
+    notes = [*_explained(params), *(note for name in params.datasets for note in said(name, metrics, provenance))]
     return Table("density", "Density models", pd.DataFrame(rows).dropna(axis=1, how="all"), tuple(notes))
+
+
+_PARTS = {
+    part: {"NLL": key, "±": f"{key}_standard_error"}
+    for part, key in (("train", "nll_train"), ("val", "nll_val"), ("test", "nll"))
+}
+
+
+def shown(params: Params, cells: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the rows of a data set: the floor, one Gaussian unless it is a method, and methods with their mixtures."""
+    yield "floor"
+    if REFERENCE in cells and all(choice.loss.name != "gaussian" for choice in params.density.methods.values()):
+        yield REFERENCE
+    for method in params.density.methods:
+        yield method
+        yield from (name for name, cell in cells.items() if cell.get("mixture_of") == method)
+
+
+def said(dataset: str, metrics: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the sentences about a data set: its origin, what became of its table, and what its numbers do not show."""
+    origin = provenance[dataset]
+    yield f"{dataset}: {origin['fidelity']}; {origin['source']}. {origin['notes']}".strip()
+    yield from (f"{dataset}: {message}" for message in origin["messages"])
+    for method, cell in metrics[dataset].items():
+        yield from (f"{dataset}, {method}: {warning}" for warning in cell.get("warnings", ()))
+        if cell.get("mixture_of"):
+            gain, error = cell["gain"], cell["gain_standard_error"]
+            if gain is not None and error is not None:
+                yield f"{dataset}, {method}: {gain:.3g} ± {error:.2g} nats better than its seeds on average, by row."
+
+
+def _explained(params: Params) -> Iterator[str]:
+    """Yield how the numbers are computed."""
+    evaluate = params.density.evaluate
+    limit = "" if evaluate.likelihood_rows is None else f", at most {evaluate.likelihood_rows} rows of each"
+    yield (
+        f"Means over seeds {list(params.density.seeds)}. NLL in nats, given the conditions if there are any, on the "
+        f"test rows, the validation rows and as many random training rows as test rows{limit}; ± is the standard error "
+        "over rows."
+    )
+    yield (
+        f"Exact trace, {evaluate.solver} with {evaluate.steps} steps on the {evaluate.grid.name} grid; solver error "
+        "is the rms change of a row's log-density from half as many steps. It is 0 for models in closed form."
+    )
+    yield (
+        "EMD (exact, Euclidean) and sliced Wasserstein in units of the training rows' standard deviations, EMD raw in "
+        f"those of the data, between {evaluate.rows} samples and test rows, or as many as there are. With conditions, "
+        "they are distances of pairs of values and condition vectors, in which words are one-hot; EMD raw is of the "
+        "values alone. The floor is the distance of validation rows, at whose conditions the samples are drawn, and "
+        "its NLL the exact density's."
+    )
+    yield (
+        "one Gaussian: the normal distribution with the moments of the training rows, whose mean is linear in the "
+        "conditions. method xk: the mixture of its k seeds with equal weights, without further training. chosen step: "
+        "where the validation loss was smallest."
+    )

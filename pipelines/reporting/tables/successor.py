@@ -66,11 +66,25 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
 }
 
 
+_TRUTHS = {
+    "held-out episodes": "Truth held-out episodes: the logged futures of start states in episodes that are no training "
+    "data. Each is one draw where the process is random; its floor is another logged future, of the training state and "
+    "action nearest to the start, so that a good model of a random process is below it. V of the truth is the logged "
+    "return; of samples, a logged reward is that of the training row with the nearest next state. A terminal state and "
+    "its reward go on for ever, as its mass in the measure does.",
+    "no reference": "No reference: the log is of another policy, so that no future of this one is known. Bellman "
+    "residual: EMD between samples of m(s, a) and of (1 - γ) δ(s') + γ m(s', π(s')) at held-out transitions, by its "
+    "floor, two draws of the latter. It is small for a model that agrees with itself, which is necessary and not "
+    "sufficient.",
+}
+
+
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
     """Build one row per environment and method that it runs, below the floor of the environment."""
     import pandas as pd
 
     rows, skipped, without = list[dict[str, Any]](), list[str](), list[str]()
+    truths = {name: provenance[name]["truth"] for name in params.environments}
     for environment, entry in params.environments.items():
         published = _published(entry)
         for method in ["floor", *filter(entry.runs, params.successor.methods)]:
@@ -91,7 +105,9 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
                     "MSE(V)": interval(cell, "mse_v"),
                     "V bias": cell.get("value_bias"),
                     "sensitivity s, a": _sensitivity(cell),
+                    **({"Bellman residual / floor": _residual(cell)} if "no reference" in truths.values() else {}),
                     "outside": "diverged" if cell.get("diverged") else _percent(cell.get("outside")),
+                    "truth": truths[environment],
                     "paper: EMD, NLL/dim, MSE(V)": ", ".join(map(_plain, paper)) if paper else None,
                 }
             )
@@ -100,8 +116,9 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
     notes = [
         "Mean over start states, then over seeds, with its 95 % t interval where there are several seeds. It covers "
         "initialisation and batches; data set and start states are the same for all seeds. "
-        f"EMD (exact, Euclidean, raw units) and V from {sample.samples} samples each. The floor compares true samples "
-        "with true samples, fresh ones for each seed; its NLL is the exact density's, where there is one.",
+        f"EMD (exact, Euclidean, raw units, for a log standard deviations) and V from {sample.samples} samples each. "
+        "The floor compares true samples with true samples, fresh ones for each seed; its NLL is the exact density's, "
+        "where there is one.",
         f"Solver error: the rms change of a log-density, per dimension, when the {evaluate.steps} steps of "
         f"{evaluate.solver} are twice as long.",
         "Sensitivity: how far the mean of the samples follows the true mean when only the state, or only the action, "
@@ -110,8 +127,10 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         "Outside: the largest share over seeds of samples beyond the range of the data, widened by its width on each "
         "side. Above 1 % in the worst single seed the model has diverged, and its numbers are no measure of it.",
         *([f"{', '.join(without)}: no NLL, as these models have no density."] if without else []),
-        *_differences(params),
+        *(_TRUTHS[truth] for truth in _TRUTHS if truth in truths.values()),
+        *_differences(params, provenance),
         *(f"{name}: {provenance[name]['fidelity']}; {provenance[name]['source']}" for name in params.environments),
+        *(f"{name}: {message}." for name in params.environments for message in provenance[name].get("messages", ())),
         f"Training: {fit.steps} steps of {fit.batch} rows, lr {fit.lr:g}, target step {fit.ema_step:g}, "
         f"{fit.ode_solver} with {fit.ode_steps} steps, network {fit.network}, where not stated.",
         *skipped,
@@ -133,12 +152,17 @@ def _percent(share: float | None) -> str | None:
     return None if share is None else f"{100 * share:.2g} %"
 
 
+def _residual(cell: Mapping[str, Any]) -> str | None:
+    floor = cell.get("bellman_residual_floor")
+    return None if floor is None else f"{interval(cell, 'bellman_residual')} / {text(floor)}"
+
+
 def _sensitivity(cell: Mapping[str, Any]) -> str | None:
     pair = [cell.get(f"sensitivity_{name}") for name in ("state", "action")]
     return None if pair == [None, None] else ", ".join(map(text, pair))
 
 
-def _differences(params: Params) -> Iterator[str]:
+def _differences(params: Params, provenance: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield notes on the differences between our settings and the paper's."""
     mazes = {name: entry for name, entry in params.environments.items() if entry.kind == "maze"}
     if mazes:
@@ -150,16 +174,18 @@ def _differences(params: Params) -> Iterator[str]:
     for name, entry in params.environments.items():
         fit = SuccessorFit.model_validate(merge(params.successor.fit.model_dump(), entry.fit))
         here = (
-            f"network {fit.network}, {fit.steps} steps of {fit.batch}, {entry.starts} starts × "
+            f"network {fit.network}, {fit.steps} steps of {fit.batch}, {provenance[name]['starts']} starts × "
             f"{params.successor.sample.samples} samples."
         )
+        count = provenance[name]["rows"]["transitions"]
         behaviour = BEHAVIOURS.get(str(entry.own.get("behaviour", "uniform")), "own states and actions")
         if entry.kind == "maze":
             yield (
-                f"{name}: scripted policy, {entry.transitions} transitions from {behaviour}, γ = {entry.gamma:g} a "
+                f"{name}: scripted policy, {count} transitions from {behaviour}, γ = {entry.gamma:g} a "
                 f"transition of {entry.own.get('action_repeat', 5)} physics steps, {here}"
             )
         elif entry.kind == "linear_gaussian":
             yield f"{name}: not in the paper; its truth is in closed form (γ = {entry.gamma:g})."
         else:
-            yield f"{name}: not in the paper; {entry.transitions} transitions, γ = {entry.gamma:g}, {here}"
+            episodes = f"{made}, " if (made := provenance[name].get("episodes")) else ""
+            yield f"{name}: not in the paper; {episodes}{count} transitions, γ = {entry.gamma:g}, {here}"

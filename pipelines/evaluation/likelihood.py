@@ -1,0 +1,96 @@
+"""Log-densities of rows under a trained density model, with the error of the solver."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowmatch_core.flow import ContinuousFlow, Flow, LogDensity
+from flowmatch_core.solvers import SolverError
+from pipelines.config.params import DensityEvaluation
+from pipelines.evaluation.rows import Array, Rows
+from pipelines.models import build, density
+
+BLOCK = 8192  # rows between two chances to tell how far a likelihood is
+LINE_SECONDS = 10.0
+
+
+class Likelihood(NamedTuple):
+    """The log-densities of rows under one model.
+
+    Attributes:
+        log_prob: Log-density of each row in nats, (n,); NaN if the solver failed.
+        error: Estimate of each one's solver error, (n,).
+        warning: Sentence, where the error is too large or the solver failed.
+    """
+
+    log_prob: Array
+    error: Array
+    warning: str | None = None
+
+
+def likelihoods(
+    file: Path,
+    parts: Mapping[str, Rows],
+    settings: DensityEvaluation,
+    chosen: torch.device,
+    label: str = "",
+    send: Callable[[str], None] = lambda line: None,
+) -> dict[str, Likelihood]:
+    """Return the log-densities of the rows of each part; the solver's error is estimated on the test rows.
+
+    Args:
+        file: Model.
+        parts: Rows by part.
+        settings: Solver, its steps and their grid.
+        chosen: Device.
+        label: Beginning of the lines about progress.
+        send: Receives them.
+    """
+    grid, found = build.grid(settings.grid), {}
+    rough = density.load(file, chosen, settings.solver, settings.steps // 2, grid=grid)
+    fine = density.load(file, chosen, settings.solver, settings.steps, grid=grid)
+    for part, rows in parts.items():
+        # `estimate` takes twice the steps of its flow, so that every number is one of `settings.steps`
+        estimate = rough.estimate if part == "test" and isinstance(rough, ContinuousFlow) else partial(_exact, fine)
+        try:
+            found[part] = _likelihood(estimate, rows, chosen, f"{label}{part} rows", send)
+        except SolverError as failure:  # the model has diverged
+            nothing = np.full(len(rows), np.nan)
+            found[part] = Likelihood(nothing, nothing, f"the likelihood has no value: {failure}")
+    return found
+
+
+def _exact(flow: Flow, x: Tensor, cond: Tensor | None) -> LogDensity:
+    """Return log-densities whose error is not estimated."""
+    value = flow.log_prob(x, cond)
+    return LogDensity(value, torch.zeros_like(value), torch.zeros_like(value), 1)
+
+
+def _likelihood(
+    estimate: Callable[[Tensor, Tensor | None], LogDensity],
+    rows: Rows,
+    chosen: torch.device,
+    label: str,
+    send: Callable[[str], None],
+) -> Likelihood:
+    told, found = time.monotonic(), list[LogDensity]()
+    for first in range(0, len(rows), BLOCK):
+        if time.monotonic() - told >= LINE_SECONDS:
+            told = time.monotonic()
+            send(f"{label}: likelihood of {first} of {len(rows)}")
+        x, cond = (torch.from_numpy(values[first : first + BLOCK]).to(chosen) for values in (rows.x, rows.cond))
+        with torch.no_grad():
+            found.append(estimate(x, cond if cond.shape[1] else None))
+    log_prob, error, spread = (
+        torch.cat([getattr(one, name) for one in found]).double().cpu()
+        for name in ("log_prob", "solver_error", "standard_error")
+    )
+    return Likelihood(log_prob.numpy(), error.numpy(), LogDensity(log_prob, error, spread, 0).warning())

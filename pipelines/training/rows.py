@@ -1,0 +1,190 @@
+"""The rows of a prepared data set as training sees them: standardised targets, encoded conditions and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.base import files, layout
+from pipelines.data import streaming
+from pipelines.data.streaming import Memory, Rows, Stream
+from pipelines.models.conditions import Conditions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Batch(NamedTuple):
+    """Rows of a data set.
+
+    Attributes:
+        x: Standardised targets, `(rows, columns)`.
+        cond: Encoded conditions, `(rows, size)`, or None without conditions.
+        weight: Importance weights of the rows, `(rows,)`, or None for equal ones.
+    """
+
+    x: Tensor
+    cond: Tensor | None
+    weight: Tensor | None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
+        """Return the rows on a device in another precision."""
+        return self._each(lambda part: part.to(device, dtype))
+
+    def at(self, index: Tensor) -> Batch:
+        """Return some of the rows."""
+        return self._each(lambda part: part[index])
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        cond, weight = (None if part is None else function(part) for part in (self.cond, self.weight))
+        return Batch(function(self.x), cond, weight)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared data set.
+
+    Attributes:
+        folder: Folder of the data set in `data/prepared`.
+    """
+
+    folder: Path
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Description of the data set."""
+        described: dict[str, Any] = files.read_json(layout.provenance(self.folder))
+        return described
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Names of the targets."""
+        return list(self.provenance["columns"])
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        """Conditions of the density."""
+        return Conditions(tuple(self.provenance["conditions"]))
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of targets and of entries of the condition vector."""
+        return len(self.columns), self.conditions.size
+
+    @cached_property
+    def loc(self) -> Tensor:
+        """Mean of the targets, `(columns,)`, float64."""
+        return torch.tensor(self.provenance["loc"], dtype=torch.float64)
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Standard deviation of the targets, `(columns,)`, float64."""
+        return torch.tensor(self.provenance["scale"], dtype=torch.float64)
+
+    @cached_property
+    def redrawn(self) -> list[int]:
+        """Places of the targets that are integers plus uniform noise, which training draws anew for each batch."""
+        uniform = {name for name, described in self.provenance["discrete"].items() if described["how"] == "uniform"}
+        return [i for i, name in enumerate(self.columns) if name in uniform]
+
+    def rows(self, part: str, limit: int) -> Batch:
+        """Return the rows of a part in double precision, at most `limit` of them, evenly spaced.
+
+        Raises:
+            UserError: The table is missing or damaged, lacks a column, or contains a number that is not finite.
+        """
+        weighted = self._weighted(part)
+        table = files.read_table(layout.part(self.folder, part), self._read(weighted))
+        if len(table) > limit:
+            table = table.iloc[np.linspace(0, len(table) - 1, limit).round().astype(int)]
+        return self.split(torch.from_numpy(self._encode(table, weighted)))
+
+    def training(self, batch: int, limit: int, device: torch.device) -> TrainingRows:
+        """Return the source of the batches of a training.
+
+        Args:
+            batch: Rows per batch.
+            limit: Maximum number of rows in memory; a longer table is streamed.
+            device: Device of the batches.
+
+        Raises:
+            UserError: The table is missing or damaged, lacks a column, or contains a number that is not finite.
+        """
+        weighted = self._weighted("train")
+        read = streaming.read(
+            layout.part(self.folder, "train"),
+            self._read(weighted),
+            lambda table: self._encode(table, weighted, codes=True).astype(np.float32),
+            batch=batch,
+            limit=limit,
+            seed=torch.initial_seed(),
+            device=device,
+        )
+        return TrainingRows(self, read.by_weight() if weighted and isinstance(read, Memory) else read)
+
+    def split(self, rows: Tensor) -> Batch:
+        """Return encoded rows as targets, conditions and weights."""
+        columns, size = self.sizes
+        x, cond, weight = rows.tensor_split((columns, columns + size), 1)
+        return Batch(x, cond if size else None, weight[:, 0] if weight.shape[1] else None)
+
+    def _weighted(self, part: str) -> bool:
+        """Return whether the rows of a part have importance weights."""
+        weight = self.provenance["weight"]
+        return weight is not None and weight in files.open_table(layout.part(self.folder, part), []).schema_arrow.names
+
+    def _read(self, weighted: bool) -> list[str]:
+        return [*self.columns, *self.conditions.names, *([self.provenance["weight"]] if weighted else [])]
+
+    def _encode(self, table: pd.DataFrame, weighted: bool, codes: bool = False) -> NDArray[np.float64]:
+        """Return the standardised targets, the encoded conditions and the weight of rows side by side.
+
+        Args:
+            table: Rows of the data set.
+            weighted: Whether they have a weight.
+            codes: Whether to leave out the noise that training draws anew.
+        """
+        x = table[self.columns].to_numpy(float, copy=True)
+        if codes:
+            x[:, self.redrawn] = np.floor(x[:, self.redrawn])
+        parts = [(x - self.loc.numpy()) / self.scale.numpy(), self.conditions.encode(table)]
+        if weighted:
+            parts.append(table[[self.provenance["weight"]]].to_numpy(float))
+        return np.concatenate(parts, 1)
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The source of the batches of a training.
+
+    Attributes:
+        prepared: Data set.
+        read: Encoded rows.
+    """
+
+    prepared: Prepared
+    read: Rows
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the rows are read from the file during training; the weights then multiply the loss."""
+        return isinstance(self.read, Stream)
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        """Return the next batch."""
+        batch = self.prepared.split(self.read.draw(generator))
+        places = self.prepared.redrawn
+        if not places:
+            return batch
+        device = batch.x.device
+        noise = torch.rand(len(batch.x), len(places), generator=generator, device=device)
+        noise /= self.prepared.scale[places].to(device, torch.float32)
+        return batch._replace(x=batch.x.index_add(1, torch.tensor(places, device=device), noise))
