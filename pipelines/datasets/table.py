@@ -215,7 +215,7 @@ def _look(settings: Settings, files: Sequence[TableFile], messages: list[str]) -
     if settings.columns is None:
         nameless = [name for name in files[0].names if not name or name.startswith(("__index_level_", "Unnamed: "))]
         if nameless:
-            messages.append(f"left out because they have no name: {len(nameless)} columns, such as a saved index.")
+            messages.append(f"left out because they have no name, as a saved index: {len(nameless)} of the columns.")
         names += [name for name in files[0].names if name not in nameless]
     names = list(dict.fromkeys(names))
     for file in files:
