@@ -32,6 +32,7 @@ def write(stage: Stage, dataset: str) -> None:
             for part in layout.PARTS:
                 seen = training.see(parts.chunks(part)) if part == "train" else parts.chunks(part)
                 files.write_chunks(layout.part(folder, part), seen)
+        transformed = parts.marginals or any(one.how == "steps" for one in parts.discrete.values())
         description = {
             "kind": entry.kind,
             "settings": settings.model_dump(mode="json"),
@@ -48,8 +49,13 @@ def write(stage: Stage, dataset: str) -> None:
             "files": parts.files,
             "missing": parts.missing,
             "rows": parts.rows,
+            "marginals": transformed,
             **training.describe(dataset),
         }
+        if transformed:
+            from pipelines.data import marginals
+
+            description |= marginals.write(folder, parts, dataset)
         files.write_json(layout.provenance(folder), description)
     stage.metrics({f"{part}_rows": number for part, number in parts.rows.items()})
     for message in description["messages"]:

@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from pyarrow import parquet
 from scipy import stats
 
+from flowmatch_core.marginals import Marginals
 from pipelines import datasets
 from pipelines.base import files, layout, tables
 from pipelines.base.errors import UserError
@@ -106,7 +108,8 @@ def test_a_file_alone_models_its_numeric_columns_and_says_what_it_leaves_out() -
 
 def test_parts_are_drawn_by_the_seed_and_in_random_order() -> None:
     pd.DataFrame({"x": np.arange(5000) + 0.5}).to_csv("table.csv", index=False)
-    first, again, other = (read(seed, split={"val": 0.2, "test": 0.3})[1] for seed in (0, 0, 1))
+    split = {"val": 0.2, "test": 0.3}
+    first, again, other = (read(seed, columns="x", split=split)[1] for seed in (0, 0, 1))
     for part, size in (("train", 2500), ("val", 1000), ("test", 1500)):
         pd.testing.assert_frame_equal(first[part], again[part])
         assert len(first[part]) == size
@@ -135,10 +138,10 @@ def test_neither_the_size_of_a_chunk_nor_the_format_changes_a_bit(monkeypatch: p
 
 def test_a_part_larger_than_its_memory_is_shuffled_through_files(monkeypatch: pytest.MonkeyPatch) -> None:
     pd.DataFrame({"x": np.arange(4000) + 0.5, "y": np.arange(4000) % 2}).to_csv("table.csv", index=False)
-    whole = read()[1]
+    whole = read(columns=["x", "y"])[1]
     monkeypatch.setattr(_rows, "BUCKET", 2000)
     monkeypatch.setattr(_rows, "_READ", 100)
-    rows = read()[1]
+    rows = read(columns=["x", "y"])[1]
     for part in layout.PARTS:  # the same rows in another order
         assert sorted(map(tuple, rows[part].to_numpy())) == sorted(map(tuple, whole[part].to_numpy()))
     train = rows["train"]["x"].to_numpy()
@@ -489,6 +492,38 @@ def test_moments_of_a_condition_and_far_columns_are_exact() -> None:
     assert condition["loc"] - 1.7e9 == pytest.approx(exact.mean(), abs=1e-5)
     assert condition["scale"] == pytest.approx(exact.std(ddof=0), rel=1e-8)
     assert (condition["low"], condition["high"]) == (rows["train"]["t"].min(), rows["train"]["t"].max())
+
+
+def test_marginals_are_fitted_to_the_weighted_training_rows_and_stand_beside_them() -> None:
+    rng = np.random.default_rng(0)
+    skewed, side = np.exp(rng.normal(size=4000)), rng.integers(0, 2, 4000)
+    data = pd.DataFrame({"x": skewed, "y": 5 * side + rng.normal(size=4000), "n": rng.poisson(2.0, 4000)})
+    data = data.assign(w=np.where(side == 1, 3.0, 1.0))
+    data.to_parquet("table.parquet")
+    roles = {"file": "table.parquet", "columns": ["x", "y", "n"], "weight": "w", "discrete": {"n": "steps"}}
+    prepare.write(project(**roles, transform="marginals"), "mine")
+    provenance, rows = prepared()
+    tensors, meta = files.read_tensors(layout.marginals(layout.prepared("mine")))
+    assert [one["kind"] for one in meta["marginals"]] == ["mixture", "mixture", "steps"]
+    marginals = Marginals.from_description(meta["marginals"])
+    marginals.load_state_dict(tensors)
+    u = marginals(torch.from_numpy(rows["train"][["x", "y", "n"]].to_numpy(copy=True)))[0].numpy()
+    np.testing.assert_allclose(provenance["loc"], u.mean(0), atol=1e-12)
+    np.testing.assert_allclose(provenance["scale"], u.std(0), rtol=1e-12)
+    weight = rows["train"]["weight"].to_numpy()
+    weighted = np.average(u, axis=0, weights=weight), np.average(u**2, axis=0, weights=weight)
+    np.testing.assert_allclose(weighted[0], 0, atol=0.05)  # normal under the weights
+    np.testing.assert_allclose(weighted[1], 1, atol=0.05)
+    assert provenance["loc"][1] < -0.2  # and not without them
+    prepare.write(project(**roles), "mine")
+    provenance, _ = prepared()
+    _, meta = files.read_tensors(layout.marginals(layout.prepared("mine")))
+    assert [one["kind"] for one in meta["marginals"]] == ["identity", "identity", "steps"]
+    assert provenance["marginals"] is True
+    np.testing.assert_allclose(provenance["loc"][:2], rows["train"][["x", "y"]].mean(), rtol=1e-12)
+    prepare.write(project(**roles | {"discrete": {"n": "uniform"}}), "mine")
+    assert prepared()[0]["marginals"] is False
+    assert not layout.marginals(layout.prepared("mine")).exists()
 
 
 NAMES = [
