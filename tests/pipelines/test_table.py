@@ -127,7 +127,7 @@ def test_neither_the_size_of_a_chunk_nor_the_format_changes_a_bit(monkeypatch: p
         "discrete": {"colour": "uniform"},
     }
     for name, write in (("table.csv", "to_csv"), ("table.parquet", "to_parquet")):
-        getattr(frame(3000).assign(x2=lambda t: 1 + t["x"] ** 2), write)(name, index=False)
+        getattr(frame(800).assign(x2=lambda t: 1 + t["x"] ** 2), write)(name, index=False)
     whole = read(**settings)
     same(whole, read(file="table.parquet", **settings))
     monkeypatch.setattr(tables, "BLOCK", 700)
@@ -304,6 +304,18 @@ def test_several_files_are_one_table() -> None:
     refuses("3.csv", "no column 'y'", file=["1.csv", "2.parquet", "3.csv"])
 
 
+def test_values_that_are_missing_in_one_part_are_said_with_its_file() -> None:
+    for part, x in (("train", "1.5"), ("val", ""), ("test", "2.5")):
+        Path(f"{part}.csv").write_text("x,y\n" + "".join(f"{i + 0.1},{i}\n" for i in range(20)) + f"{x},1\n")
+    files = {"files": {part: f"{part}.csv" for part in layout.PARTS}}
+    assert "train.csv 0" not in refuses("1 of 63 rows", "x 1; val.csv 1", file=None, split=files)
+
+
+def test_integers_that_double_precision_cannot_tell_apart_are_no_constant() -> None:
+    pd.DataFrame({"x": np.arange(40) / 7, "id": 2**62 + np.arange(40)}).to_parquet("table.parquet")
+    refuses("'id'", "double precision", file="table.parquet")
+
+
 def test_columns_that_say_nothing_are_left_out_and_said() -> None:
     data = frame().assign(one=3, row=range(10, 210), day="2024-01-01", nothing=None)
     data.to_csv("table.csv")  # with an index
@@ -419,7 +431,7 @@ def test_files_that_are_no_tables_are_named(name: str, content: bytes, words: li
 def test_files_that_are_not_there_are_named() -> None:
     Path("folder").mkdir()
     refuses("'*.csv'", "no file matches", file="*.csv")
-    refuses("folder", "a folder", file="folder")
+    refuses("folder", "folder/*.csv", file="folder")
 
 
 @pytest.mark.parametrize("written", ["table.csv", "table.parquet"])
