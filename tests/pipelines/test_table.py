@@ -27,9 +27,11 @@ from pipelines.base.errors import UserError
 from pipelines.config import params, yaml_files
 from pipelines.data import prepare
 from pipelines.datasets import Parts, _rows, table
+from pipelines.evaluation import density, density_sampling
 from pipelines.runs import sources
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
+from pipelines.training import density as training
 
 ROOT = Path(__file__).parents[2]
 RAW = ROOT / "data" / "raw" / "penguins.csv"
@@ -566,6 +568,38 @@ def test_any_column_name_gives_the_numbers_of_any_other_name(format: str) -> Non
         found = [provenance["loc"], provenance["scale"], *(table.to_numpy().tolist() for table in rows.values())]
         assert expected is None or found == expected
         expected = found
+
+
+@pytest.mark.slow
+def test_any_column_name_gives_the_samples_and_the_scores_of_any_other_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smoke = yaml_files.read_yaml(ROOT / "pipelines" / "config" / "profiles" / "smoke.yaml")
+    raw = yaml_files.merge(yaml_files.read_yaml(ROOT / "params.yaml"), smoke)
+    raw["density"]["evaluate"] |= {"rows": 50}
+    values = np.random.default_rng(0).normal(65, 10, (200, 5))
+    found = []
+    for names in (["a", "b", "c", "d", "e"], ["weight", "seed", "time", "log_prob", "row"]):
+        Path(names[0]).mkdir()
+        monkeypatch.chdir(tmp_path / names[0])
+        pd.DataFrame(values, columns=names).to_csv("table.csv", index=False)
+        entry = {"columns": names[:3], "condition": names[3], "weight": names[4], "fit": {"steps": 20}}
+        raw["datasets"] = {"mine": {"kind": "table", "file": "table.csv", **entry}}
+        loaded = params.parse(raw, Path("params.yaml"))
+        stage = Stage("way", loaded, RunRecord.start("way", {}))
+        prepare.write(stage, "mine")
+        for method in loaded.density.methods:
+            training.train(stage, "mine", method)
+        density_sampling.sample(stage, "mine")
+        density.evaluate(stage, "mine")
+        samples = [files.read_table(path).to_numpy() for path in sorted(layout.samples("mine").iterdir())]
+        found.append((samples, files.read_json(layout.metrics("mine"))))
+        monkeypatch.chdir(tmp_path)
+    (samples, metrics), (others, same_metrics) = found
+    assert metrics == same_metrics
+    assert len(samples) == len(others) >= 2
+    for one, other in zip(samples, others, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_replaced_file_is_another_source(tmp_path: Path) -> None:
