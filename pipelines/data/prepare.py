@@ -78,8 +78,7 @@ class Training:
 
     def see(self, chunks: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         """Yield the same chunks."""
-        for chunk in chunks:
-            self.moments.add(chunk[self.numbers].to_numpy(dtype=np.float64))
+        for chunk in self.moments.including(chunks):
             for name, values in self.values.items():
                 if len(values) <= _COUNTED:
                     self.values[name] = np.union1d(values, chunk[name].to_numpy())

@@ -673,5 +673,5 @@ def test_a_table_that_is_larger_than_the_memory_that_it_takes() -> None:
         peaks.append(int(result.stdout.split()[-1]) / 1024)
         rows = parquet.ParquetFile(layout.part(layout.prepared("mine"), "train")).metadata
         assert rows.num_rows == 80_000 * pieces
-        assert rows.row_group(0).num_rows <= files.GROUP
+        assert rows.row_group(0).num_rows <= _rows.ROWS
     assert peaks[1] - peaks[0] < 96, peaks
