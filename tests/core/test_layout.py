@@ -38,13 +38,13 @@ FLOORS: list[dict[str, set[str]]] = [
         "paths": {"_call", "_conditions", "_tensors", "field"},
     },
     {
-        "mixture": {"_conditions", "_flow", "_tensors", "_units"},
         "_standardised": {"_conditions", "_flow", "_units", "marginals"},
         "networks": {"_call", "_conditions", "_tensors", "field", "paths"},
         "oracles": {"_tensors", "field", "paths"},
         "solvers": {"_call", "_conditions", "_require", "_tensors", "field", "paths"},
     },
     {
+        "mixture": {"_conditions", "_flow", "_standardised", "_tensors", "marginals"},
         "normalizing": {"_conditions", "_flow", "_require", "_standardised", "_tensors", "marginals"},
         "_density": {"_call", "_conditions", "_jacobian", "_tensors", "divergence", "field", "solvers"},
     },
