@@ -228,7 +228,8 @@ def test_other_numbers_of_solver_steps_use_the_noise_of_the_samples(results: Any
 def test_the_mean_of_the_truth_is_that_of_its_samples() -> None:
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(3, 41, 2, generator=generator)
-    at = truth.Starts(["x", "y"], states, torch.randn(3, 2, generator=generator))
+    actions = torch.randn(3, 41, 2, generator=generator)
+    at = truth.Starts(["x", "y"], states, actions, torch.zeros(3, 41, dtype=torch.bool))
     for mdp in (None, Closed().mdp):
         x = truth.truth(at, mdp, GAMMA, 50_000, generator)
         error = x.std(0) / 50_000**0.5
