@@ -127,6 +127,8 @@ if TYPE_CHECKING:
     from flowmatch_core.solvers import ddim as ddim
     from flowmatch_core.solvers import solve as solve
     from flowmatch_core.solvers import solve_sde as solve_sde
+    from flowmatch_core.successor import EnsembleHorizonModel as EnsembleHorizonModel
+    from flowmatch_core.successor import GaussianEnsemble as GaussianEnsemble
     from flowmatch_core.successor import GeometricHorizonModel as GeometricHorizonModel
     from flowmatch_core.successor import HorizonGAN as HorizonGAN
     from flowmatch_core.successor import HorizonModel as HorizonModel
@@ -137,6 +139,7 @@ if TYPE_CHECKING:
     from flowmatch_core.successor import Particles as Particles
     from flowmatch_core.successor import SuccessorLoss as SuccessorLoss
     from flowmatch_core.successor import Transitions as Transitions
+    from flowmatch_core.successor import ensemble_loss as ensemble_loss
     from flowmatch_core.successor import gan_loss as gan_loss
     from flowmatch_core.successor import geometric as geometric
     from flowmatch_core.successor import logit_normal as logit_normal
@@ -271,6 +274,8 @@ _MODULES = {
         "solve_sde",
     ),
     "successor": (
+        "EnsembleHorizonModel",
+        "GaussianEnsemble",
         "GeometricHorizonModel",
         "HorizonGAN",
         "HorizonModel",
@@ -281,6 +286,7 @@ _MODULES = {
         "Particles",
         "SuccessorLoss",
         "Transitions",
+        "ensemble_loss",
         "gan_loss",
         "geometric",
         "logit_normal",
