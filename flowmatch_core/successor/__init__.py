@@ -2,14 +2,17 @@
 
 from flowmatch_core.networks.noise_prediction import NoisePrediction
 from flowmatch_core.successor.diagnostics import path_error
+from flowmatch_core.successor.ensemble_model import EnsembleHorizonModel
 from flowmatch_core.successor.geometric import geometric
 from flowmatch_core.successor.horizon_model import GeometricHorizonModel, HorizonModel
 from flowmatch_core.successor.latent_model import LatentHorizonModel
 from flowmatch_core.successor.losses import (
+    GaussianEnsemble,
     HorizonGAN,
     HorizonVAE,
     Loss,
     SuccessorLoss,
+    ensemble_loss,
     gan_loss,
     logit_normal,
     mc_cfm_loss,
@@ -25,6 +28,8 @@ from flowmatch_core.successor.particles import Particles
 from flowmatch_core.successor.transitions import Transitions, n_step
 
 __all__ = [
+    "EnsembleHorizonModel",
+    "GaussianEnsemble",
     "GeometricHorizonModel",
     "HorizonGAN",
     "HorizonModel",
@@ -36,6 +41,7 @@ __all__ = [
     "Particles",
     "SuccessorLoss",
     "Transitions",
+    "ensemble_loss",
     "gan_loss",
     "geometric",
     "logit_normal",

@@ -30,9 +30,10 @@ class HorizonModel(UnitsModule, ABC):
     `state_dict` include the network, the locations and the scales, which keep their dtype; see `ContinuousFlow`.
     """
 
-    UNITS = ("loc", "scale", "action_loc", "action_scale")
+    UNITS = ("loc", "scale", "action_loc", "action_scale", "constant")
     action_loc: Tensor | None
     action_scale: Tensor | None
+    constant: Tensor | None
 
     has_density: ClassVar[bool]
     """Whether the model has a `log_prob`."""
@@ -42,8 +43,9 @@ class HorizonModel(UnitsModule, ABC):
         gamma: float,
         loc: Tensor | None,
         scale: Tensor | None,
-        action_loc: Tensor | None,
-        action_scale: Tensor | None,
+        action_loc: Tensor | None = None,
+        action_scale: Tensor | None = None,
+        constant: Tensor | None = None,
     ) -> None:
         super().__init__()
         check_gamma(gamma)
@@ -52,6 +54,7 @@ class HorizonModel(UnitsModule, ABC):
         self.gamma = gamma
         self._register_units("action_loc", action_loc)
         self._register_units("action_scale", action_scale)
+        self._register_units("constant", constant)
 
     def _units(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the location and the scale of the states, each with shape `(d,)`, or None as it is here."""
@@ -98,11 +101,24 @@ class HorizonModel(UnitsModule, ABC):
 
     def _condition(self, state: Tensor, action: Tensor | None) -> Tensor:
         loc, scale = self._units()
+        state = self._varying(state)
         if loc is not None and scale is not None:
             state = (state - loc) / scale
         if action is not None and self.action_loc is not None and self.action_scale is not None:
             action = (action - self.action_loc) / self.action_scale
         return condition(state, action)
+
+    def _varying(self, state: Tensor) -> Tensor:
+        """Return the components of states that are not constant."""
+        return state if self.constant is None else state[..., self.constant.isnan()]
+
+    def _whole(self, varying: Tensor) -> Tensor:
+        """Return states with all components, from those that are not constant."""
+        if self.constant is None:
+            return varying
+        whole = self.constant.to(varying.dtype).repeat(*varying.shape[:-1], 1)
+        whole[..., self.constant.isnan()] = varying
+        return whole
 
 
 @final
@@ -123,6 +139,9 @@ class GeometricHorizonModel(HorizonModel):
         scale: The scale of the states, with shape `(d,)`.
         action_loc: The location of the actions, with shape `(p,)`; None where the field takes them as they are.
         action_scale: The scale of the actions, with shape `(p,)`.
+        constant: The values of the components of a state that never change, with shape `(d,)`, NaN for those that do.
+            The model describes the latter alone: `event_shape`, `loc`, `scale` and the density are theirs. States have
+            all components, in arguments and samples.
 
     References:
         - Gamma-Models: Generative Temporal Difference Learning for Infinite-Horizon Prediction (Janner et al., 2020),
@@ -155,8 +174,9 @@ class GeometricHorizonModel(HorizonModel):
         scale: Tensor | None = None,
         action_loc: Tensor | None = None,
         action_scale: Tensor | None = None,
+        constant: Tensor | None = None,
     ) -> None:
-        super().__init__(gamma, loc, scale, action_loc, action_scale)
+        super().__init__(gamma, loc, scale, action_loc, action_scale, constant)
         self.flow = ContinuousFlow(field, event_shape, solver, steps, grid=grid, loc=loc, scale=scale)
 
     @property
@@ -185,7 +205,7 @@ class GeometricHorizonModel(HorizonModel):
 
         With `check` a path with values that are not finite raises a `SolverError`.
         """
-        return self.flow.sample((n,), cond=self._bound(state, action), generator=generator, check=check)
+        return self._whole(self.flow.sample((n,), cond=self._bound(state, action), generator=generator, check=check))
 
     def particles(
         self, state: Tensor, action: Tensor | None, n: int, steps: int, *, generator: torch.Generator | None = None
@@ -194,16 +214,17 @@ class GeometricHorizonModel(HorizonModel):
 
         In raw units, with shape `(steps + 1, n, batch, d)`; see `ContinuousFlow.trajectory`. Values are not checked.
         """
-        cond = self._bound(state, action)
-        return self.flow.trajectory((n,), cond, generator, solver="midpoint", steps=steps, grid=Uniform(), check=False)
+        cond, grid = self._bound(state, action), Uniform()
+        path = self.flow.trajectory((n,), cond, generator, solver="midpoint", steps=steps, grid=grid, check=False)
+        return self._whole(path)
 
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
         """Return log m(x | s, a) in nats, in raw units, with the shape to which the batches of both broadcast."""
-        return self.flow.log_prob(x, cond=self._bound(state, action))
+        return self.flow.log_prob(self._varying(x), cond=self._bound(state, action))
 
     def estimate(self, x: Tensor, state: Tensor, action: Tensor | None) -> LogDensity:
         """Return the log-density by twice the steps, and its change; see `ContinuousFlow.estimate`."""
-        return self.flow.estimate(x, cond=self._bound(state, action))
+        return self.flow.estimate(self._varying(x), cond=self._bound(state, action))
 
     def _bound(self, state: Tensor, action: Tensor | None) -> BoundCondition:
         cond = self._condition(state, action)

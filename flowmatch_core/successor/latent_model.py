@@ -42,8 +42,9 @@ class LatentHorizonModel(HorizonModel):
         scale: Tensor | None = None,
         action_loc: Tensor | None = None,
         action_scale: Tensor | None = None,
+        constant: Tensor | None = None,
     ) -> None:
-        super().__init__(gamma, loc, scale, action_loc, action_scale)
+        super().__init__(gamma, loc, scale, action_loc, action_scale, constant)
         self.network = network
         self._register_units("loc", loc)
         self._register_units("scale", scale)
@@ -62,7 +63,7 @@ class LatentHorizonModel(HorizonModel):
         )
         with torch.no_grad():
             x = self.network.generate(noise.flatten(0, 1), cond.repeat(n, 1)).view_as(noise)
-        return x if self.loc is None or self.scale is None else x * self.scale + self.loc
+        return self._whole(x if self.loc is None or self.scale is None else x * self.scale + self.loc)
 
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
         """Raise a `TypeError`: there is no density."""

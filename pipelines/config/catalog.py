@@ -89,16 +89,17 @@ class LossSpec(Spec):
     """A loss of successor models.
 
     Attributes:
-        needs: Training data: transitions and a target network (`target`), or on-policy future states (`futures`).
+        needs: Training data: transitions and a target network (`target`), transitions alone (`transitions`), or
+            on-policy future states (`futures`).
         path: Whether it uses a probability path and a distribution of flow times.
-        prediction: Output of the network; `state` for a network that maps noise to a state in one step.
+        prediction: Output of the network; `state` for a network of the loss's own, which draws states.
         ode: Whether it solves the target network's ODE, so that it accepts a solver and a number of steps.
         particles: Whether it supports persistent bootstrap points.
         progress: Whether it depends on the completed share of training.
         network: Network class that the loss defines itself, instead of that of `fit`.
     """
 
-    needs: Literal["target", "futures"] = "target"
+    needs: Literal["target", "transitions", "futures"] = "target"
     path: bool = True
     prediction: Prediction = "velocity"
     ode: bool = True
@@ -213,6 +214,20 @@ _FUSED = {"fused": bool}
 _LATENT = {"width": Count, "blocks": Count}, {"width": 256, "blocks": 2}
 
 SUCCESSOR_LOSSES: Mapping[str, LossSpec] = {
+    "ensemble": LossSpec(
+        f"{_LOSSES}.ensemble",
+        "ensemble_loss",
+        needs="transitions",
+        path=False,
+        prediction="state",
+        ode=False,
+        network=NetworkSpec(
+            f"{_LOSSES}.ensemble",
+            "GaussianEnsemble",
+            {"members": Count, "hidden": Widths},
+            {"members": 5, "hidden": (200, 200, 200)},
+        ),
+    ),
     "gan": LossSpec(
         f"{_LOSSES}.gan",
         "gan_loss",

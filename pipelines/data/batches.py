@@ -1,4 +1,4 @@
-"""Batches of an environment's tables for successor losses: states are standardised, actions are not."""
+"""Batches of an environment's tables for successor losses, standardised; constant components of states are left out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from flowmatch_core.successor import Transitions, geometric, n_step
@@ -25,15 +27,33 @@ class Batches:
     Args:
         folder: Folder of the environment in `data/transitions`.
         device: Device of the batches.
+
+    Attributes:
+        states: Names of the components of a state that vary, those of the batches.
+        actions: Names of the components of an action.
+        loc: Location of all components of a state, double precision.
+        scale: Their scale.
+        described: What a model needs beside them to work in the units of the environment.
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder = folder
         provenance = files.read_json(layout.provenance(folder))
-        self.states: list[str] = provenance["state_names"]
+        names: list[str] = provenance["state_names"]
         self.actions: list[str] = provenance["action_names"]
         self.horizon: int | None = provenance.get("length")
-        self.loc, self.scale = (torch.tensor(provenance[name], device=device) for name in ("loc", "scale"))
+        self.loc, self.scale = (_double(provenance[name], device) for name in ("loc", "scale"))
+        varying = [i for i, name in enumerate(names) if name not in provenance["constants"]]
+        self.states = [names[i] for i in varying]
+        self._state = self.loc[varying], self.scale[varying]
+        self._action = tuple(_double(provenance[f"action_{name}"], device) for name in ("loc", "scale"))
+        keys = ("state_names", "action_names", "constants", "action_loc", "action_scale")
+        self.described = {key: provenance[key] for key in keys}
+
+    @cached_property
+    def ends(self) -> bool:
+        """Whether states may be terminal."""
+        return streaming.any_true(layout.transitions(self.folder), "terminal")
 
     def transitions(self, n: int, rows_in_memory: int) -> tuple[Draw, Callable[[int], None]]:
         """Return a function that draws off-policy transitions, and a function that seeks a step.
@@ -45,17 +65,13 @@ class Batches:
         path = layout.transitions(self.folder)
         columns = [*metric_keys.columns("state", self.states), *metric_keys.columns("next_state", self.states)]
         columns += [*metric_keys.columns("action", self.actions), *metric_keys.columns("next_action", self.actions)]
-        columns += ["terminal"] if streaming.any_true(path, "terminal") else []
-        loc, scale = self.loc, self.scale
-        unscaled = len(columns) - 2 * len(self.states)
+        loc, scale = (torch.cat([s, s, a, a]) for s, a in zip(self._state, self._action, strict=True))
+        if self.ends:
+            columns, loc, scale = [*columns, "terminal"], F.pad(loc, (0, 1)), F.pad(scale, (0, 1), value=1.0)
         read = streaming.read(
             path,
             columns,
-            streaming.standardised(
-                columns,
-                torch.cat([loc, loc, loc.new_zeros(unscaled)]),
-                torch.cat([scale, scale, scale.new_ones(unscaled)]),
-            ),
+            streaming.standardised(columns, loc, scale),
             batch=n,
             limit=rows_in_memory,
             seed=torch.initial_seed(),
@@ -132,14 +148,14 @@ class Batches:
         table = table[~before].reset_index(drop=True)
         rows, device = table.groupby("episode", sort=False)["terminal"], self.loc.device
 
-        def tensor(columns: list[str]) -> Tensor:
-            return torch.tensor(table[columns].to_numpy(), dtype=torch.float32, device=device)
+        def standardised(columns: list[str], loc: Tensor, scale: Tensor) -> Tensor:
+            return ((_double(table[columns].to_numpy(), device) - loc) / scale).float()
 
         last = np.arange(len(table)) + rows.cumcount(ascending=False).to_numpy()
         return _Episodes(
-            (tensor(states) - self.loc) / self.scale,
-            tensor(actions),
-            tensor(["terminal"])[:, 0] > 0.5,
+            standardised(states, *self._state),
+            standardised(actions, *self._action),
+            torch.tensor(table["terminal"].to_numpy(dtype=bool), device=device),
             torch.tensor(last, device=device),
         )
 
@@ -179,3 +195,8 @@ class _Episodes:
 def _choose(places: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """Draw n of the places."""
     return places[torch.randint(len(places), (n,), generator=generator, device=places.device)]
+
+
+def _double(values: ArrayLike, device: torch.device) -> Tensor:
+    """Return numbers in double precision, so that those far from zero keep their digits until they are centred."""
+    return torch.tensor(np.asarray(values), dtype=torch.float64, device=device)

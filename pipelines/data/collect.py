@@ -27,9 +27,10 @@ from pipelines import environments
 from pipelines.base import files, layout, metric_keys, plugins
 from pipelines.base.errors import UserError
 from pipelines.config.params import EnvironmentEntry
+from pipelines.data import moments
 from pipelines.data.logs import LogTables, columns
 from pipelines.data.moments import Moments
-from pipelines.environments import Beginning, Environment, Log, Simulator
+from pipelines.environments import Beginning, Environment, Log, Process, Simulator
 from pipelines.runs.context import Stage
 
 TRANSITIONS, EPISODES = 10_000, 250  # rows or episodes per piece
@@ -76,11 +77,7 @@ def _from_environment(folder: Path, entry: EnvironmentEntry, seed: int) -> dict[
     count = entry.transitions or collector.available()
     # Models standardise with `loc` and `scale`, and report in the units of the environment; samples far outside the
     # range from `low` to `high` count as diverged.
-    moments = write_frames(
-        layout.transitions(folder),
-        collector.transitions(count, entry.length),
-        metric_keys.columns("next_state", built.state_names),
-    )
+    units, constants = _write_transitions(folder, collector.transitions(count, entry.length), built)
     rollouts = collector.rollouts(entry.rollouts, entry.length)
     files.write_table(layout.rollouts(folder), rollouts)
     evaluation = collector.evaluation(entry.starts, entry.length)
@@ -94,8 +91,8 @@ def _from_environment(folder: Path, entry: EnvironmentEntry, seed: int) -> dict[
         "cut_off_mass": entry.gamma**entry.length,
         "rows": {"transitions": count, "rollouts": len(rollouts), "evaluation": len(evaluation)},
         "starts": entry.starts,
-        "messages": messages,
-        **moments,
+        "messages": [*messages, *constants],
+        **units,
     }
 
 
@@ -104,16 +101,14 @@ def _from_log(folder: Path, entry: EnvironmentEntry, seed: int) -> dict[str, Any
     log = environments.build(entry.kind, entry.settings())
     assert isinstance(log, Log)
     tables = LogTables(log, entry, seed)
-    moments = write_frames(
-        layout.transitions(folder), tables.transitions(), metric_keys.columns("next_state", log.state_names)
-    )
+    units, constants = _write_transitions(folder, tables.transitions(), log)
     rollouts, evaluation, neighbours = tables.rollouts, tables.evaluation, tables.neighbours()
     files.write_table(layout.evaluation(folder), evaluation)
     if rollouts is not None:
         files.write_table(layout.rollouts(folder), rollouts)
     if neighbours is not None:
         files.write_table(layout.neighbours(folder), neighbours)
-    low, high = (moments[end][:2] for end in ("low", "high"))
+    low, high = (units[end][:2] for end in ("low", "high"))
     return {
         "bounds": [low[0], low[-1], high[0], high[-1]],
         "walls": [],
@@ -126,9 +121,18 @@ def _from_log(folder: Path, entry: EnvironmentEntry, seed: int) -> dict[str, Any
         "starts": evaluation["episode"].nunique(),
         "length": tables.length,
         "episodes": tables.described(),
-        "messages": [],
-        **moments,
+        "messages": constants,
+        **units,
     }
+
+
+def _write_transitions(
+    folder: Path, frames: Iterable[pd.DataFrame], built: Process
+) -> tuple[dict[str, Any], list[str]]:
+    """Write the table of transitions, and return their units and sentences on constant components."""
+    measured = metric_keys.columns("next_state", built.state_names) + metric_keys.columns("action", built.action_names)
+    found = write_frames(layout.transitions(folder), frames, measured)
+    return moments.units(found, built.state_names, built.action_names)
 
 
 @dataclass(frozen=True)
@@ -351,24 +355,21 @@ def write_frames(path: Path, frames: Iterable[pd.DataFrame], columns: Sequence[s
     Returns:
         Mean `loc` and standard deviation `scale` of the columns, with which models standardise, and their range from
             `low`
-        to `high`.
-
-    Raises:
-        UserError: One of these columns is constant.
+        to `high`; see `Moments.result`.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    moments = Moments(columns)
+    running = Moments(columns)
     with files.replacing(path) as temporary, ExitStack() as stack:
         writer = None
         for group in _groups(frames):
-            moments.add(group[list(columns)].to_numpy())
+            running.add(group[list(columns)].to_numpy())
             table = pa.Table.from_pandas(group, preserve_index=False)
             if writer is None:
                 writer = stack.enter_context(parquet.ParquetWriter(temporary, table.schema))
             writer.write_table(table)
-    return moments.result()
+    return running.result()
 
 
 def _groups(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,25 +11,45 @@ from numpy.typing import NDArray
 from pipelines.base.errors import UserError
 
 
-def check_varying(source: str, columns: Sequence[str], low: np.ndarray, high: np.ndarray) -> None:
-    """Raise an error if the minimum and maximum of a column are equal.
-
-    The standard deviation of a constant column may be a rounding error instead of zero, so it is not checked.
+def units(
+    found: Mapping[str, Sequence[float]], states: Sequence[str], actions: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what the provenance of an environment says about its units, and a sentence on each constant component.
 
     Args:
-        source: Name of the table, for the message.
-        columns: Names of the columns.
-        low: Minimum of each column.
-        high: Maximum of each column.
+        found: Moments of the next states and, behind them, of the actions; see `Moments.result`.
+        states: Names of the components of a state.
+        actions: Names of the components of an action.
+
+    Returns:
+        `loc`, `scale`, `low` and `high` of the states, `constants`, the values of states that no model contains, and
+        `action_loc` and `action_scale`; and the sentences.
 
     Raises:
-        UserError: A column is constant; the message names the first one.
+        UserError: All components of the state are constant.
     """
-    for name, least, largest in zip(columns, low, high, strict=True):
-        if not largest > least:
-            raise UserError(
-                f"the column {name!r} of {source} is constant ({least}); expected it to vary, so leave it out."
-            )
+    count = len(states)
+    parts = [{name: values[part] for name, values in found.items()} for part in (slice(count), slice(count, None))]
+    constants, fixed = (_constants(names, **part) for names, part in zip((states, actions), parts, strict=True))
+    if len(constants) == len(states):
+        raise UserError(
+            "the transitions change no component of the state: "
+            f"{', '.join(f'{name} is {value:g}' for name, value in constants.items())}; expected one that varies."
+        )
+    sentences = [
+        f"{name} is {value:g} in all transitions, so that it is no part of the models and is put back in samples"
+        for name, value in constants.items()
+    ]
+    sentences += [
+        f"the action {name} is {value:g} in all transitions, so that models know no other value of it"
+        for name, value in fixed.items()
+    ]
+    of_actions = {f"action_{name}": parts[1][name] for name in ("loc", "scale")}
+    return {**parts[0], "constants": constants, **of_actions}, sentences
+
+
+def _constants(names: Sequence[str], low: Sequence[float], high: Sequence[float], **others: object) -> dict[str, float]:
+    return {name: a for name, a, b in zip(names, low, high, strict=True) if not b > a}
 
 
 class Moments:
@@ -55,16 +76,23 @@ class Moments:
         self.mean, self.count = self.mean + change * (n / total), total
         self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
 
-    def result(self, source: str = "the transitions") -> dict[str, list[float]]:
-        """Return `loc`, `scale`, `low` and `high`.
+    def check_varying(self, source: str) -> None:
+        """Raise an error if a column is constant.
 
         Args:
-            source: Name of the rows, for the message.
+            source: Name of the table, for the message.
 
         Raises:
-            UserError: A column is constant, so that it cannot be standardised.
+            UserError: A column is constant; the message names the first one.
         """
-        check_varying(source, self.columns, self.low, self.high)
-        scale = np.sqrt(self.squares / self.count)
-        moments = {"loc": self.mean, "scale": scale, "low": self.low, "high": self.high}
+        for name, value in _constants(self.columns, self.low.tolist(), self.high.tolist()).items():
+            raise UserError(
+                f"the column {name!r} of {source} is constant ({value}); expected it to vary, so leave it out."
+            )
+
+    def result(self) -> dict[str, list[float]]:
+        """Return `loc`, `scale`, `low` and `high`; a constant column is 0 when it is standardised, with scale 1."""
+        varies = self.high > self.low  # the standard deviation of a constant may be a rounding error in place of 0
+        loc, scale = np.where(varies, self.mean, self.low), np.where(varies, np.sqrt(self.squares / self.count), 1.0)
+        moments = {"loc": loc, "scale": scale, "low": self.low, "high": self.high}
         return {name: value.tolist() for name, value in moments.items()}

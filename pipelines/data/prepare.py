@@ -85,7 +85,8 @@ class Training:
         Raises:
             UserError: A column is constant on the training rows.
         """
-        found = self.moments.result(f"the training rows of {dataset}")
+        self.moments.check_varying(f"the training rows of {dataset}")
+        found = self.moments.result()
         moments = {
             name: dict(zip(found, values, strict=True))
             for name, *values in zip(self.numbers, *found.values(), strict=True)

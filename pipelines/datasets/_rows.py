@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Labels = NDArray[np.int8]
 
-BUCKET = 1 << 26  # bytes of a part that are shuffled in memory
-_READ = 1 << 24  # bytes that are read at once
+BUCKET = 1 << 24  # bytes of a part that are shuffled in memory
+_READ = 1 << 22  # bytes that are read at once
 
 
 @final

@@ -397,8 +397,8 @@ class _Reader:
         return bool(self._whole[self.names.index(name)])
 
     def numbers_rows(self, name: str) -> bool:
-        """Return whether each value of a column of integers is the one before plus 1, as in an index."""
-        return self.total > 2 and self.kinds[name] == "integer" and bool(self._numbering[self.names.index(name)])
+        """Return whether each value of a column is the one before plus 1, as in an index."""
+        return self.total > 2 and bool(self._numbering[self.names.index(name)])
 
     @property
     def levels(self) -> dict[str, list[str]]:

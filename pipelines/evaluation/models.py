@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -12,6 +13,7 @@ from flowmatch_core.successor import GeometricHorizonModel, HorizonModel
 from pipelines import environments
 from pipelines.base import layout
 from pipelines.config.params import Params
+from pipelines.environments import Array, Environment, Log, Process
 from pipelines.models import build, successor
 from pipelines.models.untrained import Untrained, untrained
 
@@ -24,14 +26,24 @@ def load(
     nothing = untrained(params, environment, method)
     if nothing is None:
         file = layout.network(layout.models(environment, method), seed)
-        return successor.load(file, device, solver, steps)
+        rolled_out = choice.loss.spec.needs == "transitions"
+        act = policy(environments.build(entry.kind, entry.settings())) if rolled_out else None
+        return successor.load(file, device, solver, steps, act)
     if not nothing.model:
         return nothing
     built = environments.build(entry.kind, entry.settings())
     oracle = built.oracle()
     assert oracle is not None, environment  # stated in its provenance
-    field = oracle.to(device, torch.float32).velocity_field(entry.gamma, build.path(choice.path))
+    field = oracle.to(device, torch.float64).velocity_field(entry.gamma, build.path(choice.path))
     return GeometricHorizonModel(field, (len(built.state_names),), entry.gamma, solver, steps)
+
+
+def policy(built: Process) -> Callable[[Array], Array] | None:
+    """Return the policy of an environment, or that of a log if it is known."""
+    if isinstance(built, Log):
+        return built.act
+    assert isinstance(built, Environment)
+    return built.policy
 
 
 def sample(model: HorizonModel, state: Tensor, action: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -142,7 +142,7 @@ class SuccessorEvaluator:
         self.provenance = files.read_json(layout.provenance(folder))
         built = environments.build(self.entry.kind, self.entry.settings())
         oracle = built.oracle()
-        self.mdp = None if oracle is None else oracle.to(self.device, torch.float32)
+        self.mdp = None if oracle is None else oracle.to(self.device, torch.float64)
         self.start = truth.read(folder, self.device)
         self.again = truth.neighbours(folder, self.device)
         self.exchanged = truth.counterfactuals(folder, self.device)

@@ -145,7 +145,7 @@ class ValueGrid:
             return torch.from_numpy(truth.rewards(lambda state: self.environment.rewards(state)[self.reward], x))
 
         state, action = (
-            torch.tensor(rows, dtype=torch.float32, device=generator.device)
+            torch.tensor(rows, dtype=torch.float64, device=generator.device)
             for rows in (self.state, self.environment.policy(self.state))
         )
         try:

@@ -92,7 +92,7 @@ def _read(folder: Path, path: Path, device: torch.device, kind: str | None = Non
         episodes = _count(path, group)
 
         def tensor(columns: list[str]) -> Tensor:
-            values = torch.tensor(group[columns].to_numpy(), dtype=torch.float32, device=device)
+            values = torch.tensor(group[columns].to_numpy(float), device=device)  # in double precision
             return values.reshape(episodes, -1, len(columns))
 
         # rollouts with a replaced state are those of a simulator, which has no terminal states

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from flowmatch_core.networks import NoisePrediction
 from flowmatch_core.paths import AffinePath
-from flowmatch_core.successor import GeometricHorizonModel, HorizonModel, LatentHorizonModel, LatentNetwork, Loss
+from flowmatch_core.successor import (
+    EnsembleHorizonModel,
+    GaussianEnsemble,
+    GeometricHorizonModel,
+    HorizonModel,
+    LatentHorizonModel,
+    LatentNetwork,
+    Loss,
+)
 from flowmatch_core.successor.losses.bootstrap import check_path
 from pipelines.base.errors import UserError
 from pipelines.config import catalog
@@ -49,9 +60,10 @@ def loss(choice: SuccessorLossChoice, fit: SuccessorFit) -> Callable[..., Loss]:
             f"params.yaml: particles is true for the loss {name!r}; expected {able}, the only one whose bootstrap "
             "points move along the target's flow: set successor.methods.<name>.fit.particles to false."
         )
-    if fit.returns > 1 and spec.needs == "futures":
+    if fit.returns > 1 and spec.needs != "target":
+        what = "whole futures" if spec.needs == "futures" else "single steps"
         raise UserError(
-            f"params.yaml: returns is {fit.returns} for the loss {name!r}, which has no bootstrap but whole futures; "
+            f"params.yaml: returns is {fit.returns} for the loss {name!r}, which has no bootstrap but {what}; "
             "expected 1: set successor.methods.<name>.fit.returns to 1."
         )
     return partial(spec.load(), **{key: value for key, value in choice.values().items() if key in spec.options})
@@ -85,14 +97,46 @@ def network(config: Mapping[str, Any], prediction: str, path: AffinePath) -> nn.
     return NoisePrediction(made, path) if prediction == "noise" else made
 
 
-def load(file: Path, device: torch.device, solver: str, steps: int) -> HorizonModel:
-    """Return a trained successor model in the units of the environment; a model without an ODE ignores the solver.
+def load(
+    file: Path,
+    device: torch.device,
+    solver: str,
+    steps: int,
+    policy: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+) -> HorizonModel:
+    """Return a trained successor model in the units of the environment.
+
+    Args:
+        file: File to read.
+        device: Device of the model.
+        solver: ODE solver; ignored by a model without an ODE.
+        steps: Number of solver steps.
+        policy: Actions in states, which an ensemble asks for along its rollouts; None: it uses its own model of them.
 
     Raises:
         UserError: The file is missing or damaged, or another version of this code wrote it.
     """
     model = saved.load(file, device, lambda meta, path: network(meta["network"], meta["prediction"], path))
-    gamma, loc, scale = model.meta["gamma"], model.loc, model.scale
+    meta, gamma, units = model.meta, model.meta["gamma"], _units(model)
     if isinstance(model.network, LatentNetwork):
-        return LatentHorizonModel(model.network, gamma, loc=loc, scale=scale)
-    return GeometricHorizonModel(model.field, model.event_shape, gamma, solver, steps, loc=loc, scale=scale)
+        return LatentHorizonModel(model.network, gamma, **units)
+    if isinstance(model.network, GaussianEnsemble):
+        act = None if policy is None else partial(_actions, policy)
+        return EnsembleHorizonModel(model.network, gamma, policy=act, terminal=meta["terminal"], **units)
+    return GeometricHorizonModel(model.field, model.event_shape, gamma, solver, steps, **units)
+
+
+def _units(model: saved.Saved) -> dict[str, Any]:
+    """Return the units of states and actions; files of older versions have no units of actions and no constants."""
+    meta, constants = model.meta, model.meta.get("constants", {})
+    names = meta["state_names"]
+    varying = [i for i, name in enumerate(names) if name not in constants]
+    units = {"loc": model.loc[varying], "scale": model.scale[varying]}
+    units |= {name: model.loc.new_tensor(meta[name]) for name in ("action_loc", "action_scale") if name in meta}
+    if constants:
+        units["constant"] = model.loc.new_tensor([constants.get(name, math.nan) for name in names])
+    return units
+
+
+def _actions(policy: Callable[[NDArray[np.float64]], NDArray[np.float64]], state: Tensor) -> Tensor:
+    return torch.from_numpy(policy(state.double().cpu().numpy())).to(state.device)

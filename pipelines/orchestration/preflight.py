@@ -94,8 +94,8 @@ def _successor_step(method: SuccessorMethod, fit: SuccessorFit) -> None:
     config = successor.network_config(method.loss, fit, event_dim=1, cond_dim=2)
     network, x = successor.network(config, spec.prediction, path), torch.zeros(2, 1)
     batch = Transitions(x, x, x, x)
-    if spec.needs == "futures":
-        loss(network, batch, x)
+    if spec.needs != "target":
+        loss(network, batch, *([x] if spec.needs == "futures" else []))
         return
     now: dict[str, Any] = {"progress": 0.0} if spec.progress else {}
     loss(network, network, batch, gamma=0.5, **now)

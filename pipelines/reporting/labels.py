@@ -20,6 +20,7 @@ METHODS = {
     "td2_dd": "TD²-DD",
     "gan": "GAN",
     "vae": "VAE",
+    "ensemble": "Ensemble",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,9 +57,11 @@ def _typed(row: Mapping[str, Any], meta: Mapping[str, Any]) -> list[Any]:
     for name, value in row.items():
         words = discrete.get(name, {}).get("levels")
         if words:
-            found.append(words[min(max(int(value), 0), len(words) - 1)])
+            found.append(words[min(max(math.floor(value), 0), len(words) - 1)])
+        elif types.get(name) == "integer":
+            found.append(math.floor(value) if name in discrete else round(value))
         else:
-            found.append(round(value) if types.get(name) == "integer" else value)
+            found.append(value)
     return found
 
 

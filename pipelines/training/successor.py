@@ -42,7 +42,8 @@ def train(stage: Stage, environment: str, method: str) -> None:
 class SuccessorJob(Job):
     """The training job of a successor model.
 
-    A loss that needs `futures` receives on-policy future states; one that needs a `target`, the averaged network.
+    A loss that needs `futures` receives on-policy future states; one that needs a `target`, transitions and the
+    averaged network; one that needs `transitions`, them alone.
 
     Attributes:
         choice: Loss and path of the method.
@@ -73,11 +74,12 @@ class SuccessorJob(Job):
         if spec.needs == "futures":
             value = self._on_futures(batches, path)
         else:
-            half = fit.batch // 2  # the loss has two terms, with half of the batch each
+            # a loss with a target network has two terms, with half of the batch each
+            rows = fit.batch // 2 if spec.needs == "target" else fit.batch
             if fit.on_policy:
-                draw = batches.returns(half, self.gamma, fit.returns)
+                draw = batches.returns(rows, self.gamma, fit.returns)
             else:
-                draw, seek = batches.transitions(half, fit.rows_in_memory)
+                draw, seek = batches.transitions(rows, fit.rows_in_memory)
             memory = _particles(fit, batches, path).to(device) if fit.particles else None
             value = self._on_transitions(draw, path, memory)
 
@@ -95,8 +97,8 @@ class SuccessorJob(Job):
             "path": self.choice.path.model_dump(),
             "prediction": spec.prediction,
             "gamma": self.gamma,
-            "state_names": batches.states,
-            "action_names": batches.actions,
+            "terminal": batches.ends,
+            **batches.described,
         }
         network = successor.network(config, spec.prediction, path).to(device)
         return Task(network, terms, batches.loc, batches.scale, meta, seek, memory)
@@ -113,6 +115,8 @@ class SuccessorJob(Job):
 
     def _on_transitions(self, draw: Callable[..., Any], path: AffinePath, memory: Particles | None) -> Value:
         loss = successor.loss(self.choice.loss, self.fit)
+        if self.choice.loss.spec.needs == "transitions":
+            return lambda network, average, generator, now: loss(network, draw(generator), **now, generator=generator)
         options: dict[str, Any] = {"gamma": self.gamma, **self._flow_options(path)}
         if memory is not None:
             loss, options = memory.td2_cfm_loss, {"gamma": self.gamma}

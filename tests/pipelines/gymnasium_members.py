@@ -49,6 +49,28 @@ class Shared(Corridor):
         self.seen = Shared.place
 
 
+class Furnished(Corridor):
+    """A corridor between two components that say what it is and never change."""
+
+    def __init__(self, noise: float = 0.01) -> None:
+        super().__init__(noise)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (4,), np.float64)
+        self.action_space = spaces.Box(np.array([-1.0, 7.0]), np.array([1.0, 7.0]), dtype=np.float64)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        seen, info = super().reset(seed=seed, options=options)
+        return furnished(seen), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        seen, *rest = super().step(action)
+        return furnished(seen), *rest  # type: ignore[return-value]
+
+
+def furnished(seen: np.ndarray) -> np.ndarray:
+    """The observation of a furnished corridor."""
+    return np.array([0.1, seen[0], 1e8, seen[1]])
+
+
 class Unseeded(Corridor):
     """A corridor that ignores the seed of a reset."""
 
@@ -59,12 +81,19 @@ class Unseeded(Corridor):
 gymnasium.register("Corridor-v0", Corridor, max_episode_steps=30)
 gymnasium.register("Shared-v0", Shared, max_episode_steps=30)
 gymnasium.register("Unseeded-v0", Unseeded, max_episode_steps=30)
+gymnasium.register("Furnished-v0", Furnished, max_episode_steps=30)
 gymnasium.register("Grid-v0", Grid)
 
 
 def right(observation: np.ndarray) -> np.ndarray:
     """At half speed to the end of the corridor."""
     return np.full((len(observation), 1), 0.5)
+
+
+def right_in_a_furnished_corridor(observation: np.ndarray) -> np.ndarray:
+    """At half speed to the end, for observations with all components."""
+    assert np.array_equal(observation[:, [0, 2]], np.broadcast_to([0.1, 1e8], (len(observation), 2)))
+    return np.tile([0.5, 7.0], (len(observation), 1))
 
 
 def swing(observation: np.ndarray) -> np.ndarray:

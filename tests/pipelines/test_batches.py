@@ -31,6 +31,7 @@ def batches(folder: Path, ends: bool = False) -> Batches:
     table = now.reset_index(drop=True).join(soon).assign(terminal=over[step > 0])
     table[~over[step < LENGTH]].to_parquet(folder / "transitions.parquet")  # nobody acts in a terminal state
     described = {"state_names": ["x", "y"], "action_names": ["u"], "loc": LOC.tolist(), "scale": SCALE.tolist()}
+    described |= {"constants": {}, "action_loc": [0.0], "action_scale": [1.0]}
     files.write_json(folder / "provenance.json", described)
     return Batches(folder, torch.device("cpu"))
 

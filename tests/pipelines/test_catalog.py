@@ -14,7 +14,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from flowmatch_core.solvers import grids
-from flowmatch_core.successor import LatentNetwork, Particles
+from flowmatch_core.successor import GaussianEnsemble, LatentNetwork, Particles
 from pipelines.base import plugins
 from pipelines.config import catalog
 from pipelines.config.catalog import LossSpec, NetworkSpec, ObjectiveSpec, Spec
@@ -116,7 +116,7 @@ def test_an_objective_takes_what_its_row_says(name: str, spec: ObjectiveSpec) ->
 @pytest.mark.parametrize(("name", "spec"), catalog.SUCCESSOR_LOSSES.items())
 def test_a_successor_loss_takes_what_its_row_says(name: str, spec: LossSpec) -> None:
     decided = {"field", "batch", "weight", "generator"}
-    decided |= {"future"} if spec.needs == "futures" else {"target", "gamma"}
+    decided |= {"futures": {"future"}, "target": {"target", "gamma"}, "transitions": set()}[spec.needs]
     decided |= {"path", "time"} if spec.path else set()
     decided |= {"steps", "solver"} if spec.ode else set()
     decided |= {"progress"} if spec.progress else set()
@@ -132,7 +132,7 @@ def test_a_successor_loss_trains_the_network_that_its_row_says(name: str, spec: 
         assert spec.prediction == getattr(spec.load(), "prediction", "velocity")
         return
     assert field == spec.network.attribute
-    assert issubclass(spec.network.load(), LatentNetwork)
+    assert issubclass(spec.network.load(), (LatentNetwork, GaussianEnsemble))
     assert spec.prediction == "state"
     assert spec.options.keys().isdisjoint(spec.network.options)
     assert spec.all_options == {**spec.options, **spec.network.options}

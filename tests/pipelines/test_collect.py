@@ -257,7 +257,7 @@ def test_a_written_table_is_the_collected_one_in_row_groups(tmp_path: Path) -> N
     file = parquet.ParquetFile(tmp_path / "t.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [100_000, 100_000, 30_001]
     pd.testing.assert_frame_equal(files.read_table(tmp_path / "t.parquet"), tables.transitions, check_exact=True)
-    whole = moments.moments(tables.transitions[names], "the table")
+    whole = {"loc": tables.transitions[names].mean(), "scale": tables.transitions[names].std(ddof=0)}
     assert found["low"] == tables.transitions[names].min().tolist()
     assert found["high"] == tables.transitions[names].max().tolist()
     for name in ("loc", "scale"):
@@ -276,14 +276,28 @@ def test_moments_of_parts_are_those_of_the_whole() -> None:
     np.testing.assert_allclose(result["scale"], rows.std(0), rtol=1e-6)
 
 
-def test_a_constant_column_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_constant_column_is_its_own_location_and_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
     frames = [pd.DataFrame({"x": [0.1] * 7, "y": [1.0, 2, 3, 4, 5, 6, 7]})] * 3
-    with pytest.raises(UserError, match=r"'x' of the transitions is constant \(0.1\)"):
-        collect.write_frames(tmp_path / "t.parquet", frames, ["y", "x"])
-    collect.write_frames(tmp_path / "t.parquet", frames, ["y"])
+    found = collect.write_frames(tmp_path / "t.parquet", frames, ["y", "x"])
+    assert found == {"loc": [4.0, 0.1], "scale": [2.0, 1.0], "low": [1.0, 0.1], "high": [7.0, 0.1]}
     with pytest.raises(ZeroDivisionError):
         collect.write_frames(tmp_path / "other.parquet", (1 // 0 for _ in range(2)), ["y"])  # type: ignore[misc]
     assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
+
+
+def test_units_of_an_environment_name_what_is_constant() -> None:
+    found = {"loc": [0.0, 3.0, 7.0, 1.0], "scale": [2.0, 1.0, 4.0, 1.0]}
+    found |= {"low": [-1.0, 3.0, 5.0, 1.0], "high": [1.0, 3.0, 9.0, 1.0]}
+    described, sentences = moments.units(found, ["x", "y"], ["y", "v"])
+    assert described == {
+        **{name: values[:2] for name, values in found.items()},
+        "constants": {"y": 3.0},
+        "action_loc": [7.0, 1.0],
+        "action_scale": [4.0, 1.0],
+    }
+    assert [sentence.split(" in all")[0] for sentence in sentences] == ["y is 3", "the action v is 1"]
+    with pytest.raises(UserError, match="change no component of the state: y is 3, x is 1; expected one that varies"):
+        moments.units({name: values[1::2] for name, values in found.items()}, ["y", "x"], [])
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import torch
 
 from pipelines.base import files
 from pipelines.base.errors import UserError
-from pipelines.data import moments
+from pipelines.data.moments import Moments
 from tests.pipelines.conftest import ROOT
 
 
@@ -113,10 +113,12 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.1])  # the deviation of many 0.1 is rounding, but not zero
 def test_what_is_constant_cannot_be_standardised(value: float) -> None:
-    table = pd.DataFrame({"x": np.arange(10_000.0), "y": value})
+    found = Moments(["x", "y"])
+    found.add(np.stack([np.arange(10_000.0), np.full(10_000, value)], 1))
     with pytest.raises(UserError, match=rf"the column 'y' of moons is constant \({value}\)"):
-        moments.moments(table, "moons")
-    assert moments.moments(table[["x"]], "moons") == {"loc": [4999.5], "scale": [pytest.approx(10_000 / 12**0.5)]}
+        found.check_varying("moons")
+    result = found.result()
+    assert (result["loc"], result["scale"]) == ([4999.5, value], [pytest.approx(10_000 / 12**0.5), 1.0])
 
 
 def write_folder(path: Path) -> None:

@@ -268,6 +268,7 @@ def written(root: Path, name: str, total: int) -> None:
             drawn = {name: rng.standard_normal(100_000) for name in columns}
             writer.write_table(pa.table({**drawn, "terminal": rng.random(100_000) < 0.01}, schema=schema))
     text = {"state_names": states, "action_names": actions, "loc": [0.0] * 4, "scale": [1.0] * 4}
+    text |= {"constants": {}, "action_loc": [0.0] * 2, "action_scale": [1.0] * 2}
     layout.provenance(folder).write_text(json.dumps(text))
 
 

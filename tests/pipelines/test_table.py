@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -10,7 +13,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+import yaml
+from pyarrow import parquet
 from scipy import stats
 
 from pipelines import datasets
@@ -546,3 +552,45 @@ def test_a_column_that_varies_only_outside_of_training_is_named() -> None:
     data.to_csv("table.csv", index=False)
     with pytest.raises(UserError, match="'late' of the training rows of mine is constant"):
         prepare.write(project(columns=["x", "late"], split={"time": "t"}), "mine")
+
+
+MEASURED = """
+from pathlib import Path
+from pipelines.config import params
+from pipelines.data import prepare
+from pipelines.runs.context import Stage
+from pipelines.runs.records import RunRecord
+prepare.write(Stage("prepare@mine", params.load(), RunRecord.start("prepare@mine", {})), "mine")
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+print(status["VmHWM"].split()[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not report the peak of the memory")
+def test_a_table_that_is_larger_than_the_memory_that_it_takes() -> None:
+    """3 million rows of 8 columns are 192 MB as numbers; tenfold rows take at most half of that more."""
+    raw = yaml_files.read_yaml(ROOT / "params.yaml")
+    roles = {"condition": "word", "weight": "w"}
+    raw["datasets"] = {"mine": {"kind": "table", "file": "table.parquet", **roles}}
+    Path("params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    peaks = []
+    for pieces in (3, 30):
+        rng = np.random.default_rng(0)
+        with parquet.ParquetWriter(
+            "table.parquet",
+            pa.schema([*((f"x{i}", pa.float64()) for i in range(6)), ("word", pa.string()), ("w", pa.float64())]),
+        ) as writer:
+            for _ in range(pieces):
+                columns = {f"x{i}": rng.normal(size=100_000) for i in range(6)}
+                columns |= {"word": rng.choice(["a", "b"], 100_000), "w": rng.random(100_000) + 1}
+                writer.write_table(pa.table(columns))
+        command = [sys.executable, "-c", MEASURED]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        peaks.append(int(result.stdout.split()[-1]) / 1024)
+        rows = parquet.ParquetFile(layout.part(layout.prepared("mine"), "train")).metadata
+        assert rows.num_rows == 80_000 * pieces
+        assert rows.row_group(0).num_rows <= files.GROUP
+    assert peaks[1] - peaks[0] < 96, peaks

@@ -42,6 +42,7 @@ def write(terminal: bool | None) -> None:
     table.to_parquet(layout.transitions(folder), row_group_size=100)
     loc, scale = [10.0, -10.0], [2.0, 4.0]
     described = {"state_names": ["x", "y"], "action_names": ["u"], "loc": loc, "scale": scale}
+    described |= {"constants": {}, "action_loc": [0.0], "action_scale": [1.0]}
     files.write_json(layout.provenance(folder), described)
 
 

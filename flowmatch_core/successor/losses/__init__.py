@@ -1,6 +1,7 @@
 """Losses of successor-measure models: one file a method."""
 
 from flowmatch_core.successor.losses.bootstrap import Loss, SuccessorLoss, logit_normal
+from flowmatch_core.successor.losses.ensemble import GaussianEnsemble, ensemble_loss
 from flowmatch_core.successor.losses.gan import HorizonGAN, gan_loss
 from flowmatch_core.successor.losses.mc_cfm import mc_cfm_loss
 from flowmatch_core.successor.losses.td2_cfm import td2_cfm_loss
@@ -11,10 +12,12 @@ from flowmatch_core.successor.losses.td_dd import td_dd_loss
 from flowmatch_core.successor.losses.vae import HorizonVAE, vae_loss
 
 __all__ = [
+    "GaussianEnsemble",
     "HorizonGAN",
     "HorizonVAE",
     "Loss",
     "SuccessorLoss",
+    "ensemble_loss",
     "gan_loss",
     "logit_normal",
     "mc_cfm_loss",

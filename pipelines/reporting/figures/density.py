@@ -47,7 +47,9 @@ def groups(condition: Mapping[str, Any], test: pd.DataFrame) -> Callable[[pd.Dat
     if condition["kind"] == "words":
         words = test[name].astype(str).value_counts().index[:SHOWN_GROUPS]
         kinds = {word: f"{name} = {word}" for word in words}
-        return lambda table: pd.Series(pd.Categorical(table[name].astype(str).map(kinds), [*kinds.values()]), table.index)
+        return lambda table: pd.Series(
+            pd.Categorical(table[name].astype(str).map(kinds), [*kinds.values()]), table.index
+        )
     cuts = sorted(set(test[name].quantile([1 / 3, 2 / 3])) - {test[name].min()})
     ends = [f"{name} < {cuts[0]:.4g}", f"{name} ≥ {cuts[-1]:.4g}"] if cuts else [name]
     kinds = [ends[0], *(f"{name} {low:.4g} to {high:.4g}" for low, high in pairwise(cuts)), *ends[1:]]

@@ -33,6 +33,7 @@ COLOURS = {
     "td2_dd": "C4",
     "gan": "C8",
     "vae": "C9",
+    "ensemble": "C3",
     "oracle": TRUTH,
 }
 MARKERS, LINES = "os^Dv<>", ("-", "--", ":", "-.")
