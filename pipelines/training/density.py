@@ -148,8 +148,8 @@ class DensityJob(Job):
         key = f"params.yaml: density.methods.{self.method}.coupling is {coupling.name!r}"
         if coupling.reads_conditions and not data.conditions.size:
             raise UserError(
-                f"{key}, which compares conditions, but the data set {self.data!r} has none; expected independent, "
-                "minibatch_ot or sinkhorn."
+                f"{key}, which compares conditions, but the data set {self.data!r} has none; expected independent "
+                "or minibatch_ot."
             )
         if rows.streamed and data.provenance["weight"] is not None and coupling.name != "independent":
             raise UserError(

@@ -118,7 +118,6 @@ EVERY = [
     {"loss": "cfm"},
     {"loss": "cfm", "coupling": "minibatch_ot"},
     {"loss": "cfm", "coupling": {"name": "conditional_ot", "weight": 100.0}},
-    {"loss": "cfm", "coupling": {"name": "sinkhorn", "weight": 1.0}},
     {"loss": "interpolant"},
     {"loss": "posterior_cfm"},
     {"loss": "gaussian"},
@@ -132,8 +131,8 @@ NAMES = [json.dumps(method) for method in EVERY]
 
 @pytest.mark.parametrize(
     ("method", "columns"),
-    [*((method, ("x", "y")) for method in EVERY), *((EVERY[i], ("x",)) for i in (0, 6, 7, 8, 9, 10))],
-    ids=[*NAMES, *(f"{NAMES[i]} one column" for i in (0, 6, 7, 8, 9, 10))],
+    [*((method, ("x", "y")) for method in EVERY), *((EVERY[i], ("x",)) for i in (0, 5, 8, 9))],
+    ids=[*NAMES, *(f"{NAMES[i]} one column" for i in (0, 5, 8, 9))],
 )
 def test_every_method_is_trained_on_conditions_and_has_samples_and_densities_in_double_precision(
     method: Mapping[str, Any], columns: tuple[str, ...]
@@ -148,6 +147,9 @@ def test_every_method_is_trained_on_conditions_and_has_samples_and_densities_in_
     assert (log_prob.shape, drawn.shape, drawn.dtype) == ((50,), (20, 50, len(columns)), torch.float64)
     assert log_prob.isfinite().all()
     assert len(drawn[..., 0].unique()) > 990  # in single precision a dozen
+    meta = saved.meta(Path("m.safetensors"))
+    assert ("path" in meta) == DensityMethod.model_validate(method).has_field
+    assert (meta["network"]["event_dim"], meta["network"]["cond_dim"]) == (len(columns), 4)
 
 
 @pytest.mark.parametrize("weight", [None, "heavy"])
@@ -224,7 +226,7 @@ def test_what_is_not_given_is_chosen_on_the_validation_rows(loss: str) -> None:
     prepared(conditions=())
     option = {"gaussian_mixture": "components", "kernel_density": "bandwidth"}[loss]
     chosen = trained(job({"loss": loss}))[1].curve[0]["val_loss"]
-    for value in (1, 32) if option == "components" else (0.05, 0.15, 0.6):
+    for value in (1, 6) if option == "components" else (0.05, 0.15, 0.6):
         other = trained(job({"loss": {"name": loss, option: value}}))[1].curve[0]["val_loss"]
         assert chosen <= other + 1e-3, value
 
@@ -345,23 +347,14 @@ def test_the_validation_loss_is_a_function_of_the_network() -> None:
 
 
 def test_a_network_that_memorises_is_stopped_and_the_one_before_is_kept() -> None:
-    """600 rows of a Gaussian and a wide network: the validation loss rises long before the last step."""
+    """20 rows and a wide network: the validation loss rises long before the last step."""
     prepared(conditions=())
     path = layout.part(layout.prepared("own"), "train")
     table(ROWS["train"], 0).head(20)[["x", "y"]].to_parquet(path)
-    network = {"name": "mlp", "hidden": [128, 128]}
-    _, found = trained(job({"loss": "cfm"}, network=network, steps=1500, patience=5, val_every=25, ema_step=0.05))
+    network = {"name": "mlp", "hidden": [64, 64]}
+    _, found = trained(job({"loss": "cfm"}, network=network, steps=1500, patience=4, val_every=20))
     assert found.chosen_step is not None
-    assert found.chosen_step < found.curve[-1]["step"] == found.chosen_step + 5 * 25 < 1500
-
-
-def test_a_method_without_a_field_writes_no_path(tmp_path: Path) -> None:
-    prepared()
-    for method in EVERY[6:]:
-        task, _ = trained(job(method))
-        assert "path" not in task.meta
-        assert task.meta["network"]["event_dim"] == 2
-        assert task.meta["network"]["cond_dim"] == 4
+    assert found.chosen_step < found.curve[-1]["step"] == found.chosen_step + 4 * 20 < 600
 
 
 def test_conditions_that_are_not_there_are_refused_when_training_begins() -> None:
