@@ -67,7 +67,7 @@ class Constant(HorizonModel):
         if self.fault:
             raise self.fault
         assert action is not None
-        torch.testing.assert_close(action, torch.from_numpy(SPIRAL.policy(state.numpy())))
+        torch.testing.assert_close(action, torch.tensor(SPIRAL.policy(state.numpy())))
         return (state + self.away).expand(n, *state.shape)
 
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
@@ -75,7 +75,7 @@ class Constant(HorizonModel):
 
 
 def grid() -> ValueGrid:
-    return ValueGrid(SPIRAL, PARAMS.environments["spiral"])
+    return ValueGrid(SPIRAL, PARAMS.environments["spiral"], "bump")
 
 
 def test_the_value_map_has_the_entrys_reward_and_discount_beside_the_truth() -> None:

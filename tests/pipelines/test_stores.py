@@ -256,6 +256,33 @@ def test_a_port_in_use_is_a_sentence(project: Path, capsys: pytest.CaptureFixtur
     assert said.count("\n") == 1
 
 
+def test_the_address_is_printed_once_it_is_served(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    said: list[str] = []
+    monkeypatch.setattr(publish, "run", lambda options: 0)
+    monkeypatch.setattr(store, "open_existing", lambda home: argparse.Namespace(experiment="1"))
+    monkeypatch.setattr(runner, "raise_on_signals", lambda: None)
+
+    def serve(*arguments: Any) -> int:
+        time.sleep(0.5)
+        said.append(capsys.readouterr().out)
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", port))
+            listening.listen()
+            until = time.monotonic() + 30
+            while len(said) < 2 and time.monotonic() < until:
+                time.sleep(0.05)
+                said.extend(filter(None, [capsys.readouterr().out]))
+        return 0
+
+    monkeypatch.setattr(runner, "run_foreground", serve)
+    assert ui.run(argparse.Namespace(port=port)) == 0
+    page = f"http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning"
+    assert said == ["", f"MLflow: {page} (stop with Ctrl-C)\n"]
+
+
 def test_the_password_is_not_on_the_command_line_of_the_ui(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"postgresql://ann:{SECRET}@db/runs"
     started: list[tuple[Any, ...]] = []
