@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from flowmatch_core.intervals import paired_difference as paired_difference
     from flowmatch_core.intervals import paired_ratio as paired_ratio
     from flowmatch_core.intervals import t_interval as t_interval
+    from flowmatch_core.marginals import Marginals as Marginals
     from flowmatch_core.metrics import Floor as Floor
     from flowmatch_core.metrics import bits_per_dim as bits_per_dim
     from flowmatch_core.metrics import emd as emd
@@ -200,6 +201,7 @@ _MODULES = {
     ),
     "guidance": ("GuidanceScale", "drop_condition", "guided"),
     "intervals": ("Interval", "paired_difference", "paired_ratio", "t_interval"),
+    "marginals": ("Marginals",),
     "metrics": (
         "Floor",
         "bits_per_dim",

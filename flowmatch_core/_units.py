@@ -1,4 +1,4 @@
-"""Units of data: where they are kept, and the flows whose network works on a standardised variable."""
+"""Units of data: where they are kept, and what they may be."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core._conditions import Condition, CondShape, map_condition
-from flowmatch_core._flow import Flow
-from flowmatch_core._tensors import broadcast
+from flowmatch_core._tensors import broadcast, check_finite
 
-__all__ = ["StandardisedFlow", "UnitsModule", "check_pair", "check_units", "network_dtype"]
+__all__ = ["UnitsModule", "check_pair", "check_units", "network_dtype", "network_parameter"]
 
 
 class UnitsModule(nn.Module):
@@ -55,87 +53,6 @@ class UnitsModule(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class StandardisedFlow(UnitsModule, Flow):
-    r"""A flow of $z = (x - \mu) / s$, whose samples and points are in the units of $x$.
-
-    The arithmetic of the units is of the finer dtype of $x$ and the units; $z$ and the conditions have that of the
-    parameters of the network, so that a network in single precision serves data in double precision.
-
-    Args:
-        event_shape: The shape of one `x`.
-        cond_shape: The shape of one condition; see `Flow`.
-        batch_shape: The shape of the batch of the flow itself.
-        loc: The location, which broadcasts to the event shape, or None for 0.
-        scale: The scale, likewise, or None for 1.
-    """
-
-    loc: Tensor | None
-    scale: Tensor | None
-
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        cond_shape: CondShape,
-        batch_shape: Sequence[int],
-        loc: Tensor | None,
-        scale: Tensor | None,
-    ) -> None:
-        super().__init__(event_shape, cond_shape, batch_shape)
-        check_units(self.event_shape, loc=loc, scale=scale)
-        self._register_units("loc", loc)
-        self._register_units("scale", scale)
-
-    def _network(self) -> object:
-        """Return what is evaluated at standardised points."""
-        raise NotImplementedError
-
-    def _standardised(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the standardised points of `(*lead, *event)`, and the log-determinants `(*lead,)` of the map there."""
-        log_det = x.new_zeros(x.shape[: x.ndim - len(self.event_shape)])
-        if self.loc is not None:
-            x = x - self.loc
-        if self.scale is not None:
-            x = x / self.scale
-            log_det = log_det - self.scale.to(x.dtype).log().expand(self.event_shape).sum()
-        return self._cast(x), log_det.to(x.dtype)
-
-    def _standardised_rows(self, value: Tensor, cond: Condition) -> tuple[Tensor, Condition, Tensor]:
-        """Return the standardised points and the conditions as rows, and the log-determinants `(*lead,)`."""
-        x, rows, lead = self._rows(value, cond)
-        z, log_det = self._standardised(x)
-        return z, rows, log_det.reshape(lead)
-
-    def _in_units_with_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return standardised points in the units of the data, and the log-determinants of `_standardised` there."""
-        x = self._in_units(z)
-        return x, self._standardised(x)[1]
-
-    def _in_units(self, z: Tensor) -> Tensor:
-        """Return standardised points in the units of the data."""
-        if self.scale is not None:
-            z = z * self.scale
-        return z if self.loc is None else z + self.loc
-
-    def _condition_rows(self, cond: Condition, lead: Sequence[int]) -> Condition:
-        rows = super()._condition_rows(cond, lead)
-        return map_condition(lambda part: self._cast(part) if part.is_floating_point() else part, rows)
-
-    def _like(self, cond: Condition) -> Tensor:
-        """Return a tensor whose dtype and device are those of standardised points."""
-        network = _floating(self._network())
-        if network is not None:
-            return network
-        units = [unit for unit in (self.loc, self.scale) if unit is not None and unit.is_floating_point()]
-        if not units:
-            return super()._like(cond)
-        return units[0].to(torch.promote_types(units[0].dtype, self._default.dtype))
-
-    def _cast(self, z: Tensor) -> Tensor:
-        """Return the tensor in the dtype of the network, or as it is for a network without parameters."""
-        dtype = network_dtype(self._network())
-        return z if dtype is None else z.to(dtype)
-
-
 def network_dtype(network: object) -> torch.dtype | None:
     """Return the dtype of the parameters of a network; None for a plain callable or a network without parameters.
 
@@ -143,11 +60,17 @@ def network_dtype(network: object) -> torch.dtype | None:
         >>> network_dtype(nn.Linear(1, 1)), network_dtype(lambda t, x, cond: x)
         (torch.float32, None)
     """
-    found = _floating(network)
+    found = network_parameter(network)
     return None if found is None else found.dtype
 
 
-def _floating(network: object) -> Tensor | None:
+def network_parameter(network: object) -> Tensor | None:
+    """Return the first floating-point parameter of a network, whose dtype and device are those of its inputs.
+
+    Examples:
+        >>> network_parameter(nn.Linear(3, 1)).shape, network_parameter(lambda t, x, cond: x)
+        (torch.Size([1, 3]), None)
+    """
     parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
     return next((parameter for parameter in parameters if parameter.is_floating_point()), None)
 
@@ -163,16 +86,12 @@ def check_units(event_shape: Sequence[int], **units: Tensor | None) -> None:
         >>> check_units((2,), loc=torch.zeros(2), scale=torch.tensor([1.0, 0.0]))
         Traceback (most recent call last):
         ValueError: scale holds values that are not positive, but should be positive.
-        >>> check_units((2,), loc=torch.tensor([0.0, float("nan")]))
-        Traceback (most recent call last):
-        ValueError: loc holds 1 numbers that are not finite, but should hold none.
     """
     for name, unit in units.items():
         if unit is None:
             continue
         broadcast(name, unit, event_shape)
-        if bad := int((~unit.isfinite()).sum()):
-            raise ValueError(f"{name} holds {bad} numbers that are not finite, but should hold none.")
+        check_finite(name, unit)
         if name.endswith("scale") and not (unit > 0).all():
             raise ValueError(f"{name} holds values that are not positive, but should be positive.")
 

@@ -16,10 +16,11 @@ from flowmatch_core._call import check_field
 from flowmatch_core._conditions import Condition, CondShape
 from flowmatch_core._density import Rule, push, reference_rule
 from flowmatch_core._flow import BoundFlow, Flow, Moments, check_numbers
+from flowmatch_core._standardised import StandardisedFlow
 from flowmatch_core._tensors import as_shape, check_choice
-from flowmatch_core._units import StandardisedFlow
 from flowmatch_core.divergence import DivergenceMethod, rademacher
 from flowmatch_core.field import VelocityField
+from flowmatch_core.marginals import Marginals
 from flowmatch_core.solvers import TimeGrid, Uniform
 
 __all__ = ["BoundContinuousFlow", "BoundFlow", "ContinuousFlow", "Flow", "FlowTransform", "LogDensity", "Moments"]
@@ -101,6 +102,8 @@ class ContinuousFlow(StandardisedFlow):
             where the data are far from 0: points and samples are then in float64, while the field is evaluated in the
             dtype of its parameters. MPS has no float64: units in float32 there.
         scale: The scale $s$, likewise; 1 by default.
+        marginals: Transforms of the entries of `x` to normal ones, before `loc` and `scale`: the field is one of
+            $(T(x) - \mu) / s$, and the density has the log-determinant of $T$.
         base: The distribution $p_0$ of the states at t = 0, in standardised units: a
             `torch.distributions.Distribution` of the event shape or of independent entries, another flow, also one
             bound to its conditions, or a tensor of rows `(n, *event)` to draw from, which has no density. Its batch
@@ -136,6 +139,7 @@ class ContinuousFlow(StandardisedFlow):
         probes: int = 1,
         loc: Tensor | None = None,
         scale: Tensor | None = None,
+        marginals: Marginals | None = None,
         base: Distribution | Tensor | None = None,
         base_scale: float = 1.0,
         cond_shape: CondShape = None,
@@ -150,7 +154,7 @@ class ContinuousFlow(StandardisedFlow):
         event = as_shape("event_shape", event_shape)
         start = base_of(base, base_scale, event)
         declared: CondShape = getattr(field, "cond_shape", None) if cond_shape is None else cond_shape
-        super().__init__(event, declared, start.batch_shape, loc, scale)
+        super().__init__(event, declared, start.batch_shape, loc, scale, marginals)
         self.field, self.solver, self.steps, self.grid = field, solver, steps, grid
         self.divergence, self.probes = divergence, probes
         self.base, self.rtol, self.atol, self.check = start, rtol, atol, check

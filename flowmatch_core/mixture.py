@@ -12,8 +12,9 @@ from torch.distributions import constraints
 
 from flowmatch_core._conditions import Condition, condition_parts
 from flowmatch_core._flow import check_numbers
-from flowmatch_core._tensors import check_shape
-from flowmatch_core._units import StandardisedFlow
+from flowmatch_core._standardised import StandardisedFlow
+from flowmatch_core._tensors import check_finite, check_shape
+from flowmatch_core.marginals import Marginals
 
 __all__ = ["MixtureFlow"]
 
@@ -40,6 +41,7 @@ class MixtureFlow(StandardisedFlow):
         slopes: The slopes $B$ of the mean in the condition, with shape `(c, d)`, or None without conditions.
         loc: The location $\mu$, which broadcasts to `(d,)`; 0 by default.
         scale: The scale $s$, likewise; 1 by default.
+        marginals: A transform of the entries, whose results are the $x$ above; none by default.
         check: Whether a value that is not finite raises a `ValueError`; the check synchronises with the device.
 
     Examples:
@@ -59,6 +61,7 @@ class MixtureFlow(StandardisedFlow):
         *,
         loc: Tensor | None = None,
         scale: Tensor | None = None,
+        marginals: Marginals | None = None,
         check: bool = True,
     ) -> None:
         if means.ndim != 2 or 0 in means.shape:
@@ -66,13 +69,16 @@ class MixtureFlow(StandardisedFlow):
         components, d = means.shape
         check_shape("weights", weights, (components,))
         check_shape("factors", factors, (1 if len(factors) == 1 else components, d, d))
+        for name, value in (("means", means), ("factors", factors), ("slopes", slopes)):
+            if value is not None:
+                check_finite(name, value)
         if not bool((weights > 0).all() and weights.isfinite().all()):
             raise ValueError("weights holds values that are not positive and finite, but should hold none.")
         if not bool((factors.diagonal(dim1=1, dim2=2) > 0).all()):
             raise ValueError("factors has a diagonal that is not positive, but should be Cholesky factors.")
         if slopes is not None and (slopes.ndim != 2 or slopes.shape[1] != d):
             raise ValueError(f"slopes has shape {tuple(slopes.shape)}, but should be (conditions, {d}).")
-        super().__init__((d,), None if slopes is None else (len(slopes),), (), loc, scale)
+        super().__init__((d,), None if slopes is None else (len(slopes),), (), loc, scale, marginals)
         self.check = check
         self.weights: Tensor
         self.means: Tensor

@@ -6,6 +6,7 @@ import pytest
 
 LONGEST = (
     "test_end_to_end.py",
+    "test_try.py",
     "test_docs.py",
     "test_prefect.py",
     "test_gpu_command.py",
@@ -17,6 +18,7 @@ LONGEST = (
     "test_stores.py",
     "test_tracking.py",
     "test_results.py",
+    "test_checks.py",
     "test_packaging.py",
     "test_examples.py",
 )

@@ -39,16 +39,36 @@ def run(project: Path, *arguments: str, timeout: int = 600) -> subprocess.Comple
     )  # fmt: skip
 
 
+REMOVED = ("checkerboard", "digits", "memoryless_chain")
+"""Entries that a user took out of params.yaml, one of which the profile changes."""
+LEFT_OUT = "profile smoke: params.yaml lacks experiments.memoryless_chain; left out.\n"
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh copy of the project without its results, where the smoke profile ran once."""
-    copy = tmp_path_factory.mktemp("fresh") / "flowmatch"
+    """A fresh copy of the project without its results and some of its entries, where the smoke profile ran once."""
+    copy = tmp_path_factory.mktemp("fresh größe") / "my project"
     shutil.copytree(ROOT, copy, ignore=left_out)
+    remove_entries(copy / "params.yaml")
     subprocess.run(["git", "init", "-q"], cwd=copy, check=True)
     first = run(copy, "pipelines.orchestration", "repro", "--profile", "smoke")
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     assert first.stdout.strip().splitlines()[-1].endswith("data/report/index.html")
+    assert first.stderr.startswith(LEFT_OUT)
     return copy
+
+
+def remove_entries(path: Path) -> None:
+    """Take entries out of params.yaml, and most methods of the maze, as an editor does."""
+    text = path.read_text(encoding="utf-8")
+    for name in REMOVED:
+        text, found = re.subn(rf"^  {name}:.*\n(?:    .*\n)*", "", text, flags=re.MULTILINE)
+        assert found == 1, name
+    text, found = re.subn(
+        "^    reward: loop\n", "    reward: loop\n    methods: [td2_cfm, oracle]\n", text, flags=re.MULTILINE
+    )
+    assert found == 1
+    path.write_text(text, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +149,8 @@ def test_mlflow_has_a_parent_with_a_child_for_every_stage_and_every_cell(project
     assert set(stages) == set(graph.load(workspace)) - {"sources"}  # which computes nothing
     assert set(cells) == {
         *(f"moons {method} seed 0" for method in ("cfm", "ot_cfm")),
-        *(f"{data} {method} seed 0" for data in ("maze_loop", "spiral") for method in ("td_cfm", "td2_cfm")),
-        "spiral oracle seed 0",
+        *(f"spiral {method} seed 0" for method in ("td_cfm", "td2_cfm", "oracle")),
+        "maze_loop td2_cfm seed 0",
     }
     cell = cells["spiral td2_cfm seed 0"]
     assert len(client.get_metric_history(cell.info.run_id, "train/bootstrap")) == 6
@@ -170,17 +190,6 @@ def test_dvc_answers_about_the_metrics_and_the_graph(workspace: Path) -> None:
     assert run(workspace, "dvc", "plots", "show", "-o", "plots").returncode == 0
 
 
-def test_a_changed_parameter_runs_only_what_depends_on_it(project: Path) -> None:
-    path = project / "params.yaml"
-    text = path.read_text()
-    path.write_text(text.replace("projections: 256", "projections: 128"))
-    planned = run(project, "pipelines.orchestration", "repro", "--profile", "smoke")
-    path.write_text(text)
-    assert planned.returncode == 0, planned.stderr
-    ran = set(re.findall(r"Running stage '([^']+)'", planned.stdout))
-    assert ran == {"sources", "evaluate_density@moons", "tables", "report"}
-
-
 def test_bad_parameters_stop_before_any_stage(project: Path) -> None:
     path = project / "params.yaml"
     text = path.read_text()
@@ -197,7 +206,7 @@ def test_bad_parameters_stop_before_any_stage(project: Path) -> None:
         path.write_text(text)
         assert result.returncode == 1, new
         assert word in result.stderr, result.stderr
-        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+        assert len(result.stderr.removeprefix(LEFT_OUT).strip().splitlines()) == 1, result.stderr
         assert "Running stage" not in result.stdout
 
 
@@ -205,6 +214,7 @@ def test_bad_parameters_stop_before_any_stage(project: Path) -> None:
 def test_a_failed_data_set_costs_no_other_entry_its_tables_and_page(
     project: Path, workspace: Path, command: str
 ) -> None:
+    """And then a changed parameter runs only what depends on it, because no result was lost."""
     path, data = project / "params.yaml", workspace / "data"
     text, lock, report = path.read_text(), locked(workspace), (data / "report" / "index.html").read_bytes()
     path.write_text(text.replace("    lr: 1.0e-2 ", "    lr: 1.0e+30 ", 1))
@@ -221,9 +231,13 @@ def test_a_failed_data_set_costs_no_other_entry_its_tables_and_page(
     # What DVC knows of the tables and the report is the last complete run.
     assert [locked(workspace)[name] for name in ("tables", "report")] == [lock["tables"], lock["report"]]
     assert (data / "report" / "index.html").read_bytes() == report
+    path.write_text(text.replace("projections: 256", f"projections: {len(command)}"))
     again = run(project, "pipelines.orchestration", command, "--profile", "smoke")
+    path.write_text(text)
     assert again.returncode == 0, again.stderr
     assert not (data / "partial").exists()
+    ran = set(re.findall(r"Running stage '([^']+)'", again.stdout))
+    assert ran == {"sources", "evaluate_density@moons", "tables", "report"}
 
 
 def locked(workspace: Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ README = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 SCRIPTS = sorted(p for p in (ROOT / "examples").glob("*.py") if not p.name.startswith("_"))
 PICTURES = ROOT / "docs" / "examples"
 
+STEPS = re.compile(r"^((?:TRAINING_)?STEPS, .* = )(\d+)", re.MULTILINE)
+UNTRAINED = ("_output.py", "sde_vs_ode.py")
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 PRINTED = re.compile(rf"^(?P<label>.+): (?P<value>{NUMBER}) ± (?P<error>{NUMBER})$")
 PROMISED = re.compile(rf"^\| `(\w+\.py)` \| (.+?) \| ({NUMBER}) \| ({NUMBER}) \| .+ \|$", re.MULTILINE)
@@ -40,8 +42,35 @@ def check_picture(path: Path) -> None:
         assert half.std() > 10, "one half of the picture is blank"
 
 
+@pytest.fixture(scope="module")
+def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The examples with a tenth of their training."""
+    folder = tmp_path_factory.mktemp("examples")
+    for file in (ROOT / "examples").glob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        tenth = STEPS.sub(lambda match: f"{match[1]}{int(match[2]) // 10}", source)
+        (folder / file.name).write_text(tenth, encoding="utf-8")
+        assert tenth != source or file.name in UNTRAINED, file.name
+    return folder
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_an_example_prints_its_numbers_and_leaves_one_picture(script: Path, tmp_path: Path) -> None:
+def test_a_shortened_example_prints_its_lines_and_leaves_one_picture(
+    script: Path, shortened: Path, tmp_path: Path
+) -> None:
+    found = run(shortened / script.name, tmp_path)
+    if script.name in UNTRAINED:
+        check_ranges(script.name, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script.name not in UNTRAINED], ids=lambda p: p.stem)
+def test_an_example_prints_the_numbers_that_are_promised(script: Path, tmp_path: Path) -> None:
+    check_ranges(script.name, run(script, tmp_path))
+
+
+def run(script: Path, tmp_path: Path) -> dict[str, float]:
+    """Run an example, which leaves one picture and prints a number with its error for each label of the README."""
     picture = tmp_path / "out" / "picture.png"
     here = tmp_path / "here"
     here.mkdir()
@@ -68,9 +97,13 @@ def test_an_example_prints_its_numbers_and_leaves_one_picture(script: Path, tmp_
         assert match, f"not a number with its error: {line}"
         assert float(match["error"]) >= 0, line
         found[match["label"]] = float(match["value"])
-    ranges = promised(script.name)
     assert 2 <= len(found) <= 6
-    assert found.keys() == ranges.keys()
+    assert found.keys() == promised(script.name).keys()
+    return found
+
+
+def check_ranges(script: str, found: dict[str, float]) -> None:
+    ranges = promised(script)
     outside = {label: value for label, value in found.items() if not ranges[label][0] <= value <= ranges[label][1]}
     assert not outside, outside
 

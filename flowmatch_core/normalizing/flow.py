@@ -12,8 +12,9 @@ from torch.distributions import constraints
 
 from flowmatch_core._conditions import Condition, condition_parts
 from flowmatch_core._flow import check_numbers
+from flowmatch_core._standardised import StandardisedFlow
 from flowmatch_core._tensors import broadcast, seeded, standard_normal_log_prob
-from flowmatch_core._units import StandardisedFlow
+from flowmatch_core.marginals import Marginals
 from flowmatch_core.normalizing._base import Architecture
 from flowmatch_core.normalizing._zuko import zuko
 
@@ -45,6 +46,7 @@ class DiscreteTimeFlow(StandardisedFlow):
             standardised data, and some are invertible only near the origin. Give it and `scale` in float64 where the
             data are far from 0; see `ContinuousFlow`.
         scale: The scale $s$, likewise; 1 by default.
+        marginals: Transforms of the columns to normal ones, before `loc` and `scale`; see `ContinuousFlow`.
         check: Whether a value that is not finite raises a `ValueError`; the check synchronises with the device.
         generator: The source of randomness of the initial weights.
 
@@ -67,6 +69,7 @@ class DiscreteTimeFlow(StandardisedFlow):
         *,
         loc: Tensor | None = None,
         scale: Tensor | None = None,
+        marginals: Marginals | None = None,
         check: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -78,7 +81,7 @@ class DiscreteTimeFlow(StandardisedFlow):
             broadcast(name, torch.full((), default) if unit is None else unit, (event_dim,)).clone()
             for name, unit, default in (("loc", loc, 0.0), ("scale", scale, 1.0))
         )
-        super().__init__((event_dim,), (cond_dim,), (), loc, scale)
+        super().__init__((event_dim,), (cond_dim,), (), loc, scale, marginals)
         self.kind, self.event_dim, self.cond_dim, self.check = kind, event_dim, cond_dim, check
         zuko()
         with seeded(torch.default_generator if generator is None else generator, torch.device("cpu")):

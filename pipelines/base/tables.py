@@ -32,6 +32,7 @@ Kind = Literal["integer", "float", "text", "date", "empty", "mixed", "other"]
 BLOCK = 1 << 22  # bytes of CSV per chunk
 ROWS = 1 << 16  # rows of parquet per chunk
 _SAMPLE = 1 << 16  # bytes of CSV from which delimiter and decimal comma are told
+_BUFFER = 1 << 20  # bytes of a column of parquet that are read at once
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _CSV, _PARQUET = ("csv", "tsv", "txt"), ("parquet", "pq")  # endings of names
 _BOMS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -333,7 +334,7 @@ class ParquetTable(TableFile):
         from pyarrow import parquet
 
         try:
-            return parquet.ParquetFile(self.path)
+            return parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=_BUFFER)  # not the whole file
         except pa.ArrowInvalid as error:
             raise _not_a_table(self.path, error) from None
         except OSError as error:
@@ -353,8 +354,10 @@ def find(files: Sequence[Path]) -> list[Path]:
             raise UserError(f"no file matches {text!r}; expected at least one, so mend the pattern or its folder.")
         found += [Path(path) for path in paths]
     for path in found:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, expected a file; name its files by a glob, such as {path}/*.csv.")
         if not path.is_file():
-            raise UserError(f"{path} is {'a folder' if path.is_dir() else 'missing'}, expected a file{_near(path)}")
+            raise UserError(f"{path} is missing, expected a file{_near(path)}")
     return found
 
 

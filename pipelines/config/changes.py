@@ -40,8 +40,8 @@ def apply(base: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[dict[str
     >>> apply(base, {"only": {"datasets": []}, "seed": 3})
     ({'datasets': {}, 'seed': 3}, [])
     """
-    changes, skipped = deepcopy(dict(changes)), []
-    base = _keep_only(base, changes.pop(ONLY, {}))
+    base, skipped = _keep_only(base, changes.get(ONLY, {})), []
+    changes = deepcopy({key: value for key, value in changes.items() if key != ONLY})
     for section, complete in _ENTRIES.items():
         present, entries = _at(base, *section), _at(changes, *section)
         for name in [name for name in entries if name not in present]:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -19,11 +20,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     create_model,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from pipelines.base import plugins
 from pipelines.base.errors import UserError
@@ -37,6 +40,10 @@ from pipelines.config.yaml_files import merge, read_yaml
 Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
 FixedSolver = Literal["euler", "midpoint", "heun", "rk4"]
 LikelihoodSolver = Literal[FixedSolver, "adams"]
+PAGE_PARTS = frozenset({"results", "densities", "tables", "environments", "run", "parameters"})
+"""Anchors of the report, beside those of entries."""
+REFERENCES = {"floor": "the sampling floor", "truth": "the true samples"}
+"""What stands beside methods in tables and pictures."""
 LONGEST_KEY = 250  # characters of the name of a parameter in MLflow
 M = TypeVar("M", bound=BaseModel)
 
@@ -67,14 +74,6 @@ def _row_of(table: Mapping[str, Spec], *others: str) -> AfterValidator:
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1), AfterValidator(_different)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]  # a folder, part of stage names and options
-
-
-def _all(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    return None if value == "all" else handler(value)
-
-
-All = Annotated[int | None, Field(ge=2), WrapValidator(_all)]
-"""A number, or all that there are, which is the word `all` in the file and None here."""
 
 
 def _device(name: str) -> str:
@@ -375,29 +374,62 @@ class DatasetEntry(Trained):
         return bool(getattr(self.settings(), "condition", ()))
 
 
+_UNSAID: Any = object()
+"""Default of a key that a kind must have a default for."""
+
+
+def _of_kind(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """Return the value of a key, where the `DEFAULTS` of the plugin may stand for one that is not there."""
+    kind, key = info.data.get("kind"), str(info.field_name)
+    defaults = getattr(plugins.load(EnvironmentEntry.family, kind), "DEFAULTS", {}) if kind else {}
+    if value is _UNSAID and key not in defaults:
+        raise PydanticCustomError("missing", "Field required")
+    value = defaults[key] if value is _UNSAID else value
+    if key == "transitions" and value == "all":
+        return None
+    if value is None and (key == "transitions" or key not in defaults):
+        raise ValueError("it should be a value, which only recorded episodes have themselves")
+    return handler(value)
+
+
+_OF_KIND = WrapValidator(_of_kind)
+
+
 class EnvironmentEntry(Trained):
     """An environment, a plugin of `pipelines/environments/`."""
 
     family: ClassVar[str] = "pipelines.environments"
     kind: Annotated[str, _plugin_of("pipelines.environments")]
-    gamma: float = Field(ge=0, lt=1, description="discount, per transition")
-    transitions: All = Field(
-        description="offline transitions to collect; all: every recorded one, where they are recorded"
+    gamma: Annotated[float, Field(ge=0, lt=1), _OF_KIND] = Field(
+        default=_UNSAID, validate_default=True, description="discount, per transition"
     )
-    rollouts: Annotated[int, Field(ge=2)] | None = Field(
-        description="on-policy episodes for Monte-Carlo training; null: every one of the log"
+    transitions: Annotated[int | None, Field(ge=2), _OF_KIND] = Field(
+        default=_UNSAID,
+        validate_default=True,
+        description="offline transitions to collect; all: every recorded one, where they are recorded",
     )
-    length: Annotated[int, Field(ge=2)] | None = Field(
+    rollouts: Annotated[int | None, Field(ge=2), _OF_KIND] = Field(
+        default=_UNSAID,
+        validate_default=True,
+        description="on-policy episodes for Monte-Carlo training; null: those of the log",
+    )
+    length: Annotated[int | None, Field(ge=2), _OF_KIND] = Field(
+        default=_UNSAID,
+        validate_default=True,
         description="transitions per rollout. The truncated mass of a horizon, gamma^length in evaluation and at most "
         "gamma^(length/2) in training, which starts in the first half, is assigned to the last state. In a log: steps "
         "that follow a start state; null: as many as leave a mass of 1 %",
     )
-    starts: Annotated[int, Field(ge=2)] | None = Field(
-        description="start states of the evaluation; null: 64 of the log, or all if there are fewer"
+    starts: Annotated[int | None, Field(ge=2), _OF_KIND] = Field(
+        default=_UNSAID,
+        validate_default=True,
+        description="start states of the evaluation; null: 64 of the log, or all if there are fewer",
     )
-    reward: str | None = Field(
+    reward: Annotated[str | None, _OF_KIND] = Field(
+        default=_UNSAID,
+        validate_default=True,
         description="the reward whose value is compared; null: none. In a log: a component of the state, a logged "
-        "column, or package.module:function of the state"
+        "column, or package.module:function of the state",
     )
     methods: tuple[Name, ...] | None = Field(
         default=None,
@@ -409,14 +441,6 @@ class EnvironmentEntry(Trained):
         default=None,
         description="seeds of the methods here in place of `successor.seeds`; those of a method come first",
     )
-
-    @model_validator(mode="after")
-    def _no_holes(self) -> EnvironmentEntry:
-        holes = getattr(plugins.load(self.family, self.kind), "DEFAULTS", {})
-        for key in ("rollouts", "length", "starts", "reward"):
-            if getattr(self, key) is None and key not in holes:
-                raise ValueError(f"{key} is null, which only recorded episodes replace; expected a value")
-        return self
 
     @property
     def own(self) -> dict[str, Any]:
@@ -529,12 +553,18 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Params:
-        both = sorted(self.datasets.keys() & self.environments.keys())
-        if both:
-            raise ValueError(f"{both[0]!r} names a data set and an environment; expected different names")
+        sections: dict[str, Mapping[str, Entry]]
+        sections = {"data set": self.datasets, "environment": self.environments, "experiment": self.experiments}
+        for (one, here), (other, there) in combinations(sections.items(), 2):
+            if both := sorted(here.keys() & there.keys()):
+                raise ValueError(f"{both[0]!r} names a {one} and an {other}; expected different names")
+        for what, entries in sections.items():
+            if taken := sorted(entries.keys() & PAGE_PARTS):
+                raise ValueError(f"{taken[0]!r} names a part of the report; expected another name of the {what}")
         for section in ("density", "successor"):
-            if "floor" in getattr(self, section).methods:
-                raise ValueError(f"{section}.methods has 'floor', the name of the sampling floor; expected another one")
+            for name, what in REFERENCES.items():
+                if name in getattr(self, section).methods:
+                    raise ValueError(f"{section}.methods has {name!r}, the name of {what}; expected another one")
         known = self.successor.methods
         for name, entry in self.environments.items():
             unknown = [method for method in entry.methods or () if method not in known]
@@ -566,7 +596,7 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
     Raises:
         UserError: A key is missing or unknown, or a value is invalid.
     """
-    params = _validate(Params, _with_defaults(raw), path)
+    params = _validate(Params, raw, path)
     for key in _keys(raw):
         if len(key) > LONGEST_KEY:
             raise UserError(
@@ -606,22 +636,6 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
         settings = plugins.load(experiment.family, experiment.kind).Settings
         _validate(settings, experiment.own, path, ("experiments", name))
     return params
-
-
-def _with_defaults(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the contents of a parameter file with the keys of environments for which their kinds have defaults.
-
-    A validator of the entry cannot fill them in: what it returns is no JSON any more, where strict types want tuples.
-    """
-    entries, family = raw.get("environments"), EnvironmentEntry.family
-    if not isinstance(entries, Mapping):
-        return raw
-    filled = {}
-    for name, entry in entries.items():
-        kind = entry.get("kind") if isinstance(entry, Mapping) else None
-        known = kind in plugins.names(family)
-        filled[name] = {**getattr(plugins.load(family, kind), "DEFAULTS", {}), **entry} if known else entry
-    return {**raw, "environments": filled}
 
 
 def _keys(nested: Mapping[str, Any], above: str = "") -> Iterator[str]:

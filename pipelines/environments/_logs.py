@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     import h5py
     import pandas as pd
 
-HDF5 = (".hdf5", ".h5")
-TABLES = (".parquet", ".csv", ".tsv")
+HDF5 = ("hdf5", "h5")
+TABLES = ("parquet", "csv", "tsv")
 ORDER = ("step", "time")
 """Columns of a table that say the order of the rows, if it has them and they are no part of the state or the action."""
 
+_MINARI = ("observations", "actions", "rewards", "terminations", "truncations")
 _BATCH = 1 << 16  # rows of a table that are read at once
 
 
@@ -122,18 +123,22 @@ def reader(paths: Sequence[Path]) -> Reader:
     """
     first = paths[0]
     if first.is_dir():
-        return _Minari(first) if (first / "data").is_dir() else _Exorl(first)
-    other = next((path for path in paths if path.suffix.lower() != first.suffix.lower()), None)
+        return _Minari(first) if first.joinpath("data").is_dir() else _Exorl(first)
+    other = next((path for path in paths if _suffix(path) != _suffix(first)), None)
     if other is not None:
         raise UserError(f"the log has {first.name} and {other.name}; expected files of one kind.")
-    if first.suffix.lower() in HDF5:
+    if _suffix(first) in HDF5:
         return _Hdf5(paths)
-    if first.suffix.lower() in TABLES:
+    if _suffix(first) in TABLES:
         return _Table(paths)
     raise UserError(
-        f"{first} has the suffix {first.suffix!r}; expected {', '.join((*TABLES, *HDF5))}, a folder of a Minari data "
+        f"{first} has the suffix {_suffix(first)!r}; expected {', '.join((*TABLES, *HDF5))}, a folder of a Minari data "
         "set or one of ExORL episodes."
     )
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
 
 
 # ---- tables ----
@@ -150,18 +155,14 @@ class _Table(Reader):
 
     def rows(self, fields: Fields) -> Iterator[Rows]:
         ordered = [name for name in ORDER if name in self.columns and name not in (*fields.numbers, *fields.flags)]
-        waiting: list[pd.DataFrame] = []
-        seen, name = set[str](), None
+        seen, name, waiting = set[str](), None, list[Array]()
         for path in self.paths:
-            for table in _batches(path, fields, ordered):
-                if table[fields.episode].isna().any():
-                    raise UserError(f"{path} has a row without a value in {fields.episode!r}; expected the episode.")
-                ids = table[fields.episode].astype(str).to_numpy()
+            for ids, values in _batches(path, fields, ordered):
                 cuts = [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)]
                 for begin, end in pairwise(cuts):
                     if begin < end and ids[begin] != name:
                         if name is not None:
-                            yield _of_table(path, name, waiting, fields, ordered)
+                            yield _of_table(path, name, np.concatenate(waiting), fields, ordered)
                             waiting = []
                         name = str(ids[begin])
                         if name in seen:
@@ -171,16 +172,16 @@ class _Table(Reader):
                                 "give every episode a name of its own."
                             )
                         seen.add(name)
-                    waiting.append(table.iloc[begin:end])
+                    waiting.append(values[begin:end])
         if name is not None:
-            yield _of_table(self.paths[-1], name, waiting, fields, ordered)
+            yield _of_table(self.paths[-1], name, np.concatenate(waiting), fields, ordered)
 
 
 def _header(path: Path) -> list[str]:
     from pyarrow import ArrowException, parquet
 
     try:
-        if path.suffix.lower() == ".parquet":
+        if _suffix(path) == "parquet":
             return list(parquet.read_schema(path).names)
         with path.open(encoding="utf-8-sig") as file:
             line = file.readline().rstrip("\r\n")
@@ -190,11 +191,14 @@ def _header(path: Path) -> list[str]:
 
 
 def _delimiter(path: Path, line: str) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=line.count)
+    return "\t" if _suffix(path) == "tsv" else max(",;\t", key=line.count)
 
 
-def _batches(path: Path, fields: Fields, ordered: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """Yield some columns of a table in parts."""
+def _batches(path: Path, fields: Fields, ordered: Sequence[str]) -> Iterator[tuple[NDArray[np.str_], Array]]:
+    """Yield the names of the episodes and the other columns of a table in parts.
+
+    The columns are those of `fields.numbers`, then those of `fields.flags` as 0 and 1, then `ordered`.
+    """
     import pyarrow as pa
     from pyarrow import csv, parquet
 
@@ -204,10 +208,10 @@ def _batches(path: Path, fields: Fields, ordered: Sequence[str]) -> Iterator[pd.
     if lacking is not None:
         raise UserError(f"{path} has no column {lacking!r}, which other files of the log have; take it out or add it.")
     try:
-        if path.suffix.lower() == ".parquet":
+        if _suffix(path) == "parquet":
             with parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=_BATCH, columns=wanted):
-                    yield batch.to_pandas()
+                    yield _values(path, batch.to_pandas(), fields, ordered)
             return
         with path.open(encoding="utf-8-sig") as text:
             parse = csv.ParseOptions(delimiter=_delimiter(path, text.readline()))
@@ -216,40 +220,49 @@ def _batches(path: Path, fields: Fields, ordered: Sequence[str]) -> Iterator[pd.
         convert = csv.ConvertOptions(column_types=types, include_columns=wanted, strings_can_be_null=True)
         with csv.open_csv(path, parse_options=parse, convert_options=convert) as opened:
             for batch in opened:
-                yield batch.to_pandas()
+                yield _values(path, batch.to_pandas(), fields, ordered)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from None
+        raise error if isinstance(error, UserError) else _unreadable(path, error) from None
 
 
-def _of_table(path: Path, name: str, parts: Sequence[pd.DataFrame], fields: Fields, ordered: Sequence[str]) -> Rows:
-    import pandas as pd
-
-    table = pd.concat(parts, ignore_index=True)
-
-    def numbers(columns: Sequence[str]) -> Array:
+def _values(path: Path, table: pd.DataFrame, fields: Fields, ordered: Sequence[str]) -> tuple[NDArray[np.str_], Array]:
+    if table[fields.episode].isna().any():
+        raise UserError(f"{path} has a row without a value in {fields.episode!r}; expected the name of its episode.")
+    values = np.empty((len(table), len(fields.numbers) + len(fields.flags) + len(ordered)))
+    for place, column in enumerate([*fields.numbers, *fields.flags, *ordered]):
+        if len(fields.numbers) <= place < len(fields.numbers) + len(fields.flags):
+            values[:, place] = _flags(path, column, table[column])
+            continue
         try:
-            return table[list(columns)].to_numpy(dtype=np.float64, na_value=np.nan)
+            values[:, place] = table[column].to_numpy(dtype=np.float64, na_value=np.nan)
         except (TypeError, ValueError):
-            word = next(column for column in columns if not pd.api.types.is_numeric_dtype(table[column]))
             raise UserError(
-                f"{path}: the column {word!r} holds {table[word].iloc[0]!r}; expected numbers: leave it out of `state` "
-                "and `action`, or code it as numbers."
+                f"{path}: the column {column!r} holds {table[column].iloc[0]!r}; expected numbers: leave it out of "
+                "`state` and `action`, or code it as numbers."
             ) from None
+    return table[fields.episode].astype(str).to_numpy(dtype=str), values
 
+
+def _of_table(path: Path, name: str, values: Array, fields: Fields, ordered: Sequence[str]) -> Rows:
+    every = [*fields.numbers, *fields.flags, *ordered]
     for column in ordered:
-        _check_order(path, name, column, numbers([column])[:, 0])
-    count = len(table)
+        _check_order(path, name, column, values[:, every.index(column)])
+
+    def part(columns: Sequence[str]) -> Array:
+        return values[:, [every.index(column) for column in columns]]
+
+    def flags(column: str | None) -> NDArray[np.bool_]:
+        return np.zeros(len(values), dtype=bool) if column is None else values[:, every.index(column)] != 0
+
     return Rows(
         path,
         name,
-        numbers(fields.state),
-        numbers(fields.action),
-        numbers(fields.next_state) if fields.next_state else None,
-        numbers([fields.reward])[:, 0] if fields.reward else None,
-        *(
-            _flags(path, column, table[column]) if column else np.zeros(count, dtype=bool)
-            for column in (fields.terminal, fields.timeout)
-        ),
+        part(fields.state),
+        part(fields.action),
+        part(fields.next_state) if fields.next_state else None,
+        part([fields.reward])[:, 0] if fields.reward else None,
+        flags(fields.terminal),
+        flags(fields.timeout),
     )
 
 
@@ -272,7 +285,8 @@ def _flags(path: Path, column: str, values: pd.Series) -> NDArray[np.bool_]:
     found = values.astype(str).str.strip().str.lower().map(words)
     if found.isna().any():
         raise UserError(
-            f"{path}: the column {column!r} holds {values[found.isna()].iloc[0]!r}; expected true or false, or 1 or 0."
+            f"{path}: the column {column!r} holds {str(values[found.isna()].iloc[0])!r}; expected true or false, or 1 "
+            "or 0."
         )
     return found.to_numpy(dtype=bool)
 
@@ -340,7 +354,7 @@ class _Hdf5(_Arrays):
                     )
                     episodes = (_of_minari(path, file[name]) for name in groups) if groups else _of_d4rl(path, file)
                     for rows in episodes:
-                        yield _named(rows, str(number))
+                        yield replace(rows, name=str(number))
                         number += 1
             except (OSError, KeyError, ValueError) as error:
                 raise error if isinstance(error, UserError) else _unreadable(path, error) from None
@@ -357,7 +371,7 @@ class _Minari(_Arrays):
         try:
             from minari import MinariDataset
         except ImportError:
-            file = self.folder / "data" / "main_data.hdf5"
+            file = self.folder.joinpath("data", "main_data.hdf5")
             if not file.exists():
                 raise UserError(
                     f"{self.folder} holds no data/main_data.hdf5, and the package minari, which reads the other "
@@ -366,8 +380,8 @@ class _Minari(_Arrays):
             yield from _Hdf5([file]).whole()
             return
         try:
-            for episode in MinariDataset(self.folder / "data").iterate_episodes():
-                yield _of_minari(self.folder, vars(episode), str(episode.id))
+            for episode in MinariDataset(self.folder.joinpath("data")).iterate_episodes():
+                yield _of_minari(self.folder, {key: getattr(episode, key) for key in _MINARI}, str(episode.id))
         except (OSError, KeyError, ValueError) as error:
             raise error if isinstance(error, UserError) else _unreadable(self.folder, error) from None
 
@@ -380,7 +394,7 @@ class _Exorl(_Arrays):
         self.folder = folder
 
     def whole(self) -> Iterator[Rows]:
-        for file in exorl_files(self.folder):
+        for file in exorl_files(self.folder, "file"):
             observation, action, discount = exorl_arrays(file, ("observation", "action", "discount"))
             (reward,) = exorl_arrays(file, ("reward",)) if "reward" in _archive(file) else (None,)
             steps = len(discount) - 1
@@ -410,10 +424,7 @@ def _components(prefix: str, names: Sequence[str]) -> list[int]:
 
 
 def _of_minari(path: Path, episode: Mapping[str, Any] | h5py.Group, name: str = "") -> Rows:
-    found = {
-        key: _vectors(path, key, episode[key])
-        for key in ("observations", "actions", "rewards", "terminations", "truncations")
-    }
+    found = {key: _vectors(path, key, episode[key]) for key in _MINARI}
     return Rows(
         path,
         name,
@@ -469,15 +480,15 @@ def _vectors(path: Path, key: str, array: Any) -> Array:
     return values.astype(np.float64).reshape(len(values), -1)
 
 
-def _named(rows: Rows, name: str) -> Rows:
-    return Rows(**{**vars(rows), "name": name})
-
-
 # ---- folders of ExORL ----
 
 
-def exorl_files(directory: Path) -> list[Path]:
+def exorl_files(directory: Path, key: str) -> list[Path]:
     """Return the files of the episodes of ExORL in the order of their paths.
+
+    Args:
+        directory: Folder with the files, at any depth.
+        key: Key of `params.yaml` that names the folder, for the message.
 
     Raises:
         UserError: There are none.
@@ -486,7 +497,7 @@ def exorl_files(directory: Path) -> list[Path]:
     if not found:
         raise UserError(
             f"{directory} holds no .npz files, expected the episodes of ExORL; "
-            "set the folder to the one that they were unpacked to."
+            f"set `{key}` to the folder that they were unpacked to."
         )
     return found
 

@@ -170,7 +170,7 @@ def _fields(settings: Settings, reader: Reader) -> Fields:
             found = tuple(name for name in columns if name.startswith(names[:-1]) and name not in taken)
             if not found:
                 raise UserError(
-                    f"{key} is {names!r}, and no column of the log begins so (it has {', '.join(columns)})."
+                    f"{key} is {names!r}; expected the beginning of columns of the log, which has {', '.join(columns)}."
                 )
         else:
             found = tuple(column(key, name) for name in ([names] if isinstance(names, str) else names))
@@ -214,7 +214,7 @@ def _episode(rows: Rows) -> Logged:
         if values is not None and not np.isfinite(values).all():
             row = int(np.argwhere(~np.isfinite(values))[0][0])
             raise UserError(
-                f"{where} has a {what} that is missing or infinite, first in its row {row}; expected finite numbers: "
+                f"{where} has a missing or infinite {what}, first in its row {row}; expected finite numbers: "
                 "take the episode out, or fill the value in."
             )
     if len(rows.state) not in (count, count + 1):

@@ -20,7 +20,7 @@ from pipelines.evaluation import cells
 from pipelines.evaluation.cells import Cell
 from pipelines.evaluation.likelihood import likelihoods
 from pipelines.evaluation.rows import Array, Moments, Prepared, Rows, conditions, rng_of
-from pipelines.models import saved
+from pipelines.models import density, saved
 from pipelines.runs import records
 from pipelines.runs.context import Stage
 
@@ -31,7 +31,7 @@ DEGENERATE = "columns are linear functions of one another, so that the density h
 
 LEAST = 0.01  # difference of log-densities in nats that rounding may make
 
-TRAINED = ("flow", "zuko")
+TRAINED = (density.FLOW, density.NORMALIZING)
 """Kinds of models whose seeds are worth a mixture; the others have a closed form."""
 
 
@@ -189,7 +189,7 @@ def _summary(found: pd.DataFrame, scorer: Scorer, scores: Mapping[Cell, Scored])
             numbers |= {f"{name}_std": float(group[name].std()) for name in ("nll", "emd", "sliced_wasserstein")}
         summary[str(method)] = {**_with_bits(numbers, scorer.prepared), "warnings": _warnings(here, numbers, scorer)}
         first = layout.network(layout.models(scorer.dataset, str(method)), next(iter(here)).seed)
-        if len(here) > 1 and saved.meta(first).get("kind", "flow") in TRAINED:
+        if len(here) > 1 and saved.meta(first).get("kind", density.FLOW) in TRAINED:
             summary[f"{method} x{len(here)}"] = _with_bits(_mixture(here, scorer), scorer.prepared)
     return summary
 

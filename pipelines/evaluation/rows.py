@@ -140,10 +140,13 @@ class Prepared:
         """The conditions."""
         return Conditions(tuple(self.provenance["conditions"]))
 
+    def table(self, part: str) -> pd.DataFrame:
+        """Return the table of a part."""
+        return files.read_table(layout.part(self.folder, part), [*self.columns, *self.conditions.names])
+
     def part(self, name: str) -> Rows:
         """Return the rows of a part."""
-        names = [*self.columns, *self.conditions.names]
-        return self.rows(files.read_table(layout.part(self.folder, name), names))
+        return self.rows(self.table(name))
 
     def rows(self, table: pd.DataFrame) -> Rows:
         """Return the rows of a table that has the columns of the data set."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, final
 
@@ -19,13 +19,15 @@ import torch
 from numpy.typing import NDArray
 
 from flowmatch_core.intervals import t_interval
-from flowmatch_core.solvers import SolverError
 from pipelines import environments
 from pipelines.base import device, files, layout, seeding
 from pipelines.base.errors import UserError
 from pipelines.config.params import Params
 from pipelines.evaluation import models, scores, truth
-from pipelines.models import build, density, saved, successor
+from pipelines.evaluation.likelihood import likelihoods
+from pipelines.evaluation.rows import Prepared
+from pipelines.models import saved, successor
+from pipelines.models.conditions import Conditions
 
 Array = NDArray[np.float64]
 Keys = NDArray[np.uint64]
@@ -145,27 +147,27 @@ class DensityContest(Contest):
     def __init__(self, workspace: Path, params: Params, dataset: str, known: Keys | None = None) -> None:
         self.settings = params.density.evaluate
         self.device = device.use(params.device, params.threads)
-        rows = _part(workspace, dataset, "test")
-        keys = row_keys(rows)
-        self.training = row_keys(_part(workspace, dataset, "train"))
+        prepared = Prepared.read(workspace / layout.prepared(dataset))
+        names = [*prepared.columns, *prepared.conditions.names]
+        test = prepared.table("test")
+        rows, keys = prepared.rows(test), row_keys(test[names])
+        self.training = row_keys(prepared.table("train")[names])
         seen = np.isin(keys, self.training if known is None else np.union1d(self.training, known))
         if seen.any():
             self.note = f"{int(seen.sum())} of {len(keys)} test rows are left out, because a model was trained on them"
         # In the order of their keys, so that the order of the table has no effect.
         chosen = np.flatnonzero(~seen)[np.argsort(keys[~seen], kind="stable")][: self.settings.likelihood_rows]
-        self.rows = torch.tensor(rows.to_numpy()[chosen], dtype=torch.float32, device=self.device)
+        self.rows = rows.take(chosen)
         self.digest = _digest(keys[chosen].tobytes())
 
     def _score(self, file: Path, number: int) -> Scores:
-        settings, grid = self.settings, build.grid(self.settings.grid)
-        flow = density.load(file, self.device, settings.solver, settings.steps // 2, grid=grid)  # `estimate` doubles it
-        try:
-            with torch.no_grad():
-                estimate = flow.estimate(self.rows)
-        except SolverError:  # the model has diverged
-            return Scores(np.full(len(self.rows), np.nan), np.nan)
-        values: Array = -estimate.log_prob.double().cpu().numpy()
-        return Scores(values, float(estimate.solver_error.double().mean()))
+        if not len(self.rows):
+            return Scores(np.empty(0))
+        described = saved.meta(file).get("conditions", ())  # a champion may standardise them otherwise
+        rows = replace(self.rows, cond=Conditions(tuple(described)).encode(self.rows.table))
+        found = likelihoods(file, {"test": rows}, self.settings, self.device)["test"]
+        weight = 1.0 if self.rows.weight is None else self.rows.weight / self.rows.weight.mean()
+        return Scores(-found.log_prob * weight, float(found.error.mean()))
 
 
 @final
@@ -229,21 +231,15 @@ def row_keys(table: pd.DataFrame) -> Keys:
     return np.asarray(pd.util.hash_pandas_object(table, index=False), np.uint64)
 
 
-def _part(workspace: Path, dataset: str, part: str) -> pd.DataFrame:
-    """Return the columns of a part of a prepared data set that models are trained on."""
-    folder = workspace / layout.prepared(dataset)
-    columns = files.read_json(layout.provenance(folder))["columns"]
-    rows: pd.DataFrame = files.read_table(layout.part(folder, part), columns)[columns]
-    return rows
-
-
 def _form(file: Path) -> dict[str, object]:
     """Return what two models must have in common to be compared; None where a file does not say it."""
     meta = saved.meta(file)
+    network, given = meta.get("network", {}), meta.get("conditions")
     return {
-        "number of columns": meta["network"].get("event_dim"),
-        "number of conditions": meta["network"].get("cond_dim"),
+        "number of columns": network.get("event_dim"),
+        "number of conditions": None if given else network.get("cond_dim"),  # words may be others now
         "columns": meta.get("columns", meta.get("state_names")),
+        "conditions": None if given is None else [(one["name"], one["kind"]) for one in given],
         "actions": meta.get("action_names"),
         "discount": meta.get("gamma"),
     }

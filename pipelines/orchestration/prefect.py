@@ -284,8 +284,14 @@ def run(
 
 
 def _server_of(cluster: str | None) -> str | None:
-    """Return the address of Prefect's server; for a cluster, whose workers would start their own, start one."""
+    """Return the address of Prefect's server; for a cluster, whose workers would start their own, start one.
+
+    Raises:
+        UserError: There is an address, and no server answers there.
+    """
     known: str | None = PREFECT_API_URL.value()
+    if known:
+        _check_server(known, "make flow")
     if known or cluster is None:
         return known
     server = SubprocessASGIServer()
@@ -356,16 +362,7 @@ def serve(root: Path, profile: str, cron: str, timezone: str) -> bool:
     Raises:
         UserError: No Prefect server answers.
     """
-    import httpx
-
-    server = os.environ.get("PREFECT_API_URL", "")
-    try:
-        httpx.get(f"{server}/health", timeout=10.0).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL):
-        raise UserError(
-            f"no Prefect server answers at PREFECT_API_URL={redact(server)!r}; start it (`prefect server start`), "
-            "or unset PREFECT_API_URL, and `make serve` starts one."
-        ) from None
+    _check_server(os.environ.get("PREFECT_API_URL", ""), "make serve")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Prefect pauses the schedule when it is interrupted
     with suppress(KeyboardInterrupt):
         retrain.serve(
@@ -378,6 +375,19 @@ def serve(root: Path, profile: str, cron: str, timezone: str) -> bool:
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
     return True
+
+
+def _check_server(address: str, command: str) -> None:
+    """Raise an error if no Prefect server answers at an address; without one the command starts its own."""
+    import httpx
+
+    try:
+        httpx.get(f"{address}/health", timeout=10.0).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL):
+        raise UserError(
+            f"no Prefect server answers at PREFECT_API_URL={redact(address)!r}; start it (`prefect server start`), "
+            f"or unset PREFECT_API_URL, and `{command}` starts one."
+        ) from None
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

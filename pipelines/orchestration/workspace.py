@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
-from pipelines.base import files, layout, locks
+from pipelines.base import files, git, layout, locks
 from pipelines.base.errors import UserError, did_you_mean
 from pipelines.config.changes import apply
 from pipelines.config.yaml_files import read_yaml, write_yaml
@@ -188,15 +187,10 @@ def _cells(params: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _files(root: Path) -> Iterator[str]:
     """Yield the project's files, relative to it: those that git lists or would add, or without git all visible ones."""
-    listed = (
-        subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=root,
-            capture_output=True,
-        ).stdout.split(b"\0")
-        if shutil.which("git")
-        else []
-    )
+    try:
+        listed = git.output("ls-files", "-z", "--cached", "--others", "--exclude-standard", folder=root).split(b"\0")
+    except git.Unavailable:
+        listed = []
     for name in map(os.fsdecode, filter(None, listed)) if any(listed) else _walk(root):
         if _is_shared(name) and (root / name).is_file():
             yield name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,8 +38,11 @@ def write(networks: Path, folder: Path, run: str) -> None:
         states, actions = meta["state_names"], meta["action_names"]
         inputs = [*metric_keys.columns("state", states), *metric_keys.columns("action", actions)]
         outputs = metric_keys.columns("future", states)
-        typical_action = meta.get("action_loc") or [0.0] * len(actions)  # older files do not have their units
-        rows: list[list[Any]] = [[*row, *typical_action] for row in typical]
+        action = meta.get("action_loc") or [0.0] * len(actions)  # older files do not have their mean
+        constants = meta.get("constants", {})
+        rows: list[list[Any]] = [
+            [*(constants.get(name, value) for name, value in zip(states, row, strict=True)), *action] for row in typical
+        ]
         types: Mapping[str, str] = {}
     else:
         columns = meta.get("columns") or [f"x{i}" for i in range(len(loc))]  # older files do not name them
@@ -57,9 +61,11 @@ def _typed(row: Mapping[str, Any], meta: Mapping[str, Any]) -> list[Any]:
     for name, value in row.items():
         words = discrete.get(name, {}).get("levels")
         if words:
-            found.append(words[min(max(int(value), 0), len(words) - 1)])
+            found.append(words[min(max(math.floor(value), 0), len(words) - 1)])
+        elif types.get(name) == "integer":
+            found.append(math.floor(value) if name in discrete else round(value))
         else:
-            found.append(round(value) if types.get(name) == "integer" else value)
+            found.append(value)
     return found
 
 

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import psutil
 
-from pipelines.base import files, ranks
+from pipelines.base import files, git, ranks
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 Parameter = str | int | float | bool | None
@@ -432,11 +431,7 @@ def _is_dvc_run(command: Sequence[str]) -> bool:
 def _git() -> tuple[str | None, bool | None]:
     """Return the commit of the code and whether it has changes; None for both if there is no commit."""
     try:
-        commit = _run_git("rev-parse", "HEAD")
-        return commit, bool(_run_git("status", "--porcelain", "--untracked-files=no", "--", ":/", *_NOT_CODE))
-    except (OSError, subprocess.CalledProcessError):
+        commit = git.output("rev-parse", "HEAD").decode().strip()
+        return commit, bool(git.output("status", "--porcelain", "--untracked-files=no", "--", ":/", *_NOT_CODE).strip())
+    except git.Unavailable:
         return None, None
-
-
-def _run_git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", check=True).stdout.strip()

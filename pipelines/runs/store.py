@@ -2,6 +2,9 @@
 
 The environment alone decides. `MLFLOW_TRACKING_URI` is a database (sqlite by default, or PostgreSQL) or the address of
 an MLflow server. `FLOWMATCH_ARTIFACTS` is the folder or URL for the files of runs; a server decides that itself.
+
+MLflow keeps the absolute path of every run's files. The files of the default store belong to the folder that it stands
+in, so opening it after the project was moved or copied replaces the old folder by the present one.
 """
 
 from __future__ import annotations
@@ -9,19 +12,21 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-from pipelines.base.errors import UserError
+from pipelines.base.errors import UserError, first_line
 from pipelines.base.redact import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 EXPERIMENT = "flowmatch"
 PARENT, INVOCATION = "mlflow.parentRunId", "flowmatch.invocation"  # tags of runs
@@ -32,6 +37,14 @@ _EXTRAS = {"postgresql": ("psycopg2", "postgres"), "s3": ("boto3", "s3")}  # the
 # A store that does not answer must not delay a run: MLflow alone asks a database for minutes.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "PGCONNECT_TIMEOUT": "5"}
 _ATTEMPTS = 3
+
+_SQLITE, _FILES = "sqlite:///", "mlartifacts"
+_PATHS = {  # columns of MLflow's database that hold the place of a run's files
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "model_versions": ("source", "storage_location"),
+    "logged_models": ("artifact_location",),
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ class Store:
 
 def uri(home: Path) -> str:
     """Return the address of the MLflow store: `$MLFLOW_TRACKING_URI`, else a database in the project's folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.parent / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{home.parent / 'mlflow.db'}"
 
 
 def runs_page(page: str, experiment: str) -> str:
@@ -109,7 +122,7 @@ def is_server(address: str) -> bool:
 
 def artifacts(home: Path) -> str:
     """Return where a database store keeps files: `$FLOWMATCH_ARTIFACTS`, a folder or URL, else the project's folder."""
-    given = os.environ.get("FLOWMATCH_ARTIFACTS") or str(home.parent / "mlartifacts")
+    given = os.environ.get("FLOWMATCH_ARTIFACTS") or str(home.parent / _FILES)
     return given if "://" in given else Path(given).absolute().as_uri()
 
 
@@ -117,38 +130,85 @@ def connect(home: Path) -> Store:
     """Open the store and create what is missing in it; call this only while holding the publisher's lock.
 
     Raises:
-        UserError: The store needs a package that is not installed.
+        UserError: The store cannot be used, or needs a package that is not installed.
     """
-    client = _client(home)
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is None:
-        # MLflow's default is the current folder, which may be the temporary one of a DVC experiment.
-        location = None if is_server(uri(home)) else artifacts(home)
-        experiment = str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=_KIND))
-    else:
-        experiment = str(found.experiment_id)
-        for key, value in _KIND.items():
-            if found.tags.get(key) != value:
-                client.set_experiment_tag(experiment, key, value)
-    return Store(client, experiment, _page(home))
+    with answering(home):
+        client = _client(home)
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            # MLflow's default is the current folder, which may be the temporary one of a DVC experiment.
+            location = None if is_server(uri(home)) else artifacts(home)
+            experiment = str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=_KIND))
+        else:
+            experiment = str(found.experiment_id)
+            _bring_files_along(home, found)
+            for key, value in _KIND.items():
+                if found.tags.get(key) != value:
+                    client.set_experiment_tag(experiment, key, value)
+        return Store(client, experiment, _page(home))
 
 
 def open_existing(home: Path) -> Store:
     """Open the store for reading; a missing one is not created.
 
     Raises:
-        UserError: There is no store or no run in it, or the store needs a package that is not installed.
+        UserError: There is no store or no run in it, it cannot be used, or needs a package that is not installed.
     """
     where = uri(home)
-    missing = where.startswith("sqlite:///") and not Path(where.removeprefix("sqlite:///")).exists()
-    client = None if missing else _client(home)
-    found = client and client.get_experiment_by_name(EXPERIMENT)
-    if client is None or not found:
-        raise UserError(
-            f"there are no runs in {redact(where)}; train models by `make repro`, and load them from the project's "
-            "folder or with MLFLOW_TRACKING_URI set."
-        )
-    return Store(client, str(found.experiment_id), _page(home))
+    if not where.startswith(_SQLITE) or Path(where.removeprefix(_SQLITE)).exists():
+        with answering(home):
+            client = _client(home)
+            found = client.get_experiment_by_name(EXPERIMENT)
+            if found is not None:
+                _bring_files_along(home, found)
+                return Store(client, str(found.experiment_id), _page(home))
+    raise UserError(
+        f"there are no runs in {redact(where)}; train models by `make repro`, and load them from the project's "
+        "folder or with MLFLOW_TRACKING_URI set."
+    )
+
+
+@contextmanager
+def answering(home: Path) -> Iterator[None]:
+    """Raise what a damaged store, or one that does not answer, raises in the block as one sentence.
+
+    Raises:
+        UserError: The store cannot be used.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
+        where = uri(home)
+        said = redact(first_line(error))
+        if is_server(where):
+            remedy = "check MLFLOW_TRACKING_URI and the server"
+        elif where.startswith(_SQLITE):
+            remedy = (
+                "move it away, and `make publish` makes a new one of the records in .flowmatch; one of an older MLflow "
+                f"is brought up to date by `mlflow db upgrade {where}`"
+            )
+        else:
+            remedy = "check MLFLOW_TRACKING_URI and the database"
+        raise UserError(f"the tracking store {redact(where)} cannot be used ({said}); {remedy}.") from error
+
+
+def _bring_files_along(home: Path, experiment: Experiment) -> None:
+    """Replace the folder of files in a default store whose project was moved or copied."""
+    old, new = str(experiment.artifact_location), artifacts(home)
+    given = os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("FLOWMATCH_ARTIFACTS")
+    if given or old == new or not old.endswith(f"/{_FILES}"):
+        return
+    with closing(sqlite3.connect(home.parent / "mlflow.db", timeout=30)) as database, database:
+        for table, columns in _PATHS.items():
+            for column in columns:
+                within = f"{column} = :old or substr({column}, 1, :length + 1) = :old || '/'"
+                database.execute(
+                    f"update {table} set {column} = :new || substr({column}, :length + 1) where {within}",
+                    {"old": old, "new": new, "length": len(old)},
+                )
 
 
 def address(home: Path, invocation: str) -> str:

@@ -78,7 +78,7 @@ def resolve(name: str) -> str:
     """
     client = store.open_existing(records.home()).client
     known = [model.name for model in client.search_registered_models(max_results=_MODELS)]
-    found = [name] if name in known else [full for full in known if full.endswith(f".{name}")]
+    found = [name] if name in known else [full for full in known if "." in name and full.endswith(f".{name}")]
     if len(found) > 1:
         raise UserError(f"{name!r} may be each of the models {', '.join(found)}; give one of these names.")
     if not found:

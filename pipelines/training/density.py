@@ -52,6 +52,11 @@ class DensityJob(Job):
     fit: DensityFit
     choice: DensityMethod
 
+    @property
+    def quick(self) -> bool:
+        """Whether the method is a closed form."""
+        return self.choice.loss.name in catalog.CLOSED_FORMS
+
     def config(self) -> dict[str, Any]:
         """Return the data set and the method."""
         method = self.choice.model_dump(mode="json", include=None if self.choice.has_field else {"loss"})
@@ -67,7 +72,7 @@ class DensityJob(Job):
         data = Prepared(layout.prepared(self.data))
         described = {name: data.provenance[name] for name in DESCRIBED}
         units = data.loc.to(device), data.scale.to(device)
-        if self.choice.loss.name in catalog.CLOSED_FORMS:
+        if self.quick:
             began = time.monotonic()
             form = self.choice.loss.spec.load()(data, **self.choice.loss.values())
             meta = {"kind": density.MIXTURE, "network": density.describe_mixture(form.network), **described}

@@ -102,6 +102,11 @@ class Job(ABC):
     method: str
     fit: Fit
 
+    @property
+    def quick(self) -> bool:
+        """Whether a seed takes no longer than the start of a process of its own."""
+        return False
+
     @abstractmethod
     def task(self, device: torch.device) -> Task | Fitted:
         """Create the task of one seed, or fit its model, with torch's global generator seeded."""
@@ -145,7 +150,7 @@ def fit_seeds(stage: Stage, job: Job, seeds: tuple[int, ...]) -> None:
             stage.log(f"seeds {list(summaries)} are finished; their networks are in {state}")
         stage.log(f"seeds {missing} on {chosen}; checkpoints in {state}")
         work = partial(_fit_one, base=stage.params.seed, job=job, device=str(chosen), state=state)
-        alone = chosen.type != "cpu" or ranks.world() > 1
+        alone = job.quick or chosen.type != "cpu" or ranks.world() > 1
         trained = workers.side_by_side(
             work,
             missing,

@@ -13,14 +13,20 @@ from benchmarks.gpu_checks import CHECKS, LOSSES, Check, Place, Resident, SameDr
 
 CPU = torch.device("cpu")
 NO_CARD = not torch.cuda.is_available()
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(NO_CARD, reason="torch sees no CUDA device")]),
-]
+CUDA = [pytest.mark.cuda, pytest.mark.skipif(NO_CARD, reason="torch sees no CUDA device")]
+REHEARSED = pytest.mark.slow  # the rehearsal of the command runs it on the CPU too, where it has to pass
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        *(
+            pytest.param(name, "cpu", marks=[REHEARSED] if check.needs is None else [])
+            for name, check in CHECKS.items()
+        ),
+        *(pytest.param(name, "cuda", marks=CUDA) for name in CHECKS),
+    ],
+)
 def test_a_check_passes(name: str, device: str) -> None:
     outcome = run_check(name, torch.device(device))
     if outcome.left_out:

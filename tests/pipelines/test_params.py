@@ -212,6 +212,9 @@ def sentence(path: Path) -> str:
         ("density.evaluate.steps", 0, ["density.evaluate.steps", "0", "greater than or equal to 2"]),
         ("density.evaluate.steps", 7, ["density.evaluate.steps", "7", "multiple of 2"]),
         ("datasets.spiral", {"kind": "moons"}, ["'spiral' names a data set and an environment"]),
+        ("datasets.sde_vs_ode", {"kind": "moons"}, ["'sde_vs_ode' names a data set and an experiment"]),
+        ("datasets.results", {"kind": "moons"}, ["'results' names a part of the report", "the data set"]),
+        ("density.methods.truth", {"path": "cond_ot", "coupling": "independent", "loss": "cfm"}, ["has 'truth'"]),
         (
             "successor.methods.floor",
             {"loss": "td_cfm", "path": {"name": "cond_ot"}},

@@ -187,6 +187,19 @@ def test_a_failure_loses_its_traceback_and_a_defect_keeps_it(prefect: Any) -> No
 # ---- the flow
 
 
+def test_a_dead_server_is_one_sentence_before_any_stage(project: Path, prefect_home: Path) -> None:
+    env = runner.environment(owner()) | {
+        "PREFECT_HOME": str(prefect_home),
+        "PREFECT_API_URL": "http://ann:Zq7x@127.0.0.1:9/api",
+    }
+    command = [sys.executable, "-m", "pipelines.orchestration.prefect", "run", json.dumps({"root": str(project)})]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("no Prefect server answers at PREFECT_API_URL='http://***@127.0.0.1:9/api'; start it")
+    assert done.stderr.count("\n") == 1
+    assert not (project / "seen").exists()
+
+
 def test_a_failing_stage_is_tried_again_and_stops_only_what_needs_it(project: Path, prefect_home: Path) -> None:
     settings(project, leaf={"fail": 1, "sleep": 1}, join={"fail": 9}, side={"sleep": 4})
     with start_flow(project, prefect_home, workers=3) as process:

@@ -141,7 +141,10 @@ def test_the_orchestrator_names_the_invocation(project: Path, monkeypatch: pytes
     assert (project / ".flowmatch/runs/77-1.5/s.json").exists()
 
 
-def test_commit_and_changes_are_those_of_the_code(project: Path) -> None:
+@pytest.mark.parametrize("owner", ["this user", "another one"])
+def test_commit_and_changes_are_those_of_the_code(project: Path, owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns the folder: one that is mounted into a container has another owner than its processes."""
+
     def git(*words: str) -> str:
         command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -158,6 +161,10 @@ def test_commit_and_changes_are_those_of_the_code(project: Path) -> None:
     git("add", "-f", "step.py", "params.yaml", "data/a.json", "dvc.lock")
     git("commit", "-qm", "x")
     commit = git("rev-parse", "HEAD")
+    if owner == "another one":
+        monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+        with pytest.raises(subprocess.CalledProcessError):
+            git("rev-parse", "HEAD")
     assert state() == (commit, False)
     (project / "data/a.json").write_text("2")  # what a run itself writes
     (project / "dvc.lock").write_text("2")

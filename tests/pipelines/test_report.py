@@ -585,3 +585,11 @@ def test_a_data_set_is_told_in_one_sentence_and_folds_when_there_are_many(tmp_pa
     assert '<details class="part" open>' in html and '<div id="mine">' in html and "<li>&lt;b&gt;note</li>" in html
     made.others[0].parts *= 5
     assert 'class="part" open' not in report.render(made, PARAMS, facts_of())
+
+
+def test_no_entry_has_the_name_of_a_part_of_the_page() -> None:
+    template = (report.TEMPLATES / "report.html.j2").read_text(encoding="utf-8")
+    code = Path(report.__file__).read_text(encoding="utf-8")
+    fixed = {*re.findall(r'id="([a-z_]+)"', template), *re.findall(r'Section\("(\w+)"', code)}
+    assert len(fixed) >= 5
+    assert fixed <= params.PAGE_PARTS

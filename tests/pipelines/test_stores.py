@@ -13,17 +13,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.base import layout
 from pipelines.base.errors import UserError
 from pipelines.orchestration import runner
 from pipelines.orchestration.commands import publish, ui
-from pipelines.runs import live, store, tracking
+from pipelines.runs import live, store, tracking, versions
 from pipelines.runs.records import RunRecord
 from tests.pipelines.runs import parents, runs
+from tests.pipelines.test_promotion import save
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -113,6 +116,120 @@ def test_publish_says_where_without_the_password(
     assert capsys.readouterr().out == "published to postgresql://***@db/runs\n"
 
 
+# ---- a project that was moved or copied, and a store that is not whole
+
+
+@pytest.fixture
+def published(project: Path, schema: Path) -> Path:
+    """A project with a run that trained a model of one file."""
+    shutil.copy(schema, project / "mlflow.db")
+    network = layout.network(layout.models("moons", "cfm"), 0)
+    save(network, 1.0)
+    record = RunRecord.start("train_density@moons-cfm", {})
+    record.artifact(network.parent)
+    record.tag(versions.MODEL, "moons.cfm")
+    record.finish("FINISHED")
+    live.publish(record.invocation)
+    return project
+
+
+def as_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in another folder."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("FLOWMATCH_HOME", str(folder / ".flowmatch"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def places(folder: Path) -> list[str]:
+    """Every place of files that MLflow's database of a project holds, but that of the experiment `Default`."""
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        rows = [
+            row[0]
+            for table, columns in store._PATHS.items()
+            for column in columns
+            for row in database.execute(f"select {column} from {table}")
+        ]
+    return [row for row in rows if row and "mlruns" not in row]
+
+
+def test_a_moved_project_loads_its_models(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = tmp_path / "elsewhere" / "größe 100% _日本"
+    moved.parent.mkdir()
+    published.rename(moved)
+    as_in(moved, monkeypatch)
+    found = versions.files("models:/moons.cfm/1")
+    assert layout.network(found, 0).read_bytes() == layout.network(layout.models("moons", "cfm"), 0).read_bytes()
+    assert len(places(moved)) >= 4
+    assert all(place.startswith((moved / "mlartifacts").as_uri()) for place in places(moved))
+
+
+def test_a_copied_project_leaves_the_original_alone(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(published, copy)
+    before = contents(published)
+    as_in(copy, monkeypatch)
+    monkeypatch.setenv("FLOWMATCH_INVOCATION", "999999998-1.00")
+    live.publish(stage(copy))
+    assert page_of(copy) == "a page"
+    assert contents(published) == before
+    assert list((copy / "mlartifacts").rglob("page.txt"))
+    # and the original, which has not moved, goes on in its own folder
+    as_in(published, monkeypatch)
+    assert layout.network(versions.files("models:/moons.cfm/1"), 0).exists()
+    assert all(place.startswith((published / "mlartifacts").as_uri()) for place in places(published))
+
+
+def test_files_that_were_sent_elsewhere_stay_there(
+    project: Path, schema: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWMATCH_ARTIFACTS", str(tmp_path / "disk" / "mlartifacts"))
+    shutil.copy(schema, project / "mlflow.db")
+    live.publish(stage(project))
+    moved = tmp_path / "moved"
+    project.rename(moved)
+    as_in(moved, monkeypatch)
+    assert page_of(moved) == "a page"
+    assert all(place.startswith((tmp_path / "disk").as_uri()) for place in places(moved))
+
+
+def damage(database: Path, how: str) -> None:
+    if how == "no database":
+        database.write_bytes(b"no database at all" * 100)
+    elif how == "cut":
+        database.write_bytes(database.read_bytes()[:5000])
+    else:
+        with closing(sqlite3.connect(database)) as opened, opened:
+            opened.execute("update alembic_version set version_num = ?", (how,))
+
+
+@pytest.mark.parametrize("how", ["no database", "cut", "ff01dab58835", "not_a_version"])
+def test_a_damaged_store_or_one_of_another_mlflow_is_one_sentence(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], how: str
+) -> None:
+    """Of every command that needs it; a run only mentions it."""
+    from pipelines.orchestration.__main__ import main
+
+    damage(published / "mlflow.db", how)
+    here = published.rename(tmp_path / "another place")  # MLflow does not look twice at the version of a store
+    as_in(here, monkeypatch)
+    begin = f"the tracking store sqlite:///{here}/mlflow.db cannot be used ("
+    for command in (["publish"], ["compare"], ["ui", "--port", str(free_port())]):
+        capfd.readouterr()
+        assert main(command) == 1, command
+        said = capfd.readouterr().err
+        assert said.startswith(begin), (command, said)
+        assert "move it away" in said and said.count("\n") == 1, (command, said)
+    with pytest.raises(UserError, match="cannot be used"):
+        versions.files("models:/moons.cfm/1")
+    said = not_published(here, capfd)
+    assert said.startswith(f"tracking: not published ({begin}")
+
+
 # ---- make ui
 
 
@@ -137,6 +254,33 @@ def test_a_port_in_use_is_a_sentence(project: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().err
     assert said.startswith(f"port {port} of 127.0.0.1 cannot be used (")
     assert said.count("\n") == 1
+
+
+def test_the_address_is_printed_once_it_is_served(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    said: list[str] = []
+    monkeypatch.setattr(publish, "run", lambda options: 0)
+    monkeypatch.setattr(store, "open_existing", lambda home: argparse.Namespace(experiment="1"))
+    monkeypatch.setattr(runner, "raise_on_signals", lambda: None)
+
+    def serve(*arguments: Any) -> int:
+        time.sleep(0.5)
+        said.append(capsys.readouterr().out)
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", port))
+            listening.listen()
+            until = time.monotonic() + 30
+            while len(said) < 2 and time.monotonic() < until:
+                time.sleep(0.05)
+                said.extend(filter(None, [capsys.readouterr().out]))
+        return 0
+
+    monkeypatch.setattr(runner, "run_foreground", serve)
+    assert ui.run(argparse.Namespace(port=port)) == 0
+    page = f"http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning"
+    assert said == ["", f"MLflow: {page} (stop with Ctrl-C)\n"]
 
 
 def test_the_password_is_not_on_the_command_line_of_the_ui(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,18 @@ LOGS: dict[str, Any] = {
     name: {"td_cfm": {"seconds": 20.0, **bootstrap(6.0)}, "td2_cfm": bootstrap(0.05)}
     for name in (*PARAMS.environments, *PARAMS.datasets)
 }
-ORIGINS = {name: {"source": "s", "fidelity": "f", "notes": "", "messages": []} for name in LOGS}
+ORIGINS = {
+    name: {
+        "source": "s",
+        "fidelity": "f",
+        "truth": "simulator",
+        "rows": {"transitions": 9},
+        "starts": 2,
+        "notes": "",
+        "messages": [],
+    }
+    for name in LOGS
+}
 
 
 def judged(metrics: dict[str, Any], changed: params.Params = PARAMS, environment: str = "maze_loop") -> list[str]:

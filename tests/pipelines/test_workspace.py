@@ -64,6 +64,18 @@ def test_a_workspace_has_the_projects_files_and_the_profiles_parameters(root: Pa
     }
 
 
+def test_ignored_files_stay_out_of_a_workspace_whoever_owns_the_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(project, "pipelines/config/profiles/smoke.yaml", "profile: smoke\n")
+    write(project, ".gitignore", "*.log\n")
+    write(project, "noise.log", "ignored")
+    subprocess.run(["git", "init", "-q"], check=True)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    here = workspace.prepare(project, "smoke")
+    assert (here / "step.py").exists() and not (here / "noise.log").exists()
+
+
 def test_a_second_time_touches_only_what_was_edited(root: Path) -> None:
     here = workspace.prepare(root, "smoke")
     before = tree(here)

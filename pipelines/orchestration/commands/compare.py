@@ -27,8 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print a line for each data set and method."""
     metrics = tuple(options.metric or _METRICS)
-    opened = store.open_existing(records.home())
-    rows = comparison.rows(opened, options.profile, metrics, options.data)
+    home = records.home()
+    opened = store.open_existing(home)
+    with store.answering(home):
+        rows = comparison.rows(opened, options.profile, metrics, options.data)
     if not rows:
         what = f"{', '.join(metrics)}{f' of {options.data}' if options.data else ''}"
         raise UserError(

@@ -16,6 +16,8 @@ def run(options: argparse.Namespace) -> int:
     """Publish all records that are not complete in MLflow."""
     from pipelines.runs import live
 
-    live.publish()
-    print(f"published to {redact(store.uri(records.home()))}")
+    home = records.home()
+    with store.answering(home):
+        live.publish()
+    print(f"published to {redact(store.uri(home))}")
     return 0

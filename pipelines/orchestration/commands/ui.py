@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 from pipelines.base.errors import UserError
@@ -29,7 +32,6 @@ def run(options: argparse.Namespace) -> int:
     _check_port(options.port)
     publish.run(options)
     page = store.runs_page(f"http://{HOST}:{options.port}", store.open_existing(home).experiment)
-    print(f"MLflow: {page} (stop with Ctrl-C)", flush=True)
     runner.raise_on_signals()
     command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(options.port), "--workers", "1"]
     env = runner.environment("") | {
@@ -37,10 +39,22 @@ def run(options: argparse.Namespace) -> int:
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": store.artifacts(home),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
+    ended = threading.Event()
+    threading.Thread(target=_announce, args=(page, options.port, ended), daemon=True).start()
     try:
         return runner.run_foreground(command, Path.cwd(), env)
     except runner.Stopped:
         return 0
+    finally:
+        ended.set()
+
+
+def _announce(page: str, port: int, ended: threading.Event) -> None:
+    """Print the address once it is served, which takes MLflow seconds."""
+    while not ended.wait(0.2):
+        with suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+            print(f"MLflow: {page} (stop with Ctrl-C)", flush=True)
+            return
 
 
 def _check_port(port: int) -> None:

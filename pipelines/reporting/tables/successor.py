@@ -98,7 +98,6 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
                 {
                     "environment": environment,
                     "method": method,
-                    "truth": truths[environment],
                     "EMD": interval(cell, "emd"),
                     "EMD / floor": cell.get("emd_over_floor"),
                     "NLL / dim": interval(cell, "nll"),
@@ -108,6 +107,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
                     "sensitivity s, a": _sensitivity(cell),
                     **({"Bellman residual / floor": _residual(cell)} if "no reference" in truths.values() else {}),
                     "outside": "diverged" if cell.get("diverged") else _percent(cell.get("outside")),
+                    "truth": truths[environment],
                     "paper: EMD, NLL/dim, MSE(V)": ", ".join(map(_plain, paper)) if paper else None,
                 }
             )
