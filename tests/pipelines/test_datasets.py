@@ -322,7 +322,9 @@ def test_rows_that_cannot_be_read_as_numbers_are_named(change: dict[str, Any], p
 def test_a_plugin_that_returns_no_data_set_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(moons, "build", lambda *_, **__: (VALUES, VALUES, VALUES))
     with pytest.raises(UserError) as error:
-        datasets.build("moons", moons.Settings.model_validate({}), rng=np.random.default_rng(0), mirror=None, scratch=tmp_path)
+        datasets.build(
+            "moons", moons.Settings.model_validate({}), rng=np.random.default_rng(0), mirror=None, scratch=tmp_path
+        )
     sentence(error, "'moons'", "tuple", "Dataset")
 
 
