@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flowmatch_core.couplings import MinibatchOT
 from flowmatch_core.divergence import DivergenceMethod, divergence
 from flowmatch_core.flow import ContinuousFlow
+from flowmatch_core.marginals import Marginals
 from flowmatch_core.networks import FiLMField, MLPField, NoisePrediction, UNetMLPField
 from flowmatch_core.objectives import cfm_loss
 from flowmatch_core.paths import VP, CondOT
@@ -436,6 +437,18 @@ def log_probs(method: DivergenceMethod, solver: str, place: Place) -> list[Tenso
     return [found, *torch.autograd.grad(found.sum(), x)]
 
 
+@torch.no_grad()
+def marginal_flow(place: Place) -> list[Tensor]:
+    """Return samples and log-densities of a flow in units of double precision whose columns have marginals."""
+    rows = torch.randn(500, STATE, generator=_seeded(45)).double().exp()
+    rows[:, -1] = rows[:, -1].floor()
+    marginals = Marginals.fit(rows, kinds=("mixture",) * (STATE - 1) + ("steps",), components=3).to(place.device)
+    loc, scale = (torch.full((STATE,), value, dtype=torch.float64, device=place.device) for value in (0.1, 0.9))
+    flow = ContinuousFlow(field(place), (STATE,), "rk4", 8, loc=loc, scale=scale, marginals=marginals)
+    x = rows[:ROWS].to(place.device) + 0.4
+    return [flow.sample((ROWS,), condition(place)[0]), flow.log_prob(x, condition(place))]
+
+
 def divergences(place: Place) -> list[Tensor]:
     """Return the divergences of two fields in closed form and by differentiation, and the velocities."""
     film = place.put(_large_last(FiLMField(STATE, (32, 32), cond_dim=STATE + ACTION, generator=_seeded(4))))
@@ -619,6 +632,7 @@ CHECKS: dict[str, Check] = {
         for solver in ("euler_maruyama", "heun")
     },
     **{f"ddim, eta {eta:g}": Check(against_float64(partial(simulated, ddim, eta=eta)), TIGHT) for eta in (0.0, 1.0)},
+    "flow with marginals": Check(against_float64(marginal_flow), TIGHT),
     "horizon model": Check(against_float64(horizon), TIGHT),
     "latent horizon model": Check(against_float64(latent_horizon), TIGHT),
     "generators on the device": Check(generators, 0),

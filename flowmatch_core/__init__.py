@@ -128,6 +128,8 @@ if TYPE_CHECKING:
     from flowmatch_core.solvers import ddim as ddim
     from flowmatch_core.solvers import solve as solve
     from flowmatch_core.solvers import solve_sde as solve_sde
+    from flowmatch_core.successor import EnsembleHorizonModel as EnsembleHorizonModel
+    from flowmatch_core.successor import GaussianEnsemble as GaussianEnsemble
     from flowmatch_core.successor import GeometricHorizonModel as GeometricHorizonModel
     from flowmatch_core.successor import HorizonGAN as HorizonGAN
     from flowmatch_core.successor import HorizonModel as HorizonModel
@@ -138,6 +140,7 @@ if TYPE_CHECKING:
     from flowmatch_core.successor import Particles as Particles
     from flowmatch_core.successor import SuccessorLoss as SuccessorLoss
     from flowmatch_core.successor import Transitions as Transitions
+    from flowmatch_core.successor import ensemble_loss as ensemble_loss
     from flowmatch_core.successor import gan_loss as gan_loss
     from flowmatch_core.successor import geometric as geometric
     from flowmatch_core.successor import logit_normal as logit_normal
@@ -273,6 +276,8 @@ _MODULES = {
         "solve_sde",
     ),
     "successor": (
+        "EnsembleHorizonModel",
+        "GaussianEnsemble",
         "GeometricHorizonModel",
         "HorizonGAN",
         "HorizonModel",
@@ -283,6 +288,7 @@ _MODULES = {
         "Particles",
         "SuccessorLoss",
         "Transitions",
+        "ensemble_loss",
         "gan_loss",
         "geometric",
         "logit_normal",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from flowmatch_core._flow import BoundFlow, Flow
-from flowmatch_core._tensors import check_floating, flatten_event, seeded, standard_normal_log_prob
+from flowmatch_core._tensors import check_finite, check_floating, flatten_event, seeded, standard_normal_log_prob
 
 __all__ = ["Base", "base_of"]
 
@@ -108,8 +108,8 @@ def base_of(base: Distribution | Tensor | None, scale: float, event_shape: torch
         >>> base_of(None, 2.0, torch.Size([1])).log_prob(torch.zeros(1, 1))  # -log(2) - log(2 pi) / 2
         tensor([-1.6121])
     """
-    if not scale > 0:
-        raise ValueError(f"base_scale is {scale}, but should be positive.")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"base_scale is {scale}, but should be positive and finite.")
     if base is None:
         return _Normal(event_shape, scale)
     if scale != 1:
@@ -118,6 +118,7 @@ def base_of(base: Distribution | Tensor | None, scale: float, event_shape: torch
         check_floating("base", base)
         if base.ndim == 0 or base.shape[1:] != event_shape or len(base) == 0:
             raise ValueError(f"base has shape {tuple(base.shape)}, but should be of shape (n, *{tuple(event_shape)}).")
+        check_finite("base", base)
         return _Empirical(base)
     if not isinstance(base, Distribution):
         raise ValueError(

@@ -16,7 +16,9 @@ __all__ = [
     "as_time",
     "broadcast",
     "check_choice",
+    "check_finite",
     "check_floating",
+    "check_numbered",
     "check_object",
     "check_shape",
     "expand_time",
@@ -190,6 +192,44 @@ def check_floating(name: str, tensor: Tensor) -> None:
     """Raise a `ValueError` unless the tensor holds floating-point numbers."""
     if not tensor.is_floating_point():
         raise ValueError(f"{name} has dtype {tensor.dtype}, but should be of a floating-point dtype.")
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise a `ValueError` unless all entries of the tensor are finite; it waits for the device.
+
+    Examples:
+        >>> import torch
+        >>> check_finite("loc", torch.tensor([0.0, float("nan")]))
+        Traceback (most recent call last):
+        ValueError: loc holds 1 numbers that are not finite, but should hold none.
+    """
+    if bad := int((~tensor.isfinite()).sum()):
+        raise ValueError(f"{name} holds {bad} numbers that are not finite, but should hold none.")
+
+
+def check_numbered(name: str, tensor: Tensor, count: int, hint: str = "") -> None:
+    """Raise a `ValueError` unless all entries are numbers from 0 to `count - 1`.
+
+    The values are looked at on the CPU only: elsewhere that would wait for the device.
+
+    Args:
+        name: The name of the tensor.
+        tensor: The numbers, of an integer dtype.
+        count: How many there are.
+        hint: What the sentence ends with.
+
+    Examples:
+        >>> import torch
+        >>> check_numbered("labels", torch.tensor([3, 10]), 10)
+        Traceback (most recent call last):
+        ValueError: labels holds 10, but should hold numbers from 0 to 9.
+    """
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling() or tensor.numel() == 0:
+        return
+    least, greatest = (int(end) for end in tensor.aminmax())
+    if least < 0 or greatest >= count:
+        found = least if least < 0 else greatest
+        raise ValueError(f"{name} holds {found}, but should hold numbers from 0 to {count - 1}{hint}.")
 
 
 def check_object(name: str, value: object) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core._tensors import broadcast
+from flowmatch_core._tensors import broadcast, check_finite
 
 __all__ = ["UnitsModule", "check_pair", "check_units", "network_dtype", "network_parameter"]
 
@@ -86,16 +86,12 @@ def check_units(event_shape: Sequence[int], **units: Tensor | None) -> None:
         >>> check_units((2,), loc=torch.zeros(2), scale=torch.tensor([1.0, 0.0]))
         Traceback (most recent call last):
         ValueError: scale holds values that are not positive, but should be positive.
-        >>> check_units((2,), loc=torch.tensor([0.0, float("nan")]))
-        Traceback (most recent call last):
-        ValueError: loc holds 1 numbers that are not finite, but should hold none.
     """
     for name, unit in units.items():
         if unit is None:
             continue
         broadcast(name, unit, event_shape)
-        if bad := int((~unit.isfinite()).sum()):
-            raise ValueError(f"{name} holds {bad} numbers that are not finite, but should hold none.")
+        check_finite(name, unit)
         if name.endswith("scale") and not (unit > 0).all():
             raise ValueError(f"{name} holds values that are not positive, but should be positive.")
 

@@ -56,10 +56,10 @@ class Dequantiser:
     logit: float | None = None
 
     def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise ValueError(f"levels is {self.levels}, but should be at least 1.")
-        if not self.low < self.high:
-            raise ValueError(f"high is {self.high}, but should be above low, {self.low}.")
+        if not self.levels >= 1 or self.levels % 1:
+            raise ValueError(f"levels is {self.levels}, but should be a whole number from 1.")
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(f"low and high are {self.low} and {self.high}, but should be finite, low below high.")
         if self.logit is not None and not 0 < self.logit < 0.5:
             raise ValueError(f"logit is {self.logit}, but should be above 0 and below 0.5.")
         if self.logit is not None and (self.low, self.high) != (0.0, 1.0):
@@ -75,12 +75,20 @@ class Dequantiser:
             generator: The source of randomness.
             dtype: The dtype of the data.
         """
+        number = levels if levels.is_floating_point() else levels.long()  # 256 is no number of uint8
+        if bool((wrong := ~((number >= 0) & (number < self.levels) & (number.floor() == number))).any()):
+            unit = bool(((number >= 0) & (number <= 1)).all())
+            hint = f"; multiply pixels in [0, 1] by {self.levels - 1} and round them" if unit else ""
+            raise ValueError(
+                f"levels holds {number[wrong][0].item():g}, but should hold whole numbers from 0 to "
+                f"{self.levels - 1}{hint}."
+            )
         u = torch.rand(levels.shape, generator=generator, dtype=dtype, device=levels.device)
         x, centre = self._data(levels.to(dtype) + u), self._data(levels.to(dtype) + 0.5)
         if (lost := self.quantise(centre) != levels).any():
             raise ValueError(
-                f"levels holds {levels[lost][0].item()}, but should hold whole numbers from 0 to {self.levels - 1} "
-                f"that data of dtype {dtype} can tell apart; pass dtype=torch.float64."
+                f"levels holds {levels[lost][0].item():g}, which data of dtype {dtype} cannot tell from the next one; "
+                "pass dtype=torch.float64."
             )
         shift = torch.finfo(dtype).eps
         while (lost := self.quantise(x) != levels).any():  # rounded into the next bin

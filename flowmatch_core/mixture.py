@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from flowmatch_core._conditions import Condition, condition_parts
 from flowmatch_core._flow import check_numbers
 from flowmatch_core._standardised import StandardisedFlow
-from flowmatch_core._tensors import check_shape
+from flowmatch_core._tensors import check_finite, check_shape
 from flowmatch_core.marginals import Marginals
 
 __all__ = ["MixtureFlow"]
@@ -69,6 +69,9 @@ class MixtureFlow(StandardisedFlow):
         components, d = means.shape
         check_shape("weights", weights, (components,))
         check_shape("factors", factors, (1 if len(factors) == 1 else components, d, d))
+        for name, value in (("means", means), ("factors", factors), ("slopes", slopes)):
+            if value is not None:
+                check_finite(name, value)
         if not bool((weights > 0).all() and weights.isfinite().all()):
             raise ValueError("weights holds values that are not positive and finite, but should hold none.")
         if not bool((factors.diagonal(dim1=1, dim2=2) > 0).all()):

@@ -79,11 +79,17 @@ def _centred(name: str, rows: Tensor) -> Tensor:
 
 def _condition_parts(cond: Condition, x1: Tensor) -> list[Tensor]:
     """Return the conditions as matrices with a row for each row of the data, one for each tensor of a mapping."""
-    parts = condition_parts(cond) or [None]
+    parts = condition_parts(cond)
+    if not parts:
+        raise ValueError(
+            "cond is None, but should hold the conditions of the rows of x1, which the coupling keeps apart; take "
+            "MinibatchOT() or Sinkhorn() for data without conditions."
+        )
     for part in parts:
-        if part is None or part.shape[:1] != x1.shape[:1]:
-            shape = None if part is None else tuple(part.shape)
-            raise ValueError(f"cond has shape {shape}, but should have shape ({len(x1)}, c), one for each row of x1.")
+        if part.shape[:1] != x1.shape[:1]:
+            raise ValueError(
+                f"cond has shape {tuple(part.shape)}, but should have shape ({len(x1)}, c), one for each row of x1."
+            )
     return [_flat(part) for part in parts]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -54,8 +55,8 @@ class SchrodingerBridge(IndexCoupling):
     weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise ValueError(f"sigma is {self.sigma}, but should be positive.")
+        if not 0 < self.sigma < math.inf:
+            raise ValueError(f"sigma is {self.sigma}, but should be positive and finite.")
         check_weight(self.weight)
 
     def partners(

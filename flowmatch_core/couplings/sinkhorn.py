@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -48,8 +49,8 @@ class Sinkhorn(IndexCoupling):
     weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.reg > 0:
-            raise ValueError(f"reg is {self.reg}, but should be positive.")
+        if not 0 < self.reg < math.inf:
+            raise ValueError(f"reg is {self.reg}, but should be positive and finite.")
         check_weight(self.weight)
 
     def partners(

@@ -16,6 +16,7 @@ from flowmatch_core.discrete.categorical import Denoiser, check_prediction
 from flowmatch_core.discrete.objectives import jump_divergence
 from flowmatch_core.discrete.path import MixturePath
 from flowmatch_core.discrete.solver import solve_ctmc
+from flowmatch_core.discrete.sources import check_tokens
 from flowmatch_core.solvers import TimeGrid, Uniform
 
 __all__ = ["EvidenceBound", "TokenFlow", "perplexity"]
@@ -178,6 +179,7 @@ class TokenFlow(Flow):
         """
         if samples < 2:
             raise ValueError(f"samples is {samples}, but should be at least 2 for a standard error.")
+        check_tokens("value", value, self.path.source)
         x1, rows, lead = self._rows(value, cond)
         terms = torch.stack([self._term(x1, rows, (k, samples), generator) for k in range(samples)])
         error = terms.std(0) / samples**0.5

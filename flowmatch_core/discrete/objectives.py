@@ -7,10 +7,11 @@ from torch import Tensor
 
 from flowmatch_core._call import check_field
 from flowmatch_core._conditions import Condition
-from flowmatch_core._tensors import weighted_mean
+from flowmatch_core._tensors import check_numbered, weighted_mean
 from flowmatch_core.discrete.categorical import Denoiser, TokenDistribution, check_prediction
 from flowmatch_core.discrete.path import MixturePath
 from flowmatch_core.discrete.schedules import token_time
+from flowmatch_core.discrete.sources import check_tokens
 from flowmatch_core.field import Time, TimeSampler
 
 __all__ = ["cross_entropy_loss", "generalised_kl_loss", "jump_divergence"]
@@ -136,10 +137,11 @@ def _predict(
     generator: torch.Generator | None,
 ) -> tuple[TokenDistribution, Tensor, Time]:
     check_field(denoiser, "denoiser")
-    if x1.dtype != torch.long:
-        raise ValueError(f"x1 has dtype {x1.dtype}, but should hold tokens of dtype torch.int64; pass x1.long().")
+    check_tokens("x1", x1, path.source)
     if x0 is None:
         x0 = path.source.sample(x1.shape, generator, x1.device)
+    else:
+        check_numbered("x0", x0, path.source.states, ", the states of the source")
     t = (
         time(len(x1), generator=generator, device=x1.device)
         if callable(time) and not isinstance(time, Tensor)

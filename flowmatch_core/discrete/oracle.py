@@ -34,8 +34,10 @@ class TokenTable:
             raise ValueError(
                 f"probabilities has shape {tuple(probabilities.shape)}, but should be of shape (V, ..., V)."
             )
-        if not bool((probabilities >= 0).all() & (probabilities.sum() > 0)):
-            raise ValueError("probabilities holds negative values or only zeros, but should be a distribution.")
+        if not (bool(((probabilities >= 0) & probabilities.isfinite()).all()) and bool(probabilities.sum() > 0)):
+            raise ValueError(
+                "probabilities holds negative or infinite values or only zeros, but should be a distribution."
+            )
         self.probabilities = probabilities.double() / probabilities.double().sum()
         self.vocabulary, self.length = len(probabilities), probabilities.ndim
 

@@ -10,7 +10,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-__all__ = ["MaskSource", "Source", "UniformSource"]
+from flowmatch_core._tensors import check_numbered
+
+__all__ = ["MaskSource", "Source", "UniformSource", "check_tokens"]
 
 
 class Source(ABC):
@@ -121,6 +123,22 @@ class UniformSource(Source):
         return torch.zeros_like(x, dtype=torch.bool)
 
 
+def check_tokens(name: str, x: Tensor, source: Source) -> None:
+    """Raise a `ValueError` unless data are tokens of the vocabulary; another state of the source, a mask, is none.
+
+    Examples:
+        >>> check_tokens("x1", torch.tensor([[0, 2]]), MaskSource(2))
+        Traceback (most recent call last):
+        ValueError: x1 holds 2, but should hold numbers from 0 to 1, the tokens of the data; 2 is the mask.
+    """
+    if x.dtype != torch.long:
+        raise ValueError(
+            f"{name} has dtype {x.dtype}, but should hold tokens of dtype torch.int64; pass {name}.long()."
+        )
+    mask = f"; {source.vocabulary} is the mask" if isinstance(source, MaskSource) else ""
+    check_numbered(name, x, source.vocabulary, f", the tokens of the data{mask}")
+
+
 def _check_vocabulary(vocabulary: int) -> None:
-    if vocabulary < 1:
-        raise ValueError(f"vocabulary is {vocabulary}, but should be at least 1.")
+    if vocabulary < 1 or vocabulary != int(vocabulary):
+        raise ValueError(f"vocabulary is {vocabulary}, but should be a whole number from 1.")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_core._conditions import Condition, CondShape, condition_parts, map_condition
+from flowmatch_core._tensors import check_numbered
 from flowmatch_core.field import Field, Time, VelocityField, at_condition, at_times
 
 __all__ = ["EncodedField", "LabelEmbedding"]
@@ -41,12 +42,7 @@ class LabelEmbedding(nn.Module):
                 f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}, but should have shape (batch,) and "
                 "be of an integer dtype."
             )
-        # elsewhere a look at the values would wait for the device
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and len(labels):
-            least, greatest = int(labels.min()), int(labels.max())
-            if least < 0 or greatest >= classes:
-                found = least if least < 0 else greatest
-                raise ValueError(f"labels holds {found}, but should hold numbers from 0 to {classes - 1}.")
+        check_numbered("labels", labels, classes)
         return self.weight[labels]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -53,8 +54,8 @@ class BrownianBridge:
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise ValueError(f"sigma is {self.sigma}, but should be positive.")
+        if not 0 < self.sigma < math.inf:
+            raise ValueError(f"sigma is {self.sigma}, but should be positive and finite.")
 
     def std(self, t: Tensor) -> Tensor:
         r"""Return $\sigma \sqrt{t (1 - t)}$."""

@@ -66,7 +66,8 @@ def cfm_loss(
         time: The times, with shape `(batch,)`, or a sampler with the call of `torch.rand`, the default.
         prediction: What the network predicts: one of velocity, noise, data and score.
         weight: The weights of the rows of `x1`, with shape `(batch,)`, ones by default: the loss of a row is multiplied
-            by its weight before the average over the batch.
+            by its weight before the average over the batch. A coupling knows no weights, so that the noise beside
+            weighted rows is no longer normal unless the coupling is independent: draw the rows by their weights then.
         generator: The source of randomness, drawn for the noise, the coupling and the time in this order.
 
     Examples:

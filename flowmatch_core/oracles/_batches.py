@@ -9,10 +9,31 @@ from torch import Tensor
 
 from flowmatch_core.field import Time
 
-__all__ = ["CHUNK", "column", "outer", "slices", "time_rows"]
+__all__ = ["CHUNK", "check_covariance", "column", "outer", "slices", "time_rows"]
 
 CHUNK = 1_000_000
 """Maximum number of entries of a temporary of shape (samples, rows, components, dimensions)."""
+
+
+def check_covariance(name: str, covariance: Tensor, variances: Tensor) -> None:
+    """Raise a `ValueError` unless matrices are symmetric and not indefinite, up to rounding.
+
+    Args:
+        name: What an error calls them.
+        covariance: The matrices, with shape `(*batch, d, d)`.
+        variances: Their eigenvalues, with shape `(*batch, d)`.
+
+    Examples:
+        >>> matrix = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
+        >>> check_covariance("W", matrix, torch.linalg.eigvalsh(matrix))
+        Traceback (most recent call last):
+        ValueError: W has the eigenvalue -1, but should be a covariance, without negative ones.
+    """
+    rounding = 1e-4 * float(covariance.detach().abs().max())
+    if float((covariance - covariance.mT).detach().abs().max()) > rounding:
+        raise ValueError(f"{name} is not symmetric, but should be a covariance; pass (W + W.mT) / 2 for W.")
+    if (least := float(variances.detach().min())) < -rounding:
+        raise ValueError(f"{name} has the eigenvalue {least:.4g}, but should be a covariance, without negative ones.")
 
 
 def outer(a: Tensor, b: Tensor) -> Tensor:

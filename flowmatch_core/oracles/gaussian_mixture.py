@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowmatch_core._tensors import check_finite
 from flowmatch_core.field import Time, VelocityField
-from flowmatch_core.oracles._batches import CHUNK, column, slices, time_rows
+from flowmatch_core.oracles._batches import CHUNK, check_covariance, column, slices, time_rows
 from flowmatch_core.paths import AffinePath, CondOT
 
 __all__ = ["GaussianMixture"]
@@ -67,8 +68,13 @@ class GaussianMixture:
                 f"weights and covariances have shapes {tuple(weights.shape)} and {tuple(covariances.shape)}, "
                 f"but means of shape {tuple(means.shape)} need ({n},) and ({n}, {d}, {d})."
             )
+        for name, value in (("weights", weights), ("means", means), ("covariances", covariances)):
+            check_finite(name, value)
+        if bool((weights < 0).any()) or abs(float(weights.detach().sum()) - 1) > 1e-3:
+            raise ValueError(f"weights is {weights.tolist()}, but should hold probabilities, whose sum is 1.")
         self.weights, self.means, self.covariances = weights, means, covariances
         variances, self._axes = torch.linalg.eigh(covariances)
+        check_covariance("covariances", covariances, variances)
         self._variances = variances.clamp_min(
             0.0
         )  # rounding may make the eigenvalues of a singular covariance negative

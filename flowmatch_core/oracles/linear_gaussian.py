@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from flowmatch_core._tensors import as_time
+from flowmatch_core._tensors import as_time, check_finite
 from flowmatch_core.field import Time, VelocityField
-from flowmatch_core.oracles._batches import CHUNK, outer, slices
+from flowmatch_core.oracles._batches import CHUNK, check_covariance, outer, slices
 from flowmatch_core.oracles.gaussian_mixture import GaussianMixture
 from flowmatch_core.paths import AffinePath, CondOT
 
@@ -70,6 +70,8 @@ class LinearGaussianMDP:
             if getattr(self, name).shape != shape:
                 found = tuple(getattr(self, name).shape)
                 raise ValueError(f"{name} had shape {found}, but with {d} states and {p} actions it should be {shape}.")
+            check_finite(name, getattr(self, name))
+        check_covariance("W", self.W, torch.linalg.eigvalsh(self.W))
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LinearGaussianMDP:
         """Return the process with its tensors on another device or of another dtype."""

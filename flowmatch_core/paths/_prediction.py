@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowmatch_core._call import call_field
 from flowmatch_core._conditions import Condition
-from flowmatch_core._tensors import check_choice, expand_time
+from flowmatch_core._tensors import check_choice, check_finite, expand_time
 from flowmatch_core.field import (
     Field,
     Time,
@@ -66,6 +66,8 @@ class VelocityOf(Field):
         self.network, self.path, self.prediction = network, path, prediction
         self.cond_shape = cond_shape(network)
         self._latest = path.latest_time if prediction in ("noise", "data") else 1.0
+        if mean is not None:
+            check_finite("mean", mean)
         self.register_buffer("mean", mean)
 
     @property

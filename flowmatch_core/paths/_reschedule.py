@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowmatch_core._call import call_field
 from flowmatch_core._conditions import Condition
-from flowmatch_core._tensors import as_time, expand_time
+from flowmatch_core._tensors import as_time, check_finite, expand_time
 from flowmatch_core.field import (
     Field,
     Time,
@@ -67,6 +67,8 @@ class Rescheduled(Field):
         self.field, self.trained, self.path = field, trained, path
         self.cond_shape = cond_shape(field)
         self._latest = 1.0 if trained.d_sigma(1.0).isinf() else path.latest_time
+        if mean is not None:
+            check_finite("mean", mean)
         self.register_buffer("mean", mean)
 
     @property

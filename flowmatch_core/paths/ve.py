@@ -45,6 +45,8 @@ class VE(AffinePath):
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(f"sigma_min is {self.sigma_min}, but should be positive and below {self.sigma_max}.")
+        if self.sigma_max == float("inf"):
+            raise ValueError("sigma_max is inf, but should be finite.")
 
     @property
     def _log_ratio(self) -> float:

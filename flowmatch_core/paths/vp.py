@@ -51,6 +51,8 @@ class VP(VariancePreserving):
             raise ValueError(
                 f"beta_min is {self.beta_min}, but should be positive and at most beta_max, {self.beta_max}."
             )
+        if self.beta_max == float("inf"):
+            raise ValueError("beta_max is inf, but should be finite.")
 
     def noise_since_data(self, t: Time) -> Tensor:
         s = 1 - time_tensor(t)

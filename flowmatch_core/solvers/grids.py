@@ -131,7 +131,7 @@ class Power(TimeGrid):
     rho: int = 2
 
     def __post_init__(self) -> None:
-        if self.rho < 1 or self.rho != int(self.rho):
+        if not 1 <= self.rho < math.inf or self.rho % 1:
             raise ValueError(f"rho is {self.rho}, but should be a whole number from 1.")
 
     def time(self, s: float) -> float:
@@ -175,10 +175,13 @@ class EDM(TimeGrid):
     cleanest: float = 0.002
 
     def __post_init__(self) -> None:
-        if not self.rho >= 1:
-            raise ValueError(f"rho is {self.rho}, but should be at least 1.")
-        if not 0 < self.cleanest < self.noisiest:
-            raise ValueError(f"cleanest is {self.cleanest}, but should be above 0 and below noisiest, {self.noisiest}.")
+        if not 1 <= self.rho < math.inf:
+            raise ValueError(f"rho is {self.rho}, but should be at least 1 and finite.")
+        if not 0 < self.cleanest < self.noisiest < math.inf:
+            raise ValueError(
+                f"cleanest and noisiest are {self.cleanest} and {self.noisiest}, but should be positive and finite, "
+                "cleanest below noisiest."
+            )
 
     def time(self, s: float) -> float:
         first, last = 1 / (1 + self.noisiest), 1 / (1 + self.cleanest)

@@ -19,8 +19,11 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = ".") -> str:
 
     >>> did_you_mean("mons", ["moons", "digits"]), did_you_mean("x", ["moons", "digits"])
     ("; did you mean 'moons'?", '.')
+    >>> did_you_mean("X", ["x", "y"])
+    "; did you mean 'x'?"
     """
-    near = get_close_matches(name, list(known), 1)
+    names = list(known)
+    near = [other for other in names if other.casefold() == name.casefold()] or get_close_matches(name, names, 1)
     return f"; did you mean {near[0]!r}?" if near else otherwise
 
 

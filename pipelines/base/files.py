@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
     from torch import Tensor
 
-GROUP = 65_536
-"""Rows per row group of a table that is written in chunks."""
-
 _REMAKE = "`make repro` (or `dvc checkout` if it was made before)."
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -158,7 +155,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def write_chunks(path: Path, chunks: Iterable[pd.DataFrame]) -> None:
-    """Write a table as parquet that does not fit into memory, in row groups of at most `GROUP` rows.
+    """Write a table as parquet that may exceed memory, one row group per chunk.
 
     Args:
         path: File to write.
@@ -172,7 +169,7 @@ def write_chunks(path: Path, chunks: Iterable[pd.DataFrame]) -> None:
             table = Table.from_pandas(chunk, preserve_index=False)
             if writer is None:
                 writer = stack.enter_context(parquet.ParquetWriter(temporary, table.schema))
-            writer.write_table(table, row_group_size=GROUP)
+            writer.write_table(table)
 
 
 def read_table(path: Path, columns: Sequence[str] = (), *, finite: bool = True) -> pd.DataFrame:

@@ -49,6 +49,11 @@ def provenance(folder: Path) -> Path:
     return folder / "provenance.json"
 
 
+def marginals(folder: Path) -> Path:
+    """Return the transforms of the columns in the folder of a prepared data set; most have none."""
+    return folder / "marginals.safetensors"
+
+
 def transitions(folder: Path) -> Path:
     """Return the offline transitions in the folder of a collected environment."""
     return folder / "transitions.parquet"

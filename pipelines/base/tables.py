@@ -354,8 +354,10 @@ def find(files: Sequence[Path]) -> list[Path]:
             raise UserError(f"no file matches {text!r}; expected at least one, so mend the pattern or its folder.")
         found += [Path(path) for path in paths]
     for path in found:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, expected a file; name its files by a glob, such as {path}/*.csv.")
         if not path.is_file():
-            raise UserError(f"{path} is {'a folder' if path.is_dir() else 'missing'}, expected a file{_near(path)}")
+            raise UserError(f"{path} is missing, expected a file{_near(path)}")
     return found
 
 

@@ -14,7 +14,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -357,18 +356,8 @@ def write_frames(path: Path, frames: Iterable[pd.DataFrame], columns: Sequence[s
             `low`
         to `high`; see `Moments.result`.
     """
-    import pyarrow as pa
-    from pyarrow import parquet
-
     running = Moments(columns)
-    with files.replacing(path) as temporary, ExitStack() as stack:
-        writer = None
-        for group in _groups(frames):
-            running.add(group[list(columns)].to_numpy())
-            table = pa.Table.from_pandas(group, preserve_index=False)
-            if writer is None:
-                writer = stack.enter_context(parquet.ParquetWriter(temporary, table.schema))
-            writer.write_table(table)
+    files.write_chunks(path, running.including(_groups(frames)))
     return running.result()
 
 

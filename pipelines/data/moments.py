@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.base.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def units(
@@ -75,6 +78,12 @@ class Moments:
         self.squares = self.squares + n * rows.var(0) + change**2 * (self.count * n / total)
         self.mean, self.count = self.mean + change * (n / total), total
         self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
+
+    def including(self, tables: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        """Yield tables unchanged, and include the rows of each."""
+        for table in tables:
+            self.add(table[self.columns].to_numpy(dtype=np.float64))
+            yield table
 
     def check_varying(self, source: str) -> None:
         """Raise an error if a column is constant.

@@ -32,6 +32,7 @@ def write(stage: Stage, dataset: str) -> None:
             for part in layout.PARTS:
                 seen = training.see(parts.chunks(part)) if part == "train" else parts.chunks(part)
                 files.write_chunks(layout.part(folder, part), seen)
+        transformed = parts.marginals or any(one.how == "steps" for one in parts.discrete.values())
         description = {
             "kind": entry.kind,
             "settings": settings.model_dump(mode="json"),
@@ -48,8 +49,13 @@ def write(stage: Stage, dataset: str) -> None:
             "files": parts.files,
             "missing": parts.missing,
             "rows": parts.rows,
+            "marginals": transformed,
             **training.describe(dataset),
         }
+        if transformed:
+            from pipelines.data import marginals
+
+            description |= marginals.write(folder, parts, dataset)
         files.write_json(layout.provenance(folder), description)
     stage.metrics({f"{part}_rows": number for part, number in parts.rows.items()})
     for message in description["messages"]:
@@ -72,8 +78,7 @@ class Training:
 
     def see(self, chunks: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         """Yield the same chunks."""
-        for chunk in chunks:
-            self.moments.add(chunk[self.numbers].to_numpy(dtype=np.float64))
+        for chunk in self.moments.including(chunks):
             for name, values in self.values.items():
                 if len(values) <= _COUNTED:
                     self.values[name] = np.union1d(values, chunk[name].to_numpy())
@@ -105,14 +110,23 @@ class Training:
         }
 
     def _few(self) -> list[str]:
-        """Return a sentence on columns that take each value at least twice on average, though they are continuous."""
+        """Return sentences on columns whose values repeat, so that they are not those of a continuous distribution."""
         rows = self.moments.count
-        few = {name: len(values) for name, values in self.values.items() if len(values) <= min(_COUNTED, rows / 2)}
-        if not few:
-            return []
-        counts = ", ".join(f"{name!r} ({count} values)" for name, count in few.items())
-        one = next(iter(few))
-        return [
-            f"few different values in {rows} training rows: {counts}; such a density has no limit, so its NLL says "
-            f"little unless they are discrete, as by `discrete: {{{one}: uniform}}` of `kind: table`."
-        ]
+        integers, rounded = list[str](), list[str]()
+        for name, values in self.values.items():
+            whole = bool((values == np.floor(values)).all())
+            if len(values) <= min(_COUNTED, rows / 2 if whole else rows / 10):
+                (integers if whole else rounded).append(f"{name!r} ({len(values)} values)")
+        found = []
+        if integers:
+            found.append(
+                f"integers that repeat in {rows} training rows: {', '.join(integers)}; a density that rises at each of "
+                "them has no limit, so its NLL says little unless they are dequantised, as `discrete` of `kind: table` "
+                "does."
+            )
+        if rounded:
+            found.append(
+                f"rounded numbers that repeat in {rows} training rows: {', '.join(rounded)}; a density that rises at "
+                "each of them has no limit, so a low NLL may be that of the rounding."
+            )
+        return found

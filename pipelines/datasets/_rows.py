@@ -13,6 +13,7 @@ Array = NDArray[np.float64]
 Labels = NDArray[np.int8]
 
 BUCKET = 1 << 24  # bytes of a part that are shuffled in memory
+ROWS = 65_536  # rows that are yielded at once
 _READ = 1 << 22  # bytes that are read at once
 
 
@@ -47,17 +48,12 @@ class Rows:
         return np.concatenate([np.empty(0), *(rows[:, index].copy() for rows in self.chunks())])
 
     def shuffled(self, rng: np.random.Generator) -> Iterator[Array]:
-        """Yield all rows in random order, and remove the file.
+        """Yield all rows in random order, at most `ROWS` at once, and remove the file.
 
         Every order has the same probability: each row goes to a file drawn at random, and each of these is shuffled in
         memory. The order depends on the generator alone and not on the sizes of chunks.
         """
-        pieces = -(-self.count * self.width * 8 // BUCKET)
-        if pieces <= 1:
-            rows = np.fromfile(self.path, np.float64).reshape(-1, self.width)
-            self.path.unlink()
-            yield rows[rng.permutation(len(rows))]
-            return
+        pieces = max(1, -(-self.count * self.width * 8 // BUCKET))
         buckets = [Rows(self.path.with_suffix(f".{piece}"), self.width) for piece in range(pieces)]
         for rows in self.chunks():
             chosen = (rng.random(len(rows)) * pieces).astype(np.int64)
@@ -67,7 +63,9 @@ class Rows:
         for bucket in buckets:
             rows = np.fromfile(bucket.path, np.float64).reshape(-1, self.width)
             bucket.path.unlink()
-            yield rows[rng.permutation(len(rows))]
+            order = rng.permutation(len(rows))
+            for first in range(0, len(rows), ROWS):
+                yield rows[order[first : first + ROWS]]
 
 
 def sizes(count: int, val: float, test: float) -> list[int]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MOST_WORDS = 1000  # different words in a column
 MOST_STEPS = 100_000  # values between the smallest and the largest of a column with step marginals
+_EXACT = 2.0**53  # larger integers are not all numbers of double precision
 _SHOWN = 8  # names in a message
 
 
@@ -215,8 +216,8 @@ def _look(settings: Settings, files: Sequence[TableFile], messages: list[str]) -
     if settings.columns is None:
         nameless = [name for name in files[0].names if not name or name.startswith(("__index_level_", "Unnamed: "))]
         if nameless:
-            messages.append(f"left out because they have no name: {len(nameless)} columns, such as a saved index.")
-        names += [name for name in files[0].names if name not in nameless]
+            messages.append(f"left out because they have no name, as a saved index: {len(nameless)} of the columns.")
+        names = [*(name for name in files[0].names if name not in nameless), *names]
     names = list(dict.fromkeys(names))
     for file in files:
         for name in names:
@@ -299,9 +300,10 @@ def _check_kind(name: str, column: Column, allowed: Sequence[Kind], role: str) -
         "split.time": "write the times as 2024-12-31 23:59:59 or as numbers",
         "split.column": "write train, val or test in each row",
     }
+    expected = {"split.time": "dates or numbers", "split.column": "words"}
     remedy = remedies.get(role) if column.kind == "text" or role.startswith("split") else None
     raise UserError(
-        f"{what} holds {_what(column)}, expected {'words' if role == 'split.column' else 'numbers'}; "
+        f"{what} holds {_what(column)}, expected {expected.get(role, 'numbers')}; "
         f"{remedy or 'write plain numbers or leave it out'}."
     )
 
@@ -317,6 +319,8 @@ class _Reader:
         levels: Words of each column of words in sorted order.
         total: Number of rows in the files.
         lacking: Number of missing values by column.
+        infinite: Number of infinite values by column.
+        incomplete: Number of rows that lack a value, by file.
         low: Smallest value of each column.
         high: Largest value of each column.
     """
@@ -327,6 +331,7 @@ class _Reader:
         self.total = 0
         self.lacking = dict.fromkeys(kinds, 0)
         self.infinite = dict.fromkeys(kinds, 0)
+        self.incomplete: dict[str, int] = {}
         self.low, self.high = np.full(len(kinds), np.inf), np.full(len(kinds), -np.inf)
         self._whole, self._numbering = np.ones(len(kinds), bool), np.ones(len(kinds), bool)
         self._first = np.zeros(len(kinds))
@@ -350,6 +355,8 @@ class _Reader:
             numbers = np.arange(self.total, self.total + len(values))[:, None]
             self._numbering &= (values == self._first + numbers).all(0)
             self.total += len(values)
+            number = int(lacks.any(1).sum())
+            self.incomplete[str(file.path)] = self.incomplete.get(str(file.path), 0) + number
             kept = values[~(lacks | infinite).any(1)]
             if len(kept):
                 self.low, self.high = np.minimum(self.low, kept.min(0)), np.maximum(self.high, kept.max(0))
@@ -372,6 +379,8 @@ class _Reader:
                 )
         missing = self.total - self.rows.count
         lacking = _listing({name: number for name, number in self.lacking.items() if number})
+        if len(self.incomplete) > 1:
+            lacking += "; " + _listing({path: number for path, number in self.incomplete.items() if number})
         if missing and settings.missing == "error":
             raise UserError(
                 f"{missing} of {self.total} rows of {source} lack a value ({lacking}), expected every value; say "
@@ -458,6 +467,11 @@ def _constants(
     for name in columns:
         if name in constant:
             value = constant[name]
+            if abs(value) >= _EXACT:
+                raise UserError(
+                    f"the column {name!r} holds numbers near {value:g}, which differ by less than double precision "
+                    "tells apart; subtract an offset in the file, or name `columns` without it."
+                )
             integer = read.kinds[name] == "integer"
             found[name] = read.levels[name][0] if name in read.levels else int(value) if integer else value
     if found:

@@ -394,7 +394,7 @@ class _Exorl(_Arrays):
         self.folder = folder
 
     def whole(self) -> Iterator[Rows]:
-        for file in exorl_files(self.folder):
+        for file in exorl_files(self.folder, "file"):
             observation, action, discount = exorl_arrays(file, ("observation", "action", "discount"))
             (reward,) = exorl_arrays(file, ("reward",)) if "reward" in _archive(file) else (None,)
             steps = len(discount) - 1
@@ -483,8 +483,12 @@ def _vectors(path: Path, key: str, array: Any) -> Array:
 # ---- folders of ExORL ----
 
 
-def exorl_files(directory: Path) -> list[Path]:
+def exorl_files(directory: Path, key: str) -> list[Path]:
     """Return the files of the episodes of ExORL in the order of their paths.
+
+    Args:
+        directory: Folder with the files, at any depth.
+        key: Key of `params.yaml` that names the folder, for the message.
 
     Raises:
         UserError: There are none.
@@ -493,7 +497,7 @@ def exorl_files(directory: Path) -> list[Path]:
     if not found:
         raise UserError(
             f"{directory} holds no .npz files, expected the episodes of ExORL; "
-            "set the folder to the one that they were unpacked to."
+            f"set `{key}` to the folder that they were unpacked to."
         )
     return found
 

@@ -64,7 +64,7 @@ class Exorl(Environment):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.files = exorl_files(settings.directory)
+        self.files = exorl_files(settings.directory, "directory")
         module = plugins.load("pipelines.environments", settings.simulator["kind"])
         self.simulator: Environment = module.build(module.Settings.model_validate(_without_kind(settings.simulator)))
         self.state_names, self.action_names = self.simulator.state_names, self.simulator.action_names
@@ -160,7 +160,9 @@ def sources(settings: Settings, mirror: Path | None) -> dict[str, Path]:
     Raises:
         UserError: The folder contains no episodes, or a module does not exist.
     """
-    found = {path.relative_to(settings.directory).as_posix(): path for path in exorl_files(settings.directory)}
+    found = {
+        path.relative_to(settings.directory).as_posix(): path for path in exorl_files(settings.directory, "directory")
+    }
     simulator = plugins.load("pipelines.environments", settings.simulator["kind"])
     of_simulator = getattr(simulator, "sources", None)
     if of_simulator is not None:

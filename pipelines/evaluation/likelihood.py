@@ -93,4 +93,5 @@ def _likelihood(
         torch.cat([getattr(one, name) for one in found]).double().cpu()
         for name in ("log_prob", "solver_error", "standard_error")
     )
-    return Likelihood(log_prob.numpy(), error.numpy(), LogDensity(log_prob, error, spread, 0).warning())
+    warning = LogDensity(log_prob, error, spread, 0).warning() if len(rows) > 1 else None
+    return Likelihood(log_prob.numpy(), error.numpy(), warning)

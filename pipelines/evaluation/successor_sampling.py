@@ -86,7 +86,7 @@ class Sampler:
         built = environments.build(self.entry.kind, self.entry.settings())
         self.grid = None
         if isinstance(built, Simulator) and len(built.state_names) > 1 and self.entry.reward is not None:
-            self.grid = ValueGrid(built, self.entry, self.entry.reward)
+            self.grid = ValueGrid(built, self.entry)
 
     def __reduce__(self) -> tuple[type[Sampler], tuple[Params, str]]:
         return Sampler, (self.params, self.environment)
@@ -129,13 +129,14 @@ def _trajectory(model: GeometricHorizonModel, start: Starts, generator: torch.Ge
 class ValueGrid:
     """The values V(s, pi(s)) of states at rest on a grid of positions."""
 
-    def __init__(self, environment: Simulator, entry: EnvironmentEntry, reward: str) -> None:
-        self.environment, self.entry, self.reward = environment, entry, reward
+    def __init__(self, environment: Simulator, entry: EnvironmentEntry) -> None:
+        assert entry.reward is not None  # it may be null for logs alone, and so may `length`
+        self.environment, self.entry, self.reward = environment, entry, entry.reward
         self.state = environment.grid(GRID)
 
     def truth(self, rng: np.random.Generator) -> Array:
         """Return the true values."""
-        assert self.entry.length is not None  # it is null for logs alone
+        assert self.entry.length is not None
         return self.environment.values(self.state, self.reward, self.entry.gamma, self.entry.length, rng)
 
     def values(self, model: HorizonModel, generator: torch.Generator) -> Array | None:

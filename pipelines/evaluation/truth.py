@@ -215,7 +215,7 @@ def unit(provenance: Mapping[str, Any], device: torch.device) -> Tensor | None:
     """Return the unit of distances: the standard deviations of a log's states, whose columns may be of any kind."""
     if provenance["truth"] == "simulator":
         return None
-    return torch.tensor(provenance["scale"], dtype=torch.float32, device=device)
+    return torch.tensor(provenance["scale"], dtype=torch.float64, device=device)
 
 
 def outside(x: Tensor, provenance: Mapping[str, Any]) -> float:

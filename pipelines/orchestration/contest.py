@@ -161,6 +161,8 @@ class DensityContest(Contest):
         self.digest = _digest(keys[chosen].tobytes())
 
     def _score(self, file: Path, number: int) -> Scores:
+        if not len(self.rows):
+            return Scores(np.empty(0))
         described = saved.meta(file).get("conditions", ())  # a champion may standardise them otherwise
         rows = replace(self.rows, cond=Conditions(tuple(described)).encode(self.rows.table))
         found = likelihoods(file, {"test": rows}, self.settings, self.device)["test"]

@@ -322,12 +322,12 @@ def _columns(
     what = f"The first {len(few)} of {len(shown)} columns" if len(few) < len(shown) else "Columns"
     what = f"{columns[0]}{given}" if len(columns) == 1 else what
     caption = f"{what}: test rows (area) and samples of every method (lines); the share beyond a panel is left out."
-    page.picture(section, f"{section.id}-columns", density_figures.histograms(few), caption)
+    page.picture(section, f"{section.id}-columns", density_figures.histograms(few), caption, 0)
     if len(columns) > 1:
         paired = columns[: density_figures.SHOWN_PAIRED]
         count = f"the first {len(paired)} of {len(columns)} columns" if len(paired) < len(columns) else "columns"
         caption = f"Pairs of {count}{given}: test rows, and as many samples of every method."
-        page.picture(section, f"{section.id}-pairs", density_figures.pairs(tables, paired, group), caption)
+        page.picture(section, f"{section.id}-pairs", density_figures.pairs(tables, paired, group), caption, 0)
 
 
 def _flow(page: Page, section: Section, methods: Sequence[str], clock: str) -> None:

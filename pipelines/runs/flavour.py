@@ -38,7 +38,11 @@ def write(networks: Path, folder: Path, run: str) -> None:
         states, actions = meta["state_names"], meta["action_names"]
         inputs = [*metric_keys.columns("state", states), *metric_keys.columns("action", actions)]
         outputs = metric_keys.columns("future", states)
-        rows: list[list[Any]] = [[*row, *[0.0] * len(actions)] for row in typical]
+        action = meta.get("action_loc") or [0.0] * len(actions)  # older files do not have their mean
+        constants = meta.get("constants", {})
+        rows: list[list[Any]] = [
+            [*(constants.get(name, value) for name, value in zip(states, row, strict=True)), *action] for row in typical
+        ]
         types: Mapping[str, str] = {}
     else:
         columns = meta.get("columns") or [f"x{i}" for i in range(len(loc))]  # older files do not name them

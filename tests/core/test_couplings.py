@@ -28,7 +28,7 @@ from flowmatch_core.field import Time
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.paths import CondOT
 from flowmatch_core.solvers import SolverError, solve
-from tests.support.random import generator
+from tests.support.random import generator, tensor
 
 PERMUTATIONS: list[IndexCoupling] = [Independent(), MinibatchOT(), ConditionalOT(), ConditionalOT(weight=10.0)]
 DRAWS: list[IndexCoupling] = [Sinkhorn(reg=1.0), SchrodingerBridge(sigma=0.7), Sinkhorn(reg=1.0, weight=3.0)]
@@ -327,6 +327,35 @@ def test_the_weight_has_no_units() -> None:
     assert not torch.equal(first, x0) and not torch.equal(first, MinibatchOT()(x0, x1)[0])
 
 
+WORDS = torch.eye(3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("coupling", [ConditionalOT(), ConditionalOT(1000.0), Sinkhorn(0.5, 1000.0)], ids=repr)
+def test_words_in_one_hot_code_keep_their_noise_gaussian_in_batches_drawn_by_weight(coupling: IndexCoupling) -> None:
+    """A large weight forbids exchanges between words; rows and words stay together, as the data do not move."""
+    centres, taken = tensor([-4.0, 0.0], [0.0, 5.0], [6.0, -1.0]), []
+    for seed in range(40):
+        g = generator(seed)
+        word = torch.randint(3, (400,), generator=g)
+        weight = torch.tensor([0.2, 1.0, 3.0])[word] * torch.rand(400, generator=g)
+        drawn = word[torch.multinomial(weight, 128, replacement=True, generator=g)]
+        x0, z = torch.randn(2, 128, 2, generator=g, dtype=torch.float64)
+        x1, cond = centres[drawn] + 0.5 * z, WORDS[drawn]
+        i0, i1 = coupling.pairs(x0, x1, cond, generator=g)
+        assert torch.equal(i1, torch.arange(128)) and torch.equal(drawn[i0], drawn)
+        y0, y1, y_cond = coupling(x0, x1, cond, generator=generator(seed))
+        assert y1 is x1 and y_cond is cond
+        taken.append((x0[i0], drawn))
+        if isinstance(coupling, ConditionalOT):
+            assert cost(y0, y1) < cost(x0, x1)
+    noise, words = (torch.cat(parts) for parts in zip(*taken, strict=True))
+    for k in range(3):
+        rows = noise[words == k]
+        error = 2 / math.sqrt(len(rows))  # that of the mean, twice, as draws of Sinkhorn repeat rows
+        assert rows.mean(0).abs().max() < 4.5 * error and (rows.std(0) - 1).abs().max() < 4.5 * error / math.sqrt(2)
+    assert (words == 2).double().mean() > 3 * (words == 0).double().mean()
+
+
 # --- reflow ----------------------------------------------------------------------------------------------------------
 
 
@@ -412,11 +441,11 @@ def test_bad_parameters_are_named() -> None:
             with pytest.raises(ValueError, match=f"weight is {bad}, but should be at least 0"):
                 make(bad)
     x0, x1, cond = batch(8, 2)
-    with pytest.raises(ValueError, match=r"cond has shape None, but should have shape \(8, c\)"):
+    with pytest.raises(ValueError, match="cond is None, but should hold the conditions of the rows of x1"):
         ConditionalOT()(x0, x1)
     with pytest.raises(ValueError, match=r"cond has shape \(3, 1\), but should have shape \(8, c\)"):
         ConditionalOT()(x0, x1, cond[:3])
-    with pytest.raises(ValueError, match=r"cond has shape None, but should have shape \(8, c\)"):
+    with pytest.raises(ValueError, match="cond is None, but should hold the conditions of the rows of x1"):
         SchrodingerBridge(weight=1.0)(x0, x1)
     with pytest.raises(ValueError, match="x0 has shape"):
         Reflow(lambda t, x, cond: x)(x0[:2], x1)

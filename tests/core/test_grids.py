@@ -92,7 +92,7 @@ def test_noise_levels_of_edm() -> None:
         (lambda: Power(0), "rho is 0"),
         (lambda: Power(1.5), "rho is 1.5"),  # type: ignore[arg-type]
         (lambda: EDM(rho=0.5), "rho is 0.5"),
-        (lambda: EDM(noisiest=0.001), "cleanest is 0.002"),
+        (lambda: EDM(noisiest=0.001), "cleanest and noisiest are 0.002 and 0.001"),
         (lambda: Nodes([0.0, 0.5]), "times is"),
         (lambda: Nodes([0.0, 0.5, 0.5, 1.0]), "should increase"),
         (lambda: Uniform().nodes(0), "steps is 0"),

@@ -231,6 +231,85 @@ def test_a_version_is_a_model_of_mlflow_without_pickle(project: Path, invocation
     assert np.allclose(table.predict(rows)["log_prob"], expected.detach().numpy())
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of MLflow about its own type hints
+def test_a_conditional_model_has_the_users_columns_in_its_signature(project: Path, invocation: Any) -> None:
+    import mlflow.pyfunc
+    import numpy as np
+    import torch
+
+    from pipelines.config.params import NetworkChoice
+    from pipelines.models import build, saved
+
+    config = build.network_config(NetworkChoice.model_validate({"name": "mlp", "hidden": [8]}), 3, 3)
+    meta = {
+        "network": config,
+        "path": {"name": "cond_ot"},
+        "prediction": "velocity",
+        "seed": 0,
+        "constants": {"unit": 1},
+        "columns": ["length", "year", "sex"],
+        "types": {"length": "float", "year": "integer", "sex": "text", "species": "text", "mass": "integer"},
+        "discrete": {
+            "year": {"how": "uniform", "low": 2007, "levels": None},
+            "sex": {"how": "uniform", "low": 0, "levels": ["f", "m"]},
+        },
+        "conditions": [
+            {"name": "species", "kind": "words", "levels": ["Adelie", "Gentoo"]},
+            {"name": "mass", "kind": "number", "loc": 4000.4, "scale": 800.0, "low": 2700.0, "high": 6300.0},
+        ],
+    }
+    units = torch.tensor([44.0, 2008.6, 0.9]).double(), torch.tensor([5.0, 0.8, 1.4]).double()
+    saved.save(project / "data/models/birds/cfm/seed0.safetensors", build.network(config), *units, meta)
+    with invocation():
+        record = RunRecord.start("train@birds-cfm", {"profile": "default"})
+        record.tag("flowmatch.model", "birds.cfm")
+        record.artifact(Path("data/models/birds/cfm"))
+        record.finish("FINISHED")
+    mlflow.set_tracking_uri(store.uri(project / ".flowmatch"))
+    model = mlflow.pyfunc.load_model("models:/birds.cfm/1")
+    inputs = [(column.name, column.type.name) for column in model.metadata.signature.inputs]
+    assert inputs == [
+        ("length", "double"),
+        ("year", "long"),
+        ("sex", "string"),
+        ("species", "string"),
+        ("mass", "long"),
+    ]
+    example = model.input_example
+    assert example.to_dict("records") == [
+        {"length": 44.0, "year": 2008, "sex": "f", "species": "Adelie", "mass": 4000},
+        {"length": 49.0, "year": 2009, "sex": "m", "species": "Adelie", "mass": 4000},
+    ]
+    scores = model.predict(example)["log_prob"]
+    assert np.isfinite(scores).all()
+    assert scores.equals(model.predict(example[list(reversed(example.columns))])["log_prob"])
+    assert not scores.equals(model.predict(example, params={"seed": 1})["log_prob"])  # other dequantisations
+
+
+def test_the_example_of_an_environment_has_its_constants_and_mean_actions(tmp_path: Path) -> None:
+    import torch
+
+    from pipelines.runs import flavour
+
+    meta = {
+        "gamma": 0.9,
+        "state_names": ["x", "height", "y"],
+        "action_names": ["push"],
+        "constants": {"height": 1.5},
+        "action_loc": [400.0],
+        "action_scale": [50.0],
+    }
+    tensors = {
+        "loc": torch.tensor([6e6 + 0.25, 1.5, 2.0], dtype=torch.float64),
+        "scale": torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64),
+    }
+    files.write_tensors(tmp_path / "seed0.safetensors", tensors, meta)
+    flavour.write(tmp_path, tmp_path, "0" * 32)
+    example = json.loads((tmp_path / "input_example.json").read_text())
+    assert example["columns"] == ["state_x", "state_height", "state_y", "action_push"]
+    assert example["data"] == [[6e6 + 0.25, 1.5, 2.0, 400.0], [6e6 + 0.75, 1.5, 5.0, 400.0]]
+
+
 def test_aliases_and_tags_of_versions(project: Path, invocation: Any) -> None:
     for _ in range(2):
         with invocation():

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import shutil
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
+from pipelines import datasets
 from pipelines.base import plugins
 from pipelines.base.errors import UserError
 from pipelines.datasets import Dataset, checkerboard, digits, eight_gaussians, miniboone, moons
@@ -240,6 +244,88 @@ def test_wrong_shapes_and_weights_are_refused() -> None:
         with pytest.raises(UserError) as error:
             dataset(weight=weight)
         sentence(error, "weights of the source")
+
+
+VALUES = np.array([[1.0, 6e6 + 0.25], [2.0, 6e6 + 0.5], [3.0, 6e6 + 0.75], [4.0, 6e6 + 1]])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        VALUES.tolist(),
+        VALUES.astype(object),
+        [tuple(row) for row in VALUES],
+        torch.tensor(VALUES, requires_grad=True),
+        pd.DataFrame(VALUES, columns=["height", "width"]),
+        pd.DataFrame(VALUES[:, ::-1], columns=["width", "height"]),
+        pd.DataFrame(VALUES, columns=["height", "width"], index=[9, 8, 7, 9]).astype("Float64"),
+        pd.DataFrame(VALUES, columns=["height", "width"]).astype(object),
+        pd.DataFrame(VALUES, columns=["height", "width"]).map(Decimal),
+        pd.DataFrame(VALUES, columns=["height", "width"]).astype({"height": "int8"}),
+        pd.DataFrame(VALUES, columns=["height", "width"]).astype({"height": "category"}),
+    ],
+    ids=lambda rows: type(rows).__name__,
+)
+def test_rows_of_any_library_become_double_precision(rows: Any) -> None:
+    for columns in (
+        ["height", "width"],
+        ("height", "width"),
+        np.array(["height", "width"]),
+        pd.Index(["height", "width"]),
+    ):
+        data = dataset(train=rows, columns=columns)
+        assert data.train.dtype == np.float64
+        np.testing.assert_array_equal(data.train, VALUES)
+        assert data.columns == ["height", "width"]
+
+
+def test_integers_booleans_and_single_columns_are_rows() -> None:
+    for rows in (np.arange(8).reshape(4, 2), torch.arange(8).reshape(4, 2), torch.arange(8.0).reshape(4, 2).bfloat16()):
+        np.testing.assert_array_equal(dataset(train=rows).train, np.arange(8.0).reshape(4, 2))
+    np.testing.assert_array_equal(dataset(train=np.eye(2, dtype=bool)).train, np.eye(2))
+    one: dict[str, Any] = {part: np.arange(4.0) for part in ("train", "val", "test")}
+    for column in (np.arange(4.0), pd.Series(np.arange(4)), list(range(4)), torch.arange(4)):
+        assert dataset(**{**one, "train": column}, columns=[0]).train.shape == (4, 1)
+    assert dataset(**one, columns=pd.RangeIndex(1)).columns == ["0"]
+    weight = pd.Series([1, 1, 2, 0.5], index=[3, 1, 2, 0])
+    np.testing.assert_array_equal(dataset(weight=weight).weight, [1, 1, 2, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"train": pd.DataFrame(VALUES, columns=["height", "weight"])}, ["'weight'", "expected 'height', 'width'"]),
+        ({"train": pd.DataFrame(VALUES, columns=["width", "width"])}, ["'width', 'width'"]),
+        ({"columns": ["width", "width"]}, ["'width' twice"]),
+        ({"columns": [0, "0"]}, ["'0' twice"]),
+        ({"train": [["a", "b"]]}, ["train rows of the source", "numbers", "kind: table"]),
+        ({"train": pd.DataFrame({"height": ["a"], "width": [1.0]})}, ["column 'height'", "'a'", "kind: table"]),
+        ({"train": pd.DataFrame({"height": [1.0, None], "width": [1.0, 1]})}, ["'height'", "1 of 2 rows"]),
+        (
+            {"train": pd.DataFrame({"height": pd.array([1, None], dtype="Int64"), "width": [1.0, 1]})},
+            ["'height'", "1 of 2 rows"],
+        ),
+        ({"train": [[1.0, 2.0], [3.0]]}, ["train rows", "rectangle"]),
+        ({"train": VALUES + 1j}, ["real numbers"]),
+        ({"train": np.zeros((4, 2, 1))}, ["shape (4, 2, 1)"]),
+        ({"train": np.zeros(4)}, ["shape (4,)"]),
+        ({"train": None}, ["train rows"]),
+        ({"weight": ["a"] * 4}, ["weights of the source", "numbers"]),
+    ],
+)
+def test_rows_that_cannot_be_read_as_numbers_are_named(change: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        dataset(**change)
+    sentence(error, *parts)
+
+
+def test_a_plugin_that_returns_no_data_set_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(moons, "build", lambda *_, **__: (VALUES, VALUES, VALUES))
+    with pytest.raises(UserError) as error:
+        datasets.build(
+            "moons", moons.Settings.model_validate({}), rng=np.random.default_rng(0), mirror=None, scratch=tmp_path
+        )
+    sentence(error, "'moons'", "tuple", "Dataset")
 
 
 @pytest.mark.parametrize("name", plugins.names("pipelines.datasets"))

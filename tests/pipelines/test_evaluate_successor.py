@@ -37,7 +37,6 @@ class Closed(HorizonModel):
     def __init__(self, blind: str = "", far: float = 0.0, density: bool = True) -> None:
         super().__init__(GAMMA, None, None)
         self.mdp: LinearGaussianMDP = linear_gaussian.build(linear_gaussian.Settings()).oracle()
-        self.mdp = self.mdp.to("cpu", torch.float32)
         self.blind, self.far, self.has_density = blind, far, density  # type: ignore[misc]
 
     def sample(
@@ -227,8 +226,8 @@ def test_other_numbers_of_solver_steps_use_the_noise_of_the_samples(results: Any
 
 def test_the_mean_of_the_truth_is_that_of_its_samples() -> None:
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(3, 41, 2, generator=generator)
-    at = truth.Starts(["x", "y"], states, torch.randn(3, 2, generator=generator))
+    states, actions = torch.randn(2, 3, 41, 2, generator=generator, dtype=torch.float64)
+    at = truth.Starts(["x", "y"], states, actions, torch.zeros(3, 41, dtype=torch.bool))
     for mdp in (None, Closed().mdp):
         x = truth.truth(at, mdp, GAMMA, 50_000, generator)
         error = x.std(0) / 50_000**0.5

@@ -25,8 +25,9 @@ def paths() -> Iterator[tuple[str, Path]]:
         yield from folders.items()
         for part in layout.PARTS:
             yield "part", layout.part(folders["prepared"], part)
-        for function in ("transitions", "rollouts", "evaluation", "counterfactual"):
+        for function in ("transitions", "rollouts", "evaluation", "counterfactual", "neighbours"):
             yield function, getattr(layout, function)(folders["collected"])
+        yield "marginals", layout.marginals(folders["prepared"])
         for folder in (folders["prepared"], folders["collected"]):
             yield "provenance", layout.provenance(folder)
         for function in ("cells", "truth", "log_prob"):

@@ -67,7 +67,7 @@ class Constant(HorizonModel):
         if self.fault:
             raise self.fault
         assert action is not None
-        torch.testing.assert_close(action, torch.tensor(SPIRAL.policy(state.double().numpy()), dtype=torch.float32))
+        torch.testing.assert_close(action, torch.tensor(SPIRAL.policy(state.numpy())))
         return (state + self.away).expand(n, *state.shape)
 
     def log_prob(self, x: Tensor, state: Tensor, action: Tensor | None) -> Tensor:
@@ -75,7 +75,7 @@ class Constant(HorizonModel):
 
 
 def grid() -> ValueGrid:
-    return ValueGrid(SPIRAL, PARAMS.environments["spiral"])
+    return ValueGrid(SPIRAL, PARAMS.environments["spiral"], "bump")
 
 
 def test_the_value_map_has_the_entrys_reward_and_discount_beside_the_truth() -> None:
@@ -112,7 +112,7 @@ def test_particles_stand_at_every_time_and_are_finite(explodes: bool) -> None:
     def field(t: object, x: Tensor, cond: Tensor | None = None) -> Tensor:
         return torch.where(x > 1, torch.inf, 0.0) if explodes else torch.ones_like(x)
 
-    start = Starts(["x", "y"], torch.zeros(4, 3, 2), torch.zeros(4, 1))
+    start = Starts(["x", "y"], torch.zeros(4, 3, 2), torch.zeros(4, 3, 1), torch.zeros(4, 3, dtype=torch.bool))
     model = GeometricHorizonModel(field, (2,), 0.9, loc=torch.tensor([5.0, 0.0]), scale=torch.tensor([2.0, 1.0]))
     table = successor_sampling._trajectory(model, start, torch.Generator().manual_seed(0))
     assert list(table.columns) == ["x", "y", "time", "start"]

@@ -139,7 +139,7 @@ def test_a_latent_model_has_samples_and_values_and_no_density(
     root: Path, monkeypatch: pytest.MonkeyPatch, method: str, kind: type[nn.Module]
 ) -> None:
     folder = root / layout.models("spiral", method)
-    monkeypatch.setattr(versions, "files", lambda uri: folder)
+    monkeypatch.setattr(versions, "files", lambda uri, *others: folder)
     model = registry.load(f"models:/spiral.{method}/latest")
     assert isinstance(model, LatentHorizonModel)
     assert isinstance(model.network, kind)

@@ -15,19 +15,23 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from pyarrow import parquet
 from scipy import stats
 
+from flowmatch_core.marginals import Marginals
 from pipelines import datasets
 from pipelines.base import files, layout, tables
 from pipelines.base.errors import UserError
 from pipelines.config import params, yaml_files
 from pipelines.data import prepare
 from pipelines.datasets import Parts, _rows, table
+from pipelines.evaluation import density, density_sampling
 from pipelines.runs import sources
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
+from pipelines.training import density as training
 
 ROOT = Path(__file__).parents[2]
 RAW = ROOT / "data" / "raw" / "penguins.csv"
@@ -106,7 +110,8 @@ def test_a_file_alone_models_its_numeric_columns_and_says_what_it_leaves_out() -
 
 def test_parts_are_drawn_by_the_seed_and_in_random_order() -> None:
     pd.DataFrame({"x": np.arange(5000) + 0.5}).to_csv("table.csv", index=False)
-    first, again, other = (read(seed, split={"val": 0.2, "test": 0.3})[1] for seed in (0, 0, 1))
+    split = {"val": 0.2, "test": 0.3}
+    first, again, other = (read(seed, columns="x", split=split)[1] for seed in (0, 0, 1))
     for part, size in (("train", 2500), ("val", 1000), ("test", 1500)):
         pd.testing.assert_frame_equal(first[part], again[part])
         assert len(first[part]) == size
@@ -124,7 +129,7 @@ def test_neither_the_size_of_a_chunk_nor_the_format_changes_a_bit(monkeypatch: p
         "discrete": {"colour": "uniform"},
     }
     for name, write in (("table.csv", "to_csv"), ("table.parquet", "to_parquet")):
-        getattr(frame(3000).assign(x2=lambda t: 1 + t["x"] ** 2), write)(name, index=False)
+        getattr(frame(800).assign(x2=lambda t: 1 + t["x"] ** 2), write)(name, index=False)
     whole = read(**settings)
     same(whole, read(file="table.parquet", **settings))
     monkeypatch.setattr(tables, "BLOCK", 700)
@@ -135,10 +140,10 @@ def test_neither_the_size_of_a_chunk_nor_the_format_changes_a_bit(monkeypatch: p
 
 def test_a_part_larger_than_its_memory_is_shuffled_through_files(monkeypatch: pytest.MonkeyPatch) -> None:
     pd.DataFrame({"x": np.arange(4000) + 0.5, "y": np.arange(4000) % 2}).to_csv("table.csv", index=False)
-    whole = read()[1]
+    whole = read(columns=["x", "y"])[1]
     monkeypatch.setattr(_rows, "BUCKET", 2000)
     monkeypatch.setattr(_rows, "_READ", 100)
-    rows = read()[1]
+    rows = read(columns=["x", "y"])[1]
     for part in layout.PARTS:  # the same rows in another order
         assert sorted(map(tuple, rows[part].to_numpy())) == sorted(map(tuple, whole[part].to_numpy()))
     train = rows["train"]["x"].to_numpy()
@@ -301,6 +306,18 @@ def test_several_files_are_one_table() -> None:
     refuses("3.csv", "no column 'y'", file=["1.csv", "2.parquet", "3.csv"])
 
 
+def test_values_that_are_missing_in_one_part_are_said_with_its_file() -> None:
+    for part, x in (("train", "1.5"), ("val", ""), ("test", "2.5")):
+        Path(f"{part}.csv").write_text("x,y\n" + "".join(f"{i + 0.1},{i}\n" for i in range(20)) + f"{x},1\n")
+    files = {"files": {part: f"{part}.csv" for part in layout.PARTS}}
+    assert "train.csv 0" not in refuses("1 of 63 rows", "x 1; val.csv 1", file=None, split=files)
+
+
+def test_integers_that_double_precision_cannot_tell_apart_are_no_constant() -> None:
+    pd.DataFrame({"x": np.arange(40) / 7, "id": 2**62 + np.arange(40)}).to_parquet("table.parquet")
+    refuses("'id'", "double precision", file="table.parquet")
+
+
 def test_columns_that_say_nothing_are_left_out_and_said() -> None:
     data = frame().assign(one=3, row=range(10, 210), day="2024-01-01", nothing=None)
     data.to_csv("table.csv")  # with an index
@@ -416,7 +433,7 @@ def test_files_that_are_no_tables_are_named(name: str, content: bytes, words: li
 def test_files_that_are_not_there_are_named() -> None:
     Path("folder").mkdir()
     refuses("'*.csv'", "no file matches", file="*.csv")
-    refuses("folder", "a folder", file="folder")
+    refuses("folder", "folder/*.csv", file="folder")
 
 
 @pytest.mark.parametrize("written", ["table.csv", "table.parquet"])
@@ -491,6 +508,38 @@ def test_moments_of_a_condition_and_far_columns_are_exact() -> None:
     assert (condition["low"], condition["high"]) == (rows["train"]["t"].min(), rows["train"]["t"].max())
 
 
+def test_marginals_are_fitted_to_the_weighted_training_rows_and_stand_beside_them() -> None:
+    rng = np.random.default_rng(0)
+    skewed, side = np.exp(rng.normal(size=4000)), rng.integers(0, 2, 4000)
+    data = pd.DataFrame({"x": skewed, "y": 5 * side + rng.normal(size=4000), "n": rng.poisson(2.0, 4000)})
+    data = data.assign(w=np.where(side == 1, 3.0, 1.0))
+    data.to_parquet("table.parquet")
+    roles = {"file": "table.parquet", "columns": ["x", "y", "n"], "weight": "w", "discrete": {"n": "steps"}}
+    prepare.write(project(**roles, transform="marginals"), "mine")
+    provenance, rows = prepared()
+    tensors, meta = files.read_tensors(layout.marginals(layout.prepared("mine")))
+    assert [one["kind"] for one in meta["marginals"]] == ["mixture", "mixture", "steps"]
+    marginals = Marginals.from_description(meta["marginals"])
+    marginals.load_state_dict(tensors)
+    u = marginals(torch.from_numpy(rows["train"][["x", "y", "n"]].to_numpy(copy=True)))[0].numpy()
+    np.testing.assert_allclose(provenance["loc"], u.mean(0), atol=1e-12)
+    np.testing.assert_allclose(provenance["scale"], u.std(0), rtol=1e-12)
+    weight = rows["train"]["weight"].to_numpy()
+    weighted = np.average(u, axis=0, weights=weight), np.average(u**2, axis=0, weights=weight)
+    np.testing.assert_allclose(weighted[0], 0, atol=0.05)  # normal under the weights
+    np.testing.assert_allclose(weighted[1], 1, atol=0.05)
+    assert provenance["loc"][1] < -0.2  # and not without them
+    prepare.write(project(**roles), "mine")
+    provenance, _ = prepared()
+    _, meta = files.read_tensors(layout.marginals(layout.prepared("mine")))
+    assert [one["kind"] for one in meta["marginals"]] == ["identity", "identity", "steps"]
+    assert provenance["marginals"] is True
+    np.testing.assert_allclose(provenance["loc"][:2], rows["train"][["x", "y"]].mean(), rtol=1e-12)
+    prepare.write(project(**roles | {"discrete": {"n": "uniform"}}), "mine")
+    assert prepared()[0]["marginals"] is False
+    assert not layout.marginals(layout.prepared("mine")).exists()
+
+
 NAMES = [
     *("weight", "seed", "time", "start", "x", "episode", "loss", "log_prob", "row", "with space", "größe", "a/b"),
     *("a.b", "0", "index", "level_0", "train", "None", "true", "[x]", "__index", '"quoted"', "'", "a,b", "%s", "{x}"),
@@ -519,6 +568,38 @@ def test_any_column_name_gives_the_numbers_of_any_other_name(format: str) -> Non
         found = [provenance["loc"], provenance["scale"], *(table.to_numpy().tolist() for table in rows.values())]
         assert expected is None or found == expected
         expected = found
+
+
+@pytest.mark.slow
+def test_any_column_name_gives_the_samples_and_the_scores_of_any_other_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smoke = yaml_files.read_yaml(ROOT / "pipelines" / "config" / "profiles" / "smoke.yaml")
+    raw = yaml_files.merge(yaml_files.read_yaml(ROOT / "params.yaml"), smoke)
+    raw["density"]["evaluate"] |= {"rows": 50}
+    values = np.random.default_rng(0).normal(65, 10, (200, 5))
+    found = []
+    for names in (["a", "b", "c", "d", "e"], ["weight", "seed", "time", "log_prob", "row"]):
+        Path(names[0]).mkdir()
+        monkeypatch.chdir(tmp_path / names[0])
+        pd.DataFrame(values, columns=names).to_csv("table.csv", index=False)
+        entry = {"columns": names[:3], "condition": names[3], "weight": names[4], "fit": {"steps": 20}}
+        raw["datasets"] = {"mine": {"kind": "table", "file": "table.csv", **entry}}
+        loaded = params.parse(raw, Path("params.yaml"))
+        stage = Stage("way", loaded, RunRecord.start("way", {}))
+        prepare.write(stage, "mine")
+        for method in loaded.density.methods:
+            training.train(stage, "mine", method)
+        density_sampling.sample(stage, "mine")
+        density.evaluate(stage, "mine")
+        samples = [files.read_table(path).to_numpy() for path in sorted(layout.samples("mine").iterdir())]
+        found.append((samples, files.read_json(layout.metrics("mine"))))
+        monkeypatch.chdir(tmp_path)
+    (samples, metrics), (others, same_metrics) = found
+    assert metrics == same_metrics
+    assert len(samples) == len(others) >= 2
+    for one, other in zip(samples, others, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_replaced_file_is_another_source(tmp_path: Path) -> None:
@@ -592,5 +673,5 @@ def test_a_table_that_is_larger_than_the_memory_that_it_takes() -> None:
         peaks.append(int(result.stdout.split()[-1]) / 1024)
         rows = parquet.ParquetFile(layout.part(layout.prepared("mine"), "train")).metadata
         assert rows.num_rows == 80_000 * pieces
-        assert rows.row_group(0).num_rows <= files.GROUP
+        assert rows.row_group(0).num_rows <= _rows.ROWS
     assert peaks[1] - peaks[0] < 96, peaks

@@ -206,6 +206,7 @@ def test_a_row_that_time_cut_off_is_no_terminal() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:minari.utils")  # about who made it and how
 def test_a_data_set_that_minari_made(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     package = pytest.importorskip("minari", reason="the extra flowmatch[dev]")
     spaces = pytest.importorskip("gymnasium").spaces
@@ -464,7 +465,7 @@ class Closed(HorizonModel):
     def __init__(self, blind: bool) -> None:
         super().__init__(0.9, None, None)
         self.blind = blind
-        self.mdp = linear_gaussian.build(linear_gaussian.Settings()).oracle().to("cpu", torch.float32)
+        self.mdp = linear_gaussian.build(linear_gaussian.Settings()).oracle().to("cpu", torch.float64)
 
     def sample(
         self, state: Tensor, action: Tensor | None, n: int, *, generator: torch.Generator | None = None
@@ -632,7 +633,7 @@ def test_other_kinds_require_what_a_log_says_itself(folder: Path, key: str) -> N
     with pytest.raises(UserError, match=rf"environments.spiral.{key} is missing; add it\."):
         params.parse(raw, Path("params.yaml"))
     raw["environments"]["spiral"][key] = None
-    with pytest.raises(UserError, match=rf"environments.spiral.{key} is None; it should be a v"):
+    with pytest.raises(UserError, match=rf"environments.spiral.{key} is null; it should be a value"):
         params.parse(raw, Path("params.yaml"))
 
 

@@ -173,16 +173,22 @@ def _methods(
     known: Mapping[str, Any], entry: Mapping[str, Any], wanted: Sequence[str] | None, kinds: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return the methods of params.yaml, or some of them; couplings compare the conditions, if there are any."""
-    methods = {name: dict(method) for name, method in known.items()}
-    if "condition" in entry:
+    unfit = "minibatch_ot" if "condition" in entry else "conditional_ot"
+    methods = {name: method for name, method in known.items() if _coupling(method) != unfit}
+    if "condition" in entry and "conditional_ot" not in map(_coupling, methods.values()):
         words = all(kinds[name] == "text" for name in entry["condition"])
         coupling: Any = "conditional_ot" if words else {"name": "conditional_ot", "weight": 100.0}
-        methods = {name: method for name, method in methods.items() if method.get("coupling") != "minibatch_ot"}
         methods["conditional_ot"] = {"path": "cond_ot", "coupling": coupling, "loss": "cfm"}
     for name in wanted or []:
         if name not in methods:
             raise UserError(f"there is no method {name!r}, only {', '.join(methods)}{did_you_mean(name, methods)}")
     return {name: methods[name] for name in wanted or methods}
+
+
+def _coupling(method: Mapping[str, Any]) -> Any:
+    """Return the name of a method's coupling."""
+    coupling = method.get("coupling")
+    return coupling.get("name") if isinstance(coupling, Mapping) else coupling
 
 
 def _name(file: str) -> str:

@@ -65,7 +65,8 @@ def planes(tables: Mapping[str, pd.DataFrame], group: Mapping[str, pd.Series[Any
     """
     data = tables["data"]
     found = [""] if group is None else list(group["data"].cat.categories)
-    figure, axes = panels(len(found), len(tables), 1.9, left=0.05 if group is None else 0.3, titles=False)
+    left = 0.5 if group is None else 0.7
+    figure, axes = panels(len(found), len(tables), 1.9, left=left, bottom=0.36, titles=False)
     limits = around(data)
     for row, name in zip(axes, found, strict=True):
         for axis, (what, table) in zip(row, tables.items(), strict=True):
@@ -74,6 +75,10 @@ def planes(tables: Mapping[str, pd.DataFrame], group: Mapping[str, pd.Series[Any
             scatter(axis, shown, TRUTH if what == "data" else MODEL, limits)
             count_not_shown(axis, shown, limits)
             name_panel(axis, row, axes, shorten(name), label(what))
+            axis.xaxis.set_major_locator(MaxNLocator(3))
+            axis.tick_params(labelsize=7)
+            axis.xaxis.get_offset_text().set_fontsize(7)
+        row[0].yaxis.set_major_locator(MaxNLocator(3))
     return figure
 
 

@@ -1,0 +1,343 @@
+"""Training of densities: conditions, weights, streams, units, early stopping, and baselines against closed forms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import KernelDensity
+from torch import Tensor
+
+from flowmatch_core.flow import Flow
+from pipelines.base import files, layout
+from pipelines.base.errors import UserError
+from pipelines.config.params import DensityFit, DensityMethod
+from pipelines.models import density, saved
+from pipelines.models.conditions import Conditions
+from pipelines.training import density as training
+from pipelines.training import loop
+from pipelines.training.density import DensityJob
+from pipelines.training.fit import Fitted, Task
+from pipelines.training.rows import Prepared
+
+CPU = torch.device("cpu")
+FIT: dict[str, Any] = {
+    "network": {"name": "mlp", "hidden": [16]}, "steps": 12, "batch": 32, "lr": 1e-2, "warmup": 2, "weight_decay": 0.0,
+    "adam_betas": (0.9, 0.999), "adam_eps": 1e-8, "ema_step": 0.1, "log_every": 4, "val_every": 4,
+}  # fmt: skip
+SPECIES = {"name": "species", "kind": "words", "levels": ["a", "b", "c"]}
+AGE = {"name": "age", "kind": "number", "loc": 40.0, "scale": 5.0, "low": 20.0, "high": 60.0}
+ROWS = {"train": 600, "val": 150, "test": 150}
+FAR = 6e6  # a northing in metres: its float32 neighbours are 0.5 m apart
+
+
+def table(rows: int, seed: int) -> pd.DataFrame:
+    """Two columns whose means depend on a word and on a number, weights, and years."""
+    rng = np.random.default_rng(seed)
+    species = rng.choice(SPECIES["levels"], rows)
+    age = rng.normal(40.0, 5.0, rows)
+    mean = np.select([species == "a", species == "b"], [0.0, 2.0], -1.0) + 0.1 * (age - 40.0)
+    x = mean + 0.3 * rng.normal(size=rows)
+    y = -0.5 * x + rng.normal(size=rows)
+    return pd.DataFrame(
+        {"x": FAR + x, "y": y, "species": species, "age": age, "heavy": rng.uniform(0.2, 1.8, rows),
+         "year": rng.integers(2007, 2010, rows) + rng.random(rows)}
+    )  # fmt: skip
+
+
+def prepared(
+    columns: tuple[str, ...] = ("x", "y"),
+    conditions: tuple[Mapping[str, Any], ...] = (SPECIES, AGE),
+    weight: str | None = None,
+    discrete: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Write a prepared data set `own` in small row groups, and return its training rows."""
+    folder = layout.prepared("own")
+    folder.mkdir(parents=True)
+    names = [*columns, *(one["name"] for one in conditions)]
+    for seed, (part, rows) in enumerate(ROWS.items()):
+        kept = [*names, weight] if weight is not None and part == "train" else names
+        table(rows, seed)[kept].to_parquet(layout.part(folder, part), row_group_size=50)
+    train = table(ROWS["train"], 0)
+    values = train[list(columns)].to_numpy()
+    files.write_json(
+        layout.provenance(folder),
+        {"columns": list(columns), "conditions": list(conditions), "weight": weight, "discrete": dict(discrete or {}),
+         "types": {}, "constants": {}, "loc": values.mean(0).tolist(), "scale": values.std(0).tolist()},
+    )  # fmt: skip
+    return train
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "VALIDATION", 200)
+    return tmp_path
+
+
+def job(method: Mapping[str, Any], **fit: Any) -> DensityJob:
+    given = DensityFit.model_validate({**FIT, **fit})
+    return DensityJob("own", "mine", given, DensityMethod.model_validate(method))
+
+
+def trained(made: DensityJob, checkpoint: str = "checkpoint") -> tuple[Task | Fitted, loop.Trained]:
+    torch.manual_seed(0)
+    task = made.task(CPU)
+    return task, task.train(made.fit, torch.Generator().manual_seed(1), Path(checkpoint), lambda row: None)
+
+
+def model(method: Mapping[str, Any], **fit: Any) -> Flow:
+    """Train a model, write its file, and load it."""
+    task, found = trained(job(method, **fit))
+    saved.save(Path("m.safetensors"), found.network, task.loc, task.scale, task.meta)
+    return density.load(Path("m.safetensors"), CPU, "rk4", 10)
+
+
+def points(rows: pd.DataFrame, columns: tuple[str, ...] = ("x", "y")) -> tuple[Tensor, Tensor]:
+    encoded = Conditions((SPECIES, AGE)).encode(rows)
+    return torch.tensor(rows[list(columns)].to_numpy()), torch.from_numpy(encoded)
+
+
+EVERY = [
+    {"loss": "cfm"},
+    {"loss": "cfm", "coupling": "minibatch_ot"},
+    {"loss": "cfm", "coupling": {"name": "conditional_ot", "weight": 100.0}},
+    {"loss": "cfm", "coupling": {"name": "sinkhorn", "weight": 1.0}},
+    {"loss": "interpolant"},
+    {"loss": "posterior_cfm"},
+    {"loss": "gaussian"},
+    {"loss": {"name": "gaussian_mixture", "components": 2}},
+    {"loss": {"name": "kernel_density", "bandwidth": 0.3}},
+    {"loss": {"name": "maf", "transforms": 2, "hidden": [16]}},
+    {"loss": {"name": "nsf", "transforms": 1, "hidden": [16], "bins": 4}},
+]
+NAMES = [json.dumps(method) for method in EVERY]
+
+
+@pytest.mark.parametrize(
+    ("method", "columns"),
+    [*((method, ("x", "y")) for method in EVERY), *((EVERY[i], ("x",)) for i in (0, 6, 7, 8, 9, 10))],
+    ids=[*NAMES, *(f"{NAMES[i]} one column" for i in (0, 6, 7, 8, 9, 10))],
+)
+def test_every_method_is_trained_on_conditions_and_has_samples_and_densities_in_double_precision(
+    method: Mapping[str, Any], columns: tuple[str, ...]
+) -> None:
+    prepared(columns)
+    flow = model(method)
+    x, cond = points(table(50, 3), columns)
+    assert flow.cond_shape is not None
+    assert tuple(flow.cond_shape) == (4,)
+    with torch.no_grad():
+        log_prob, drawn = flow.log_prob(x, cond), flow.sample((20,), cond, torch.Generator().manual_seed(0))
+    assert (log_prob.shape, drawn.shape, drawn.dtype) == ((50,), (20, 50, len(columns)), torch.float64)
+    assert log_prob.isfinite().all()
+    assert len(drawn[..., 0].unique()) > 990  # in single precision a dozen
+
+
+@pytest.mark.parametrize("weight", [None, "heavy"])
+def test_the_gaussian_given_conditions_is_weighted_linear_regression(weight: str | None) -> None:
+    train = prepared(weight=weight)
+    flow = model({"loss": "gaussian"})
+    importance = np.ones(len(train)) if weight is None else train["heavy"].to_numpy()
+
+    def design(rows: pd.DataFrame) -> np.ndarray:
+        words = [rows["species"] == word for word in "abc"]
+        return np.column_stack([*words, rows["age"]]).astype(float)
+
+    a, y = design(train), train[["x", "y"]].to_numpy()
+    shift = np.array([FAR, 0.0])
+    root = np.sqrt(importance)[:, None]
+    slopes = np.linalg.lstsq(root * a, root * (y - shift), rcond=None)[0]
+    residual = y - shift - a @ slopes
+    covariance = (importance[:, None] * residual).T @ residual / importance.sum()
+    test = table(150, 2)
+    x, cond = points(test)
+    truth = multivariate_normal(np.zeros(2), covariance).logpdf(x.numpy() - shift - design(test) @ slopes)
+    np.testing.assert_allclose(flow.log_prob(x, cond).numpy(), truth, atol=2e-4)  # a ridge of 1e-6, float32 conditions
+
+
+def test_the_mixture_and_the_kernel_density_are_those_of_scikit_learn() -> None:
+    train = prepared(conditions=())
+    values = train[["x", "y"]].to_numpy()
+    loc, scale = values.mean(0), values.std(0)
+    x = table(150, 2)[["x", "y"]].to_numpy()
+    standardised = (x - loc) / scale
+    kernel = KernelDensity(bandwidth=0.3).fit((values - loc) / scale).score_samples(standardised)
+    found = model({"loss": {"name": "kernel_density", "bandwidth": 0.3}}).log_prob(torch.tensor(x))
+    np.testing.assert_allclose(found.numpy(), kernel - np.log(scale).sum(), rtol=1e-7)
+    mixture = GaussianMixture(3, random_state=0, max_iter=200).fit((values - loc) / scale).score_samples(standardised)
+    found = model({"loss": {"name": "gaussian_mixture", "components": 3}}).log_prob(torch.tensor(x))
+    np.testing.assert_allclose(found.numpy(), mixture - np.log(scale).sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["gaussian_mixture", "kernel_density"])
+def test_what_is_not_given_is_chosen_on_the_validation_rows(loss: str) -> None:
+    prepared(conditions=())
+    option = {"gaussian_mixture": "components", "kernel_density": "bandwidth"}[loss]
+    chosen = trained(job({"loss": loss}))[1].curve[0]["val_loss"]
+    for value in (1, 32) if option == "components" else (0.05, 0.15, 0.6):
+        other = trained(job({"loss": {"name": loss, option: value}}))[1].curve[0]["val_loss"]
+        assert chosen <= other + 1e-3, value
+
+
+def test_a_mixture_of_weighted_rows_is_that_of_rows_drawn_by_weight() -> None:
+    """Its mean is the weighted one, within five standard errors; the weights of one word are ten times the others'."""
+    prepared(("x", "y"), (), weight="heavy")
+    path = layout.part(layout.prepared("own"), "train")
+    rows = table(ROWS["train"], 0)
+    rows["heavy"] = np.where(rows["species"] == "b", 10.0, 1.0)
+    rows[["x", "y", "heavy"]].to_parquet(path)
+    task, found = trained(job({"loss": {"name": "gaussian_mixture", "components": 2}}))
+    mean = found.network.sample((100_000,), generator=torch.Generator().manual_seed(0)).mean(0)  # type: ignore[operator]
+    x = (rows[["x", "y"]].to_numpy() - task.loc.numpy()) / task.scale.numpy()
+    truth = np.average(x, axis=0, weights=rows["heavy"])
+    assert (np.abs(mean.numpy() - truth) < 5 / ROWS["train"] ** 0.5).all()
+    assert (np.abs(x.mean(0) - truth) > 5 / ROWS["train"] ** 0.5).any()  # the plain mean is told apart
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("rows_in_memory", [1000, 200], ids=["memory", "stream"])
+@pytest.mark.parametrize("loss", ["cfm", {"name": "maf", "transforms": 1, "hidden": [8]}], ids=["cfm", "maf"])
+def test_a_killed_training_resumes_to_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, rows_in_memory: int, loss: Any
+) -> None:
+    """With conditions, weights, redrawn noise and checks, from memory and from disk."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
+    year = {"year": {"how": "uniform", "low": 2007, "levels": None}}
+    prepared(("x", "year"), weight="heavy", discrete=year)
+    made = job({"loss": loss}, rows_in_memory=rows_in_memory, patience=2)
+    _, whole = trained(made, "whole")
+
+    def killed(row: loop.Progress) -> None:
+        if row.step >= 8:
+            raise Killed
+
+    torch.manual_seed(0)
+    with pytest.raises(Killed):
+        made.task(CPU).train(made.fit, torch.Generator().manual_seed(1), Path("killed"), killed)
+    _, resumed = trained(made, "killed")
+    assert (resumed.curve, resumed.chosen_step) == (whole.curve, whole.chosen_step)
+    expected = whole.network.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.network.state_dict().items())
+
+
+def test_streamed_rows_are_those_in_memory_with_their_conditions_and_weights() -> None:
+    train = prepared(weight="heavy")
+    torch.manual_seed(0)
+    data = Prepared(layout.prepared("own"))
+    stream = data.training(60, 200, CPU)
+    assert stream.streamed
+    batches = [stream.draw(torch.Generator()) for _ in range(ROWS["train"] // 60)]
+    assert all(batch.cond is not None and batch.weight is not None for batch in batches)
+    seen = torch.cat([torch.cat([b.x, b.cond, b.weight[:, None]], 1) for b in batches])  # type: ignore[list-item,index]
+    x, cond = points(train)
+    whole = torch.cat([((x - data.loc) / data.scale).float(), cond, torch.tensor(train["heavy"])[:, None].float()], 1)
+    assert torch.equal(seen[seen[:, 0].argsort()], whole[whole[:, 0].argsort()])
+    memory = data.training(60, 1000, CPU)
+    assert not memory.streamed
+    assert memory.draw(torch.Generator()).weight is None  # they decide which rows are drawn
+
+
+def test_the_weights_of_streamed_rows_multiply_the_loss() -> None:
+    """The loss is a mean over the batch, whose gradient is that of the weighted rows."""
+    prepared(conditions=(), weight="heavy")
+    made = job({"loss": {"name": "maf", "transforms": 1, "hidden": [8]}}, rows_in_memory=200)
+    torch.manual_seed(0)
+    task = made.task(CPU)
+    assert isinstance(task, Task)
+    loss = task.terms(task.network, task.network, torch.Generator(), 0.0)["loss"]
+    torch.manual_seed(0)
+    rows = Prepared(layout.prepared("own")).training(32, 200, CPU).draw(torch.Generator())
+    assert rows.weight is not None
+    expected = -(rows.weight * task.network.log_prob(rows.x)).mean()  # type: ignore[operator]
+    assert torch.equal(loss, expected)
+
+
+def test_the_noise_of_a_discrete_column_is_drawn_anew_for_each_batch() -> None:
+    year = {"year": {"how": "uniform", "low": 2007, "levels": None}}
+    prepared(("year",), (), discrete=year)
+    data = Prepared(layout.prepared("own"))
+    rows, generator = data.training(4000, 1000, CPU), torch.Generator().manual_seed(0)
+    first, second = ((rows.draw(generator).x * data.scale + data.loc)[:, 0] for _ in range(2))
+    stored = table(ROWS["train"], 0)["year"]
+    assert set(first.floor().int().tolist()) == set(stored.astype(int)) == {2007, 2008, 2009}
+    assert len(first.unique()) > 3500  # the table has 600 values
+    noise = torch.cat([first, second]) - torch.cat([first, second]).floor()
+    assert abs(float(noise.mean()) - 0.5) < 5 * (1 / 12 / 8000) ** 0.5
+    assert abs(float(noise.var()) - 1 / 12) < 5 * (1 / 180 / 8000) ** 0.5
+    validated = data.rows("val", 1000).x * data.scale + data.loc
+    np.testing.assert_allclose(validated[:, 0].numpy(), table(ROWS["val"], 1)["year"], rtol=1e-12)
+
+
+def test_a_longer_part_is_thinned_out_evenly() -> None:
+    prepared(conditions=())
+    data = Prepared(layout.prepared("own"))
+    every, some = data.rows("val", 1000).x, data.rows("val", 10).x
+    assert (len(every), len(some)) == (150, 10)
+    assert torch.equal(some, every[np.linspace(0, 149, 10).round()])
+
+
+def test_the_validation_loss_is_a_function_of_the_network() -> None:
+    prepared()
+    torch.manual_seed(0)
+    task = job({"loss": "cfm", "coupling": "minibatch_ot"}).task(CPU)
+    assert isinstance(task, Task)
+    assert task.validation is not None
+    first = task.validation.loss(task.network)
+    torch.rand(5)
+    assert task.validation.loss(task.network) == first
+    with torch.no_grad():
+        next(iter(task.network.parameters())).add_(0.1)
+    assert task.validation.loss(task.network) != first
+
+
+def test_a_network_that_memorises_is_stopped_and_the_one_before_is_kept() -> None:
+    """600 rows of a Gaussian and a wide network: the validation loss rises long before the last step."""
+    prepared(conditions=())
+    path = layout.part(layout.prepared("own"), "train")
+    table(ROWS["train"], 0).head(20)[["x", "y"]].to_parquet(path)
+    network = {"name": "mlp", "hidden": [128, 128]}
+    _, found = trained(job({"loss": "cfm"}, network=network, steps=1500, patience=5, val_every=25, ema_step=0.05))
+    assert found.chosen_step is not None
+    assert found.chosen_step < found.curve[-1]["step"] == found.chosen_step + 5 * 25 < 1500
+
+
+def test_a_method_without_a_field_writes_no_path(tmp_path: Path) -> None:
+    prepared()
+    for method in EVERY[6:]:
+        task, _ = trained(job(method))
+        assert "path" not in task.meta
+        assert task.meta["network"]["event_dim"] == 2
+        assert task.meta["network"]["cond_dim"] == 4
+
+
+def test_conditions_that_are_not_there_are_refused_when_training_begins() -> None:
+    prepared(conditions=())
+    with pytest.raises(UserError, match=r"coupling is 'conditional_ot', which compares conditions, but .* has none"):
+        job({"loss": "cfm", "coupling": "conditional_ot"}).task(CPU)
+
+
+def test_a_coupling_of_weighted_rows_needs_them_in_memory() -> None:
+    prepared(weight="heavy")
+    method = {"loss": "cfm", "coupling": "minibatch_ot"}
+    with pytest.raises(UserError, match=r"expected independent, or a rows_in_memory of at least the number of rows"):
+        job(method, rows_in_memory=200).task(CPU)
+    job(method).task(CPU)
+
+
+def test_more_components_than_rows_are_refused() -> None:
+    prepared()
+    with pytest.raises(UserError, match=r"gaussian_mixture has 601 components for 600 training rows"):
+        job({"loss": {"name": "gaussian_mixture", "components": 601}}).task(CPU)
