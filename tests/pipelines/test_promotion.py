@@ -135,11 +135,16 @@ SMALL = {
 
 
 def save(file: Path, loc: float, columns: int = 2, conditions: int = 0, **meta: Any) -> None:
-    """Write a network of random weights, whose samples lie about `loc`."""
+    """Write a network of random weights, whose samples lie about `loc`; one that is NaN breaks the network."""
     config = build.network_config(NetworkChoice(name="mlp", hidden=[8], activation="tanh"), columns, conditions)
     torch.manual_seed(0)
+    network = build.network(config)
+    if math.isnan(loc):
+        for weights in network.parameters():
+            torch.nn.init.constant_(weights, math.nan)
     described = {"network": config, "path": {"name": "cond_ot"}, "prediction": "velocity", **meta}
-    saved.save(file, build.network(config), torch.full((columns,), loc), torch.ones(columns), described)
+    middle = torch.full((columns,), 0.0 if math.isnan(loc) else loc)
+    saved.save(file, network, middle, torch.ones(columns), described)
 
 
 EXPERIMENTS = dict.fromkeys(read_yaml(ROOT / "params.yaml")["experiments"])
