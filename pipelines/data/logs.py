@@ -156,10 +156,8 @@ class LogTables:
     def described(self) -> str:
         """Return how many episodes and steps there are for which purpose."""
         terminal = sum(entry.terminal for entry in self.index)
-        return (
-            f"{len(self.index)} episodes, {terminal} of which end in a terminal state: {len(self.training)} for "
-            f"training with {self.count} transitions, {len(self.held_out)} held out"
-        )
+        held_out = len(self.held_out)
+        return f"{len(self.index)} episodes, {held_out} of them held out, {terminal} that end in a terminal state"
 
     def _episodes(self) -> Iterator[Logged]:
         whole = map(self._whole_actions, self.log.episodes())

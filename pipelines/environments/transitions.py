@@ -16,7 +16,7 @@ from typing import Annotated, Any, final
 import numpy as np
 from pydantic import Field
 
-from pipelines.base import plugins
+from pipelines.base import metric_keys, plugins
 from pipelines.base.errors import UserError, did_you_mean
 from pipelines.environments import Array, Log, Logged
 from pipelines.environments import _entry_point as entry_points
@@ -39,7 +39,7 @@ Names = str | Annotated[tuple[str, ...], Field(min_length=1)]
 class Settings(plugins.Settings):
     """The files of a log and the meaning of its columns."""
 
-    file: Names = Field(
+    file: Path | Annotated[tuple[Path, ...], Field(min_length=1)] = Field(
         description="parquet, csv, tsv or hdf5 (Minari, D4RL), a list or a pattern of them, the folder of a Minari "
         "data set, or a folder of ExORL episodes; relative to params.yaml"
     )
@@ -78,7 +78,7 @@ class Transitions(Log):
         self._rewards: dict[str, Callable[[Array], Array]] = {}
         if settings.reward is not None and ":" in settings.reward:
             self._rewards = {settings.reward: load(settings.reward, ())}
-        named = settings.file if isinstance(settings.file, str) else ", ".join(settings.file)
+        named = ", ".join(map(str, _patterns(settings)))
         whose = "the policy that made it" if self.act is None else f"another policy, {settings.policy}"
         self.source = f"the log {named} and {whose}"
         self.fidelity = (
@@ -118,7 +118,8 @@ def sources(settings: Settings, mirror: Path | None) -> dict[str, Path]:
     found = dict[str, Path]()
     for path in _paths(settings):
         inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        found |= {(file.relative_to(path.parent)).as_posix(): file for file in inside}
+        for file in inside:
+            found[metric_keys.free(file.relative_to(path.parent).as_posix(), found)] = file
     own = [settings.reward] if settings.reward and ":" in settings.reward else []
     return found | entry_points.sources(*filter(None, [settings.policy]), *own)
 
@@ -132,11 +133,14 @@ def build(settings: Settings) -> Transitions:
     return Transitions(settings)
 
 
+def _patterns(settings: Settings) -> tuple[Path, ...]:
+    return (settings.file,) if isinstance(settings.file, Path) else settings.file
+
+
 def _paths(settings: Settings) -> list[Path]:
     """Return the files and folders of a log, those of a pattern in the order of their names."""
-    patterns = [settings.file] if isinstance(settings.file, str) else settings.file
     found = list[Path]()
-    for pattern in patterns:
+    for pattern in map(str, _patterns(settings)):
         here = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern]
         if not here or not Path(here[0]).exists():
             raise UserError(

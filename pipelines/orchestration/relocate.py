@@ -54,6 +54,8 @@ def _moved(raw: Any, typed: Any, up: Path) -> Any:
         return {key: _moved(value, inside.get(key), up) for key, value in raw.items()}
     if isinstance(raw, list) and isinstance(typed, Sequence):
         return [_moved(value, one, up) for value, one in zip(raw, typed, strict=True)]
-    if isinstance(typed, Sequence) and len(typed) == 1:  # a single path, which the schema reads as a list of one
+    if (
+        isinstance(typed, Sequence) and not isinstance(typed, str) and len(typed) == 1
+    ):  # a single path, which the schema reads as a list of one
         return _moved(raw, typed[0], up)
     return raw

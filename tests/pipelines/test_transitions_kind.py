@@ -23,7 +23,7 @@ from pipelines.data.batches import Batches
 from pipelines.environments import Log, linear_gaussian, transitions
 from pipelines.evaluation import models, scores, truth
 from pipelines.models.untrained import Untrained, untrained
-from pipelines.orchestration import preflight
+from pipelines.orchestration import preflight, promotion, relocate
 from pipelines.reporting import report
 from pipelines.reporting.tables import successor as successor_table
 from pipelines.runs import sources
@@ -560,6 +560,14 @@ def test_models_of_another_policy_have_no_reference_but_a_residual(
     assert shown.loc["right", "EMD"] is None
     assert shown.loc["right", "Bellman residual / floor"] is not None
     assert not layout.truth(layout.evaluations("half")).exists()
+    assert not promotion._has_reference(chosen, Path(), "half.right")
+    for method in METHODS:
+        with files.replacing(layout.curve("half", method)) as file:
+            file.write_text("step\n")
+    page = report.Page(Path())
+    report._environment(page, chosen, "half", metrics)
+    assert "No reference; Bellman residual: right" in page.environments[0].lead
+    assert [file.stem for file in sorted(Path().glob("*.png"))] == ["half-loss", "half-occupancy"]
 
 
 @pytest.mark.parametrize("names", [("seed", "start"), ("time", "episode"), ("step", "terminal")])
@@ -644,11 +652,23 @@ def test_all_is_no_number_of_what_is_drawn(folder: Path) -> None:
         preflight.check(params.parse(raw, Path("params.yaml")))
 
 
+def test_a_log_is_found_from_the_folder_of_a_profile(folder: Path) -> None:
+    raw = {"environments": {"robot": {**ENTRY, "file": "log.parquet"}, "more": {**ENTRY, "file": ["a*", "/b.csv"]}}}
+    moved = relocate.relocate(raw, folder, folder / ".workspaces" / "smoke")["environments"]
+    assert moved["robot"]["file"] == "../../log.parquet"
+    assert moved["more"]["file"] == ["../../a*", "/b.csv"]
+
+
 def test_the_files_of_a_log_are_sources(folder: Path) -> None:
     chosen = parameters({"robot": ENTRY, "other": {**ENTRY, "policy": "tests.pipelines.policies:still"}}, METHODS)
     found = sources.find(chosen)
     assert found["robot"] == {"log.parquet": Path("log.parquet")}
     assert any(name.endswith("policies.py") for name in found["other"])
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        rows().to_parquet(f"{name}/log.parquet")
+    twice = parameters({"robot": {**ENTRY, "file": ["a/log.parquet", "b/log.parquet"]}}, METHODS)
+    assert set(sources.find(twice)["robot"].values()) == {Path("a/log.parquet"), Path("b/log.parquet")}
     Path("log.parquet").unlink()
     with pytest.raises(UserError, match=r"^params.yaml: environments.robot: file is 'log.parquet', which is not there"):
         sources.find(chosen)
