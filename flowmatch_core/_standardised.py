@@ -44,7 +44,7 @@ class StandardisedFlow(UnitsModule, Flow):
         marginals: Marginals | None,
     ) -> None:
         super().__init__(event_shape, cond_shape, batch_shape)
-        check_units(self.event_shape, loc=loc, scale=scale)
+        check_units(loc, scale, self.event_shape)
         if marginals is not None and len(marginals.columns) != self.event_shape.numel():
             raise ValueError(
                 f"marginals has {len(marginals.columns)} columns, but should have {self.event_shape.numel()}, one for "

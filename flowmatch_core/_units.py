@@ -75,37 +75,37 @@ def network_parameter(network: object) -> Tensor | None:
     return next((parameter for parameter in parameters if parameter.is_floating_point()), None)
 
 
-def check_units(event_shape: Sequence[int], **units: Tensor | None) -> None:
-    """Raise a `ValueError` unless locations are finite, scales finite and positive, and both broadcast to the event.
+def check_units(loc: Tensor | None, scale: Tensor | None, event_shape: Sequence[int], prefix: str = "") -> None:
+    """Raise a `ValueError` unless the location is finite, the scale finite and positive, and both broadcast.
 
     Args:
+        loc: The location, or None.
+        scale: The scale, or None.
         event_shape: The shape that they broadcast to.
-        units: The locations and scales by name; the name of a scale ends in "scale".
+        prefix: What the names of both begin with.
 
     Examples:
-        >>> check_units((2,), loc=torch.zeros(2), scale=torch.tensor([1.0, 0.0]))
+        >>> check_units(torch.zeros(2), torch.tensor([1.0, 0.0]), (2,))
         Traceback (most recent call last):
         ValueError: scale holds values that are not positive, but should be positive.
     """
-    for name, unit in units.items():
-        if unit is None:
-            continue
-        broadcast(name, unit, event_shape)
-        check_finite(name, unit)
-        if name.endswith("scale") and not (unit > 0).all():
-            raise ValueError(f"{name} holds values that are not positive, but should be positive.")
+    for name, unit in ((f"{prefix}loc", loc), (f"{prefix}scale", scale)):
+        if unit is not None:
+            broadcast(name, unit, event_shape)
+            check_finite(name, unit)
+    if scale is not None and not (scale > 0).all():
+        raise ValueError(f"{prefix}scale holds values that are not positive, but should be positive.")
 
 
-def check_pair(**units: Tensor | None) -> None:
+def check_pair(loc: Tensor | None, scale: Tensor | None, prefix: str = "") -> None:
     """Raise a `ValueError` unless a location and its scale are both None, or of one shape, finite and positive.
 
     Examples:
-        >>> check_pair(loc=torch.zeros(2), scale=None)
+        >>> check_pair(torch.zeros(2), None)
         Traceback (most recent call last):
         ValueError: loc and scale should be given both or neither, but one of them was None.
     """
-    first, second = units.values()
-    if (first is None) != (second is None):
-        raise ValueError(f"{' and '.join(units)} should be given both or neither, but one of them was None.")
-    if first is not None:
-        check_units(first.shape, **units)
+    if (loc is None) != (scale is None):
+        raise ValueError(f"{prefix}loc and {prefix}scale should be given both or neither, but one of them was None.")
+    if loc is not None:
+        check_units(loc, scale, loc.shape, prefix)

@@ -49,8 +49,8 @@ class HorizonModel(UnitsModule, ABC):
     ) -> None:
         super().__init__()
         check_gamma(gamma)
-        check_pair(loc=loc, scale=scale)
-        check_pair(action_loc=action_loc, action_scale=action_scale)
+        check_pair(loc, scale)
+        check_pair(action_loc, action_scale, "action_")
         self.gamma = gamma
         self._register_units("action_loc", action_loc)
         self._register_units("action_scale", action_scale)

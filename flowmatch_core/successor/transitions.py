@@ -139,7 +139,7 @@ class Transitions:
             >>> batch.standardise(loc, scale, a[0], a[0] / 3, dtype=torch.float32).condition
             tensor([[2., 0.]])
         """
-        check_pair(action_loc=action_loc, action_scale=action_scale)
+        check_pair(action_loc, action_scale, "action_")
 
         def cast(value: Tensor) -> Tensor:
             return value if dtype is None else value.to(dtype)

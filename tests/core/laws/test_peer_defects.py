@@ -293,8 +293,9 @@ def test_no_global_randomness_is_drawn() -> None:
 @pytest.mark.parametrize("solver", sorted(set(SOLVERS) - {"dopri5", "dopri5_per_sample"}))
 def test_a_step_does_not_wait_for_the_device(solver: str) -> None:
     """ZK, FM and TDQ ask the device for a number in every step."""
+    field = mixture().velocity_field()
     with NeverWaits():
-        solve(mixture().velocity_field(), randn(8, 2), solver=solver, steps=8, check=False)
+        solve(field, randn(8, 2), solver=solver, steps=8, check=False)
 
 
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
