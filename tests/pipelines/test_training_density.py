@@ -126,13 +126,25 @@ EVERY = [
     {"loss": {"name": "maf", "transforms": 2, "hidden": [16]}},
     {"loss": {"name": "nsf", "transforms": 1, "hidden": [16], "bins": 4}},
 ]
-NAMES = [json.dumps(method) for method in EVERY]
+
+
+QUICK = [0, 2, 5, 6, 7, 8]  # the others are slow tests
 
 
 @pytest.mark.parametrize(
     ("method", "columns"),
-    [*((method, ("x", "y")) for method in EVERY), *((EVERY[i], ("x",)) for i in (0, 5, 8, 9))],
-    ids=[*NAMES, *(f"{NAMES[i]} one column" for i in (0, 5, 8, 9))],
+    [
+        *(
+            pytest.param(method, ("x", "y"), id=json.dumps(method), marks=[] if i in QUICK else pytest.mark.slow)
+            for i, method in enumerate(EVERY)
+        ),
+        *(
+            pytest.param(
+                EVERY[i], ("x",), id=f"{json.dumps(EVERY[i])} one column", marks=[] if i == 5 else pytest.mark.slow
+            )
+            for i in (0, 5, 8, 9)
+        ),
+    ],
 )
 def test_every_method_is_trained_on_conditions_and_has_samples_and_densities_in_double_precision(
     method: Mapping[str, Any], columns: tuple[str, ...]
@@ -250,7 +262,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("rows_in_memory", [1000, 200], ids=["memory", "stream"])
+@pytest.mark.parametrize("rows_in_memory", [pytest.param(1000, id="memory", marks=pytest.mark.slow), 200])
 @pytest.mark.parametrize("loss", ["cfm", {"name": "maf", "transforms": 1, "hidden": [8]}], ids=["cfm", "maf"])
 def test_a_killed_training_resumes_to_the_same_bits(
     monkeypatch: pytest.MonkeyPatch, rows_in_memory: int, loss: Any
@@ -346,6 +358,7 @@ def test_the_validation_loss_is_a_function_of_the_network() -> None:
     assert task.validation.loss(task.network) != first
 
 
+@pytest.mark.slow
 def test_a_network_that_memorises_is_stopped_and_the_one_before_is_kept() -> None:
     """20 rows and a wide network: the validation loss rises long before the last step."""
     prepared(conditions=())
