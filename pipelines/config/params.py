@@ -294,7 +294,9 @@ class DensityMethod(Settings):
 
     @model_validator(mode="after")
     def _only_a_field_has_a_path(self) -> DensityMethod:
-        needless = sorted(self.model_fields_set - {"loss"})
+        fields = type(self).model_fields  # a default is accepted, as `model_dump` writes it too
+        needless = sorted(name for name, field in fields.items() if getattr(self, name) != field.default)
+        needless = [name for name in needless if name != "loss"]
         if needless and not self.has_field:
             raise ValueError(
                 f"the loss {self.loss.name!r} trains no velocity field, so it has no {needless[0]}; "

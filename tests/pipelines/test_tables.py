@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from pipelines.config import params
-from pipelines.config.params import DensityMethod, LossChoice
+from pipelines.config.params import DensityMethod
 from pipelines.reporting.tables import claims, comparisons, density, experiments, successor, text
 
 ROOT = Path(__file__).parents[2]
@@ -346,7 +346,13 @@ def test_density_table_has_every_data_set_under_its_floor() -> None:
     assert set(rows["fidelity"]) == {"f"}
 
 
-MOONS = PARAMS.model_copy(update={"datasets": {"moons": PARAMS.datasets["moons"]}})
+FIELDS = {name: choice for name, choice in PARAMS.density.methods.items() if choice.has_field}
+MOONS = PARAMS.model_copy(
+    update={
+        "datasets": {"moons": PARAMS.datasets["moons"]},
+        "density": PARAMS.density.model_copy(update={"methods": FIELDS}),
+    }
+)
 
 
 def densities(params_: params.Params = MOONS, **cells: dict[str, Any]) -> density.Table:
@@ -375,8 +381,7 @@ def test_density_table_has_one_gaussian_unless_a_method_is_it_and_a_mixture_belo
     table = densities(**cells)
     assert list(table.rows["method"]) == order
     assert "moons, cfm x2: 0.1 ± 0.01 nats better than its seeds on average, by row." in table.notes
-    own = DensityMethod.model_construct(loss=LossChoice.model_construct(name="gaussian"))
-    methods = {**MOONS.density.methods, "mine": own}
+    methods = {**FIELDS, "mine": DensityMethod.model_validate({"loss": "gaussian"})}
     other = MOONS.model_copy(update={"density": MOONS.density.model_copy(update={"methods": methods})})
     assert "one Gaussian" not in list(density.shown(other, cells))
 
