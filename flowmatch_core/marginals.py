@@ -171,22 +171,23 @@ class Mixture(Marginal):
     def inverse(self, u: Tensor) -> Tensor:
         """Return the points whose images are `u`, by Newton's method inside a bracket that is known in closed form."""
         with torch.no_grad():
-            goal = u.detach().double()
-            ends = self.means + self.scales * goal[..., None]  # F is on one side of Phi(u) at each of them
-            low, high = ends.amin(-1), ends.amax(-1)
-            x = (low + high) / 2
-            active = torch.ones_like(x, dtype=torch.bool)
+            goal = u.detach().double().reshape(-1)
+            ends = self.means + self.scales * goal[:, None]  # F is on one side of Phi(u) at each of them
+            low, high = ends.amin(1), ends.amax(1)
+            x, rest = (low + high) / 2, torch.arange(len(goal), device=goal.device)
             for _ in range(ROUNDS):
-                value, log_slope = self(x)
-                error = value - goal
-                low, high = torch.where(error < 0, x, low), torch.where(error < 0, high, x)
-                newton = x - error * (-log_slope).exp()
-                better = torch.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
-                moved = (better - x).abs() > ROUNDING * torch.maximum(x.abs(), self.scales.amin())
-                active = active & moved & (error.abs() > ROUNDING * goal.abs().clamp(min=1))
-                if not bool(active.any()):
+                if len(rest) == 0:
                     break
-                x = torch.where(active, better, x)
+                at, (value, log_slope) = x[rest], self(x[rest])
+                error = value - goal[rest]
+                low, high = torch.where(error < 0, at, low), torch.where(error < 0, high, at)
+                newton = at - error * (-log_slope).exp()
+                better = torch.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
+                moved = (better - at).abs() > ROUNDING * torch.maximum(at.abs(), self.scales.amin())
+                going = moved & (error.abs() > ROUNDING * goal[rest].abs().clamp(min=1))
+                rest, low, high = rest[going], low[going], high[going]
+                x[rest] = better[going]
+            x = x.reshape(u.shape)
         return _with_gradient(self, x, u)
 
     def describe(self) -> dict[str, Any]:

@@ -18,7 +18,10 @@ from pipelines.runs import graph, sources
 ROOT = Path(__file__).parents[1]
 DATASETS = ("moons", "eight_gaussians", "checkerboard", "digits", "penguins")
 ENVIRONMENTS = ("maze_loop", "spiral")
-DENSITIES, SUCCESSORS = ("cfm", "ot_cfm"), ("mc_cfm", "td_cfm", "td_cfm_coupled", "td2_cfm", "oracle")
+DENSITIES, SUCCESSORS = (
+    ("cfm", "ot_cfm", "gaussian", "gaussian_mixture"),
+    ("mc_cfm", "td_cfm", "td_cfm_coupled", "td2_cfm", "oracle"),
+)
 RESULTS = {"tables", "report"}
 
 

@@ -619,8 +619,8 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
             if without:
                 raise UserError(
                     f"{path}: density.methods.{name}.coupling is {density.coupling.name!r}, which compares conditions, "
-                    f"but the data set {without[0]!r} has none; expected independent, minibatch_ot or sinkhorn, or "
-                    f"data sets with `condition` alone."
+                    f"but the data set {without[0]!r} has none; expected independent or minibatch_ot, or data sets "
+                    "with `condition` alone."
                 )
     _check_choice(params.density.evaluate.grid, path, ("density", "evaluate", "grid"))
     successor = params.successor

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_core.flow import ContinuousFlow, Flow
+from flowmatch_core.marginals import Marginals
 from flowmatch_core.mixture import MixtureFlow
 from flowmatch_core.normalizing import DiscreteTimeFlow
 from flowmatch_core.paths import AffinePath
@@ -31,6 +32,7 @@ class Units(TypedDict):
 
     loc: Tensor
     scale: Tensor
+    marginals: Marginals | None
 
 
 def objective(method: DensityMethod) -> Callable[..., Tensor]:
@@ -79,7 +81,7 @@ def load(file: Path, device: torch.device, solver: str, steps: int, *, grid: Tim
         UserError: The file is missing or damaged, or another version of this code wrote it.
     """
     model = saved.load(file, device, _network)
-    network, units = model.network, Units(loc=model.loc, scale=model.scale)
+    network, units = model.network, Units(loc=model.loc, scale=model.scale, marginals=model.marginals)
     if isinstance(network, MixtureFlow):
         return MixtureFlow(network.weights, network.means, network.factors, network.slopes, **units)
     if isinstance(network, DiscreteTimeFlow):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_core.field import VelocityField
+from flowmatch_core.marginals import Marginals
 from flowmatch_core.paths import AffinePath, VelocityOf
 from pipelines.base import files
 from pipelines.base.errors import UserError, first_line
@@ -31,6 +32,7 @@ class Saved:
         loc: Mean of the standardisation, `(columns,)`.
         scale: Standard deviation of the standardisation, `(columns,)`.
         meta: Description that rebuilds the model.
+        marginals: Transforms of the columns before the standardisation, if there are any.
     """
 
     network: nn.Module
@@ -38,6 +40,7 @@ class Saved:
     loc: Tensor
     scale: Tensor
     meta: Mapping[str, Any]
+    marginals: Marginals | None = None
 
     @property
     def event_shape(self) -> tuple[int]:
@@ -52,10 +55,20 @@ class Saved:
         return self.network if prediction == "velocity" else VelocityOf(self.network, self.path, prediction)
 
 
-def save(file: Path, network: nn.Module, loc: Tensor, scale: Tensor, meta: Mapping[str, Any]) -> None:
-    """Write a trained network with its standardisation."""
-    weights = {f"network.{name}": value for name, value in network.state_dict().items()}
-    files.write_tensors(file, {**weights, "loc": loc, "scale": scale}, meta)
+def save(
+    file: Path,
+    network: nn.Module,
+    loc: Tensor,
+    scale: Tensor,
+    meta: Mapping[str, Any],
+    marginals: Marginals | None = None,
+) -> None:
+    """Write a trained network with its standardisation, and the transforms that come before it."""
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    if marginals is not None:
+        tensors |= {f"marginals.{name}": value for name, value in marginals.state_dict().items()}
+        meta = {**meta, "marginals": marginals.description}
+    files.write_tensors(file, {**tensors, "loc": loc, "scale": scale}, meta)
 
 
 def load(file: Path, device: torch.device, network: Callable[[Mapping[str, Any], Any], nn.Module]) -> Saved:
@@ -70,18 +83,30 @@ def load(file: Path, device: torch.device, network: Callable[[Mapping[str, Any],
         UserError: The file is missing or damaged, or another version of this code wrote it.
     """
     tensors, meta = files.read_tensors(file)
-    prefix = "network."
-    weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    def below(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
     try:
         path = build.path(PathChoice(**meta["path"])) if meta.get("kind", FLOW) == FLOW else None
         trained = network(meta, path)
-        trained.load_state_dict(weights)
+        trained.load_state_dict(below("network."))
+        marginals = None
+        if "marginals" in meta:
+            marginals = read_marginals(meta["marginals"], below("marginals.")).to(device)
         loc, scale = (tensors[name].to(device) for name in ("loc", "scale"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{file} does not hold a model of this version ({first_line(error)}); train it again: `make repro`."
         ) from None
-    return Saved(trained.to(device).requires_grad_(False), path, loc, scale, meta)
+    return Saved(trained.to(device).requires_grad_(False), path, loc, scale, meta, marginals)
+
+
+def read_marginals(description: Sequence[Mapping[str, Any]], state: Mapping[str, Tensor]) -> Marginals:
+    """Return transforms of columns from their description and their numbers."""
+    marginals = Marginals.from_description(description)
+    marginals.load_state_dict(state)
+    return marginals
 
 
 def meta(file: Path) -> Mapping[str, Any]:

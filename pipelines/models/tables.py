@@ -113,7 +113,7 @@ class DensityModel:
         parts = []
         with _in_a_sentence():
             for rows in _slices(len(given), progress):
-                shape, encoded = self._batch(given[rows])
+                shape, encoded = self._batch(given.iloc[rows])
                 parts.append(self.flow.sample(shape, encoded, generator))
         return self._decoded(torch.cat(parts).double().cpu().numpy(), given)
 
@@ -160,7 +160,7 @@ class DensityModel:
         found = torch.zeros(len(table), dtype=torch.float64)
         with _in_a_sentence(), torch.no_grad():
             for rows in _slices(len(table), progress):
-                _, encoded = self._batch(table[rows])
+                _, encoded = self._batch(table.iloc[rows])
                 here = values[rows]
                 drawn = torch.rand(len(here), draws, here.shape[1], generator=noise, dtype=torch.float64)
                 for u in drawn.unbind(1):  # in the order of the rows, so that batches have the same noise

@@ -201,14 +201,21 @@ def _bring_files_along(home: Path, experiment: Experiment) -> None:
     given = os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("FLOWMATCH_ARTIFACTS")
     if given or old == new or not old.endswith(f"/{_FILES}"):
         return
-    with closing(sqlite3.connect(home.parent / "mlflow.db", timeout=30)) as database, database:
-        for table, columns in _PATHS.items():
-            for column in columns:
-                within = f"{column} = :old or substr({column}, 1, :length + 1) = :old || '/'"
-                database.execute(
-                    f"update {table} set {column} = :new || substr({column}, :length + 1) where {within}",
-                    {"old": old, "new": new, "length": len(old)},
-                )
+    database = home.parent / "mlflow.db"
+    try:
+        with closing(sqlite3.connect(database, timeout=30)) as opened, opened:
+            for table, columns in _PATHS.items():
+                for column in columns:
+                    within = f"{column} = :old or substr({column}, 1, :length + 1) = :old || '/'"
+                    opened.execute(
+                        f"update {table} set {column} = :new || substr({column}, :length + 1) where {within}",
+                        {"old": old, "new": new, "length": len(old)},
+                    )
+    except sqlite3.OperationalError as error:
+        raise UserError(
+            f"the project was moved or copied, and {database} could not be told so ({error}); allow this user to write "
+            "there and run the same command again."
+        ) from error
 
 
 def address(home: Path, invocation: str) -> str:

@@ -65,7 +65,9 @@ class DensityJob(Job):
     def inputs(self) -> list[Path]:
         """Return the training and validation rows and their provenance."""
         folder = layout.prepared(self.data)
-        return [layout.part(folder, "train"), layout.part(folder, "val"), layout.provenance(folder)]
+        read = [layout.part(folder, "train"), layout.part(folder, "val"), layout.provenance(folder)]
+        transforms = layout.marginals(folder)
+        return [*read, transforms] if transforms.exists() else read
 
     def task(self, device: torch.device) -> Task | Fitted:
         """Create the training task of one seed, or fit its closed form."""
@@ -76,7 +78,7 @@ class DensityJob(Job):
             began = time.monotonic()
             form = self.choice.loss.spec.load()(data, **self.choice.loss.values())
             meta = {"kind": density.MIXTURE, "network": density.describe_mixture(form.network), **described}
-            return Fitted(form.network, form.losses, time.monotonic() - began, *units, meta)
+            return Fitted(form.network, form.losses, time.monotonic() - began, *units, meta, data.marginals)
         rows = data.training(self.fit.batch, self.fit.rows_in_memory, device)
         network, loss, meta = self._field(*data.sizes) if self.choice.has_field else self._normalizing(*data.sizes)
         self._check_coupling(data, rows)
@@ -87,7 +89,15 @@ class DensityJob(Job):
             return {"loss": loss(network, rows.draw(generator), generator)}
 
         validation = loop.Validation(self._validation(data, loss, device), self.fit.val_every, self.fit.patience)
-        return Task(network.to(device), terms, *units, {**meta, **described}, rows.read.seek, validation=validation)
+        return Task(
+            network.to(device),
+            terms,
+            *units,
+            {**meta, **described},
+            rows.read.seek,
+            validation=validation,
+            marginals=data.marginals,
+        )
 
     def _field(self, columns: int, size: int) -> tuple[nn.Module, Loss, dict[str, Any]]:
         """Return a velocity field, its loss and its description."""
@@ -138,8 +148,8 @@ class DensityJob(Job):
         key = f"params.yaml: density.methods.{self.method}.coupling is {coupling.name!r}"
         if coupling.reads_conditions and not data.conditions.size:
             raise UserError(
-                f"{key}, which compares conditions, but the data set {self.data!r} has none; expected independent, "
-                "minibatch_ot or sinkhorn."
+                f"{key}, which compares conditions, but the data set {self.data!r} has none; expected independent "
+                "or minibatch_ot."
             )
         if rows.streamed and data.provenance["weight"] is not None and coupling.name != "independent":
             raise UserError(

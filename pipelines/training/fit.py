@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from flowmatch_core.marginals import Marginals
 from pipelines.base import device, files, layout, metric_keys, ranks, workers
 from pipelines.base.seeding import derived_seed
 from pipelines.config.params import Fit
@@ -40,6 +41,7 @@ class Task:
         seek: Moves data that are read in order to a step, when training begins or resumes.
         memory: State that the terms carry between steps, apart from the network.
         validation: Checks by which the network is chosen.
+        marginals: Transforms of the columns before the standardisation.
     """
 
     network: nn.Module
@@ -50,6 +52,7 @@ class Task:
     seek: Callable[[int], None] = lambda step: None
     memory: nn.Module | None = None
     validation: loop.Validation | None = None
+    marginals: Marginals | None = None
 
     def train(
         self, fit: Fit, generator: torch.Generator, checkpoint: Path, report: Callable[[Progress], None]
@@ -71,6 +74,7 @@ class Fitted:
         loc: Mean of the data, `(columns,)`.
         scale: Standard deviation of the data, `(columns,)`.
         meta: Description that rebuilds the model.
+        marginals: Transforms of the columns before the standardisation.
     """
 
     network: nn.Module
@@ -79,6 +83,7 @@ class Fitted:
     loc: Tensor
     scale: Tensor
     meta: Mapping[str, Any]
+    marginals: Marginals | None = None
 
     def train(
         self, fit: Fit, generator: torch.Generator, checkpoint: Path, report: Callable[[Progress], None]
@@ -189,7 +194,7 @@ def _fit_one(
     summary: dict[str, Any] = {"curve": trained.curve, "seconds": trained.seconds, "chosen_step": trained.chosen_step}
     if ranks.is_first():
         meta = {**task.meta, "seed": seed, "chosen_step": trained.chosen_step}
-        saved.save(layout.network(state, seed), trained.network, task.loc, task.scale, meta)
+        saved.save(layout.network(state, seed), trained.network, task.loc, task.scale, meta, task.marginals)
         summary = checkpoints.finish(state, seed, summary)
     return summary
 

@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowmatch_core.marginals import Marginals
 from pipelines.base import files, layout
 from pipelines.data import streaming
 from pipelines.data.streaming import Memory, Rows, Stream
+from pipelines.models import saved
 from pipelines.models.conditions import Conditions
 
 if TYPE_CHECKING:
@@ -90,8 +92,21 @@ class Prepared:
         return torch.tensor(self.provenance["scale"], dtype=torch.float64)
 
     @cached_property
+    def marginals(self) -> Marginals | None:
+        """Transforms of the columns before the standardisation, if there are any."""
+        if not self.provenance.get("marginals"):
+            return None
+        tensors, meta = files.read_tensors(layout.marginals(self.folder))
+        return saved.read_marginals(meta["marginals"], tensors)
+
+    @cached_property
     def redrawn(self) -> list[int]:
-        """Places of the targets that are integers plus uniform noise, which training draws anew for each batch."""
+        """Places of the targets that are integers plus uniform noise, which training draws anew for each batch.
+
+        Under transforms of the columns the noise stays that of the table.
+        """
+        if self.marginals is not None:
+            return []
         uniform = {name for name, described in self.provenance["discrete"].items() if described["how"] == "uniform"}
         return [i for i, name in enumerate(self.columns) if name in uniform]
 
@@ -155,6 +170,8 @@ class Prepared:
         x = table[self.columns].to_numpy(float, copy=True)
         if codes:
             x[:, self.redrawn] = np.floor(x[:, self.redrawn])
+        if self.marginals is not None:
+            x = self.marginals(torch.from_numpy(x))[0].numpy()
         parts = [(x - self.loc.numpy()) / self.scale.numpy(), self.conditions.encode(table)]
         if weighted:
             parts.append(table[[self.provenance["weight"]]].to_numpy(float))

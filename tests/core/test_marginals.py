@@ -54,7 +54,7 @@ def test_the_inverse_is_one_over_bulk_and_tails(name: str) -> None:
     close(column.inverse(u), x, 1e-8)
     images = torch.linspace(-12, 12, 301, dtype=torch.float64)
     close(column(column.inverse(images))[0], images, 1e-6)  # some lie between modes, where the slope is small
-    assert torch.equal(column.inverse(images[:5]), column.inverse(images)[:5])
+    close(column.inverse(images[:5]), column.inverse(images)[:5], 1e-13)
 
 
 @pytest.mark.parametrize("name", COLUMNS)

@@ -18,6 +18,7 @@ from flowmatch_core.successor import GaussianEnsemble, LatentNetwork, Particles
 from pipelines.base import plugins
 from pipelines.config import catalog
 from pipelines.config.catalog import LossSpec, NetworkSpec, ObjectiveSpec, Spec
+from pipelines.models import build, density
 
 ROOT = Path(__file__).parents[2]
 TABLES: Mapping[str, Mapping[str, Spec]] = {
@@ -142,6 +143,27 @@ def test_particles_are_kept_by_the_losses_that_particles_have() -> None:
     able = {name for name, spec in catalog.SUCCESSOR_LOSSES.items() if spec.particles}
     assert able == {name for name, spec in catalog.SUCCESSOR_LOSSES.items() if hasattr(Particles, spec.attribute)}
     assert able
+
+
+@pytest.mark.parametrize(("name", "spec"), catalog.NORMALIZING.items())
+def test_a_normalizing_flow_takes_what_its_row_says(name: str, spec: NetworkSpec) -> None:
+    assert (spec.module, spec.attribute) == (f"flowmatch_core.normalizing.{name}", name.upper())
+    assert spec.options.keys() == parameters(spec).keys()
+    assert spec.defaults == defaults(spec)
+    flow = density.normalizing(build.describe(name, spec, {}, 2, 3))
+    assert (flow.event_shape, flow.cond_dim, flow.kind) == ((2,), 3, spec.load()())
+
+
+@pytest.mark.parametrize(("name", "spec"), catalog.CLOSED_FORMS.items())
+def test_a_closed_form_takes_what_its_row_says(name: str, spec: Spec) -> None:
+    assert (spec.module, spec.attribute) == ("pipelines.training.closed_forms", name)
+    assert parameters(spec).keys() == {"data"} | spec.options.keys()
+    assert all(default is None for default in defaults(spec).values())  # chosen on the validation rows
+
+
+def test_a_loss_of_a_density_has_one_meaning() -> None:
+    tables = (catalog.OBJECTIVES, catalog.NORMALIZING, catalog.CLOSED_FORMS)
+    assert len(catalog.DENSITIES) == sum(map(len, tables))
 
 
 def test_the_catalog_is_read_without_torch() -> None:

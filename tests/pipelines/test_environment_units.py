@@ -11,17 +11,21 @@ import pytest
 import torch
 import yaml
 
+from flowmatch_core.metrics import emd
 from flowmatch_core.successor import HorizonModel, Transitions
-from pipelines.base import files, layout
+from pipelines.base import files, layout, metric_keys
 from pipelines.config import params, yaml_files
-from pipelines.config.params import Params
+from pipelines.config.params import Params, SuccessorFit, SuccessorMethod
 from pipelines.data.batches import Batches
 from pipelines.data.collect import write_frames
 from pipelines.data.moments import units
+from pipelines.environments import linear_gaussian
 from pipelines.models import successor
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
 from pipelines.stages import collect, evaluate_successor, sample_successor, train_successor
+from pipelines.training import fit
+from pipelines.training.successor import SuccessorJob
 
 CPU = torch.device("cpu")
 ROWS, EPISODES, LENGTH = 500, 20, 10
@@ -34,11 +38,11 @@ def tables(folder: Path, state: tuple[float, float], action: tuple[float, float]
     rng = np.random.default_rng(0)
 
     def drawn(n: int, *prefixes: str) -> pd.DataFrame:
-        columns = dict[str, np.ndarray]()
+        table = dict[str, np.ndarray]()
         for prefix in prefixes:
             names, (loc, scale) = (("x", "y"), state) if prefix.endswith("state") else (("u", "v"), action)
-            columns |= {f"{prefix}_{name}": loc + scale * rng.uniform(-1, 1, n) for name in names}
-        return pd.DataFrame(columns)
+            table |= {f"{prefix}_{name}": loc + scale * rng.uniform(-1, 1, n) for name in names}
+        return pd.DataFrame(table)
 
     table = drawn(ROWS, "state", "action", "next_state", "next_action").assign(terminal=False)
     measured = ["next_state_x", "next_state_y", "action_u", "action_v"]
@@ -78,6 +82,52 @@ def test_one_system_in_any_units_gives_the_same_batches(
             assert value.dtype == torch.float32
             torch.testing.assert_close(value, expected, rtol=0, atol=2e-6, msg=name)
             assert 0.8 < float(value.std()) < 1.2
+
+
+@pytest.mark.slow
+def test_one_system_in_any_units_of_actions_is_learned_equally_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The EMD to the closed form after a short training, from actions as they are in each unit."""
+    spiral = linear_gaussian.build(linear_gaussian.Settings.model_validate({"contraction": 0.9, "action_scale": 1.0}))
+    mdp, gamma, found = spiral.oracle(), 0.8, {}
+    drawn = spiral.transitions(range(5_000), 1, np.random.default_rng(0))
+    generator = torch.Generator().manual_seed(0)
+    start, act = torch.randn(2, 8, 2, generator=generator, dtype=torch.float64)
+    truth = mdp.successor(start, act, gamma).sample(256, generator=generator)
+    for name, (loc, scale) in ACTIONS.items():
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        folder = layout.collected("spiral")  # one name, which the weights and the batches are drawn by
+        parts = {
+            **columns("state", drawn.state),
+            **columns("next_state", drawn.next_state),
+            **columns("action", loc + scale * drawn.action),
+            **columns("next_action", loc + scale * spiral.policy(drawn.next_state)),
+        }
+        table = pd.DataFrame(parts).assign(terminal=False)
+        measured = [*columns("next_state", drawn.state), *columns("action", drawn.action)]
+        described, _ = units(write_frames(layout.transitions(folder), [table], measured), ["0", "1"], ["0", "1"])
+        names = {"state_names": ["0", "1"], "action_names": ["0", "1"]}
+        files.write_json(layout.provenance(folder), {**names, **described})
+        table.to_parquet(layout.rollouts(folder))  # a checkpoint knows it by its contents
+        raw = yaml_files.read_yaml(Path(__file__).parents[2] / "params.yaml")["successor"]["fit"]
+        network = {"name": "mlp", "hidden": [64, 64]}
+        given = SuccessorFit.model_validate({**raw, "network": network, "steps": 300, "lr": 5e-3})
+        job = SuccessorJob("spiral", "td2_cfm", given, SuccessorMethod.model_validate({"loss": "td2_cfm"}), gamma)
+        fit._fit_one(0, lambda row: None, base=0, job=job, device="cpu", state=Path())
+        model = successor.load(layout.network(Path(), 0), CPU, "midpoint", 10)
+        x = model.sample(start, loc + scale * act, 256, generator=torch.Generator().manual_seed(1))
+        found[name] = float(np.mean([emd(x[:, i], truth[:, i]) for i in range(len(start))]))
+    best, worst = min(found.values()), max(found.values())
+    assert worst < 1.05 * best
+    others = float(np.mean([emd(truth[:, i], truth[:, i - 1]) for i in range(len(start))]))
+    print(found, others)
+    assert worst < 0.5 * others  # they have learned where each start leads
+
+
+def columns(part: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+    return dict(zip(metric_keys.columns(part, ["0", "1"]), rows.T, strict=True))
 
 
 # ---- components that never change, from the environment to the scores ----

@@ -75,7 +75,7 @@ class Constant(HorizonModel):
 
 
 def grid() -> ValueGrid:
-    return ValueGrid(SPIRAL, PARAMS.environments["spiral"], "bump")
+    return ValueGrid(SPIRAL, PARAMS.environments["spiral"])
 
 
 def test_the_value_map_has_the_entrys_reward_and_discount_beside_the_truth() -> None:

@@ -197,6 +197,15 @@ def test_files_that_were_sent_elsewhere_stay_there(
     assert all(place.startswith((tmp_path / "disk").as_uri()) for place in places(moved))
 
 
+def test_a_moved_project_that_may_not_be_written_says_so(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*given: Any, **options: Any) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("attempt to write a readonly database")
+
+    monkeypatch.setattr(store.sqlite3, "connect", read_only)
+    with pytest.raises(UserError, match=r"moved or copied, and .*mlflow.db could not be told so \(attempt to write a"):
+        store._bring_files_along(project / ".flowmatch", argparse.Namespace(artifact_location="/there/mlartifacts"))
+
+
 def damage(database: Path, how: str) -> None:
     if how == "no database":
         database.write_bytes(b"no database at all" * 100)

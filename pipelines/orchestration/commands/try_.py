@@ -214,7 +214,9 @@ def _explain(here: Path, name: str, entry: Mapping[str, Any]) -> None:
     markdown = (here / layout.table(layout.TABLES, "density", "md")).read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("|")]
     print("", aligned([row[1:] for row in rows if set(row[0]) != {"-"}]), "", sep="\n")
-    for message in provenance["messages"]:
+    dequantised = ", ".join(f"{column} ({how})" for column, how in entry.get("discrete", {}).items())
+    said = [f"dequantised: {dequantised}; --discrete COLUMN=none turns it off."] if dequantised else []
+    for message in [*said, *provenance["messages"]]:
         print(f"- {message}")
     metrics = files.read_json(here / layout.metrics(name))
     trained = layout.MODELS / name  # without the floor and mixtures of seeds, which have no networks
@@ -222,7 +224,7 @@ def _explain(here: Path, name: str, entry: Mapping[str, Any]) -> None:
     best = min(methods, key=lambda method: float(metrics[method].get("nll_val", metrics[method]["nll"])))
     model = _address(here, name, best)
     where = [
-        f"{one['name']}={one['levels'][0] if one['kind'] == 'words' else one['loc']}"
+        f"{one['name']}={one['levels'][0] if one['kind'] == 'words' else format(one['loc'], '.4g')}"
         for one in provenance["conditions"]
     ]
     given = f" --where {shlex.join(where)}" if where else ""
