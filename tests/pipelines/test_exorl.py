@@ -211,3 +211,9 @@ def test_the_evaluation_stays_the_same_when_episodes_are_added(episodes: Path) -
     pd.testing.assert_frame_equal(after.evaluation, before.evaluation)
     trained = {row.tobytes() for table in (after.transitions, after.rollouts) for row in part(table, "state")}
     assert trained.isdisjoint(row.tobytes() for row in part(after.evaluation, "state"))
+
+
+def test_all_transitions_are_those_of_every_episode(episodes: Path) -> None:
+    assert collect.Collector("exorl", settings(episodes), 0).available() == sum(LENGTHS)
+    with pytest.raises(UserError, match=r"^transitions is all, and the environment 'maze' draws"):
+        collect.Collector("maze", maze.Settings(), 0).available()
