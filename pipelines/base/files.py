@@ -284,8 +284,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise _corrupt(path, "safetensors", error) from None
 
 
-def read_description(path: Path) -> tuple[dict[str, Any], list[float], list[float]]:
-    """Return the description, the mean and the scale in a model's safetensors file, without torch.
+def read_arrays(path: Path, *prefixes: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the description in a model's safetensors file, and the arrays whose names begin so, without torch.
 
     Raises:
         UserError: The file is missing or corrupt.
@@ -294,8 +294,8 @@ def read_description(path: Path) -> tuple[dict[str, Any], list[float], list[floa
 
     try:
         with safe_open(path, framework="numpy") as file:
-            loc, scale = (file.get_tensor(name).tolist() for name in ("loc", "scale"))
-            return json.loads(file.metadata()["meta"]), loc, scale
+            names = [name for name in file.keys() if name.startswith(prefixes)]  # noqa: SIM118  # it is no mapping
+            return json.loads(file.metadata()["meta"]), {name: file.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise _missing(path) from None
     except Exception as error:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+REFERENCE = "one Gaussian"
+"""Key, among the methods of a data set, of the Gaussian with the moments of the training rows."""
+
 _SEED = "_seed"
 
 

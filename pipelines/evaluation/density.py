@@ -24,9 +24,6 @@ from pipelines.models import density, saved
 from pipelines.runs import records
 from pipelines.runs.context import Stage
 
-REFERENCE = "one Gaussian"
-"""Key of the closed form in the metrics: the Gaussian with the moments of the training rows."""
-
 DEGENERATE = "columns are linear functions of one another, so that the density has no limit and an NLL says little."
 
 LEAST = 0.01  # difference of log-densities in nats that rounding may make
@@ -171,7 +168,7 @@ def evaluate(stage: Stage, dataset: str) -> None:
     summary["floor"] = {**floor}
     gaussian = scorer.closed_form(scorer.moments.log_prob)
     if gaussian:
-        summary[REFERENCE] = _with_bits(gaussian, scorer.prepared)
+        summary[metric_keys.REFERENCE] = _with_bits(gaussian, scorer.prepared)
     else:
         summary["floor"]["warnings"] = [DEGENERATE]
     with stage.output(layout.metrics(dataset)) as temporary:

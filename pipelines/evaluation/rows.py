@@ -152,10 +152,10 @@ class Prepared:
         """Return the rows of a table that has the columns of the data set."""
         names, weight = self.conditions.names, self.provenance["weight"]
         return Rows(
-            table[self.columns].to_numpy(np.float64),
+            table[self.columns].to_numpy(np.float64, copy=True),  # as torch takes only what it may write
             table[names].reset_index(drop=True),
             self.conditions.encode(table[names]),
-            table[weight].to_numpy(np.float64) if weight in table else None,
+            table[weight].to_numpy(np.float64, copy=True) if weight in table else None,
         )
 
     def training(self, count: int, rng: np.random.Generator) -> tuple[Rows, Moments]:

@@ -20,7 +20,7 @@ from pipelines.reporting.figures import density as density_figures
 from pipelines.reporting.figures import successor as successor_figures
 from pipelines.reporting.labels import label
 from pipelines.reporting.tables import ORDER, physics_steps
-from pipelines.reporting.tables.density import REFERENCE, said
+from pipelines.reporting.tables.density import said
 from pipelines.runs.context import Stage
 
 if TYPE_CHECKING:
@@ -255,7 +255,10 @@ def _best(params: Params, cells: Mapping[str, Mapping[str, Any]]) -> str:
     if not found:
         return "No method has a likelihood."
     best = min(found, key=lambda method: found[method])
-    exact = [("the exact density", cells["floor"].get("nll")), ("one Gaussian", cells.get(REFERENCE, {}).get("nll"))]
+    exact = [
+        ("the exact density", cells["floor"].get("nll")),
+        ("one Gaussian", cells.get(metric_keys.REFERENCE, {}).get("nll")),
+    ]
     beside = ", ".join(f"{name} {value:.3g}" for name, value in exact if value is not None)
     return f"{label(best)} has the lowest test NLL, {found[best]:.3g} nats{f' ({beside})' if beside else ''}."
 

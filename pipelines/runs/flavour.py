@@ -14,6 +14,7 @@ from pipelines.base import files, layout, metric_keys
 if TYPE_CHECKING:
     from mlflow.models import Model
     from mlflow.types import Schema
+    from numpy.typing import NDArray
 
 LOADER = "pipelines.models.pyfunc"
 """Module whose `_load_pyfunc(path)` MLflow calls; it reads the safetensors files of the folder."""
@@ -32,8 +33,9 @@ def write(networks: Path, folder: Path, run: str) -> None:
         folder: Existing folder to write into.
         run: Id of the run that trained the networks.
     """
-    meta, loc, scale = files.read_description(next(iter(layout.networks(networks).values())))
-    typical = [list(loc), [center + spread for center, spread in zip(loc, scale, strict=True)]]
+    meta, arrays = files.read_arrays(next(iter(layout.networks(networks).values())), "loc", "scale", "marginals.")
+    loc, scale = _moments(meta, arrays)
+    typical = [loc.tolist(), (loc + scale).tolist()]
     if "gamma" in meta:  # of an environment: a state and an action, then a future state
         states, actions = meta["state_names"], meta["action_names"]
         inputs = [*metric_keys.columns("state", states), *metric_keys.columns("action", actions)]
@@ -52,6 +54,28 @@ def write(networks: Path, folder: Path, run: str) -> None:
         rows = [_typed(dict(zip(inputs, [*row, *given], strict=True)), meta) for row in typical]
     (folder / _EXAMPLE).write_text(json.dumps({"columns": inputs, "data": rows}), encoding="utf-8")
     _model(inputs, outputs, types, run).save(str(folder / "MLmodel"))
+
+
+def _moments(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the mean and the spread of each column in the units of the data, also where it is transformed first."""
+    import numpy as np
+
+    loc, scale = arrays["loc"].copy(), arrays["scale"].copy()
+    for place, transform in enumerate(meta.get("marginals", ())):
+        if transform["kind"] == "mixture":
+            weights, means, scales = (
+                arrays[f"marginals.columns.{place}.{name}"] for name in ("weights", "means", "scales")
+            )
+            loc[place] = weights @ means
+            scale[place] = (weights @ (scales**2 + means**2) - loc[place] ** 2) ** 0.5
+        elif transform["kind"] == "steps":
+            mass = arrays[f"marginals.columns.{place}.mass"]
+            values = (
+                transform["low"] + np.arange(len(mass)) - 0.5
+            )  # the middles of the levels, from the one below the lowest
+            loc[place] = mass @ values
+            scale[place] = (mass @ (values - loc[place]) ** 2) ** 0.5
+    return loc, scale
 
 
 def _typed(row: Mapping[str, Any], meta: Mapping[str, Any]) -> list[Any]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipelines.base import files
@@ -198,7 +199,6 @@ def test_publishing_cells_again_changes_nothing(project: Path, invocation: Any) 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of MLflow about its own type hints
 def test_a_version_is_a_model_of_mlflow_without_pickle(project: Path, invocation: Any) -> None:
     import mlflow.pyfunc
-    import numpy as np
     import torch
 
     from pipelines.models.registry import load
@@ -234,7 +234,6 @@ def test_a_version_is_a_model_of_mlflow_without_pickle(project: Path, invocation
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of MLflow about its own type hints
 def test_a_conditional_model_has_the_users_columns_in_its_signature(project: Path, invocation: Any) -> None:
     import mlflow.pyfunc
-    import numpy as np
     import torch
 
     from pipelines.config.params import NetworkChoice
@@ -284,6 +283,30 @@ def test_a_conditional_model_has_the_users_columns_in_its_signature(project: Pat
     assert np.isfinite(scores).all()
     assert scores.equals(model.predict(example[list(reversed(example.columns))])["log_prob"])
     assert not scores.equals(model.predict(example, params={"seed": 1})["log_prob"])  # other dequantisations
+
+
+def test_the_example_of_a_transformed_table_is_in_its_units(tmp_path: Path) -> None:
+    import torch
+
+    from flowmatch_core.marginals import Marginals
+    from pipelines.runs import flavour
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4000, 3, generator=generator, dtype=torch.float64)
+    x = noise * torch.tensor([0.3, 2.0, 5.0]) + torch.tensor([6e6, 40.0, 7.0], dtype=torch.float64)
+    marginals = Marginals.fit(x, kinds=["mixture", "steps", "identity"])
+    u = marginals(x)[0]
+    loc, scale = (torch.stack([a, b, c]) for a, b, c in (u.mean(0), u.std(0)))
+    state = {f"marginals.{name}": value for name, value in marginals.state_dict().items()}
+    files.write_tensors(
+        tmp_path / "seed0.safetensors",
+        {**state, "loc": loc, "scale": scale},
+        {"columns": ["a", "b", "c"], "marginals": marginals.description},
+    )
+    flavour.write(tmp_path, tmp_path, "0" * 32)
+    first, second = np.array(json.loads((tmp_path / "input_example.json").read_text())["data"])
+    assert np.allclose(first, x.mean(0), atol=[0.01, 0.1, 1e-6], rtol=0)
+    assert np.allclose(second - first, x.std(0), rtol=0.05)
 
 
 def test_the_example_of_an_environment_has_its_constants_and_mean_actions(tmp_path: Path) -> None:

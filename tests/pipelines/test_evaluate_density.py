@@ -19,14 +19,16 @@ from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.solvers import TimeGrid
 from pipelines.base import files, layout
 from pipelines.config import params
-from pipelines.config.params import GridChoice, Params
+from pipelines.config.params import GridChoice, NetworkChoice, Params
 from pipelines.evaluation import density as evaluation
-from pipelines.evaluation import likelihood, rows
+from pipelines.evaluation import density_sampling, likelihood, rows
 from pipelines.evaluation.cells import Cell
 from pipelines.evaluation.density import Scored, Scorer
 from pipelines.evaluation.likelihood import Likelihood, likelihoods
 from pipelines.evaluation.rows import Prepared, Rows
-from pipelines.models import density
+from pipelines.models import build, density, saved
+from pipelines.runs.context import Stage
+from pipelines.runs.records import RunRecord
 
 PARAMS = params.load(Path(__file__).parents[2] / "params.yaml")
 CPU = torch.device("cpu")
@@ -330,3 +332,57 @@ def test_samples_have_the_conditions_of_validation_rows_for_every_method(tmp_pat
     found = rows.conditions(PARAMS, "mine", made.part("val"))
     assert len(found) == PARAMS.density.sample.samples
     assert sorted(found.table["age"][:60]) == sorted(parts["val"]["age"])
+
+
+# ---- the stages, on models of random weights ----
+
+
+def scores_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    """Sample and score two networks of two columns given a word; return metrics, samples and particles."""
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("FLOWMATCH_CORES", "1")
+    rng = np.random.default_rng(0)
+    parts: dict[str, Table] = {}
+    for part in layout.PARTS:
+        word, values = rng.integers(0, 2, 40), rng.normal(size=(2, 40))
+        parts[part] = {names[0]: 6e6 + values[0] + word, names[1]: values[1], "species": np.array(["a", "b"])[word]}
+    prepared(layout.prepared("mine"), parts, [SPECIES])
+    config = build.network_config(NetworkChoice.model_validate({"name": "mlp", "hidden": [8]}), 2, 2)
+    units = torch.tensor([6e6, 0.0], dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        file = layout.network(layout.models("mine", "cfm"), seed)
+        described = {"network": config, "path": {"name": "cond_ot"}, "prediction": "velocity", "chosen_step": 50}
+        saved.save(file, build.network(config), *units, {**described, "conditions": [SPECIES]})
+    methods = {"cfm": PARAMS.density.methods["cfm"]}
+    update = {"methods": methods, "seeds": (0, 1), "sample": PARAMS.density.sample.model_copy(update={"samples": 60})}
+    changes = {"datasets": {"mine": PARAMS.datasets["moons"]}, "density": PARAMS.density.model_copy(update=update)}
+    stage = Stage("test", PARAMS.model_copy(update={**changes, "device": "cpu"}), RunRecord.start("test", {}))
+    density_sampling.sample(stage, "mine")
+    evaluation.evaluate(stage, "mine")
+    samples = pd.read_parquet(layout.sampled(layout.samples("mine"), "cfm"))
+    particles = pd.read_parquet(layout.trajectory(layout.samples("mine"), "cfm"))
+    assert not layout.field(layout.samples("mine"), "cfm").exists()  # it depends on the condition
+    return files.read_json(layout.metrics("mine")), samples, particles
+
+
+def test_a_conditional_model_is_sampled_and_scored_and_no_name_of_a_column_matters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics, samples, particles = scores_of(tmp_path / "a", monkeypatch, ["x", "y"])
+    assert list(samples) == ["x", "y", "species", "seed"] and list(particles) == ["x", "y", "time"]
+    assert (samples["species"][:60].to_numpy() == samples["species"][60:].to_numpy()).all()
+    assert samples["x"].dtype == np.float64 and samples["x"].nunique() > 100  # no digits are lost near 6e6
+    assert metrics["cfm"]["chosen_step"] == 50 and metrics["cfm x2"]["mixture_of"] == "cfm"
+    assert metrics["cfm x2"]["nll"] <= metrics["cfm"]["nll"]
+    rows_ = pd.read_parquet(layout.log_prob(layout.evaluations("mine")))
+    assert list(rows_) == ["row", "method", "seed", "log_prob"] and len(rows_) == 2 * 40
+    assert -rows_["log_prob"].mean() == pytest.approx(metrics["cfm"]["nll"])
+    other, renamed, moved = scores_of(tmp_path / "b", monkeypatch, ["seed", "time"])
+    assert list(renamed) == ["seed", "time", "species", "seed_"] and list(moved) == ["seed", "time", "time_"]
+    assert other == metrics
+    for one, two in ((samples, renamed), (particles, moved)):
+        assert (one.to_numpy() == two.to_numpy()).all()

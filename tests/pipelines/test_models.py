@@ -35,7 +35,8 @@ def written(file: Path, choice: NetworkChoice, **meta: Any) -> nn.Module:
     """A network with weights of its own, in a file with its description."""
     torch.manual_seed(0)
     config = build.network_config(choice, 2, 3)
-    described = {"network": config, "path": {"name": "cond_ot"}, "prediction": "velocity", "gamma": 0.9, **meta}
+    own = {"gamma": 0.9, "state_names": ["x", "y"], "action_names": ["push"], **meta}
+    described = {"network": config, "path": {"name": "cond_ot"}, "prediction": "velocity", **own}
     path = build.path(PathChoice(**described["path"]))
     network = successor.network(config, described["prediction"], path)
     saved.save(file, network, torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), described)

@@ -25,6 +25,7 @@ from pipelines.base.errors import UserError
 from pipelines.config import params as parameters
 from pipelines.config.params import NetworkChoice
 from pipelines.config.yaml_files import merge, read_yaml
+from pipelines.evaluation.likelihood import Likelihood
 from pipelines.models import build, saved
 from pipelines.orchestration import __main__ as command_line
 from pipelines.orchestration import contest, promotion
@@ -396,6 +397,31 @@ def test_a_broken_network_has_no_score_and_is_no_first_champion(
     assert decision.reason == "the challenger's score is not a finite number on 150 of 150 pairs"
     assert prepared.champion() is None
     assert json.loads(next(prepared.root.rglob("promotion/moons.cfm.json")).read_text())["challenger_score"] is None
+
+
+def test_each_model_is_scored_given_the_conditions_as_it_encodes_them_and_by_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = layout.prepared("mine")
+    words = ["a", "b", "b", "b"]
+    for number, part in enumerate(layout.PARTS):
+        table = pd.DataFrame({"x": np.arange(4.0) + 10 * number, "species": words, "weight": [1.0, 1.0, 3.0, 3.0]})
+        files.write_table(tmp_path / layout.part(folder, part), table)
+    given = {"name": "species", "kind": "words", "levels": ["a", "b"]}
+    described = {"columns": ["x"], "conditions": [given], "weight": "weight", "rows": dict.fromkeys(layout.PARTS, 4)}
+    files.write_json(tmp_path / layout.provenance(folder), described)
+    monkeypatch.setattr(
+        contest,
+        "likelihoods",
+        lambda file, parts, *rest: {"test": Likelihood(-parts["test"].cond[:, 0].astype(float), np.zeros(4))},
+    )
+    judged = contest.DensityContest(tmp_path, parameters.load(ROOT / "params.yaml"), "mine")
+    order = np.argsort(judged.rows.x[:, 0])
+    for levels, expected in ((["a", "b"], [0.5, 0, 0, 0]), (["b", "a", "c"], [0, 0.5, 1.5, 1.5])):
+        file = tmp_path / "-".join(levels)
+        monkeypatch.setattr(saved, "meta", lambda file, levels=levels: {"conditions": [{**given, "levels": levels}]})
+        found = judged.score({0: file}).values[order]
+        np.testing.assert_allclose(found, expected)
 
 
 def test_the_order_of_the_test_table_has_no_effect(prepared: Project, tmp_path: Path) -> None:

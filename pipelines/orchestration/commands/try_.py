@@ -224,7 +224,7 @@ def _explain(here: Path, name: str, entry: Mapping[str, Any]) -> None:
     best = min(methods, key=lambda method: float(metrics[method].get("nll_val", metrics[method]["nll"])))
     model = _address(here, name, best)
     where = [
-        f"{one['name']}={one['levels'][0] if one['kind'] == 'words' else one['loc']}"
+        f"{one['name']}={one['levels'][0] if one['kind'] == 'words' else format(one['loc'], '.4g')}"
         for one in provenance["conditions"]
     ]
     given = f" --where {shlex.join(where)}" if where else ""

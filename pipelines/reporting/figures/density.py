@@ -52,8 +52,8 @@ def groups(condition: Mapping[str, Any], test: pd.DataFrame) -> Callable[[pd.Dat
         )
     cuts = sorted(set(test[name].quantile([1 / 3, 2 / 3])) - {test[name].min()})
     ends = [f"{name} < {cuts[0]:.4g}", f"{name} ≥ {cuts[-1]:.4g}"] if cuts else [name]
-    kinds = [ends[0], *(f"{name} {low:.4g} to {high:.4g}" for low, high in pairwise(cuts)), *ends[1:]]
-    return lambda table: pd.Series(pd.Categorical(np.array(kinds)[np.digitize(table[name], cuts)], kinds), table.index)
+    bands = [ends[0], *(f"{name} {low:.4g} to {high:.4g}" for low, high in pairwise(cuts)), *ends[1:]]
+    return lambda table: pd.Series(pd.Categorical(np.array(bands)[np.digitize(table[name], cuts)], bands), table.index)
 
 
 def planes(tables: Mapping[str, pd.DataFrame], group: Mapping[str, pd.Series[Any]] | None = None) -> Figure:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipelines.base.metric_keys import REFERENCE
 from pipelines.config.params import Params
 from pipelines.reporting.tables import Cells, Table
 
 # Test NLL in nats of published models on MINIBOONE: FFJORD (Grathwohl et al. 2019, arXiv 1810.01367), Table 6.
 PUBLISHED = {"miniboone": "Real NVP 13.55, MAF 11.75, FFJORD 10.43"}
-
-REFERENCE = "one Gaussian"
-"""Key of the closed form in the metrics, which has a row unless a method is the same."""
 
 
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
