@@ -107,9 +107,9 @@ def _from_log(folder: Path, entry: EnvironmentEntry, seed: int) -> dict[str, Any
         files.write_table(layout.rollouts(folder), rollouts)
     if neighbours is not None:
         files.write_table(layout.neighbours(folder), neighbours)
-    low, high = (units[end][:2] for end in ("low", "high"))
+    ends = [(a, b) if b > a else (a - 1, b + 1) for a, b in zip(units["low"][:2], units["high"][:2], strict=True)]
     return {
-        "bounds": [low[0], low[-1], high[0], high[-1]],
+        "bounds": [ends[0][0], ends[-1][0], ends[0][1], ends[-1][1]],
         "walls": [],
         "cut_off_mass": entry.gamma**tables.length,
         "rows": {

@@ -13,13 +13,14 @@ import yaml
 
 from flowmatch_core.metrics import emd
 from flowmatch_core.successor import HorizonModel, Transitions
-from pipelines.base import files, layout, metric_keys
+from pipelines.base import files, layout, metric_keys, plugins
 from pipelines.config import params, yaml_files
 from pipelines.config.params import Params, SuccessorFit, SuccessorMethod
 from pipelines.data.batches import Batches
 from pipelines.data.collect import write_frames
 from pipelines.data.moments import units
 from pipelines.environments import linear_gaussian
+from pipelines.evaluation import models
 from pipelines.models import successor
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
@@ -220,3 +221,16 @@ def test_constants_add_nothing_to_the_scores(root: Path, method: str) -> None:
     assert 0 < scores["emd"] < 10
     assert np.isfinite(scores["mse_v"])
     assert ("nll" in scores) == (method == "td2_cfm")
+
+
+def test_an_ensemble_follows_the_known_policy_and_its_own_model_of_that_which_made_a_log(tmp_path: Path) -> None:
+    file = tmp_path / "log.parquet"
+    pd.DataFrame({"episode": [0, 0, 1, 1], "x": [0.0, 1, 2, 3], "u": [0.5] * 4}).to_parquet(file)
+    log = {"file": str(file), "state": ["x"], "action": ["u"]}
+    kind = plugins.load("pipelines.environments", "transitions")
+    assert models.policy(kind.build(kind.Settings.model_validate(log))) is None
+    act = models.policy(kind.build(kind.Settings.model_validate({**log, "policy": f"{MEMBERS}:right"})))
+    assert act is not None
+    np.testing.assert_array_equal(act(np.zeros((3, 1))), np.full((3, 1), 0.5))
+    spiral = linear_gaussian.build(linear_gaussian.Settings.model_validate({}))
+    assert models.policy(spiral) == spiral.policy
