@@ -44,6 +44,7 @@ PAGE_PARTS = frozenset({"results", "densities", "tables", "environments", "run",
 """Anchors of the report, beside those of entries."""
 REFERENCES = {"floor": "the sampling floor", "truth": "the true samples"}
 """What stands beside methods in tables and pictures."""
+NEAR = 100.0  # weight of a change of condition in the cost of a coupling; a larger one exchanges fewer rows
 LONGEST_KEY = 250  # characters of the name of a parameter in MLflow
 M = TypeVar("M", bound=BaseModel)
 
@@ -236,6 +237,21 @@ class CouplingChoice(Choice):
     def reads_conditions(self) -> bool:
         """Whether the coupling compares conditions, so that it needs some."""
         return float(self.arguments.get("weight", self.name == "conditional_ot")) > 0
+
+    def given(self, numbers: bool) -> CouplingChoice:
+        """Return the coupling for rows with conditions, which pairs noise with rows of equal or similar conditions.
+
+        One that does not compare conditions would make the noise depend on them.
+
+        Args:
+            numbers: Whether a condition is a number; numbers are rarely equal, so that their differences get a weight.
+        """
+        if self.name == "independent" or self.reads_conditions:
+            return self
+        if self.name == "minibatch_ot":
+            weight = {"weight": NEAR} if numbers else {}
+            return CouplingChoice.model_validate({"name": "conditional_ot", **weight})
+        return CouplingChoice.model_validate({"name": self.name, **self.arguments, "weight": NEAR})
 
 
 class GridChoice(Choice):

@@ -28,7 +28,7 @@ from pipelines.environments._logs import exorl_arrays, exorl_files
 class Settings(plugins.Settings):
     """The location of the episodes, and the simulator for rollouts of the policy."""
 
-    directory: Path = Field(description="folder with the episodes, one .npz each, at any depth; an absolute path")
+    directory: Path = Field(description="folder with the episodes, one .npz each at any depth, relative to params.yaml")
     simulator: dict[str, Any] = Field(
         description="the environment with the episodes' dynamics, as a separate entry: `kind` and its settings "
         "(for point_mass_maze {kind: maze, task: loop, action_repeat: 1}); its rollouts are the evaluation truth"

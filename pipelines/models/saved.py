@@ -95,6 +95,8 @@ def load(file: Path, device: torch.device, network: Callable[[Mapping[str, Any],
         if "marginals" in meta:
             marginals = read_marginals(meta["marginals"], below("marginals.")).to(device)
         loc, scale = (tensors[name].to(device) for name in ("loc", "scale"))
+        if not bool(loc.isfinite().all() and scale.isfinite().all()):
+            raise ValueError("its units are not finite")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{file} does not hold a model of this version ({first_line(error)}); train it again: `make repro`."

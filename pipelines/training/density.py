@@ -80,8 +80,8 @@ class DensityJob(Job):
             meta = {"kind": density.MIXTURE, "network": density.describe_mixture(form.network), **described}
             return Fitted(form.network, form.losses, time.monotonic() - began, *units, meta, data.marginals)
         rows = data.training(self.fit.batch, self.fit.rows_in_memory, device)
-        network, loss, meta = self._field(*data.sizes) if self.choice.has_field else self._normalizing(*data.sizes)
         self._check_coupling(data, rows)
+        network, loss, meta = self._field(data) if self.choice.has_field else self._normalizing(*data.sizes)
 
         def terms(
             network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float
@@ -99,10 +99,13 @@ class DensityJob(Job):
             marginals=data.marginals,
         )
 
-    def _field(self, columns: int, size: int) -> tuple[nn.Module, Loss, dict[str, Any]]:
+    def _field(self, data: Prepared) -> tuple[nn.Module, Loss, dict[str, Any]]:
         """Return a velocity field, its loss and its description."""
-        path, objective = build.path(self.choice.path), density.objective(self.choice)
-        config = build.network_config(self.fit.network, columns, size)
+        described = data.conditions.described
+        numbers = any(one["kind"] == "number" for one in described)
+        coupling = self.choice.coupling.given(numbers) if described else self.choice.coupling
+        objective = density.objective(self.choice.model_copy(update={"coupling": coupling}))
+        path, config = build.path(self.choice.path), build.network_config(self.fit.network, *data.sizes)
 
         def loss(network: nn.Module, rows: Batch, generator: torch.Generator) -> Tensor:
             return objective(network, path, rows.x, cond=rows.cond, weight=rows.weight, generator=generator)

@@ -20,7 +20,7 @@ from flowmatch_core.flow import Flow
 from flowmatch_core.marginals import Marginals
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError
-from pipelines.config.params import DensityFit, DensityMethod
+from pipelines.config.params import CouplingChoice, DensityFit, DensityMethod
 from pipelines.models import density, saved
 from pipelines.models.conditions import Conditions
 from pipelines.training import density as training
@@ -368,6 +368,20 @@ def test_a_network_that_memorises_is_stopped_and_the_one_before_is_kept() -> Non
     _, found = trained(job({"loss": "cfm"}, network=network, steps=1500, patience=4, val_every=20))
     assert found.chosen_step is not None
     assert found.chosen_step < found.curve[-1]["step"] == found.chosen_step + 4 * 20 < 600
+
+
+def test_a_coupling_of_noise_and_data_alone_compares_conditions_where_there_are_any() -> None:
+    """Otherwise the noise of a condition would not be normal, and neither would samples be those of the condition."""
+    prepared()
+    given = {"name": "conditional_ot", "weight": 100.0}  # one of them is a number
+    curves = [trained(job({"loss": "cfm", "coupling": one}))[1].curve for one in ("minibatch_ot", given)]
+    assert curves[0] == curves[1]
+    assert curves[0] != trained(job({"loss": "cfm"}))[1].curve
+    choice = CouplingChoice.model_validate
+    assert choice("minibatch_ot").given(False) == choice("conditional_ot")
+    assert choice({"name": "sinkhorn", "reg": 0.5}).given(False).arguments == {"reg": 0.5, "weight": 100.0}
+    for unchanged in ("independent", "conditional_ot", {"name": "sinkhorn", "weight": 3.0}):
+        assert choice(unchanged).given(True) == choice(unchanged)
 
 
 def test_conditions_that_are_not_there_are_refused_when_training_begins() -> None:

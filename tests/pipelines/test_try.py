@@ -78,19 +78,16 @@ def test_options_go_into_the_profile(root: Path) -> None:
     }
     assert found["density"]["seeds"] == [0, 1, 2]
     assert found["density"]["fit"]["steps"] == 70
-    assert found["density"]["methods"]["conditional_ot"]["coupling"] == "conditional_ot"
-    assert "ot_cfm" not in found["density"]["methods"]  # it pairs noise with rows of any condition
 
 
-def test_a_number_as_condition_gets_a_finite_weight(root: Path) -> None:
-    assert main(["try", "data/raw/penguins.csv", "--condition", "body_mass_g", "--methods", "conditional_ot"]) == 3
-    assert made(root)["density"]["methods"] == {
-        "conditional_ot": {
-            "path": "cond_ot",
-            "loss": "cfm",
-            "coupling": {"name": "conditional_ot", "weight": 100.0},
-        }
-    }
+def test_a_method_that_needs_conditions_is_left_out_where_there_are_none(root: Path) -> None:
+    base = yaml.safe_load((root / "params.yaml").read_text())
+    base["density"]["methods"]["given"] = {"loss": "cfm", "coupling": "conditional_ot"}
+    (root / "params.yaml").write_text(yaml.safe_dump(base))
+    assert main(["try", "data/raw/penguins.csv"]) == 3
+    assert "given" not in made(root)["density"]["methods"]
+    assert main(["try", "data/raw/penguins.csv", "--condition", "species", "--methods", "given", "--name", "two"]) == 3
+    assert list(made(root, "two")["density"]["methods"]) == ["given"]
 
 
 def test_several_files_are_one_table(root: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
             f"{name!r} is the name of a try of {old['file']}; choose another one for {entry['file']} by --name, "
             f"or remove {os.path.relpath(before)} and the folder of that name beside it."
         )
-    params = _params(read_yaml(root / "params.yaml"), name, entry, options, kinds)
+    params = _params(read_yaml(root / "params.yaml"), name, entry, options)
     parameters.parse(params, before.relative_to(root))
     workspace.write(root, name, params)
     status = _workspace.run_changed(options, repro.execute)
@@ -153,14 +153,14 @@ def _discrete(paths: Sequence[str], kinds: Mapping[str, tables.Kind], columns: S
 
 
 def _params(
-    base: Mapping[str, Any], name: str, entry: Mapping[str, Any], options: argparse.Namespace, kinds: Mapping[str, str]
+    base: Mapping[str, Any], name: str, entry: Mapping[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Return params.yaml with the file as its only entry."""
     params = deepcopy(dict(base))
     params |= {"profile": name, "datasets": {name: dict(entry)}, "environments": {}, "experiments": {}}
     params["successor"]["evaluate"]["solver_steps"] = {}  # they are of environments
     density = params["density"]
-    density["methods"] = _methods(density["methods"], entry, options.methods, kinds)
+    density["methods"] = _methods(density["methods"], entry, options.methods)
     density["evaluate"]["likelihood_rows"] = _TEST_ROWS
     if options.steps:
         density["fit"]["steps"] = options.steps
@@ -169,26 +169,20 @@ def _params(
     return params
 
 
-def _methods(
-    known: Mapping[str, Any], entry: Mapping[str, Any], wanted: Sequence[str] | None, kinds: Mapping[str, str]
-) -> dict[str, Any]:
-    """Return the methods of params.yaml, or some of them; couplings compare the conditions, if there are any."""
-    unfit = "minibatch_ot" if "condition" in entry else "conditional_ot"
-    methods = {name: method for name, method in known.items() if _coupling(method) != unfit}
-    if "condition" in entry and "conditional_ot" not in map(_coupling, methods.values()):
-        words = all(kinds[name] == "text" for name in entry["condition"])
-        coupling: Any = "conditional_ot" if words else {"name": "conditional_ot", "weight": 100.0}
-        methods["conditional_ot"] = {"path": "cond_ot", "coupling": coupling, "loss": "cfm"}
+def _methods(known: Mapping[str, Any], entry: Mapping[str, Any], wanted: Sequence[str] | None) -> dict[str, Any]:
+    """Return the methods of params.yaml, or some of them, without those that need conditions where there are none."""
+    fit = {name: method for name, method in known.items() if "condition" in entry or not _needs_condition(method)}
     for name in wanted or []:
-        if name not in methods:
-            raise UserError(f"there is no method {name!r}, only {', '.join(methods)}{did_you_mean(name, methods)}")
-    return {name: methods[name] for name in wanted or methods}
+        if name not in fit:
+            raise UserError(f"there is no method {name!r}, only {', '.join(fit)}{did_you_mean(name, fit)}")
+    return {name: fit[name] for name in wanted or fit}
 
 
-def _coupling(method: Mapping[str, Any]) -> Any:
-    """Return the name of a method's coupling."""
+def _needs_condition(method: Mapping[str, Any]) -> bool:
+    """Return whether the coupling of a method compares conditions."""
     coupling = method.get("coupling")
-    return coupling.get("name") if isinstance(coupling, Mapping) else coupling
+    name = coupling.get("name") if isinstance(coupling, Mapping) else coupling
+    return bool(name == "conditional_ot")
 
 
 def _name(file: str) -> str:

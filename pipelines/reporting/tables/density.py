@@ -92,7 +92,8 @@ def _explained(params: Params) -> Iterator[str]:
         "its NLL the exact density's."
     )
     yield (
-        "one Gaussian: the normal distribution with the moments of the training rows, whose mean is linear in the "
-        "conditions. method xk: the mixture of its k seeds with equal weights, without further training. chosen step: "
-        "where the validation loss was smallest."
+        "With conditions, couplings pair noise with rows of equal words and similar numbers. one Gaussian: the normal "
+        "distribution with the moments of the training rows, whose mean is linear in the conditions. method xk: the "
+        "mixture of its k seeds with equal weights, without further training. chosen step: where the "
+        "validation loss was smallest."
     )
