@@ -32,7 +32,7 @@ $(VENV)/.docs-installed: $(VENV)/.installed
 
 # What runs stages on clusters and keeps results in other stores; no part of the two commands of the README.
 $(VENV)/.scale-installed: $(VENV)/.installed
-	"$(BIN)/python" -m pip install --quiet --constraint requirements.lock --editable '.[dask,ray,postgres,s3,test-slow]'
+	"$(BIN)/python" -m pip install --quiet --constraint requirements.lock --editable '.[dask,ray,postgres,s3,minari,test-slow]'
 	touch "$@"
 
 repro: setup  ## run what has changed, to the report (PROFILE=smoke|default|paper)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 DATASETS = ("moons", "eight_gaussians", "checkerboard", "digits", "penguins")
 ENVIRONMENTS = ("maze_loop", "spiral")
 DENSITIES, SUCCESSORS = (
-    ("cfm", "ot_cfm", "gaussian", "gaussian_mixture"),
+    ("cfm", "ot_cfm", "gaussian_mixture"),
     ("mc_cfm", "td_cfm", "td_cfm_coupled", "td2_cfm", "oracle"),
 )
 RESULTS = {"tables", "report"}
@@ -104,7 +104,7 @@ def parameter(key: str, value: Any) -> Edit:
 
 TABLE: dict[str, tuple[Edit, set[str]]] = {
     "a docstring of flowmatch_core/discrete": (text("flowmatch_core/discrete/flow.py"), set()),
-    "a docstring of flowmatch_core/normalizing": (text("flowmatch_core/normalizing/maf.py"), set()),
+    "a docstring of flowmatch_core/normalizing": (text("flowmatch_core/normalizing/maf.py"), DENSITY),
     "the version": (text("flowmatch_core/__init__.py", "__version__ = ", "__version__ = 'x' + "), set()),
     "the tracker": (text("pipelines/runs/tracking.py"), set()),
     "the orchestration": (text("pipelines/orchestration/prefect.py"), set()),

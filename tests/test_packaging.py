@@ -31,10 +31,11 @@ IMPORTED_AS = {
     "pot": "ot",
     "psycopg2-binary": "psycopg2",
     "pyyaml": "yaml",
+    "ruamel-yaml": "ruamel",
     "scikit-learn": "sklearn",
     "vl-convert-python": "vl_convert",
 }
-NOT_IMPORTED = {"fastapi", "sqlalchemy"}  # bounds for what prefect brings
+NOT_IMPORTED = {"fastapi"}  # a bound for what prefect brings
 
 
 def distributions(requirements: list[str]) -> set[str]:
@@ -50,7 +51,7 @@ def importable(requirements: list[str]) -> set[str]:
 CORE = importable(PROJECT["dependencies"])
 PIPELINE = importable(EXTRAS["pipeline"]) - NOT_IMPORTED
 GYMNASIUM = importable(EXTRAS["gymnasium"])
-SCALE = {name for extra in ("dask", "ray", "postgres", "s3") for name in importable(EXTRAS[extra])} - PIPELINE
+SCALE = {name for extra in ("dask", "ray", "postgres", "s3", "minari") for name in importable(EXTRAS[extra])} - PIPELINE
 
 
 def imports(path: Path) -> Iterator[str]:
