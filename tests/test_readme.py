@@ -60,6 +60,7 @@ def test_a_new_data_set_is_one_file_and_one_entry(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(ROOT / name, copy)
+    shutil.copytree(ROOT / "data" / "raw", copy / "data" / "raw")
     (copy / "pipelines" / "datasets" / "ring.py").write_text(source)
     params = yaml.safe_load((copy / "params.yaml").read_text())
     params["datasets"] |= {"ring": {**entry["ring"], "fit": {"steps": 50}}}

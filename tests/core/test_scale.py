@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowmatch_core._tensors import check_numbered
 from flowmatch_core.couplings import Independent
 from flowmatch_core.discrete import (
     Denoiser,
@@ -135,13 +136,21 @@ def test_losses_compile_into_one_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DRAWING)
-def test_losses_that_draw_compile_and_never_wait(name: str) -> None:
+def test_losses_that_draw_compile_and_never_wait(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     field, x1, x0, t = network(), randn(8, 3, dtype=torch.float32), randn(8, 3, seed=1, dtype=torch.float32), rand(8)
+    for module in ("objectives", "sources"):  # which look at tokens on the CPU alone
+        monkeypatch.setattr(f"flowmatch_core.discrete.{module}.check_numbered", lambda *arguments: None)
     with NeverWaits():
         DRAWING[name](field, x1, x0, t).backward()
     with whole_graphs():
         loss = compiled(lambda x1, x0, t: DRAWING[name](field, x1, x0, t))(x1, x0, t)
         assert all(gradient.isfinite().all() for gradient in (loss, *gradients(loss, field)))
+
+
+def test_numbers_on_a_device_are_not_looked_at() -> None:
+    check_numbered("tokens", torch.empty(3, dtype=torch.long, device="meta"), 2)  # which has no values
+    with pytest.raises(ValueError, match="tokens holds 2"):
+        check_numbered("tokens", torch.tensor([2]), 2)
 
 
 @pytest.mark.slow

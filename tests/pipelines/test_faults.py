@@ -326,7 +326,7 @@ def test_the_schema_refuses_names_that_are_no_words(section: str, name: str) -> 
         params.parse(raw, Path("params.yaml"))
     assert "\n" not in str(caught.value)
     assert section in str(caught.value)
-    assert "it should" in str(caught.value)
+    assert "expected small letters" in str(caught.value)
 
 
 CUT: dict[str, Callable[[bytes], bytes]] = {
