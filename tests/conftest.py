@@ -1,8 +1,16 @@
-"""The order of the files: two workers end together only if the longest ones do not come last."""
+"""The order of the files, and the home of runs of each test.
+
+Two workers end together only if the longest files do not come last.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import pytest
+
+HOME = "FLOWMATCH_HOME"
 
 LONGEST = (
     "test_end_to_end.py",
@@ -28,3 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files; the others keep their order."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.fixture(autouse=True)
+def home_of_runs() -> Iterator[None]:
+    """Put the home of runs back, which a command sets for its process."""
+    before = os.environ.get(HOME)
+    yield
+    os.environ.pop(HOME, None)
+    if before is not None:
+        os.environ[HOME] = before

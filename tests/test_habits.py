@@ -224,6 +224,6 @@ def test_make_runs_in_a_folder_with_a_space_in_its_path(tmp_path: Path) -> None:
     python.write_text('#!/bin/sh\necho "$0 $*"\n')
     python.chmod(0o755)
     (root / ".venv" / ".installed").touch()
-    environment = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL"}}
+    environment = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "VENV"}}
     result = subprocess.run(["make", "repro"], cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert result.stdout == f"{python} -m pipelines.orchestration repro --profile default\n", result

@@ -37,6 +37,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("FLOWMATCH_INVOCATION", "test")
+    monkeypatch.setenv("FLOWMATCH_HOME", str(tmp_path / ".flowmatch"))
     before = signal.getsignal(signal.SIGTERM)
     yield tmp_path
     signal.signal(signal.SIGTERM, before)  # in whose place a stage that runs in this process puts its own
