@@ -208,7 +208,7 @@ def test_a_row_that_time_cut_off_is_no_terminal() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:minari.utils")  # about who made it and how
 def test_a_data_set_that_minari_made(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    package = pytest.importorskip("minari", reason="the extra flowmatch[dev]")
+    package = pytest.importorskip("minari", reason="the extra minari")
     spaces = pytest.importorskip("gymnasium").spaces
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder / "sets"))
     buffers = []
