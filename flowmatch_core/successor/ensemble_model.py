@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowmatch_core._units import network_dtype
 from flowmatch_core.successor.geometric import geometric
-from flowmatch_core.successor.horizon_model import HorizonModel
+from flowmatch_core.successor.horizon_model import DirectHorizonModel
 from flowmatch_core.successor.losses.ensemble import GaussianEnsemble
 
 __all__ = ["EnsembleHorizonModel"]
@@ -20,7 +20,7 @@ FAR = 1e6
 
 
 @final
-class EnsembleHorizonModel(HorizonModel):
+class EnsembleHorizonModel(DirectHorizonModel):
     r"""The horizon model of a `GaussianEnsemble`: a sample is the end of a rollout of T ~ Geometric(1 - gamma) steps.
 
     Every rollout follows one member, drawn at random, for the step and for the policy: the disagreement of the members
@@ -55,10 +55,6 @@ class EnsembleHorizonModel(HorizonModel):
         TypeError: an ensemble has no log_prob: its samples are the ends of rollouts.
     """
 
-    has_density = False
-    loc: Tensor | None
-    scale: Tensor | None
-
     def __init__(
         self,
         network: GaussianEnsemble,
@@ -74,11 +70,6 @@ class EnsembleHorizonModel(HorizonModel):
     ) -> None:
         super().__init__(gamma, loc, scale, action_loc, action_scale, constant)
         self.network, self.policy, self.terminal = network, policy, terminal
-        self._register_units("loc", loc)
-        self._register_units("scale", scale)
-
-    def _units(self) -> tuple[Tensor | None, Tensor | None]:
-        return self.loc, self.scale
 
     def sample(
         self, state: Tensor, action: Tensor | None, n: int, *, generator: torch.Generator | None = None

@@ -121,6 +121,30 @@ class HorizonModel(UnitsModule, ABC):
         return whole
 
 
+class DirectHorizonModel(HorizonModel, ABC):
+    """A horizon model whose network draws standardised states itself, without a flow and without a density."""
+
+    has_density = False
+    loc: Tensor | None
+    scale: Tensor | None
+
+    def __init__(
+        self,
+        gamma: float,
+        loc: Tensor | None,
+        scale: Tensor | None,
+        action_loc: Tensor | None,
+        action_scale: Tensor | None,
+        constant: Tensor | None,
+    ) -> None:
+        super().__init__(gamma, loc, scale, action_loc, action_scale, constant)
+        self._register_units("loc", loc)
+        self._register_units("scale", scale)
+
+    def _units(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.loc, self.scale
+
+
 @final
 class GeometricHorizonModel(HorizonModel):
     r"""The horizon model of a velocity field: a `ContinuousFlow` for every (s, a).

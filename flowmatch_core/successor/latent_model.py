@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from flowmatch_core._units import network_dtype
-from flowmatch_core.successor.horizon_model import HorizonModel
+from flowmatch_core.successor.horizon_model import DirectHorizonModel
 from flowmatch_core.successor.networks import LatentNetwork
 
 __all__ = ["LatentHorizonModel"]
 
 
 @final
-class LatentHorizonModel(HorizonModel):
+class LatentHorizonModel(DirectHorizonModel):
     """The horizon model of a network that maps noise to a state; it has samples and values, but no density.
 
     Examples:
@@ -28,10 +28,6 @@ class LatentHorizonModel(HorizonModel):
         Traceback (most recent call last):
         TypeError: a model with HorizonVAE has no log_prob: it maps noise to states without a density.
     """
-
-    has_density = False
-    loc: Tensor | None
-    scale: Tensor | None
 
     def __init__(
         self,
@@ -46,11 +42,6 @@ class LatentHorizonModel(HorizonModel):
     ) -> None:
         super().__init__(gamma, loc, scale, action_loc, action_scale, constant)
         self.network = network
-        self._register_units("loc", loc)
-        self._register_units("scale", scale)
-
-    def _units(self) -> tuple[Tensor | None, Tensor | None]:
-        return self.loc, self.scale
 
     def sample(
         self, state: Tensor, action: Tensor | None, n: int, *, generator: torch.Generator | None = None
