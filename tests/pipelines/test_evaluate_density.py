@@ -30,7 +30,8 @@ from pipelines.models import build, density, saved
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
 
-PARAMS = params.load(Path(__file__).parents[2] / "params.yaml")
+GIVEN = params.load(Path(__file__).parents[2] / "params.yaml")
+PARAMS = GIVEN.model_copy(update={"datasets": {"mine": GIVEN.datasets["moons"]}})
 CPU = torch.device("cpu")
 TRUTH = GaussianMixture(
     torch.tensor([0.5, 0.5], dtype=torch.float64),
