@@ -360,7 +360,7 @@ def scores_of(
         saved.save(file, build.network(config), *units, {**described, "conditions": [SPECIES]})
     methods = {"cfm": PARAMS.density.methods["cfm"]}
     update = {"methods": methods, "seeds": (0, 1), "sample": PARAMS.density.sample.model_copy(update={"samples": 60})}
-    changes = {"datasets": {"mine": PARAMS.datasets["moons"]}, "density": PARAMS.density.model_copy(update=update)}
+    changes = {"density": PARAMS.density.model_copy(update=update)}
     stage = Stage("test", PARAMS.model_copy(update={**changes, "device": "cpu"}), RunRecord.start("test", {}))
     density_sampling.sample(stage, "mine")
     evaluation.evaluate(stage, "mine")
