@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def expected(loaded: params.Params) -> set[str]:
-    density = [f"{d}-{m}" for d in loaded.datasets for m in loaded.density.methods]
+    density = [f"{d}-{m}" for d, entry in loaded.datasets.items() for m in loaded.density.methods if entry.runs(m)]
     successor = [
         f"{e}-{m}" for e, entry in loaded.environments.items() for m in loaded.successor.methods if entry.runs(m)
     ]

@@ -302,6 +302,8 @@ class DensityMethod(Settings):
     prediction: Literal["velocity", "noise", "data", "score"] = Field(
         default="velocity", description="output of the network"
     )
+    seeds: Seeds | None = Field(default=None, description="seeds of this method in place of those of its data sets")
+    fit: dict[str, Any] = Field(default={}, description="changes to the common `fit` for this method")
 
     @property
     def has_field(self) -> bool:
@@ -312,7 +314,7 @@ class DensityMethod(Settings):
     def _only_a_field_has_a_path(self) -> DensityMethod:
         fields = type(self).model_fields  # a default is accepted, as `model_dump` writes it too
         needless = sorted(name for name, field in fields.items() if getattr(self, name) != field.default)
-        needless = [name for name in needless if name != "loss"]
+        needless = [name for name in needless if name not in ("loss", "seeds", "fit")]
         if needless and not self.has_field:
             raise ValueError(
                 f"the loss {self.loss.name!r} trains no velocity field, so it has no {needless[0]}; "
@@ -371,6 +373,19 @@ class Trained(Entry):
     """A data set or an environment, on which models are trained."""
 
     fit: dict[str, Any] = Field(default={}, description="changes to the common `fit` for this entry")
+    methods: tuple[Name, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="methods of its family to run here, all by default; a change reruns this entry's stages, as a "
+        "change of any key here does",
+    )
+    seeds: Seeds | None = Field(
+        default=None, description="seeds of the methods here in place of the common ones; those of a method come first"
+    )
+
+    def runs(self, method: str) -> bool:
+        """Return whether a method is trained and evaluated here."""
+        return self.methods is None or method in self.methods
 
 
 class ExperimentEntry(Entry):
@@ -385,6 +400,8 @@ class DatasetEntry(Trained):
 
     family: ClassVar[str] = "pipelines.datasets"
     kind: Annotated[str, _plugin_of("pipelines.datasets")]
+    sample: dict[str, Any] = Field(default={}, description="changes to `density.sample` for this data set")
+    evaluate: dict[str, Any] = Field(default={}, description="changes to `density.evaluate` for this data set")
 
     @property
     def has_conditions(self) -> bool:
@@ -449,16 +466,6 @@ class EnvironmentEntry(Trained):
         description="the reward whose value is compared; null: none. In a log: a component of the state, a logged "
         "column, or package.module:function of the state",
     )
-    methods: tuple[Name, ...] | None = Field(
-        default=None,
-        min_length=1,
-        description="methods of `successor.methods` to run here, all by default; a change reruns this environment's "
-        "stages, as a change of any key here does",
-    )
-    seeds: Seeds | None = Field(
-        default=None,
-        description="seeds of the methods here in place of `successor.seeds`; those of a method come first",
-    )
 
     @property
     def own(self) -> dict[str, Any]:
@@ -467,10 +474,6 @@ class EnvironmentEntry(Trained):
         if "reward" in plugins.load(self.family, self.kind).Settings.model_fields:
             own = {**own, "reward": self.reward}
         return own
-
-    def runs(self, method: str) -> bool:
-        """Return whether a method is trained and evaluated in this environment."""
-        return self.methods is None or method in self.methods
 
 
 class DensitySample(Settings):
@@ -517,7 +520,26 @@ class SuccessorEvaluation(Settings):
     )
 
 
-class Density(Settings):
+class Section(Settings):
+    """A section of methods, with their seeds and training settings."""
+
+    methods: Mapping[str, DensityMethod] | Mapping[str, SuccessorMethod]
+    seeds: Seeds
+
+    def seeds_for(self, entry: Trained, method: str) -> tuple[int, ...]:
+        """Return the training seeds of a method on an entry; the method's own take precedence."""
+        return self.methods[method].seeds or entry.seeds or self.seeds
+
+    def methods_for(self, entry: Trained) -> list[str]:
+        """Return the methods that an entry runs."""
+        return [*filter(entry.runs, self.methods)]
+
+    def seeds_in(self, entry: Trained) -> tuple[int, ...]:
+        """Return the seeds of all methods that an entry runs, in ascending order."""
+        return tuple(sorted({seed for method in self.methods_for(entry) for seed in self.seeds_for(entry, method)}))
+
+
+class Density(Section):
     """The section `density`: methods, seeds, training, sampling and evaluation."""
 
     methods: dict[Name, DensityMethod] = Field(min_length=1)
@@ -526,12 +548,20 @@ class Density(Settings):
     sample: DensitySample
     evaluate: DensityEvaluation
 
-    def fit_for(self, dataset: DatasetEntry) -> DensityFit:
-        """Return the training settings for a data set."""
-        return DensityFit.model_validate(merge(self.fit.model_dump(), dataset.fit))
+    def fit_for(self, dataset: DatasetEntry, method: DensityMethod) -> DensityFit:
+        """Return the training settings for a method on a data set; the method's changes take precedence."""
+        return DensityFit.model_validate(merge(merge(self.fit.model_dump(), dataset.fit), method.fit))
+
+    def sample_for(self, dataset: DatasetEntry) -> DensitySample:
+        """Return the sampling settings for a data set."""
+        return DensitySample.model_validate(merge(self.sample.model_dump(), dataset.sample))
+
+    def evaluate_for(self, dataset: DatasetEntry) -> DensityEvaluation:
+        """Return the evaluation settings for a data set."""
+        return DensityEvaluation.model_validate(merge(self.evaluate.model_dump(), dataset.evaluate))
 
 
-class Successor(Settings):
+class Successor(Section):
     """The section `successor`: methods, seeds, training, sampling and evaluation."""
 
     methods: dict[Name, SuccessorMethod] = Field(min_length=1)
@@ -543,15 +573,6 @@ class Successor(Settings):
     def fit_for(self, environment: EnvironmentEntry, method: SuccessorMethod) -> SuccessorFit:
         """Return the training settings for a method in an environment; the method's changes take precedence."""
         return SuccessorFit.model_validate(merge(merge(self.fit.model_dump(), environment.fit), method.fit))
-
-    def seeds_for(self, environment: EnvironmentEntry, method: str) -> tuple[int, ...]:
-        """Return the training seeds of a method in an environment; the method's own take precedence."""
-        return self.methods[method].seeds or environment.seeds or self.seeds
-
-    def seeds_in(self, environment: EnvironmentEntry) -> tuple[int, ...]:
-        """Return the seeds of all methods that an environment runs, in ascending order."""
-        run = filter(environment.runs, self.methods)
-        return tuple(sorted({seed for method in run for seed in self.seeds_for(environment, method)}))
 
 
 class Params(Settings):
@@ -583,13 +604,18 @@ class Params(Settings):
             for name, what in REFERENCES.items():
                 if name in getattr(self, section).methods:
                     raise ValueError(f"{section}.methods has {name!r}, the name of {what}; expected another one")
-        known = self.successor.methods
-        for name, entry in self.environments.items():
-            unknown = [method for method in entry.methods or () if method not in known]
-            if unknown:
-                raise ValueError(
-                    f"environments.{name}.methods has {unknown[0]!r}; expected of successor.methods: {', '.join(known)}"
-                )
+        trained: dict[str, tuple[Mapping[str, Trained], str, Mapping[str, Any]]]
+        trained = {
+            "datasets": (self.datasets, "density", self.density.methods),
+            "environments": (self.environments, "successor", self.successor.methods),
+        }
+        for heading, (these, family, known) in trained.items():
+            for data, trainee in these.items():
+                unknown = [method for method in trainee.methods or () if method not in known]
+                if unknown:
+                    raise ValueError(
+                        f"{heading}.{data}.methods has {unknown[0]!r}; expected of {family}.methods: {', '.join(known)}"
+                    )
         for name in self.successor.evaluate.solver_steps:
             if name not in self.environments:
                 raise ValueError(
@@ -629,11 +655,16 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
         for name, entry in entries.items():
             _validate(plugins.load(entry.family, entry.kind).Settings, entry.own, path, (section, name))
             _check_fit(common, [entry.fit], path, (section, name, "fit"))
+    for name, entry in params.datasets.items():
+        for key, settings in (("sample", params.density.sample), ("evaluate", params.density.evaluate)):
+            changed = merge(settings.model_dump(), getattr(entry, key))
+            _validate(type(settings), changed, path, ("datasets", name, key))
+        _check_choice(params.density.evaluate_for(entry).grid, path, ("datasets", name, "evaluate", "grid"))
     for name, density in params.density.methods.items():
         for key, choice in (("path", density.path), ("coupling", density.coupling), ("loss", density.loss)):
             _check_choice(choice, path, ("density", "methods", name, key))
         if density.coupling.reads_conditions:
-            without = [data for data, entry in params.datasets.items() if not entry.has_conditions]
+            without = [data for data, entry in params.datasets.items() if entry.runs(name) and not entry.has_conditions]
             if without:
                 raise UserError(
                     f"{path}: density.methods.{name}.coupling is {density.coupling.name!r}, which compares conditions, "
@@ -641,15 +672,13 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
                     "with `condition` alone."
                 )
     _check_choice(params.density.evaluate.grid, path, ("density", "evaluate", "grid"))
-    successor = params.successor
-    for name, method in successor.methods.items():
+    for name, method in params.successor.methods.items():
         _check_choice(method.path, path, ("successor", "methods", name, "path"))
         _check_choice(method.loss, path, ("successor", "methods", name, "loss"))
-        _check_fit(successor.fit, [method.fit], path, ("successor", "methods", name, "fit"))
-        for environment, entry in params.environments.items():
-            if entry.fit and method.fit and entry.runs(name):  # each may be valid alone and the combination invalid
-                both = f"environments.{environment}.fit with successor.methods.{name}.fit"
-                _check_fit(successor.fit, [entry.fit, method.fit], path, (both,))
+    _check_methods_fit(params.density.fit, "density", params.density.methods, "datasets", params.datasets, path)
+    _check_methods_fit(
+        params.successor.fit, "successor", params.successor.methods, "environments", params.environments, path
+    )
     for name, experiment in params.experiments.items():
         settings = plugins.load(experiment.family, experiment.kind).Settings
         _validate(settings, experiment.own, path, ("experiments", name))
@@ -667,6 +696,23 @@ def _keys(nested: Mapping[str, Any], above: str = "") -> Iterator[str]:
 def _check_fit(common: Fit, changes: Sequence[Mapping[str, Any]], path: Path, prefix: tuple[str, ...]) -> None:
     fit = _validate(type(common), reduce(merge, changes, common.model_dump()), path, prefix)
     _check_choice(fit.network, path, (*prefix, "network"))
+
+
+def _check_methods_fit(
+    common: Fit,
+    section: str,
+    methods: Mapping[str, DensityMethod] | Mapping[str, SuccessorMethod],
+    family: str,
+    entries: Mapping[str, Trained],
+    path: Path,
+) -> None:
+    """Check the changes of methods to `fit`, alone and with those of the entries that run them."""
+    for name, method in methods.items():
+        _check_fit(common, [method.fit], path, (section, "methods", name, "fit"))
+        for other, entry in entries.items():
+            if entry.fit and method.fit and entry.runs(name):  # each may be valid alone and the combination invalid
+                both = f"{family}.{other}.fit with {section}.methods.{name}.fit"
+                _check_fit(common, [entry.fit, method.fit], path, (both,))
 
 
 def _check_choice(choice: Choice, path: Path, prefix: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from flowmatch_core import metrics
 from pipelines import datasets
 from pipelines.base import device, files, layout, metric_keys, seeding
-from pipelines.config.params import Params
+from pipelines.config.params import DensityEvaluation, Params
 from pipelines.evaluation import cells
 from pipelines.evaluation.cells import Cell
 from pipelines.evaluation.likelihood import likelihoods
@@ -74,12 +74,13 @@ class Scorer:
     @classmethod
     def of(cls, params: Params, dataset: str, chosen: torch.device) -> Scorer:
         """Read the rows of a data set."""
-        settings, prepared = params.density.evaluate, Prepared.read(layout.prepared(dataset))
+        settings, prepared = _settings(params, dataset), Prepared.read(layout.prepared(dataset))
         test, val = prepared.part("test"), prepared.part("val")
         scored = {"test": _some(test, settings.likelihood_rows, rng_of(params, dataset, "test"))}
         scored["val"] = _some(val, settings.likelihood_rows, rng_of(params, dataset, "val"))
         scored["train"], moments = prepared.training(len(scored["test"]), rng_of(params, dataset, "train"))
-        size = min(settings.rows, params.density.sample.samples, len(test), len(val))
+        samples = params.density.sample_for(params.datasets[dataset]).samples
+        size = min(settings.rows, samples, len(test), len(val))
         drawn = (
             test.draw(size, rng_of(params, dataset, "distances")),
             conditions(params, dataset, val).take(slice(size)),
@@ -90,7 +91,7 @@ class Scorer:
         """Return the scores of a model; send them, and progress where it takes long, as lines."""
         method, seed = cell
         file = layout.network(layout.models(self.dataset, method), seed)
-        found = likelihoods(file, self.scored, self.params.density.evaluate, self.device, f"{cell}: ", send)
+        found = likelihoods(file, self.scored, _settings(self.params, self.dataset), self.device, f"{cell}: ", send)
         warning = found["test"].warning
         if warning is not None:
             send(f"{cell}: {warning}")
@@ -128,7 +129,7 @@ class Scorer:
         generator = seeding.generator(self.params.seed, "evaluate", self.dataset)
         x, y = (self._standardised(part) for part in (rows, self.test))
         raw, true = (torch.from_numpy(part.x - self.moments.loc) for part in (rows, self.test))
-        projections = self.params.density.evaluate.projections
+        projections = _settings(self.params, self.dataset).projections
         return {
             "emd": float(metrics.emd(x, y)),
             "emd_raw": float(metrics.emd(raw, true)),
@@ -148,10 +149,10 @@ class Scorer:
 
 def evaluate(stage: Stage, dataset: str) -> None:
     """Score the models of a data set: likelihood with its solver error, and distances with their floors."""
-    params = stage.params.density
+    params, entry = stage.params.density, stage.params.datasets[dataset]
     chosen = device.use(stage.params.device, stage.params.threads)
     scorer = Scorer.of(stage.params, dataset, chosen)
-    every = [Cell(method, seed) for method in params.methods for seed in params.seeds]
+    every = [Cell(method, seed) for method in params.methods_for(entry) for seed in params.seeds_for(entry, method)]
     scores = cells.each(stage, scorer, every, chosen)
     found = pd.DataFrame([one.numbers for one in scores.values()])
     rows = [
@@ -162,7 +163,7 @@ def evaluate(stage: Stage, dataset: str) -> None:
         files.write_table(layout.cells(folder), found)
         files.write_table(layout.log_prob(folder), pd.concat(rows, ignore_index=True))
     summary = _summary(found, scorer, scores)
-    settings = stage.params.datasets[dataset].settings()
+    settings = entry.settings()
     kind, floor = scorer.prepared.provenance["kind"], scorer.distances(scorer.other)
     floor |= scorer.closed_form(lambda part: datasets.log_prob(kind, settings, part.x))
     summary["floor"] = {**floor}
@@ -245,6 +246,10 @@ def _record(stage: Stage, scorer: Scorer, found: Sequence[Mapping[str, Any]], fl
         model = files.md5(layout.network(layout.models(dataset, row["method"]), row["seed"]))
         scored.append(records.Cell(dataset, row["method"], row["seed"], metrics=numbers, model=model))
     stage.record.cells(scored)
+
+
+def _settings(params: Params, dataset: str) -> DensityEvaluation:
+    return params.density.evaluate_for(params.datasets[dataset])
 
 
 def _some(rows: Rows, limit: int | None, rng: np.random.Generator) -> Rows:

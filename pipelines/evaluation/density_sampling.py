@@ -39,16 +39,17 @@ class Sampled(NamedTuple):
 
 def sample(stage: Stage, dataset: str) -> None:
     """Sample the models of a data set; all methods receive the same noise and conditions."""
-    params, settings = stage.params.density, stage.params.density.sample
+    params, entry = stage.params.density, stage.params.datasets[dataset]
+    settings, methods = params.sample_for(entry), params.methods_for(entry)
     chosen = device.use(stage.params.device, stage.params.threads)
     prepared = Prepared.read(layout.prepared(dataset))
     at = conditions(stage.params, dataset, prepared.part("val"))
-    every = [Cell(method, seed) for method in params.methods for seed in params.seeds]
+    every = [Cell(method, seed) for method in methods for seed in params.seeds_for(entry, method)]
     work = partial(_sample, params=stage.params, dataset=dataset, columns=prepared.columns, at=at, chosen=chosen)
     with stage.output(layout.samples(dataset)) as folder:
         drawn = cells.each(stage, work, every, chosen)
-        for method in params.methods:
-            here = [drawn[Cell(method, seed)] for seed in params.seeds]
+        for method in methods:
+            here = [drawn[Cell(method, seed)] for seed in params.seeds_for(entry, method)]
             for table, path in ((here[0].trajectory, layout.trajectory), (here[0].field, layout.field)):
                 if table is not None:
                     files.write_table(path(folder, method), table)
@@ -60,7 +61,8 @@ def sample(stage: Stage, dataset: str) -> None:
 def _sample(
     cell: Cell, send: object, *, params: Params, dataset: str, columns: list[str], at: Rows, chosen: torch.device
 ) -> Sampled:
-    settings = params.density.sample
+    entry = params.datasets[dataset]
+    settings = params.density.sample_for(entry)
     file = layout.network(layout.models(dataset, cell.method), cell.seed)
     flow = density.load(file, chosen, settings.solver, settings.steps)
     generator = seeding.generator(params.seed, "sample", dataset, cell.seed, device=chosen)
@@ -68,7 +70,7 @@ def _sample(
     states = velocities = None
     with torch.no_grad():
         x = flow.sample(() if cond is not None else (len(at),), cond, generator)
-        if isinstance(flow, ContinuousFlow) and cell.seed == params.density.seeds[0]:
+        if isinstance(flow, ContinuousFlow) and cell.seed == params.density.seeds_for(entry, cell.method)[0]:
             states = _trajectory(flow, columns, cond, generator)
             velocities = _velocities(flow, chosen) if len(columns) == 2 and cond is None else None
     rows = pd.concat([pd.DataFrame(x.cpu().numpy(), columns=columns), at.table], axis=1)

@@ -189,7 +189,7 @@ def conditions(params: Params, dataset: str, val: Rows) -> Rows:
 
     They are not those of the test rows, so that samples of a perfect model are as far from the test rows as the floor.
     """
-    return val.draw(params.density.sample.samples, rng_of(params, dataset, "conditions"))
+    return val.draw(params.density.sample_for(params.datasets[dataset]).samples, rng_of(params, dataset, "conditions"))
 
 
 def rng_of(params: Params, *key: object) -> np.random.Generator:

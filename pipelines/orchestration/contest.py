@@ -145,7 +145,7 @@ class DensityContest(Contest):
     metric = "nll"
 
     def __init__(self, workspace: Path, params: Params, dataset: str, known: Keys | None = None) -> None:
-        self.settings = params.density.evaluate
+        self.settings = params.density.evaluate_for(params.datasets[dataset])
         self.device = device.use(params.device, params.threads)
         prepared = Prepared.read(workspace / layout.prepared(dataset))
         names = [*prepared.columns, *prepared.conditions.names]

@@ -25,7 +25,11 @@ WORKSPACES, RESULTS = ".workspaces", "results"
 _PROFILES = Path("pipelines/config/profiles")
 # Not copied to a workspace: results, DVC's state and caches. Inputs in data/raw are copied.
 _OWN = frozenset({layout.DATA.name, RESULTS, "dvc.lock", "mlartifacts", "mlflow.db", "__pycache__"})
-_CELLS = "train_successor"  # the stage template with a cell for each environment and method
+# Stage templates with a cell for each entry and method: the section of the entries, and of the methods.
+_CELLS = {
+    "train_density": ("dataset", "datasets", "density"),
+    "train_successor": ("environment", "environments", "successor"),
+}
 _LOCK_SECONDS = 2.0  # another command may look at the folder for a moment
 _PROJECT_HIDDEN = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
 
@@ -159,30 +163,31 @@ def _synchronise(root: Path, workspace: Path, params: Mapping[str, Any]) -> None
 
 
 def _graph(root: Path, params: Mapping[str, Any]) -> str:
-    """Return the project's dvc.yaml without the cells that no environment runs.
+    """Return the project's dvc.yaml without the cells that no data set and no environment runs.
 
-    A matrix has a stage for every pair of an environment and a method, and each stage costs DVC time whether it has
+    A matrix has a stage for every pair of an entry and a method, and each stage costs DVC time whether it has
     something to do or not. The cells have the same names here.
     """
     graph = read_yaml(root / "dvc.yaml")
     try:
-        template = graph["stages"][_CELLS]
-        cells = dict(_cells(params))
-        del template["matrix"]
+        for stage, (key, *sections) in _CELLS.items():
+            if (template := graph["stages"].get(stage)) is not None:
+                cells = dict(_cells(params, key, *sections))
+                del template["matrix"]
+                graph["stages"][stage] = {"foreach": cells, "do": template}
     except (AttributeError, KeyError, TypeError):  # DVC and the schema of params.yaml refuse what is wrong
         return (root / "dvc.yaml").read_text(encoding="utf-8")
-    graph["stages"][_CELLS] = {"foreach": cells, "do": template}
-    head = "# Made from the project's dvc.yaml: the same stages, but only for the methods that an environment runs.\n"
+    head = "# Made from the project's dvc.yaml: the same stages, but only for the methods that an entry runs.\n"
     return head + write_yaml(graph, width=120)
 
 
-def _cells(params: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the cells that run, by name."""
-    methods = params["successor"]["methods"]
-    for environment, entry in params["environments"].items():
+def _cells(params: Mapping[str, Any], key: str, family: str, section: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the cells of a stage that run, by name."""
+    methods = params[section]["methods"]
+    for name, entry in params[family].items():
         for method in methods:
             if method in (entry.get("methods") or methods):
-                yield f"{environment}-{method}", {"environment": environment, "method": method}
+                yield f"{name}-{method}", {key: name, "method": method}
 
 
 def _files(root: Path) -> Iterator[str]:

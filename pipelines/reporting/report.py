@@ -240,18 +240,19 @@ def _densities(page: Page, params: Params) -> None:
     page.others.append(section)
     metrics = {name: _metrics(name) for name in params.datasets}
     provenance = {name: files.read_json(layout.provenance(layout.prepared(name))) for name in params.datasets}
-    methods = {name: {m: cells[m] for m in ("floor", *params.density.methods)} for name, cells in metrics.items()}
+    run = {name: params.density.methods_for(entry) for name, entry in params.datasets.items()}
+    methods = {name: {m: metrics[name][m] for m in ("floor", *here)} for name, here in run.items()}
     caption = "EMD in units of the training rows' standard deviations, divided by the floor; mean over seeds."
     page.picture(section, "densities-emd", curves.against_floor(methods), caption)
     for name in params.datasets:
-        part = Section(name, name, lead=_best(params, metrics[name]), notes=[*said(name, metrics, provenance)])
+        part = Section(name, name, lead=_best(run[name], metrics[name]), notes=[*said(name, metrics, provenance)])
         section.parts.append(part)
         _dataset(page, part, params, provenance[name], metrics[name])
 
 
-def _best(params: Params, cells: Mapping[str, Mapping[str, Any]]) -> str:
+def _best(methods: Sequence[str], cells: Mapping[str, Mapping[str, Any]]) -> str:
     """Return which method has the lowest test NLL, beside the closed forms."""
-    found = {method: cells[method]["nll"] for method in params.density.methods if cells[method].get("nll") is not None}
+    found = {method: cells[method]["nll"] for method in methods if cells[method].get("nll") is not None}
     if not found:
         return "No method has a likelihood."
     best = min(found, key=lambda method: found[method])
@@ -271,14 +272,17 @@ def _dataset(
     metrics: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Add the pictures of a data set to its section."""
-    name, methods, first = section.id, list(params.density.methods), params.density.seeds[0]
+    name, entry = section.id, params.datasets[section.id]
+    methods = params.density.methods_for(entry)
     columns, conditions = provenance["columns"], provenance["conditions"]
     named = [*columns, *(condition["name"] for condition in conditions)]
     folder, seed = layout.samples(name), metric_keys.free("seed", named)
     tables = {"data": files.read_table(layout.part(layout.prepared(name), "test"))[named]}
     for method in methods:
         table = files.read_table(layout.sampled(folder, method))
-        tables[method] = table.loc[table[seed] == first, named].reset_index(drop=True)
+        tables[method] = table.loc[table[seed] == params.density.seeds_for(entry, method)[0], named].reset_index(
+            drop=True
+        )
     group, given = None, ""
     if conditions:
         group_of = density_figures.groups(conditions[0], tables["data"])

@@ -18,6 +18,7 @@ from pipelines.base.seeding import derived_seed
 from pipelines.config import catalog
 from pipelines.config.params import DensityFit, DensityMethod
 from pipelines.models import build, density
+from pipelines.models.untrained import not_listed
 from pipelines.runs.context import Stage
 from pipelines.training import loop
 from pipelines.training.fit import Fitted, Job, Task, fit_seeds
@@ -34,10 +35,15 @@ Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor]
 
 
 def train(stage: Stage, dataset: str, method: str) -> None:
-    """Train a density model of a data set, one network per seed."""
-    params = stage.params.density
-    fit = params.fit_for(stage.params.datasets[dataset])
-    fit_seeds(stage, DensityJob(dataset, method, fit, params.methods[method]), params.seeds)
+    """Train a density model of a data set, one network per seed, or write the reason why it has no network."""
+    params, entry = stage.params.density, stage.params.datasets[dataset]
+    nothing = not_listed(entry, dataset, method)
+    if nothing is not None:
+        nothing.write(stage, dataset, method)
+        return
+    choice = params.methods[method]
+    job = DensityJob(dataset, method, params.fit_for(entry, choice), choice)
+    fit_seeds(stage, job, params.seeds_for(entry, method))
 
 
 @final
@@ -59,7 +65,9 @@ class DensityJob(Job):
 
     def config(self) -> dict[str, Any]:
         """Return the data set and the method."""
-        method = self.choice.model_dump(mode="json", include=None if self.choice.has_field else {"loss"})
+        method = self.choice.model_dump(
+            mode="json", exclude={"seeds", "fit"}, include=None if self.choice.has_field else {"loss"}
+        )
         return {"dataset": self.data, "method": method}
 
     def inputs(self) -> list[Path]:

@@ -30,7 +30,8 @@ from pipelines.models import build, density, saved
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
 
-PARAMS = params.load(Path(__file__).parents[2] / "params.yaml")
+GIVEN = params.load(Path(__file__).parents[2] / "params.yaml")
+PARAMS = GIVEN.model_copy(update={"datasets": {"mine": GIVEN.datasets["moons"]}})
 CPU = torch.device("cpu")
 TRUTH = GaussianMixture(
     torch.tensor([0.5, 0.5], dtype=torch.float64),
@@ -359,7 +360,7 @@ def scores_of(
         saved.save(file, build.network(config), *units, {**described, "conditions": [SPECIES]})
     methods = {"cfm": PARAMS.density.methods["cfm"]}
     update = {"methods": methods, "seeds": (0, 1), "sample": PARAMS.density.sample.model_copy(update={"samples": 60})}
-    changes = {"datasets": {"mine": PARAMS.datasets["moons"]}, "density": PARAMS.density.model_copy(update=update)}
+    changes = {"density": PARAMS.density.model_copy(update=update)}
     stage = Stage("test", PARAMS.model_copy(update={**changes, "device": "cpu"}), RunRecord.start("test", {}))
     density_sampling.sample(stage, "mine")
     evaluation.evaluate(stage, "mine")

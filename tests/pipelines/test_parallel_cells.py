@@ -42,6 +42,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     raw = yaml_files.merge(raw, yaml_files.read_yaml(ROOT / "pipelines/config/profiles/smoke.yaml"))
     raw = yaml_files.merge(raw, CHANGES) | {"device": "cpu"}
     raw["environments"]["spiral"] |= {"methods": ["td_cfm", "td2_cfm", "oracle"], "seeds": None}
+    raw["datasets"]["moons"] |= {"methods": ["cfm"], "seeds": [3, 8], "evaluate": {"steps": 8}}
     Path("params.yaml").write_text(yaml.safe_dump(raw))
     made = Stage("test", params.load(), RunRecord.start("test", {}))
     prepare.main(made, "moons")

@@ -222,6 +222,11 @@ def sentence(path: Path) -> str:
         ("datasets.moons.kind", "moon", ["datasets.moons.kind", "'moon'", "'moons'"]),
         ("datasets.moons.noise", -1.0, ["datasets.moons.noise", "-1.0"]),
         ("datasets.moons.train", "many", ["datasets.moons.train", "'many'"]),
+        ("datasets.digits.methods", ["cfm", "cfn"], ["datasets.digits.methods has 'cfn'", "of density.methods: cfm"]),
+        ("datasets.digits.sample", {"sample": 3}, ["datasets.digits.sample.sample", "'samples'"]),
+        ("datasets.digits.evaluate", {"steps": 3}, ["datasets.digits.evaluate.steps", "multiple of 2"]),
+        ("datasets.digits.evaluate", {"grid": {"name": "warped", "q": 1.0}}, ["datasets.digits.evaluate.grid.q"]),
+        ("density.methods.cfm.fit", {"step": 1}, ["density.methods.cfm.fit.step", "'steps'"]),
         ("datasets.digits.fit", {"steps": "x"}, ["datasets.digits.fit.steps", "'x'"]),
         ("experiments.sde_vs_ode.kind", "sde_vs_od", ["experiments.sde_vs_ode.kind", "'sde_vs_od'", "'sde_vs_ode'"]),
         ("experiments.sde_vs_ode.sample", 5, ["experiments.sde_vs_ode.sample", "'samples'"]),
@@ -271,11 +276,11 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
 def test_an_entry_changes_its_network_or_takes_another(tmp_path: Path) -> None:
     entry = {"network": {"hidden": [8]}}
     loaded = params.load(changed(tmp_path, "datasets.moons.fit", entry))
-    network = loaded.density.fit_for(loaded.datasets["moons"]).network
+    network = loaded.density.fit_for(loaded.datasets["moons"], loaded.density.methods["cfm"]).network
     assert (network.name, network.arguments) == ("mlp", {"hidden": [8], "frequencies": 8, "activation": "tanh"})
     entry = {"network": {"name": "unet_mlp", "stages": [8, 4]}}
     loaded = params.load(changed(tmp_path, "datasets.moons.fit", entry))
-    network = loaded.density.fit_for(loaded.datasets["moons"]).network
+    network = loaded.density.fit_for(loaded.datasets["moons"], loaded.density.methods["cfm"]).network
     assert (network.name, network.arguments) == ("unet_mlp", {"stages": [8, 4]})
     assert str(network) == "unet_mlp 8×4"
 
@@ -462,6 +467,24 @@ def test_seeds_of_a_method_come_before_those_of_its_environment() -> None:
     assert [successor.seeds_for(maze, m) for m in ("td_cfm", "td2_cfm")] == [(2, 9), (0, 1)]
     assert [successor.seeds_for(spiral, m) for m in ("td_cfm", "td2_cfm")] == [(2, 9), (5,)]
     assert (successor.seeds_in(maze), successor.seeds_in(spiral)) == ((0, 1, 2, 9), (2, 5, 9))
+
+
+def test_a_data_set_has_methods_seeds_and_settings_of_its_own() -> None:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw["density"]["methods"]["ot_cfm"] |= {"seeds": [7], "fit": {"steps": 9}}
+    raw["datasets"]["moons"] |= {
+        "methods": ["cfm", "ot_cfm"], "seeds": [4, 5], "fit": {"steps": 3, "lr": 0.5},
+        "sample": {"samples": 11}, "evaluate": {"steps": 22, "grid": "uniform"},
+    }  # fmt: skip
+    density, moons = (loaded := params.Params.model_validate(raw)).density, loaded.datasets["moons"]
+    assert density.methods_for(moons) == ["cfm", "ot_cfm"]
+    assert density.methods_for(loaded.datasets["digits"]) == list(density.methods)
+    assert [density.seeds_for(moons, m) for m in density.methods_for(moons)] == [(4, 5), (7,)]
+    assert [density.fit_for(moons, density.methods[m]).steps for m in ("cfm", "ot_cfm")] == [3, 9]
+    assert density.fit_for(moons, density.methods["ot_cfm"]).lr == 0.5
+    assert (density.sample_for(moons).samples, density.sample_for(moons).steps) == (11, density.sample.steps)
+    assert (density.evaluate_for(moons).steps, density.evaluate_for(moons).grid.name) == (22, "uniform")
+    assert density.evaluate_for(loaded.datasets["digits"]) == density.evaluate
 
 
 def paths(nested: Any, *above: str) -> Iterator[tuple[str, ...]]:

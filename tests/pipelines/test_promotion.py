@@ -415,7 +415,9 @@ def test_each_model_is_scored_given_the_conditions_as_it_encodes_them_and_by_the
         "likelihoods",
         lambda file, parts, *rest: {"test": Likelihood(-parts["test"].cond[:, 0].astype(float), np.zeros(4))},
     )
-    judged = contest.DensityContest(tmp_path, parameters.load(ROOT / "params.yaml"), "mine")
+    params = parameters.load(ROOT / "params.yaml")
+    params = params.model_copy(update={"datasets": {"mine": params.datasets["moons"]}})
+    judged = contest.DensityContest(tmp_path, params, "mine")
     order = np.argsort(judged.rows.x[:, 0])
     for levels, expected in ((["a", "b"], [0.5, 0, 0, 0]), (["b", "a", "c"], [0, 0.5, 1.5, 1.5])):
         file = tmp_path / "-".join(levels)

@@ -494,7 +494,7 @@ def dataset(
     provenance = {"kind": "table", "columns": columns, "conditions": conditions}
     section = report.Section("mine", "mine")
     cells = {"floor": {}, "cfm": {"chosen_step": 200.0}, "ot_cfm": {}}
-    params_ = PARAMS.model_copy(update={"density": density})
+    params_ = PARAMS.model_copy(update={"density": density, "datasets": {"mine": PARAMS.datasets["moons"]}})
     report._dataset(report.Page(folder), section, params_, provenance, cells)
     return section
 
@@ -575,10 +575,10 @@ def test_a_loss_curve_has_its_validation_loss_and_the_step_that_was_kept() -> No
 def test_a_data_set_is_told_in_one_sentence_and_folds_when_there_are_many(tmp_path: Path) -> None:
     cells: dict[str, Any] = {name: {"nll": 2.0} for name in PARAMS.density.methods}
     cells |= {"ot_cfm": {"nll": 1.5}, "floor": {"nll": 1.25}, "one Gaussian": {"nll": 3.0}}
-    said = report._best(PARAMS, cells)
+    said = report._best(list(PARAMS.density.methods), cells)
     assert said == "OT-CFM has the lowest test NLL, 1.5 nats (the exact density 1.25, one Gaussian 3)."
     nothing = {name: {"nll": None} for name in ("floor", *PARAMS.density.methods)}
-    assert report._best(PARAMS, nothing) == "No method has a likelihood."
+    assert report._best(list(PARAMS.density.methods), nothing) == "No method has a likelihood."
     made = report.Page(tmp_path)
     made.others = [report.Section("densities", "Densities", parts=[report.Section("mine", "mine", notes=["<b>note"])])]
     html = report.render(made, PARAMS, facts_of())

@@ -375,7 +375,7 @@ def test_density_table_has_the_likelihood_of_all_parts_beside_their_errors() -> 
 def test_density_table_has_one_gaussian_unless_a_method_is_it_and_a_mixture_below_its_method() -> None:
     mixture = {"mixture_of": "cfm", "nll": 1.9, "gain": 0.1, "gain_standard_error": 0.01}
     cells: dict[str, Any] = {"one Gaussian": {"nll": 3.0}, "cfm x2": mixture}
-    order = list(density.shown(MOONS, {"floor": {}, **cells}))
+    order = list(density.shown(MOONS, "moons", {"floor": {}, **cells}))
     first = ["floor", "one Gaussian", "cfm", "cfm x2"]
     assert order[:4] == first and set(order[4:]) == {*MOONS.density.methods} - {"cfm"}
     table = densities(**cells)
@@ -383,7 +383,7 @@ def test_density_table_has_one_gaussian_unless_a_method_is_it_and_a_mixture_belo
     assert "moons, cfm x2: 0.1 ± 0.01 nats better than its seeds on average, by row." in table.notes
     methods = {**FIELDS, "mine": DensityMethod.model_validate({"loss": "gaussian"})}
     other = MOONS.model_copy(update={"density": MOONS.density.model_copy(update={"methods": methods})})
-    assert "one Gaussian" not in list(density.shown(other, cells))
+    assert "one Gaussian" not in list(density.shown(other, "moons", cells))
 
 
 def test_density_table_says_what_was_done_to_a_table_and_what_its_numbers_do_not_show() -> None:

@@ -171,29 +171,42 @@ stages:
   collect:
     matrix: {environment: "${environments}"}
     cmd: echo ${item.environment}
+  train_density:
+    matrix: {dataset: "${datasets}", method: "${density.methods}"}
+    cmd: echo ${item.dataset} ${item.method}
   train_successor:
     matrix: {environment: "${environments}", method: "${successor.methods}"}
     cmd: echo ${item.environment} ${item.method}
+"""
+GRID = """
+datasets: {c: {}, d: {}}
+density: {methods: {u: {}, v: {}}}
+environments: {a: {}, b: {}}
+successor: {methods: {x: {}, y: {}}}
 """
 
 
 def test_a_workspace_has_only_the_cells_that_run_under_the_same_names(project: Path) -> None:
     write(project, "dvc.yaml", CELLS)
-    write(project, "params.yaml", "environments: {a: {}, b: {}}\nsuccessor: {methods: {x: {}, y: {}}}\n")
-    write(project, "pipelines/config/profiles/smoke.yaml", "environments: {b: {methods: [y]}}\n")
+    write(project, "params.yaml", GRID)
+    own = "datasets: {c: {methods: [v]}}\nenvironments: {b: {methods: [y]}}\n"
+    write(project, "pipelines/config/profiles/smoke.yaml", own)
     everything = {"collect@a", "collect@b", *(f"train_successor@{cell}" for cell in ("a-x", "a-y", "b-x", "b-y"))}
+    everything |= {f"train_density@{cell}" for cell in ("c-u", "c-v", "d-u", "d-v")}
     assert set(graph.load(project)) == everything
     nodes = graph.load(workspace.prepare(project, "smoke"))
-    assert set(nodes) == everything - {"train_successor@b-x"}
+    assert set(nodes) == everything - {"train_successor@b-x", "train_density@c-u"}
     assert nodes["train_successor@b-y"].cmd == "echo b y"
+    assert nodes["train_density@c-v"].cmd == "echo c v"
 
 
 @pytest.mark.parametrize(
-    "broken", ["environments: 3", "environments: {a: 3}", "successor: {methods: 3}", "successor: [x]"]
+    "broken",
+    ["environments: 3", "environments: {a: 3}", "successor: {methods: 3}", "successor: [x]", "datasets: {c: 3}"],
 )
 def test_parameters_that_are_no_grid_are_left_to_the_schema(project: Path, broken: str) -> None:
     write(project, "dvc.yaml", CELLS)
-    write(project, "params.yaml", "environments: {a: {}}\nsuccessor: {methods: {x: {}}}\n")
+    write(project, "params.yaml", GRID)
     write(project, "pipelines/config/profiles/smoke.yaml", broken)
     assert "matrix" in (workspace.prepare(project, "smoke") / "dvc.yaml").read_text()
 

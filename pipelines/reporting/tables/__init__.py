@@ -6,7 +6,7 @@ A table has all rows that `params.yaml` asks for: a missing number is a hole wit
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from flowmatch_core.intervals import Interval
-    from pipelines.config.params import EnvironmentEntry, Params
+    from pipelines.config.params import EnvironmentEntry, Params, Section, Trained
     from pipelines.runs.context import Stage
 
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -146,11 +146,11 @@ def said(found: Interval | None) -> str | None:
     return f"{between(*found[:3])}, {found.method}"
 
 
-def seeds_note(params: Params) -> str:
-    """Return which seeds were trained: one list, or one per environment with the methods that have others."""
-    successor, lists = params.successor, dict[str, str]()
-    for name, entry in params.environments.items():
-        own = {method: successor.seeds_for(entry, method) for method in filter(entry.runs, successor.methods)}
+def seeds_note(section: Section, entries: Mapping[str, Trained]) -> str:
+    """Return which seeds were trained: one list, or one per entry with the methods that have others."""
+    lists = dict[str, str]()
+    for name, entry in entries.items():
+        own = {method: section.seeds_for(entry, method) for method in section.methods_for(entry)}
         most = Counter(own.values()).most_common(1)[0][0]
         others = ", ".join(f"{method} {list(seeds)}" for method, seeds in own.items() if seeds != most)
         lists[name] = f"{list(most)}" + (f" ({others})" if others else "")
@@ -198,11 +198,12 @@ def save(params: Params, folder: Path) -> list[Table]:
         for name in names:
             metrics[name] = files.read_json(layout.metrics(name))
             provenance[name] = files.read_json(layout.provenance(place(name)))
-    for name in params.datasets:
-        logs[name] = {m: files.read_json(layout.final_losses(name, m)) for m in params.density.methods}
-    for name, entry in params.environments.items():
-        run = [method for method in params.successor.methods if entry.runs(method)]
-        logs[name] = {method: files.read_json(layout.final_losses(name, method)) for method in run}
+    trained: Sequence[tuple[Section, Mapping[str, Trained]]]
+    trained = ((params.density, params.datasets), (params.successor, params.environments))
+    for section, entries in trained:
+        for name, entry in entries.items():
+            run = section.methods_for(entry)
+            logs[name] = {method: files.read_json(layout.final_losses(name, method)) for method in run}
     for name in params.experiments:
         metrics[f"experiments/{name}"] = files.read_json(layout.findings(name))
     folder.mkdir(parents=True)

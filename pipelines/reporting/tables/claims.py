@@ -139,7 +139,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         "The intervals cover initialisation and batches. The data set and the start states are the same for all seeds.",
         "diverged: samples of one of the methods are far outside of the data, which is no success of the other. "
         "A ratio without a range is only measured.",
-        seeds_note(params),
+        seeds_note(params.successor, params.environments),
     )
     columns = ["environment", "claim", "about", "ratio", "compared", "by seed", "expected", "verdict"]
     return Table("claims", "Claims", pd.DataFrame(rows, columns=columns), notes)

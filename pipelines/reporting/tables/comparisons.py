@@ -40,7 +40,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         "1 is as good as true samples.",
         "The better one is named where the interval excludes 0; not significant: it does not; diverged: samples of one "
         "of the two are far outside of the data, so that nobody wins; one seed: there is no interval.",
-        seeds_note(params),
+        seeds_note(params.successor, params.environments),
     )
     return Table("comparisons", "Who wins where, by how much", pd.DataFrame(rows), notes)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.base.metric_keys import REFERENCE
-from pipelines.config.params import Params
-from pipelines.reporting.tables import Cells, Table
+from pipelines.config.params import DensityEvaluation, Params
+from pipelines.reporting.tables import Cells, Table, seeds_note
 
 # Test NLL in nats of published models on MINIBOONE: FFJORD (Grathwohl et al. 2019, arXiv 1810.01367), Table 6.
 PUBLISHED = {"miniboone": "Real NVP 13.55, MAF 11.75, FFJORD 10.43"}
@@ -20,7 +20,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
     rows = []
     for dataset, entry in params.datasets.items():
         floor = metrics[dataset]["floor"]
-        for method in shown(params, metrics[dataset]):
+        for method in shown(params, dataset, metrics[dataset]):
             cell = metrics[dataset].get(method, {})
             rows.append(
                 {
@@ -48,12 +48,13 @@ _PARTS = {
 }
 
 
-def shown(params: Params, cells: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def shown(params: Params, dataset: str, cells: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield the rows of a data set: the floor, one Gaussian unless it is a method, and methods with their mixtures."""
+    here = {method: params.density.methods[method] for method in params.density.methods_for(params.datasets[dataset])}
     yield "floor"
-    if REFERENCE in cells and all(choice.loss.name != "gaussian" for choice in params.density.methods.values()):
+    if REFERENCE in cells and all(choice.loss.name != "gaussian" for choice in here.values()):
         yield REFERENCE
-    for method in params.density.methods:
+    for method in here:
         yield method
         yield from (name for name, cell in cells.items() if cell.get("mixture_of") == method)
 
@@ -73,23 +74,26 @@ def said(dataset: str, metrics: Cells, provenance: Mapping[str, Mapping[str, Any
 
 def _explained(params: Params) -> Iterator[str]:
     """Yield how the numbers are computed."""
-    evaluate = params.density.evaluate
-    limit = "" if evaluate.likelihood_rows is None else f", at most {evaluate.likelihood_rows} rows of each"
     yield (
-        f"Means over seeds {list(params.density.seeds)}. NLL in nats, given the conditions if there are any, on the "
-        f"test rows, the validation rows and as many random training rows as test rows{limit}; ± is the standard error "
-        "over rows."
+        f"{seeds_note(params.density, params.datasets)} Means over seeds. NLL in nats, given the conditions if there "
+        "are any, on the test rows, the validation rows and as many random training rows as test rows; ± is the "
+        "standard error over rows."
     )
+    for evaluate, names in _evaluations(params):
+        limit = "" if evaluate.likelihood_rows is None else f", at most {evaluate.likelihood_rows} rows of each part"
+        yield (
+            f"{names}Exact trace, {evaluate.solver} with {evaluate.steps} steps on the {evaluate.grid.name} grid"
+            f"{limit}; distances between {evaluate.rows} samples and test rows, or as many as there are."
+        )
     yield (
-        f"Exact trace, {evaluate.solver} with {evaluate.steps} steps on the {evaluate.grid.name} grid; solver error "
-        "is the rms change of a row's log-density from half as many steps. It is 0 for models in closed form."
+        "solver error is the rms change of a row's log-density from half as many steps. It is 0 for models in closed "
+        "form."
     )
     yield (
         "EMD (exact, Euclidean) and sliced Wasserstein in units of the training rows' standard deviations, EMD raw in "
-        f"those of the data, between {evaluate.rows} samples and test rows, or as many as there are. With conditions, "
-        "they are distances of pairs of values and condition vectors, in which words are one-hot; EMD raw is of the "
-        "values alone. The floor is the distance of validation rows, at whose conditions the samples are drawn, and "
-        "its NLL the exact density's."
+        "those of the data. With conditions, they are distances of pairs of values and condition vectors, in which "
+        "words are one-hot; EMD raw is of the values alone. The floor is the distance of validation rows, at whose "
+        "conditions the samples are drawn, and its NLL the exact density's."
     )
     yield (
         "With conditions, couplings pair noise with rows of equal words and similar numbers. one Gaussian: the normal "
@@ -97,3 +101,12 @@ def _explained(params: Params) -> Iterator[str]:
         "mixture of its k seeds with equal weights, without further training. chosen step: where the "
         "validation loss was smallest."
     )
+
+
+def _evaluations(params: Params) -> Iterator[tuple[DensityEvaluation, str]]:
+    """Yield the settings of evaluations, each with the data sets that have them, unless all have the same."""
+    settings = {name: params.density.evaluate_for(entry) for name, entry in params.datasets.items()}
+    distinct = dict.fromkeys(one.model_dump_json() for one in settings.values())
+    for each in distinct:
+        names = [name for name, one in settings.items() if one.model_dump_json() == each]
+        yield settings[names[0]], "" if len(distinct) == 1 else f"{', '.join(names)}: "

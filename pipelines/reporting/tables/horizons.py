@@ -52,7 +52,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         f"The paper: TD² methods are flat, the others degrade. Holds: the 90 % interval of the slope minus that of "
         f"{RIVAL}, paired or welch as in the claims, lies above 0, a one-sided test at 5 %; FAILS: below; open: it "
         "contains 0.",
-        seeds_note(params),
+        seeds_note(params.successor, params.environments),
     )
     return Table("horizons", "Error against horizon", pd.DataFrame(rows), notes)
 

@@ -41,7 +41,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         "without a number in one of the tasks has none here.",
         "The paper's numbers are for its own policies, data and budget, as under 'Successor measures'. "
         f"{_order(rows)}".rstrip(),
-        seeds_note(params),
+        seeds_note(params.successor, params.environments),
     )
     return Table("maze", "Maze, mean over tasks", pd.DataFrame(rows), notes)
 

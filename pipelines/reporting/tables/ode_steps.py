@@ -47,7 +47,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         "sampling); mean over seeds with its 95 % t interval. Samples of one seed start from the same noise at all "
         "numbers of steps.",
         "The paper varies the steps and does not say which of the two; its numbers are for its own policy and budget.",
-        seeds_note(params),
+        seeds_note(params.successor, params.environments),
     )
     return Table("ode_steps", "Solver steps", pd.DataFrame(rows), notes)
 

@@ -48,7 +48,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         "Difference: the method on the curved path minus the same on the straight one, mean over seeds with its 95 % "
         "interval, paired or welch as in the comparisons. The paper: TD²-CFM keeps its EMD, TD-CFM(C) loses it.",
         "The paper's numbers are for its own policies, data and budget, as under 'Successor measures'.",
-        seeds_note(params),
+        seeds_note(params.successor, params.environments),
     )
     table = pd.DataFrame(rows)
     return Table("paths", "Curved paths", table.loc[:, (table != "").any()] if len(table) else table, notes)

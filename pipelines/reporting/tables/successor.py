@@ -134,7 +134,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         f"Training: {fit.steps} steps of {fit.batch} rows, lr {fit.lr:g}, target step {fit.ema_step:g}, "
         f"{fit.ode_solver} with {fit.ode_steps} steps, network {fit.network}, where not stated.",
         *skipped,
-        seeds_note(params),
+        seeds_note(params.successor, params.environments),
     ]
     return Table("successor", "Successor measures", pd.DataFrame(rows), tuple(notes))
 
