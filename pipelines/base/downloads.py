@@ -106,9 +106,8 @@ def _verify(archive: Archive) -> None:
         if json.loads(seen.read_text(encoding="utf-8")) == stamp:
             return
     if problem := _problem(archive, path):
-        raise UserError(
-            f"{path} {problem}; replace it by the archive from {archive.urls[0]}, or delete it to download it again."
-        )
+        remedy = "" if archive.local else ", or delete it to download it again"
+        raise UserError(f"{path} {problem}; replace it by the archive from {archive.urls[0]}{remedy}.")
     files.write_json(seen, stamp)
 
 
@@ -343,7 +342,8 @@ def reading(archive: Archive) -> Iterator[Path]:
     try:
         yield archive.path
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, KeyError) as error:
+        remedy = "replace it" if archive.local else "delete it and run the same command again, which downloads it"
         raise UserError(
             f"{archive.path} cannot be read ({type(error).__name__}: {first_line(error)}), expected the archive from "
-            f"{archive.urls[0]}; delete it and run the same command again, which downloads it."
+            f"{archive.urls[0]}; {remedy}."
         ) from error

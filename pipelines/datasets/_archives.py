@@ -6,17 +6,22 @@ Without one, the stage `prepare` downloads the archive (see `pipelines.base.down
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from pipelines.base import downloads
 from pipelines.base.downloads import Archive
-from pipelines.base.errors import UserError
+from pipelines.base.errors import UserError, first_line
+from pipelines.datasets import Array
 
 _UCI = "https://archive.ics.uci.edu/static/public"
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
@@ -113,6 +118,36 @@ def mirror_file(mirror: Path, name: str, archive: Archive) -> Path:
     return path
 
 
+def array(path: Path, shape: tuple[int, ...], sha256: str, key: str = "") -> Array:
+    """Return an array of a `.npy` or `.npz` file below the mirror, verified by its shape and hash.
+
+    Args:
+        path: The file.
+        shape: Expected shape.
+        sha256: Expected hash of the array as little-endian float32 in C order.
+        key: Name of the array in a `.npz` file.
+
+    Raises:
+        UserError: The file is unreadable or not the expected one.
+    """
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            found: Array = np.asarray(loaded[key] if key else loaded, dtype=np.float64)
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {first_line(error)}), expected NumPy arrays; replace this "
+            "file of the mirror."
+        ) from error
+    digest = hashlib.sha256(found.astype("<f4").tobytes()).hexdigest()
+    if found.shape != shape or digest != sha256:
+        raise UserError(
+            f"{path} holds an array {key} of shape {found.shape} with sha256 {digest[:12]}..., expected {shape} with "
+            f"{sha256[:12]}...; replace this file of the mirror."
+        )
+    return found
+
+
 @contextmanager
 def member(archive: Archive, name: str) -> Iterator[IO[bytes]]:
     """Yield one file of an archive, a zip or a compressed tar, without unpacking the others.
@@ -125,7 +160,7 @@ def member(archive: Archive, name: str) -> Iterator[IO[bytes]]:
         UserError: The archive was not downloaded, is damaged, or has no such file.
     """
     with downloads.reading(archive) as path:
-        if archive.name.endswith(".zip"):
+        if archive.name.endswith((".zip", ".whl")):
             with zipfile.ZipFile(path) as zipped, zipped.open(_named(archive, name, zipped.namelist())) as file:
                 yield file
             return

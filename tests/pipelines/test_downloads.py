@@ -241,7 +241,7 @@ def test_a_member_of_a_tar_is_read_without_the_others(tmp_path: Path, mode: str)
     with _archives.member(given, "power/data.npy") as inside:
         assert inside.read() == b"rows"
     local.write_bytes(local.read_bytes()[: 1 << 19])
-    with pytest.raises(UserError, match=r"cannot be read.*delete it") as error, _archives.member(given, "q"):
+    with pytest.raises(UserError, match=r"cannot be read.*replace it") as error, _archives.member(given, "q"):
         pass
     assert str(local) in str(error.value)
     local.unlink()
