@@ -8,10 +8,8 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,80 +18,25 @@ from pipelines.base import downloads
 from pipelines.base.downloads import Archive
 from pipelines.base.errors import UserError
 from pipelines.datasets import _archives
+from tests.support.web import Script, serving, without_proxies
 
 CONTENT = np.random.default_rng(0).bytes(1 << 20)
 MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
 HALF = len(CONTENT) // 2
 
 
-@dataclass
-class Script:
-    """What the server does, and what it was asked."""
-
-    content: bytes = CONTENT
-    stops: list[int] = field(default_factory=list)  # bytes after which it closes the connection, by request
-    ranges: bool = True
-    announced: int | None = None
-    start: int | None = None  # where it says that a part begins
-    version: str | None = '"one"'
-    asked: list[str | None] = field(default_factory=list)
-
-
 @pytest.fixture
 def script() -> Script:
-    return Script()
+    return Script(CONTENT)
 
 
 @pytest.fixture
 def server(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            if self.path.startswith("/redirect/"):
-                self._head(302, Location=self.path.removeprefix("/redirect"))
-            elif self.path == "/loop":
-                self._head(302, Location="/loop")
-            elif self.path == "/missing":
-                self._head(404)
-            else:
-                self._send()
-
-        def _send(self) -> None:
-            whole, asked = script.content, self.headers.get("Range")
-            script.asked.append(asked)
-            same = self.headers.get("If-Range") in (None, script.version)
-            first = int(asked.removeprefix("bytes=").rstrip("-")) if asked and script.ranges and same else None
-            names = {} if script.version is None else {"ETag": script.version}
-            if first is not None and first >= len(whole):
-                self._head(416, **{"Content-Range": f"bytes */{len(whole)}"})
-                return
-            body = whole[first or 0 :]
-            if first is not None:
-                names["Content-Range"] = f"bytes {script.start or first}-{len(whole) - 1}/{len(whole)}"
-            length = script.announced or len(body)
-            self._head(200 if first is None else 206, **{"Content-Length": str(length)}, **names)
-            self.wfile.write(body[: script.stops.pop(0) if script.stops else length])
-            self.close_connection = True
-
-        def _head(self, status: int, **names: str) -> None:
-            self.send_response(status)
-            for name, value in names.items():
-                self.send_header(name, value)
-            self.end_headers()
-
     monkeypatch.setenv("FLOWMATCH_HOME", str(tmp_path / "home"))
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    without_proxies(monkeypatch)
     monkeypatch.setattr(downloads, "_PAUSE_SECONDS", 0.0)
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{listening.server_port}"
-    listening.shutdown()
-    listening.server_close()
-    thread.join()
+    with serving(script) as address:
+        yield address
 
 
 def archive(*urls: str, checksum: str | None = MD5, name: str = "data.tar.gz") -> Archive:
