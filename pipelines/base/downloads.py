@@ -27,7 +27,6 @@ _PAUSE_SECONDS = 2.0  # before the second attempt; the pause grows with the atte
 _SILENCE_SECONDS = 30.0  # of a server, after which an attempt ends
 _PROGRESS_SECONDS = 5.0  # between two lines on the progress
 _LOCK_SECONDS = 86_400.0  # another stage may be downloading the same archive
-_BLOCK = 1 << 18
 _RESERVE = 64 * MEGABYTE  # of the disk, which a download leaves free
 
 
@@ -303,7 +302,7 @@ class _Part:
         began = told = time.monotonic()
         with files.writing(self.path), self.path.open("ab") as file:
             first = at
-            for block in answer.iter_raw(_BLOCK):
+            for block in answer.iter_raw():
                 file.write(block)
                 file.flush()
                 at += len(block)
@@ -341,7 +340,9 @@ def reading(archive: Archive) -> Iterator[Path]:
         )
     try:
         yield archive.path
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, KeyError) as error:
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError) as error:
         remedy = "replace it" if archive.local else "delete it and run the same command again, which downloads it"
         raise UserError(
             f"{archive.path} cannot be read ({type(error).__name__}: {first_line(error)}), expected the archive from "

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines.base import layout, plugins
-from pipelines.base.errors import UserError, first_line
+from pipelines.base.errors import UserError
 from pipelines.datasets import Array
 
 NO_MARGINALS = "The published models had no transforms of single columns."
@@ -31,18 +31,9 @@ class Settings(plugins.Settings):
         return self.transform == "marginals"
 
 
-def load(file: IO[bytes], source: str) -> Array:
-    """Return the array of a `.npy` file inside an archive.
-
-    Raises:
-        UserError: It is no array of numbers.
-    """
-    try:
-        return np.asarray(np.load(io.BytesIO(file.read()), allow_pickle=False), dtype=np.float64)
-    except ValueError as error:
-        raise UserError(
-            f"{source} cannot be read ({first_line(error)}), expected a NumPy array; replace the archive."
-        ) from None
+def load(file: IO[bytes]) -> Array:
+    """Return the array of a `.npy` file inside an archive."""
+    return np.asarray(np.load(io.BytesIO(file.read()), allow_pickle=False), dtype=np.float64)
 
 
 def last_tenth(rows: Array) -> tuple[Array, Array]:

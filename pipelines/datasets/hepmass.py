@@ -41,6 +41,7 @@ def build(settings: Settings, *, rng: np.random.Generator, mirror: Path | None) 
     value of a dropped feature occurs more than 5 times.
     """
     (source,) = sources(settings, mirror).values()
+    official = isinstance(source, Archive)
     if isinstance(source, Archive):
         train, test = (_signal(source, name) for name in ("1000_train.csv", "1000_test.csv"))
     else:
@@ -50,9 +51,8 @@ def build(settings: Settings, *, rng: np.random.Generator, mirror: Path | None) 
     kept = _maf.varies(train)
     train, test = (((rows - loc) / scale)[:, kept] for rows in (train, test))
     before, val = _maf.last_tenth(train)
-    official = isinstance(source, Archive)
-    if official:
-        _maf.check_shapes((before, val, test), ROWS, 21, f"{ARCHIVE.name}: hepmass")
+    if isinstance(source, Archive):
+        _maf.check_shapes((before, val, test), ROWS, 21, f"{source.path}: hepmass")
     return Dataset(
         train=before,
         val=val,

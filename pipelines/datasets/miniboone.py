@@ -92,7 +92,7 @@ def _official(archive: Archive, settings: Settings) -> Dataset:
 def _of_paper(archive: Archive) -> Array:
     """Return the rows of the paper's archive, which were selected but not standardised."""
     with _archives.member(archive, "miniboone/data.npy") as file:
-        rows = _maf.load(file, f"{archive.path}: miniboone/data.npy")
+        rows = _maf.load(file)
     _maf.check_finite(rows, f"{archive.path}: miniboone/data.npy")
     return rows
 

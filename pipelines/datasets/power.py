@@ -152,7 +152,7 @@ def _of_paper(archive: Archive) -> Array:
     """
     source = f"{archive.path}: power/data.npy"
     with _archives.member(archive, "power/data.npy") as file:
-        rows = _maf.load(file, source)
+        rows = _maf.load(file)
     _maf.check_columns(rows.shape[1], len(_KEPT) + 3, source)
     _maf.check_finite(rows, source)
     return rows[:, [*_KEPT, 7]]

@@ -22,7 +22,7 @@ from tests.support.web import Script, serving, without_proxies
 
 CONTENT = np.random.default_rng(0).bytes(1 << 20)
 MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
-HALF = len(CONTENT) // 2
+HALF = len(CONTENT) // 2 + 11
 
 
 @pytest.fixture
