@@ -197,34 +197,42 @@ class Mixture(Marginal):
 
 @final
 class Steps(Marginal):
-    r"""The transform of whole numbers plus uniform noise, $x = j + U[0, 1)$.
+    r"""The transform of whole numbers plus uniform noise, $x = a + b (j + U[0, 1))$.
 
-    The distribution function is linear between whole numbers, and its slope there is the probability of the level.
-    Below the lowest level and above the highest one, the image goes on with slope 1, so that every number has an image
-    and a density.
+    The distribution function is linear on each level, and its slope there is the probability of the level over its
+    width. Below the lowest level and above the highest one, the image goes on with slope 1 / width, so that every
+    number has an image and a density. One level is the uniform distribution.
 
     Args:
         mass: The probabilities of what is below, of the levels `low, low + 1, ...`, and of what is above, positive,
             with shape `(levels + 2,)`; they are divided by their sum.
         low: The lowest level.
+        start: Where level 0 begins, $a$.
+        width: The width of a level, $b$, which is 1 unless whole numbers were scaled.
 
     Examples:
         >>> column = Steps(torch.tensor([0.01, 0.49, 0.49, 0.01]), low=3)
         >>> column(torch.tensor([4.0]))[0], column.inverse(torch.tensor([0.0]))
         (tensor([0.], dtype=torch.float64), tensor([4.], dtype=torch.float64))
+        >>> Steps(torch.tensor([0.01, 0.98, 0.01]), low=0, start=-60.0, width=120.0)(torch.tensor([0.0]))[0]
+        tensor([0.], dtype=torch.float64)
     """
 
     kind = "steps"
     UNITS = ("mass",)
     mass: Tensor
 
-    def __init__(self, mass: Tensor, low: int) -> None:
+    def __init__(self, mass: Tensor, low: int, start: float = 0.0, width: float = 1.0) -> None:
         super().__init__()
         if mass.ndim != 1 or len(mass) < 3:
             raise ValueError(f"mass has shape {tuple(mass.shape)}, but should be of shape (levels + 2,).")
         if not bool((mass.isfinite() & (mass > 0)).all()):
             raise ValueError(f"mass is {mass.tolist()}, but should hold positive, finite numbers.")
-        self.low = low
+        if not math.isfinite(start):
+            raise ValueError(f"start is {start}, but should be finite.")
+        if not 0 < width < math.inf:
+            raise ValueError(f"width is {width}, but should be positive and finite.")
+        self.low, self.start, self.width = low, start, width
         self.register_buffer("mass", mass.double() / mass.double().sum())
 
     @classmethod
@@ -236,6 +244,8 @@ class Steps(Marginal):
         pseudo_count: float = 0.5,
         low: int | None = None,
         high: int | None = None,
+        start: float = 0.0,
+        width: float = 1.0,
         name: str = "x",
     ) -> Steps:
         """Count the levels of a column.
@@ -246,6 +256,8 @@ class Steps(Marginal):
             pseudo_count: What is added to the count of each level, of all levels below, and of all above.
             low: The lowest level; that of the column by default.
             high: The highest level, likewise.
+            start: Where level 0 begins.
+            width: The width of a level.
             name: What an error calls the column.
 
         Examples:
@@ -254,7 +266,8 @@ class Steps(Marginal):
         """
         if not 0 < pseudo_count < math.inf:
             raise ValueError(f"pseudo_count is {pseudo_count}, but should be positive.")
-        values, mass = _distinct(x.floor() if x.is_floating_point() else x, weight, name)
+        place = (x.double() - start) / width
+        values, mass = _distinct(place.floor(), weight, name)
         first, last = int(values[0]) if low is None else low, int(values[-1]) if high is None else high
         if values[0] < first or values[-1] > last:
             raise ValueError(
@@ -263,11 +276,11 @@ class Steps(Marginal):
             )
         counts = mass.new_full((last - first + 3,), pseudo_count)
         counts[(values - first).long() + 1] += mass * (len(x) if weight is None else float(weight.double().sum()))
-        return cls(counts, first)
+        return cls(counts, first, start, width)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images and the logarithms of the slope there."""
-        place = x.double() - self.low
+        place = (x.double() - self.start) / self.width - self.low
         levels, (below, above, knots) = len(self.mass) - 2, self._ends()
         level = place.detach().floor().clamp(0, levels - 1)
         share, j = (place - level).clamp(0, 1), level.long()
@@ -280,7 +293,8 @@ class Steps(Marginal):
         beyond = place - place.clamp(0, levels)
         outside = beyond != 0
         edge = torch.where(beyond < 0, knots[0], knots[-1])
-        return torch.where(outside, edge + beyond, u), torch.where(outside, 0.0, log_slope)
+        log_slope = torch.where(outside, 0.0, log_slope) - math.log(self.width)
+        return torch.where(outside, edge + beyond, u), log_slope
 
     def inverse(self, u: Tensor) -> Tensor:
         """Return the points whose images are `u`."""
@@ -294,11 +308,12 @@ class Steps(Marginal):
         share = torch.where(inside < 0, left, 1 - right).clamp(0, 1 - 1e-9)  # nor here
         beyond = u - inside
         place = torch.where(beyond > 0, levels + beyond, j + share)
-        return self.low + torch.where(beyond < 0, beyond, place)
+        return self.start + self.width * (self.low + torch.where(beyond < 0, beyond, place))
 
     def describe(self) -> dict[str, Any]:
-        """Return the kind, the lowest level and the number of levels."""
-        return {"kind": self.kind, "low": self.low, "levels": len(self.mass) - 2}
+        """Return the kind, the lowest level, the number of levels, and where they lie."""
+        place = {"start": self.start, "width": self.width}
+        return {"kind": self.kind, "low": self.low, "levels": len(self.mass) - 2, **place}
 
     def _ends(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mass below each level, the mass above it, and the images of the knots."""
@@ -388,7 +403,8 @@ class Marginals(nn.Module):
             if each["kind"] == "mixture":
                 columns.append(Mixture(*torch.ones(3, each["components"])))
             elif each["kind"] == "steps":
-                columns.append(Steps(torch.ones(each["levels"] + 2), each["low"]))
+                place = (each.get("start", 0.0), each.get("width", 1.0))  # older files do not have them
+                columns.append(Steps(torch.ones(each["levels"] + 2), each["low"], *place))
             else:
                 columns.append(Identity())
         return cls(columns)

@@ -228,6 +228,20 @@ def read_group(path: Path, file: ParquetFile, group: int, columns: Sequence[str]
         raise _corrupt(path, "parquet", error) from None
 
 
+def row_groups(path: Path, columns: Sequence[str]) -> Iterator[np.ndarray]:
+    """Yield numeric columns of a table as float64 arrays (rows, columns), one row group at a time.
+
+    Raises:
+        UserError: The file is missing or corrupt, or lacks a column.
+    """
+    import numpy as np
+
+    file = open_table(path, columns)
+    for group in range(file.metadata.num_row_groups):
+        table = read_group(path, file, group, columns)
+        yield np.stack([table.column(name).to_numpy() for name in columns], 1)
+
+
 def check_finite(path: Path, columns: Sequence[str], rows: np.ndarray, first: int = 0) -> None:
     """Raise an error if rows of a table contain NaN or infinity.
 

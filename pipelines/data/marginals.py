@@ -2,58 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from flowmatch_core.marginals import Marginals
+from flowmatch_core.marginals import Identity, Marginal, Marginals, Mixture, Steps
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError
 from pipelines.data.moments import Moments
+from pipelines.datasets import Transform
 
 if TYPE_CHECKING:
     from pipelines.datasets import Parts
+
+MIXTURE_ROWS = 65_536
 
 
 def write(folder: Path, parts: Parts, dataset: str) -> dict[str, list[float]]:
     """Fit the transforms of a prepared data set, write them, and return `loc` and `scale` of the transformed rows.
 
-    They are fitted to the first row group of the training rows, which are in random order.
+    They are fitted to the first row group of the training rows, which are in random order; a mixture to at most
+    about `MIXTURE_ROWS` of it.
 
     Args:
         folder: Folder of the prepared data set.
-        parts: Its description: columns with steps get steps, the others a mixture where all columns are transformed.
+        parts: Its description, with the transforms.
         dataset: Its name, for messages.
 
     Raises:
         UserError: A column is constant on the training rows.
     """
     names = [*parts.columns, *(() if parts.weight is None else (parts.weight,))]
-    first = next(_chunks(layout.part(folder, "train"), names))
-    rows, weight = first[:, : len(parts.columns)], first[:, -1] if parts.weight is not None else None
-    other = "mixture" if parts.marginals else "identity"
-    stepped = {name for name, discrete in parts.discrete.items() if discrete.how == "steps"}
-    kinds = ["steps" if name in stepped else other for name in parts.columns]
+    first = next(files.row_groups(layout.part(folder, "train"), names))
+    weight = torch.from_numpy(first[:, -1]) if parts.weight is not None else None
+    columns = torch.from_numpy(first).unbind(1)[: len(parts.columns)]
     try:
-        marginals = Marginals.fit(torch.from_numpy(rows), None if weight is None else torch.from_numpy(weight), kinds)
+        fitted = [_fit(*one, weight=weight) for one in zip(_transforms(parts), columns, parts.columns, strict=True)]
     except ValueError as error:
         raise UserError(f"the columns of {dataset} cannot be transformed: {error}") from None
+    marginals = Marginals(fitted)
     meta = {"columns": parts.columns, "marginals": marginals.description}
     files.write_tensors(layout.marginals(folder), marginals.state_dict(), meta)
     moments = Moments(parts.columns)
-    for chunk in _chunks(layout.part(folder, "train"), parts.columns):
-        moments.add(marginals(torch.from_numpy(chunk))[0].numpy())
+    for chunk in files.row_groups(layout.part(folder, "train"), parts.columns):
+        for start in range(0, len(chunk), MIXTURE_ROWS):  # a mixture needs memory for each of its components
+            moments.add(marginals(torch.from_numpy(chunk[start : start + MIXTURE_ROWS]))[0].numpy())
     found = moments.result()
     return {"loc": found["loc"], "scale": found["scale"]}
 
 
-def _chunks(path: Path, names: list[str]) -> Iterator[NDArray[np.float64]]:
-    """Yield columns of a table, a few row groups at a time."""
-    file = files.open_table(path, names)
-    for group in range(file.metadata.num_row_groups):
-        table = files.read_group(path, file, group, names)
-        yield np.stack([table.column(name).to_numpy() for name in names], 1)
+def _transforms(parts: Parts) -> list[Transform]:
+    """Return the transform of each column."""
+    if isinstance(parts.marginals, Mapping):
+        return [parts.marginals.get(name, Transform("identity")) for name in parts.columns]
+    other = Transform("mixture" if parts.marginals else "identity")
+    stepped = {name for name, discrete in parts.discrete.items() if discrete.how == "steps"}
+    return [Transform("steps") if name in stepped else other for name in parts.columns]
+
+
+def _fit(transform: Transform, x: Tensor, column: str, *, weight: Tensor | None) -> Marginal:
+    """Return the transform of a column of training rows."""
+    name = f"the column {column!r}"
+    if transform.kind == "steps":
+        return Steps.fit(x, weight, start=transform.start, width=transform.width, name=name)
+    if transform.kind == "uniform":
+        return Steps(x.new_tensor([0.5, len(x), 0.5]), 0, transform.start, transform.width)
+    if transform.kind == "identity":
+        return Identity()
+    every = max(1, len(x) // MIXTURE_ROWS)
+    power = None if weight is None else weight[::every] ** transform.weight_power
+    return Mixture.fit(x[::every], power, components=transform.components, floor=transform.floor, name=name)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from pipelines import datasets
 from pipelines.base import files, layout
+from pipelines.data import gaussian
 from pipelines.data.moments import Moments
 from pipelines.datasets import Parts
 from pipelines.runs.context import Stage
@@ -24,6 +25,7 @@ def write(stage: Stage, dataset: str) -> None:
     """Read a data set and write its parts and its provenance."""
     entry = stage.params.datasets[dataset]
     settings, rng = entry.settings(), stage.rng("prepare", dataset)
+    datasets.fetch(entry.kind, settings, stage.params.mirror, stage.log)
     with stage.output(layout.prepared(dataset)) as folder:
         folder.mkdir()
         with TemporaryDirectory(dir=folder) as scratch:
@@ -32,7 +34,7 @@ def write(stage: Stage, dataset: str) -> None:
             for part in layout.PARTS:
                 seen = training.see(parts.chunks(part)) if part == "train" else parts.chunks(part)
                 files.write_chunks(layout.part(folder, part), seen)
-        transformed = parts.marginals or any(one.how == "steps" for one in parts.discrete.values())
+        transformed = bool(parts.marginals) or any(one.how == "steps" for one in parts.discrete.values())
         description = {
             "kind": entry.kind,
             "settings": settings.model_dump(mode="json"),
@@ -52,6 +54,10 @@ def write(stage: Stage, dataset: str) -> None:
             "marginals": transformed,
             **training.describe(dataset),
         }
+        if parts.gaussian is not None:
+            found = gaussian.check(folder, parts, dataset)
+            stage.log(f"a Gaussian of full covariance has the test NLL {found:.3f}, published {parts.gaussian[0]:g}")
+            description["gaussian"] = found
         if transformed:
             from pipelines.data import marginals
 

@@ -2,7 +2,8 @@
 
 A plugin defines `Settings` and `build(settings, *, rng, mirror) -> Dataset`. A plugin whose rows may exceed memory
 defines `parts(settings, *, rng, mirror, scratch) -> Parts` instead, which yields them in chunks. A plugin that reads
-files also defines `sources(settings, mirror)`, which names them (see `pipelines.runs.sources`). A plugin with a known
+files also defines `sources(settings, mirror)`, which names them (see `pipelines.runs.sources`); what it names by an
+archive is downloaded first (see `pipelines.datasets._archives`). A plugin with a known
 density also defines `log_prob(settings, x) -> (n,)`, the exact log-density in nats of rows as `build` returns them.
 Evaluation reports its entropy `-E[log p(X)]`, the best NLL that any model can reach, next to the NLL of the models.
 """
@@ -18,14 +19,24 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines.base import layout, metric_keys, plugins
+from pipelines.base import downloads, layout, metric_keys, plugins
+from pipelines.base.downloads import Archive
 from pipelines.base.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Array = NDArray[np.float64]
-Fidelity = Literal["exact generator", "official", "official-test/partial-train", "equivalent", "subset", "own table"]
+Fidelity = Literal[
+    "exact generator",
+    "official",
+    "official rows and split, time noise redrawn",
+    "official-test/partial-train",
+    "equivalent",
+    "subset",
+    "subset-alt-columns",
+    "own table",
+]
 Type = Literal["float", "integer", "text"]
 
 
@@ -42,6 +53,27 @@ class Discrete:
     how: Literal["uniform", "steps"]
     low: int
     levels: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How one column becomes normal, by a distribution of its own that is fitted to the training rows.
+
+    Attributes:
+        kind: A mixture of Gaussians, whole numbers with uniform noise (steps), a uniform distribution, or no transform.
+        components: Number of Gaussians of a mixture.
+        floor: Smallest standard deviation of a Gaussian, as a share of that of the column.
+        weight_power: Power of the weights of the rows with which a mixture is fitted.
+        start: Where level 0 of steps begins, or the uniform distribution.
+        width: Width of a level, or of the uniform distribution.
+    """
+
+    kind: Literal["mixture", "steps", "uniform", "identity"]
+    components: int = 8
+    floor: float = 0.05
+    weight_power: float = 1.0
+    start: float = 0.0
+    width: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +95,9 @@ class Parts:
         weight: Name of the weight column, None without one.
         discrete: Discrete columns by name.
         constants: Values of columns that are constant and not modelled.
-        marginals: Whether each column is transformed to a normal distribution by its own.
+        marginals: Transforms of columns to normal distributions; true for a mixture for each that is not discrete.
+        gaussian: Published negative log-likelihood per test row of a Gaussian of full covariance, and its error: what
+            the rows are checked by.
         files: SHA-256 of each file that was read.
         missing: Number of rows that were dropped because a value was missing.
         messages: Sentences on how the rows were read, shown with the results.
@@ -82,7 +116,8 @@ class Parts:
     weight: str | None = None
     discrete: Mapping[str, Discrete] = field(default_factory=dict)
     constants: Mapping[str, float | int | str] = field(default_factory=dict)
-    marginals: bool = False
+    marginals: bool | Mapping[str, Transform] = False
+    gaussian: tuple[float, float] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     missing: int = 0
     messages: Sequence[str] = ()
@@ -107,6 +142,8 @@ class Dataset:
         notes: Remarks on the rows, shown with the results.
         discrete_bins: Levels per dimension if the rows are dequantised integers scaled to [0, 1): one level
             is 1/bins wide, so bits per dimension = NLL / (dims ln 2) + log2(bins). None for continuous rows.
+        marginals: See `Parts`.
+        gaussian: See `Parts`.
     """
 
     train: Any
@@ -119,6 +156,8 @@ class Dataset:
     weight: Any = None
     notes: str = ""
     discrete_bins: float | None = None
+    marginals: bool | Mapping[str, Transform] = False
+    gaussian: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Convert the rows to float64 and check them.
@@ -164,6 +203,8 @@ class Dataset:
             notes=self.notes,
             discrete_bins=self.discrete_bins,
             weight=weight,
+            marginals=self.marginals,
+            gaussian=self.gaussian,
         )
 
     def _matrix(self, part: str, given: Any) -> Array:
@@ -253,6 +294,24 @@ def generated(settings: GeneratedSettings, draw: Callable[[int], Array], name: s
         fidelity="exact generator",
         notes=notes,
     )
+
+
+def fetch(kind: str, settings: plugins.Settings, mirror: Path | None, log: Callable[[str], None]) -> None:
+    """Download and verify the archives that a data set reads.
+
+    Args:
+        kind: Name of the plugin.
+        settings: Its settings.
+        mirror: Folder with local copies of real data sets.
+        log: Function that prints a line.
+
+    Raises:
+        UserError: An archive cannot be downloaded or is damaged, or a file of the mirror is missing.
+    """
+    hook = getattr(plugins.load(__name__, kind), "sources", None)
+    for source in {} if hook is None else hook(settings, mirror).values():
+        if isinstance(source, Archive):
+            downloads.fetch(source, log)
 
 
 def build(

@@ -70,9 +70,8 @@ def _moments(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> tup
             scale[place] = (weights @ (scales**2 + means**2) - loc[place] ** 2) ** 0.5
         elif transform["kind"] == "steps":
             mass = arrays[f"marginals.columns.{place}.mass"]
-            values = (
-                transform["low"] + np.arange(len(mass)) - 0.5
-            )  # the middles of the levels, from the one below the lowest
+            levels = transform["low"] + np.arange(len(mass)) - 0.5  # their middles, from the one below the lowest
+            values = transform.get("start", 0.0) + transform.get("width", 1.0) * levels  # older files lack both
             loc[place] = mass @ values
             scale[place] = (mass @ (values - loc[place]) ** 2) ** 0.5
     return loc, scale

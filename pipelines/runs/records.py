@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import psutil
 
 from pipelines.base import files, git, ranks
+from pipelines.base.home import home as home
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 Parameter = str | int | float | bool | None
@@ -259,12 +260,6 @@ class Follower(RunRecord):
 
     def _write(self) -> None:
         pass
-
-
-def home() -> Path:
-    """Return the folder of records: `$FLOWMATCH_HOME`, else `.flowmatch` in the DVC project or the current folder."""
-    given = os.environ.get("FLOWMATCH_HOME")
-    return Path(given).absolute() if given else Path(os.environ.get("DVC_ROOT") or ".").absolute() / ".flowmatch"
 
 
 def invocation() -> str:

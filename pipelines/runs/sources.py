@@ -2,7 +2,8 @@
 
 DVC compares only files of the project. `data/sources/<entry>.json` stands for the external files of an entry of
 `params.yaml`, so that the entry's first stage can depend on them. A plugin names its files by a function
-`sources(settings, mirror) -> dict[str, Path]`: a name that does not depend on where the file lies, and its path.
+`sources(settings, mirror) -> dict[str, Path | Archive]`: a name that does not depend on where the file lies, and its
+path, or an archive that the stage `prepare` downloads and verifies.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.base import files, layout, plugins
+from pipelines.base.downloads import Archive
 from pipelines.base.errors import UserError
 from pipelines.config.params import DatasetEntry, EnvironmentEntry, Params
 from pipelines.runs import records
@@ -23,13 +25,13 @@ from pipelines.runs import records
 _SETTLED_SECONDS = 2.0  # a younger file may change again within one tick of the file system's clock
 
 
-def find(params: Params) -> dict[str, dict[str, Path]]:
+def find(params: Params) -> dict[str, Mapping[str, Path | Archive]]:
     """Return the external files of every data set and environment, by entry and by name.
 
     Raises:
         UserError: A file or folder is missing; the message names the key of the entry.
     """
-    found = {}
+    found: dict[str, Mapping[str, Path | Archive]] = {}
     sections: Mapping[str, Mapping[str, DatasetEntry | EnvironmentEntry]] = {
         "datasets": params.datasets,
         "environments": params.environments,
@@ -42,6 +44,20 @@ def find(params: Params) -> dict[str, dict[str, Path]]:
             except UserError as error:
                 raise UserError(f"params.yaml: {section}.{name}: {error}") from None
     return found
+
+
+def downloads(params: Params) -> list[str]:
+    """Return a sentence on every archive that a run is going to download."""
+    found: dict[Archive, list[str]] = {}
+    for entry, paths in find(params).items():
+        for path in paths.values():
+            if isinstance(path, Archive) and not path.is_here:
+                found.setdefault(path, []).append(entry)
+    return [
+        f"{', '.join(entries)}: {archive.name} (about {archive.megabytes} MB, {archive.licence}) will be downloaded "
+        f"from {archive.urls[0]}."
+        for archive, entries in found.items()
+    ]
 
 
 def refresh(root: Path, params: Params) -> None:
@@ -65,13 +81,16 @@ def refresh(root: Path, params: Params) -> None:
             path.unlink()
 
 
-def _fingerprint(paths: Mapping[str, Path], hashes: _Hashes) -> dict[str, int | str]:
-    """Return the number, the size and the hash of files; nothing if there are none."""
+def _fingerprint(paths: Mapping[str, Path | Archive], hashes: _Hashes) -> dict[str, int | str]:
+    """Return the number, the size and the hash of files; nothing if there are none.
+
+    An archive counts by what identifies its content, so that its download changes nothing.
+    """
     if not paths:
         return {}
     whole, size = hashlib.sha256(), 0
     for name, path in sorted(paths.items()):
-        length, content = hashes.of(path)
+        length, content = (0, path.identity) if isinstance(path, Archive) else hashes.of(path)
         whole.update(f"{name}\0{length}\0{content}\n".encode())
         size += length
     return {"files": len(paths), "bytes": size, "sha256": whole.hexdigest()}

@@ -36,6 +36,8 @@ COLUMNS: dict[str, tuple[Marginal, float, float]] = {
     "mixture": (mixture(), -40.0, 40.0),
     "far from zero": (mixture(6e6, 0.3), 6e6 - 10, 6e6 + 10),
     "steps": (steps(), -1.0, 10.0),
+    "scaled steps": (Steps(steps().mass, low=2, start=-3.0, width=0.25), -3.75, -0.5),
+    "uniform": (Steps(tensor(1e-3, 1.0, 1e-3), low=0, start=-1.5, width=4.0), -21.5, 18.5),
     "identity": (Identity(), -8.0, 8.0),
 }
 
@@ -135,9 +137,21 @@ def test_steps_have_the_frequencies_of_the_levels() -> None:
     u, log_slope = column(x)
     close((normal_log_prob(u) + log_slope).exp(), tensor(3 / 6, 0.0, 2 / 6, 1 / 6), 1e-8)
     close(torch.special.ndtr(u), tensor(0.4 * 3 / 6, 3 / 6, 3 / 6 + 0.9 * 2 / 6, 5 / 6), 1e-8)
-    assert column.describe() == {"kind": "steps", "low": 3, "levels": 4}
+    place = {"start": 0.0, "width": 1.0}
+    assert column.describe() == {"kind": "steps", "low": 3, "levels": 4, **place}
     wider = Steps.fit(levels, low=1, high=9)
-    assert wider.describe() == {"kind": "steps", "low": 1, "levels": 9}
+    assert wider.describe() == {"kind": "steps", "low": 1, "levels": 9, **place}
+
+
+def test_scaled_steps_are_steps_in_other_units() -> None:
+    levels = (5 * torch.rand(500, generator=generator()).double().square()).floor()
+    x = levels + torch.rand(500, generator=generator(1), dtype=torch.float64)
+    plain, scaled = Steps.fit(x), Steps.fit(2 + 0.5 * x, start=2.0, width=0.5)
+    assert torch.equal(plain.mass, scaled.mass)
+    wide = torch.linspace(-2, 8, 201, dtype=torch.float64) + 1e-4
+    (u, log_slope), (image, log_scaled) = plain(wide), scaled(2 + 0.5 * wide)
+    close(image, u, 1e-10)
+    close(log_scaled, log_slope + math.log(2), 1e-10)
 
 
 def test_levels_come_back_exactly() -> None:
@@ -159,8 +173,9 @@ def test_columns_are_transformed_on_their_own() -> None:
 
 
 def test_a_description_and_a_state_rebuild_the_transforms() -> None:
-    marginals = Marginals([mixture(6e6, 0.3), steps(), Identity()])
-    x = torch.stack([6e6 + randn(50), 2 + 4 * torch.rand(50, generator=generator()), randn(50, seed=1)], 1)
+    scaled = Steps(steps().mass, low=2, start=1.0, width=0.5)
+    marginals = Marginals([mixture(6e6, 0.3), steps(), Identity(), scaled])
+    x = torch.stack([6e6 + randn(50), 2 + 4 * torch.rand(50, generator=generator()), *randn(2, 50, seed=1)], 1)
     other = Marginals.from_description(marginals.description)
     other.load_state_dict(marginals.state_dict())
     nn.ModuleList([other]).float()
@@ -269,6 +284,8 @@ def test_gradients_reach_the_noise_and_the_points(kind: str) -> None:
         (lambda: Steps.fit(torch.arange(9), pseudo_count=0.0), "pseudo_count is 0.0, but should be positive"),
         (lambda: Steps(tensor(1.0, -1.0, 1.0), 0), "mass is .* but should hold positive, finite numbers"),
         (lambda: Steps(tensor(1.0, 1.0), 0), r"mass has shape \(2,\), but should be of shape \(levels \+ 2,\)"),
+        (lambda: Steps(tensor(1.0, 1.0, 1.0), 0, width=0.0), "width is 0.0, but should be positive and finite"),
+        (lambda: Steps(tensor(1.0, 1.0, 1.0), 0, start=math.inf), "start is inf, but should be finite"),
         (lambda: Marginals.fit(randn(20)), r"x has shape \(20,\), but should be of shape \(n, columns\)"),
         (lambda: Marginals.fit(randn(20, 2), kinds=("mixture",)), "kinds has 1 entries, but should have 2"),
         (lambda: Marginals.fit(randn(20, 1), kinds=("step",)), r"kinds\[0\] is 'step', but should be one of mixture"),

@@ -184,15 +184,6 @@ def sentence(error: pytest.ExceptionInfo[UserError], *parts: str) -> None:
     assert "\n" not in text
 
 
-def test_miniboone_without_a_mirror_or_file_names_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as error:
-        build(miniboone)
-    sentence(error, "miniboone", "mirror", "leave the data set out")
-    with pytest.raises(UserError) as error:
-        miniboone.build(miniboone.Settings(), rng=np.random.default_rng(0), mirror=tmp_path)
-    sentence(error, str(tmp_path / "maf"), "missing")
-
-
 @needs_mirror
 @pytest.mark.parametrize("name", ["miniboone_val.npy", "miniboone_test.npy", "miniboone_train_partial.npz"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "text", "pickle", "empty"])

@@ -219,7 +219,6 @@ def test_a_path_with_wrong_arguments_is_named(project: Path) -> None:
 
 def test_a_mirror_that_is_not_there_is_named(project: Path) -> None:
     override(project, "datasets.boone", {"kind": "miniboone"})
-    fails(project, "prepare", "mirror", dataset="boone")
     override(project, "mirror", str(project / "nowhere"))
     fails(project, "prepare", "miniboone", "nowhere", dataset="boone")
 

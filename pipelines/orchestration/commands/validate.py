@@ -15,7 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the checks that precede a run."""
     from pipelines.orchestration import preflight
+    from pipelines.runs import sources
 
-    preflight.check(_workspace.check(options))
+    params = _workspace.check(options)
+    preflight.check(params)
+    for sentence in sources.downloads(params):
+        print(sentence)
     print(f"params.yaml is valid for profile {options.profile}.")
     return 0
