@@ -1,4 +1,4 @@
-"""The order of the files, and the home of runs of each test.
+"""The order of the files, the home of runs of each test, and one process for a compilation.
 
 Two workers end together only if the longest files do not come last.
 """
@@ -9,6 +9,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
+# Inductor compiles in a pool of processes of its own, whose answer once never came; these few kernels need no pool.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 HOME = "FLOWMATCH_HOME"
 

@@ -144,6 +144,14 @@ def test_a_compilation_that_takes_too_long_is_ended() -> None:
         pass
 
 
+def test_a_limit_leaves_the_one_around_it() -> None:
+    with pytest.raises(TimeoutError, match="longer than the 1 s"), gpu.limit(1):
+        with gpu.limit(100):
+            pass
+        while True:
+            pass
+
+
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler for inductor")
 def test_the_compiled_loss_is_the_loss() -> None:
     network, data = tiny(), transitions(16)
