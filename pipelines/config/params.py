@@ -582,7 +582,7 @@ class Params(Settings):
     seed: int = Field(ge=0, description="base seed, from which every stage derives its own")
     device: Device
     threads: int = Field(ge=1, description="CPU threads per process")
-    mirror: Path | None = Field(description="folder with local copies of real data sets")
+    mirror: Path | None = Field(description="folder with local copies of real data sets; null: they are downloaded")
     datasets: dict[Name, DatasetEntry]
     density: Density
     environments: dict[Name, EnvironmentEntry]

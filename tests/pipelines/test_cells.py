@@ -288,24 +288,25 @@ def test_a_conditional_model_has_the_users_columns_in_its_signature(project: Pat
 def test_the_example_of_a_transformed_table_is_in_its_units(tmp_path: Path) -> None:
     import torch
 
-    from flowmatch_core.marginals import Marginals
+    from flowmatch_core.marginals import Marginals, Steps
     from pipelines.runs import flavour
 
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(4000, 3, generator=generator, dtype=torch.float64)
-    x = noise * torch.tensor([0.3, 2.0, 5.0]) + torch.tensor([6e6, 40.0, 7.0], dtype=torch.float64)
-    marginals = Marginals.fit(x, kinds=["mixture", "steps", "identity"])
+    noise = torch.randn(4000, 4, generator=generator, dtype=torch.float64)
+    x = noise * torch.tensor([0.3, 2.0, 5.0, 0.5]) + torch.tensor([6e6, 40.0, 7.0, -3.0], dtype=torch.float64)
+    fitted = Marginals.fit(x[:, :3], kinds=["mixture", "steps", "identity"]).columns
+    marginals = Marginals([*fitted, Steps.fit(x[:, 3], start=-3.01, width=0.1)])  # type: ignore[list-item]
     u = marginals(x)[0]
-    loc, scale = (torch.stack([a, b, c]) for a, b, c in (u.mean(0), u.std(0)))
+    loc, scale = (u.mean(0), u.std(0))
     state = {f"marginals.{name}": value for name, value in marginals.state_dict().items()}
     files.write_tensors(
         tmp_path / "seed0.safetensors",
         {**state, "loc": loc, "scale": scale},
-        {"columns": ["a", "b", "c"], "marginals": marginals.description},
+        {"columns": ["a", "b", "c", "d"], "marginals": marginals.description},
     )
     flavour.write(tmp_path, tmp_path, "0" * 32)
     first, second = np.array(json.loads((tmp_path / "input_example.json").read_text())["data"])
-    assert np.allclose(first, x.mean(0), atol=[0.01, 0.1, 1e-6], rtol=0)
+    assert np.allclose(first, x.mean(0), atol=[0.01, 0.1, 1e-6, 0.01], rtol=0)
     assert np.allclose(second - first, x.std(0), rtol=0.05)
 
 
