@@ -84,16 +84,24 @@ def refresh(root: Path, params: Params) -> None:
 def _fingerprint(paths: Mapping[str, Path | Archive], hashes: _Hashes) -> dict[str, int | str]:
     """Return the number, the size and the hash of files; nothing if there are none.
 
-    An archive counts by what identifies its content, so that its download changes nothing.
+    An archive counts by what is known of its content, so that its download changes nothing.
     """
     if not paths:
         return {}
     whole, size = hashlib.sha256(), 0
     for name, path in sorted(paths.items()):
-        length, content = (0, path.identity) if isinstance(path, Archive) else hashes.of(path)
+        length, content = _content(path, hashes)
         whole.update(f"{name}\0{length}\0{content}\n".encode())
         size += length
     return {"files": len(paths), "bytes": size, "sha256": whole.hexdigest()}
+
+
+def _content(source: Path | Archive, hashes: _Hashes) -> tuple[int, str]:
+    """Return the size and the hash of a file, or what is known of an archive without reading it."""
+    if isinstance(source, Path):
+        return hashes.of(source)
+    known = source.checksum is not None or source.local is None
+    return (0, source.identity) if known else hashes.of(source.path)
 
 
 @dataclass

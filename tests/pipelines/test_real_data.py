@@ -557,6 +557,23 @@ def test_prepare_downloads_what_is_missing_and_only_once(
     assert "downloading" in capsys.readouterr().out
 
 
+def test_a_changed_archive_of_the_mirror_runs_prepare_again(
+    project: Callable[..., Stage], particles: tuple[Path, np.ndarray]
+) -> None:
+    mirror, _ = particles
+
+    def fingerprint(**settings: Any) -> str:
+        stage = project({"kind": "miniboone", **settings}, mirror=str(mirror))
+        sources.refresh(Path.cwd(), stage.params)
+        return layout.source("real").read_text()
+
+    before, known = fingerprint(), fingerprint(archive="maf")
+    rewrite(mirror / "archives" / miniboone.ARCHIVES["uci"].name, lambda _, content: content + b"\n")
+    assert len({before, fingerprint(), known}) == 3
+    (mirror / "archives" / miniboone.ARCHIVES["maf"].name).write_bytes(b"")  # `prepare` compares its checksum
+    assert fingerprint(archive="maf") == known
+
+
 def rows(n: int, seed: int) -> np.ndarray:
     x = np.random.default_rng(seed).normal(size=(n, 2))
     return np.column_stack([x[:, 0], 0.6 * x[:, 0] + 0.8 * x[:, 1]])
