@@ -26,6 +26,8 @@ from pipelines.base.errors import UserError, first_line
 if TYPE_CHECKING:
     import pandas as pd
 
+_CHUNK_BYTES, _LEAST_ROWS = 1 << 26, 65_536  # of the rows that are written at once
+
 Array = NDArray[np.float64]
 Fidelity = Literal[
     "exact generator",
@@ -182,15 +184,18 @@ class Dataset:
             object.__setattr__(self, "weight", weight)
 
     def parts(self) -> Parts:
-        """Return the parts, each as one chunk."""
+        """Return the parts, in chunks of a moderate size, which become row groups."""
         import pandas as pd
 
         columns = list(self.columns)
         weight = None if self.weight is None else metric_keys.free("weight", columns)
 
         def chunks(part: str) -> Iterator[pd.DataFrame]:
-            table = pd.DataFrame(getattr(self, part), columns=columns)
-            yield table if weight is None or part != "train" else table.assign(**{weight: self.weight})
+            rows, size = getattr(self, part), max(_LEAST_ROWS, _CHUNK_BYTES // (8 * len(columns)))
+            for first in range(0, len(rows), size):
+                table = pd.DataFrame(rows[first : first + size], columns=columns)
+                weighted = weight is not None and part == "train"
+                yield table.assign(**{weight: self.weight[first : first + size]}) if weighted else table
 
         return Parts(
             rows={part: len(getattr(self, part)) for part in layout.PARTS},

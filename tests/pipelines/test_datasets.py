@@ -270,6 +270,17 @@ def test_rows_of_any_library_become_double_precision(rows: Any) -> None:
         assert data.columns == ["height", "width"]
 
 
+def test_large_parts_are_handed_out_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "_CHUNK_BYTES", 8 * 2 * 30)
+    monkeypatch.setattr(datasets, "_LEAST_ROWS", 20)
+    train, weight = np.random.default_rng(0).normal(size=(100, 2)), np.arange(1.0, 101)
+    parts = dataset(train=train, test=train[:40], weight=weight).parts()
+    chunks = list(parts.chunks("train"))
+    assert [len(chunk) for chunk in chunks] == [30, 30, 30, 10]
+    np.testing.assert_array_equal(pd.concat(chunks), np.column_stack([train, weight]))
+    np.testing.assert_array_equal(pd.concat(parts.chunks("test")), train[:40])
+
+
 def test_integers_booleans_and_single_columns_are_rows() -> None:
     for rows in (np.arange(8).reshape(4, 2), torch.arange(8).reshape(4, 2), torch.arange(8.0).reshape(4, 2).bfloat16()):
         np.testing.assert_array_equal(dataset(train=rows).train, np.arange(8.0).reshape(4, 2))
