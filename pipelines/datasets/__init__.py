@@ -194,8 +194,10 @@ class Dataset:
             rows, size = getattr(self, part), max(_LEAST_ROWS, _CHUNK_BYTES // (8 * len(columns)))
             for first in range(0, len(rows), size):
                 table = pd.DataFrame(rows[first : first + size], columns=columns)
-                weighted = weight is not None and part == "train"
-                yield table.assign(**{weight: self.weight[first : first + size]}) if weighted else table
+                if weight is None or part != "train":
+                    yield table
+                else:
+                    yield table.assign(**{weight: self.weight[first : first + size]})
 
         return Parts(
             rows={part: len(getattr(self, part)) for part in layout.PARTS},
