@@ -203,6 +203,8 @@ class _Part:
             except httpx.TransportError as error:  # no connection, a broken one, or silence
                 reason = first_line(error)
             vain = 0 if self.size > best else vain + 1
+            if vain < _ATTEMPTS:
+                log(f"{self.archive.name}: the connection broke ({reason}); trying again")
             best = max(best, self.size)
         raise _FailedError(reason)
 

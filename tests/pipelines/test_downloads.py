@@ -75,10 +75,13 @@ def test_an_archive_is_downloaded_once(
 
 
 @pytest.mark.parametrize("version", ['"one"', None, 'W/"weak"'])
-def test_a_connection_that_breaks_is_resumed(server: str, script: Script, version: str | None) -> None:
+def test_a_connection_that_breaks_is_resumed(
+    server: str, script: Script, version: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     script.stops, script.version = [HALF, HALF // 2], version
     assert downloads.fetch(archive(f"{server}/file"), print).read_bytes() == CONTENT
     assert script.asked == [None, f"bytes={HALF}-", f"bytes={HALF + HALF // 2}-"]
+    assert capsys.readouterr().out.count("trying again") == 2
 
 
 def test_a_server_that_stops_again_and_again_leaves_a_part_from_which_the_next_try_goes_on(
