@@ -183,6 +183,13 @@ GRIDS: Mapping[str, Spec] = {
 }
 """Grids of the times at which the steps of a solver end."""
 
+TIMES: Mapping[str, Spec] = {
+    "late": Spec("flowmatch_core.times", "LateTime", {"eps": Positive}),
+    "logit_normal": Spec("flowmatch_core.times", "LogitNormalTime"),
+    "uniform": Spec("flowmatch_core.times", "UniformTime"),
+}
+"""Laws of the flow times in a loss."""
+
 NORMALIZING: Mapping[str, NetworkSpec] = {
     "maf": NetworkSpec(
         "flowmatch_core.normalizing.maf",

@@ -144,13 +144,29 @@ class NetworkChoice(Choice):
         return f"{self.name} {'×'.join(map(str, widths))}".rstrip()
 
 
+class TimeChoice(Choice):
+    """A law of the flow times in a loss, a class in `flowmatch_core/times.py`."""
+
+    name: Annotated[str, _row_of(catalog.TIMES)]
+
+    @property
+    def spec(self) -> Spec:
+        """Entry of the catalog."""
+        return catalog.TIMES[self.name]
+
+    def options(self) -> Mapping[str, Any]:
+        """Return the types of the law's options by name."""
+        return self.spec.options
+
+
 class Fit(Settings):
     """A network and its training."""
 
     network: NetworkChoice
     steps: int = Field(ge=1, description="gradient steps")
     batch: int = Field(ge=2, description="rows per gradient step")
-    lr: float = Field(gt=0, description="peak learning rate; linear warm-up, cosine to zero")
+    lr: float = Field(gt=0, description="peak learning rate; linear warm-up, then a cosine to lr_end")
+    lr_end: float = Field(default=0.0, ge=0, le=1, description="final learning rate, as a share of lr")
     warmup: int = Field(ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(ge=0, description="AdamW's decoupled decay")
     adam_betas: tuple[Share, Share] = Field(description="AdamW's decay of the mean gradient and of the mean square")
@@ -158,7 +174,19 @@ class Fit(Settings):
         default=None, description="final decay of the mean square, reached linearly; null: constant"
     )
     adam_eps: float = Field(gt=0, description="AdamW's epsilon")
+    clip: float | None = Field(
+        default=None, gt=0, description="largest norm of the gradient, which is scaled down to it; null: any"
+    )
     ema_step: float = Field(gt=0, le=1, description="weight of the newest weights in the averaged network, per step")
+    ema_ramp: float | None = Field(
+        default=None,
+        ge=1,
+        description="r, for a larger weight of the newest weights at first: max(ema_step, 1 - (1 + n) / (r + n)) at "
+        "step n; null: ema_step at every step",
+    )
+    time: TimeChoice = Field(
+        default=TimeChoice.model_validate("uniform"), description="law of the flow times in the loss"
+    )
     log_every: int = Field(ge=1, description="steps between two rows of the loss curve")
     rows_in_memory: int = Field(
         default=2_000_000, ge=2, description="training rows in memory; a longer table is streamed from disk"
@@ -168,6 +196,14 @@ class Fit(Settings):
 class DensityFit(Fit):
     """A network, its training, and the checks on validation rows by which it is chosen."""
 
+    stratified: bool = Field(
+        default=False, description="flow times with one draw in each of as many quantile intervals as a batch has rows"
+    )
+    noise: float = Field(
+        default=0.0,
+        ge=0,
+        description="standard deviation of the Gaussian noise that is added to the standardised training rows",
+    )
     val_every: int = Field(
         default=50,
         ge=1,
@@ -183,7 +219,6 @@ class SuccessorFit(Fit):
 
     ode_solver: Literal[FixedSolver, "ddim"] = Field(description="solver of the bootstrap; ddim for noise predictions")
     ode_steps: int = Field(ge=1, description="solver steps per bootstrap target")
-    time: Literal["uniform", "logit_normal"] = Field(description="distribution of flow times in the loss")
     returns: int = Field(
         ge=1,
         description="steps between a state and its bootstrap. Above 1 training uses the rollouts instead of the "
@@ -651,7 +686,7 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
         ("density", "datasets", params.datasets, params.density.fit),
         ("successor", "environments", params.environments, params.successor.fit),
     ):
-        _check_choice(common.network, path, (kind, "fit", "network"))
+        _check_fit_choices(common, path, (kind, "fit"))
         for name, entry in entries.items():
             _validate(plugins.load(entry.family, entry.kind).Settings, entry.own, path, (section, name))
             _check_fit(common, [entry.fit], path, (section, name, "fit"))
@@ -695,7 +730,12 @@ def _keys(nested: Mapping[str, Any], above: str = "") -> Iterator[str]:
 
 def _check_fit(common: Fit, changes: Sequence[Mapping[str, Any]], path: Path, prefix: tuple[str, ...]) -> None:
     fit = _validate(type(common), reduce(merge, changes, common.model_dump()), path, prefix)
-    _check_choice(fit.network, path, (*prefix, "network"))
+    _check_fit_choices(fit, path, prefix)
+
+
+def _check_fit_choices(fit: Fit, path: Path, prefix: tuple[str, ...]) -> None:
+    for key, choice in (("network", fit.network), ("time", fit.time)):
+        _check_choice(choice, path, (*prefix, key))
 
 
 def _check_methods_fit(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_core.flow import Flow
+from flowmatch_core.times import StratifiedTime
 from pipelines.base import layout
 from pipelines.base.errors import UserError
 from pipelines.base.seeding import derived_seed
@@ -87,7 +88,7 @@ class DensityJob(Job):
             form = self.choice.loss.spec.load()(data, **self.choice.loss.values())
             meta = {"kind": density.MIXTURE, "network": density.describe_mixture(form.network), **described}
             return Fitted(form.network, form.losses, time.monotonic() - began, *units, meta, data.marginals)
-        rows = data.training(self.fit.batch, self.fit.rows_in_memory, device)
+        rows = data.training(self.fit.batch, self.fit.rows_in_memory, device, self.fit.noise)
         self._check_coupling(data, rows)
         network, loss, meta = self._field(data) if self.choice.has_field else self._normalizing(*data.sizes)
 
@@ -113,10 +114,12 @@ class DensityJob(Job):
         numbers = any(one["kind"] == "number" for one in described)
         coupling = self.choice.coupling.given(numbers) if described else self.choice.coupling
         objective = density.objective(self.choice.model_copy(update={"coupling": coupling}))
+        law = build.times(self.fit.time)
+        time = StratifiedTime(law) if self.fit.stratified else law
         path, config = build.path(self.choice.path), build.network_config(self.fit.network, *data.sizes)
 
         def loss(network: nn.Module, rows: Batch, generator: torch.Generator) -> Tensor:
-            return objective(network, path, rows.x, cond=rows.cond, weight=rows.weight, generator=generator)
+            return objective(network, path, rows.x, cond=rows.cond, weight=rows.weight, time=time, generator=generator)
 
         meta = {"network": config, "path": self.choice.path.model_dump(), "prediction": self.choice.prediction}
         return build.network(config), loss, meta

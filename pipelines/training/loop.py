@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.averaging import polyak_update
+from flowmatch_core.averaging import polyak_update, ramped_step
 from pipelines.base import ranks
 from pipelines.base.errors import UserError
 from pipelines.training import checkpoints, distributed
@@ -85,9 +85,10 @@ class Trained:
 
 
 def learning_rate(step: int, fit: Fit) -> float:
-    """Return the learning rate: a half cosine from `fit.lr` to zero at `fit.steps`, with linear warm-up."""
+    """Return the learning rate: a half cosine from `fit.lr` to its end at `fit.steps`, with linear warm-up."""
     warm = min(1.0, (step + 1) / (fit.warmup + 1))
-    return fit.lr * warm * 0.5 * (1.0 + math.cos(math.pi * step / fit.steps))
+    share = 0.5 * (1.0 + math.cos(math.pi * step / fit.steps))
+    return fit.lr * warm * (fit.lr_end + (1.0 - fit.lr_end) * share)
 
 
 def adam_betas(step: int, fit: Fit) -> tuple[float, float]:
@@ -151,8 +152,10 @@ def train(
         terms = step_terms(*divided, generator, step / fit.steps)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()  # type: ignore[no-untyped-call]
+        if fit.clip is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), fit.clip)
         optimizer.step()
-        polyak_update(average, network, fit.ema_step)
+        polyak_update(average, network, ramped_step(fit.ema_step, step, fit.ema_ramp))
         rows.append({name: term.detach() for name, term in terms.items()})
         done = step + 1
         checked = validation is not None and (done % validation.every == 0 or done == fit.steps)

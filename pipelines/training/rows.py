@@ -122,13 +122,14 @@ class Prepared:
             table = table.iloc[np.linspace(0, len(table) - 1, limit).round().astype(int)]
         return self.split(torch.from_numpy(self._encode(table, weighted)))
 
-    def training(self, batch: int, limit: int, device: torch.device) -> TrainingRows:
+    def training(self, batch: int, limit: int, device: torch.device, noise: float = 0.0) -> TrainingRows:
         """Return the source of the batches of a training.
 
         Args:
             batch: Rows per batch.
             limit: Maximum number of rows in memory; a longer table is streamed.
             device: Device of the batches.
+            noise: Standard deviation of the noise that is added to the standardised targets.
 
         Raises:
             UserError: The table is missing or damaged, lacks a column, or contains a number that is not finite.
@@ -143,7 +144,7 @@ class Prepared:
             seed=torch.initial_seed(),
             device=device,
         )
-        return TrainingRows(self, read.by_weight() if weighted and isinstance(read, Memory) else read)
+        return TrainingRows(self, read.by_weight() if weighted and isinstance(read, Memory) else read, noise)
 
     def split(self, rows: Tensor) -> Batch:
         """Return encoded rows as targets, conditions and weights."""
@@ -185,10 +186,12 @@ class TrainingRows:
     Attributes:
         prepared: Data set.
         read: Encoded rows.
+        noise: Standard deviation of the noise that is added to the standardised targets.
     """
 
     prepared: Prepared
     read: Rows
+    noise: float
 
     @property
     def streamed(self) -> bool:
@@ -197,7 +200,15 @@ class TrainingRows:
 
     def draw(self, generator: torch.Generator) -> Batch:
         """Return the next batch."""
-        batch = self.prepared.split(self.read.draw(generator))
+        batch = self._redrawn(self.prepared.split(self.read.draw(generator)), generator)
+        if self.noise == 0:
+            return batch
+        x = batch.x
+        drawn = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return batch._replace(x=x + self.noise * drawn)
+
+    def _redrawn(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Return the batch with new noise in the columns that are integers plus uniform noise."""
         places = self.prepared.redrawn
         if not places:
             return batch

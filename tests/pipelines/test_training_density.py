@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import multivariate_normal
+from scipy.stats import kstest, multivariate_normal
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 from torch import Tensor
@@ -334,6 +334,46 @@ def test_the_noise_of_a_discrete_column_is_drawn_anew_for_each_batch() -> None:
     assert abs(float(noise.var()) - 1 / 12) < 5 * (1 / 180 / 8000) ** 0.5
     validated = data.rows("val", 1000).x * data.scale + data.loc
     np.testing.assert_allclose(validated[:, 0].numpy(), table(ROWS["val"], 1)["year"], rtol=1e-12)
+
+
+def test_noise_is_added_to_training_rows_alone_and_drawn_anew() -> None:
+    prepared(conditions=())
+    data = Prepared(layout.prepared("own"))
+    draws = []
+    for noise in (0.0, 0.3):
+        torch.manual_seed(0)
+        rows, generator = data.training(4000, 1000, CPU, noise), torch.Generator().manual_seed(0)
+        draws.append([rows.draw(generator).x, rows.draw(generator).x])
+    added = draws[1][0] - draws[0][0]  # the first draw of the generator decides the rows
+    assert abs(float(added.mean())) < 5 * 0.3 / 8000**0.5
+    assert abs(float(added.var()) / 0.3**2 - 1) < 5 * (2 / 8000) ** 0.5
+    assert abs(float(torch.corrcoef(added.T)[0, 1])) < 5 / 4000**0.5
+    losses = []
+    for noise in (0.0, 0.3):
+        torch.manual_seed(0)
+        task = job({"loss": "cfm"}, noise=noise).task(CPU)
+        assert isinstance(task, Task)
+        assert task.validation is not None
+        losses.append(task.validation.loss(task.network))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_flow_times_have_the_law_that_is_asked_for(stratified: bool) -> None:
+    prepared(conditions=())
+    batch, eps = 500, 0.1
+    made = job({"loss": "cfm"}, time={"name": "late", "eps": eps}, stratified=stratified, batch=batch)
+    task, seen = made.task(CPU), []
+    assert isinstance(task, Task)
+
+    def network(t: Tensor, x: Tensor, cond: Tensor | None) -> Tensor:
+        seen.append(t)
+        return x
+
+    task.terms(network, network, torch.Generator().manual_seed(0), 0.0)  # type: ignore[arg-type]
+    share = torch.log((1 + eps) / (1 + eps - seen[0])) / np.log((1 + eps) / eps)
+    assert kstest(share.numpy(), "uniform").pvalue > 1e-3
+    assert (len((batch * share.double()).floor().unique()) > 0.98 * batch) == stratified
 
 
 def test_a_longer_part_is_thinned_out_evenly() -> None:
