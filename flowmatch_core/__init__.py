@@ -158,6 +158,7 @@ if TYPE_CHECKING:
     from flowmatch_core.times import StratifiedTime as StratifiedTime
     from flowmatch_core.times import TimeLaw as TimeLaw
     from flowmatch_core.times import UniformTime as UniformTime
+    from flowmatch_core.whitening import partial_whitening as partial_whitening
 
 _MODULES = {
     "averaging": ("polyak_update", "ramped_step"),
@@ -307,6 +308,7 @@ _MODULES = {
         "vae_loss",
     ),
     "times": ("LateTime", "LogitNormalTime", "StratifiedTime", "TimeLaw", "UniformTime"),
+    "whitening": ("partial_whitening",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _SUBMODULES = frozenset(_MODULES) | {"divergence", "transport"}

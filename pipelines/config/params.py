@@ -204,6 +204,13 @@ class DensityFit(Fit):
         ge=0,
         description="standard deviation of the Gaussian noise that is added to the standardised training rows",
     )
+    whitening: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="strength of a whitening of the standardised rows: their principal components are divided by their "
+        "standard deviations to this power; 0: none",
+    )
     val_every: int = Field(
         default=50,
         ge=1,

@@ -33,6 +33,7 @@ class Units(TypedDict):
     loc: Tensor
     scale: Tensor
     marginals: Marginals | None
+    whitening: Tensor | None
 
 
 def objective(method: DensityMethod) -> Callable[..., Tensor]:
@@ -81,7 +82,8 @@ def load(file: Path, device: torch.device, solver: str, steps: int, *, grid: Tim
         UserError: The file is missing or damaged, or another version of this code wrote it.
     """
     model = saved.load(file, device, _network)
-    network, units = model.network, Units(loc=model.loc, scale=model.scale, marginals=model.marginals)
+    network = model.network
+    units = Units(loc=model.loc, scale=model.scale, marginals=model.marginals, whitening=model.whitening)
     if isinstance(network, MixtureFlow):
         return MixtureFlow(network.weights, network.means, network.factors, network.slopes, **units)
     if isinstance(network, DiscreteTimeFlow):

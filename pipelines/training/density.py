@@ -80,9 +80,10 @@ class DensityJob(Job):
 
     def task(self, device: torch.device) -> Task | Fitted:
         """Create the training task of one seed, or fit its closed form."""
-        data = Prepared(layout.prepared(self.data))
+        data = Prepared(layout.prepared(self.data), 0.0 if self.quick else self.fit.whitening)
         described = {name: data.provenance[name] for name in DESCRIBED}
-        units = data.loc.to(device), data.scale.to(device)
+        loc, scale, whitening = data.units
+        units = loc.to(device), scale.to(device)
         if self.quick:
             began = time.monotonic()
             form = self.choice.loss.spec.load()(data, **self.choice.loss.values())
@@ -106,6 +107,7 @@ class DensityJob(Job):
             rows.read.seek,
             validation=validation,
             marginals=data.marginals,
+            whitening=None if whitening is None else whitening.to(device),
         )
 
     def _field(self, data: Prepared) -> tuple[nn.Module, Loss, dict[str, Any]]:

@@ -42,6 +42,7 @@ class Task:
         memory: State that the terms carry between steps, apart from the network.
         validation: Checks by which the network is chosen.
         marginals: Transforms of the columns before the standardisation.
+        whitening: Matrix that the standardised rows are multiplied by.
     """
 
     network: nn.Module
@@ -53,6 +54,7 @@ class Task:
     memory: nn.Module | None = None
     validation: loop.Validation | None = None
     marginals: Marginals | None = None
+    whitening: Tensor | None = None
 
     def train(
         self, fit: Fit, generator: torch.Generator, checkpoint: Path, report: Callable[[Progress], None]
@@ -75,6 +77,7 @@ class Fitted:
         scale: Standard deviation of the data, `(columns,)`.
         meta: Description that rebuilds the model.
         marginals: Transforms of the columns before the standardisation.
+        whitening: Matrix that the standardised rows are multiplied by.
     """
 
     network: nn.Module
@@ -84,6 +87,7 @@ class Fitted:
     scale: Tensor
     meta: Mapping[str, Any]
     marginals: Marginals | None = None
+    whitening: Tensor | None = None
 
     def train(
         self, fit: Fit, generator: torch.Generator, checkpoint: Path, report: Callable[[Progress], None]
@@ -194,7 +198,8 @@ def _fit_one(
     summary: dict[str, Any] = {"curve": trained.curve, "seconds": trained.seconds, "chosen_step": trained.chosen_step}
     if ranks.is_first():
         meta = {**task.meta, "seed": seed, "chosen_step": trained.chosen_step}
-        saved.save(layout.network(state, seed), trained.network, task.loc, task.scale, meta, task.marginals)
+        file = layout.network(state, seed)
+        saved.save(file, trained.network, task.loc, task.scale, meta, task.marginals, task.whitening)
         summary = checkpoints.finish(state, seed, summary)
     return summary
 

@@ -28,6 +28,7 @@ FLOORS: list[dict[str, set[str]]] = [
         "_call": {"_conditions", "_tensors", "field"},
         "_flow": {"_conditions", "_tensors"},
         "_units": {"_tensors"},
+        "whitening": {"_tensors"},
     },
     {
         "_bases": {"_flow", "_tensors"},
@@ -38,7 +39,7 @@ FLOORS: list[dict[str, set[str]]] = [
         "paths": {"_call", "_conditions", "_tensors", "field"},
     },
     {
-        "_standardised": {"_conditions", "_flow", "_units", "marginals"},
+        "_standardised": {"_conditions", "_flow", "_tensors", "_units", "marginals"},
         "networks": {"_call", "_conditions", "_tensors", "field", "paths"},
         "oracles": {"_tensors", "field", "paths"},
         "solvers": {"_call", "_conditions", "_require", "_tensors", "field", "paths"},

@@ -105,7 +105,7 @@ def trained(made: DensityJob, checkpoint: str = "checkpoint") -> tuple[Task | Fi
 def model(method: Mapping[str, Any], **fit: Any) -> Flow:
     """Train a model, write its file, and load it."""
     task, found = trained(job(method, **fit))
-    saved.save(Path("m.safetensors"), found.network, task.loc, task.scale, task.meta, task.marginals)
+    saved.save(Path("m.safetensors"), found.network, task.loc, task.scale, task.meta, task.marginals, task.whitening)
     return density.load(Path("m.safetensors"), CPU, "rk4", 10)
 
 
@@ -374,6 +374,44 @@ def test_flow_times_have_the_law_that_is_asked_for(stratified: bool) -> None:
     share = torch.log((1 + eps) / (1 + eps - seen[0])) / np.log((1 + eps) / eps)
     assert kstest(share.numpy(), "uniform").pvalue > 1e-3
     assert (len((batch * share.double()).floor().unique()) > 0.98 * batch) == stratified
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_training_and_validation_rows_are_whitened_by_the_weighted_training_rows(in_memory: bool) -> None:
+    """In full: draws have unit covariance under the weights, as the rows of the file have."""
+    prepared(conditions=(), weight="heavy")
+    data = Prepared(layout.prepared("own"), 1.0)
+    train = data.rows("train", 1000)
+    assert train.weight is not None
+    covariance = torch.cov(train.x.T, correction=0, aweights=train.weight)
+    torch.testing.assert_close(covariance, torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-9)
+    plain = Prepared(layout.prepared("own")).rows("val", 1000).x
+    loc, scale, matrix = data.units
+    assert matrix is not None
+    x = torch.tensor(table(ROWS["val"], 1)[["x", "y"]].to_numpy())
+    torch.testing.assert_close(data.rows("val", 1000).x, (x - loc) / scale @ matrix.T, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(plain, data.rows("val", 1000).x)
+    rows = data.training(60, 1000 if in_memory else 200, CPU)
+    drawn = rows.draw(torch.Generator().manual_seed(0)).x
+    assert torch.cdist(drawn.double(), train.x).min(1).values.max() < 1e-5
+
+
+def test_a_whitened_model_has_the_density_of_the_columns() -> None:
+    """It integrates to one over a grid in the units of the data, whatever the field has learnt."""
+    prepared(conditions=(), weight="heavy")
+    for method in ({"loss": "cfm"}, EVERY[8]):
+        flow = model(method, whitening=0.5)
+        x, y = (torch.linspace(-9, 9, 181, dtype=torch.float64) for _ in range(2))
+        grid = torch.cartesian_prod(FAR + x, y)
+        assert float(flow.log_prob(grid).exp().sum() * (x[1] - x[0]) * (y[1] - y[0])) == pytest.approx(1, abs=0.01)
+
+
+def test_dependent_columns_have_no_whitening() -> None:
+    train = prepared(conditions=())
+    train["x"] = FAR + 2 * train["y"]
+    train[["x", "y"]].to_parquet(layout.part(layout.prepared("own"), "train"))
+    with pytest.raises(UserError, match=r"a whitening of 0\.5, but the training rows of 'own' .* set whitening to 0"):
+        job({"loss": "cfm"}, whitening=0.5).task(CPU)
 
 
 def test_a_longer_part_is_thinned_out_evenly() -> None:
