@@ -92,7 +92,7 @@ def test_units_stay_in_double_precision_and_in_the_state() -> None:
     ).float()
     assert flow.whitening is not None
     assert flow.whitening.dtype == torch.float64
-    other = DiscreteTimeFlow(kind, D, loc=LOC, scale=SCALE, whitening=torch.eye(D))
+    other = DiscreteTimeFlow(MAF(transforms=1), D, loc=LOC, scale=SCALE, whitening=torch.eye(D))
     other.load_state_dict(flow.state_dict())
     x = data(5)[0]
     assert torch.equal(other.log_prob(x), flow.log_prob(x))
