@@ -24,6 +24,7 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
     create_model,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -327,7 +328,42 @@ class LossChoice(Choice):
 
     def options(self) -> Mapping[str, Any]:
         """Return the types of the options by name."""
-        return self.spec.options
+        grid = {"grid": GridChoice} if "grid" in self.spec.options else {}
+        return {**self.spec.options, **grid}
+
+    @property
+    def grid(self) -> GridChoice | None:
+        """Grid of times among the options, if it is set."""
+        found = self.arguments.get("grid")
+        return None if found is None else GridChoice.model_validate(found)
+
+
+class Tune(Settings):
+    """A second phase of training, which goes on from the network that the first one kept."""
+
+    loss: LossChoice
+    steps: int = Field(ge=1, description="gradient steps")
+    batch: int = Field(ge=2, description="rows per gradient step")
+    lr: float = Field(gt=0, description="peak learning rate")
+    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    val_every: int = Field(default=10, ge=1, description="steps between two checks on validation rows")
+    ema_step: float | None = Field(
+        default=None, gt=0, le=1, description="weight of the newest weights in the average; null: as in the first phase"
+    )
+
+    @field_validator("loss")
+    @classmethod
+    def _trains_a_field(cls, loss: LossChoice) -> LossChoice:
+        if loss.name not in catalog.OBJECTIVES:
+            raise ValueError(f"expected an objective of a velocity field: {', '.join(catalog.OBJECTIVES)}")
+        return loss
+
+    def fit(self, first: DensityFit) -> DensityFit:
+        """Return the settings of this phase, those of the first one where it has none of its own."""
+        return first.model_copy(update=self.model_dump(exclude={"loss"}, exclude_none=True))
+
+
+_INDEPENDENT = CouplingChoice.model_validate("independent")
 
 
 class DensityMethod(Settings):
@@ -337,12 +373,15 @@ class DensityMethod(Settings):
     """
 
     path: PathChoice = Field(default=PathChoice.model_validate("cond_ot"), description="path between noise and data")
-    coupling: CouplingChoice = Field(
-        default=CouplingChoice.model_validate("independent"), description="which noise belongs to which data"
-    )
+    coupling: CouplingChoice = Field(default=_INDEPENDENT, description="which noise belongs to which data")
     loss: LossChoice
     prediction: Literal["velocity", "noise", "data", "score"] = Field(
         default="velocity", description="output of the network"
+    )
+    tune: Tune | None = Field(
+        default=None,
+        description="a second phase with another loss; its network is kept if its loss on the validation rows is lower "
+        "than that of the first phase's network",
     )
     seeds: Seeds | None = Field(default=None, description="seeds of this method in place of those of its data sets")
     fit: dict[str, Any] = Field(default={}, description="changes to the common `fit` for this method")
@@ -351,6 +390,12 @@ class DensityMethod(Settings):
     def has_field(self) -> bool:
         """Whether the method trains a velocity field."""
         return self.loss.name in catalog.OBJECTIVES
+
+    def tuned(self) -> DensityMethod:
+        """Return the method of the second phase; a loss that draws its noise itself has no coupling."""
+        assert self.tune is not None
+        coupling = self.coupling if catalog.OBJECTIVES[self.tune.loss.name].coupling else _INDEPENDENT
+        return self.model_copy(update={"loss": self.tune.loss, "coupling": coupling, "tune": None})
 
     @model_validator(mode="after")
     def _only_a_field_has_a_path(self) -> DensityMethod:
@@ -703,8 +748,11 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
             _validate(type(settings), changed, path, ("datasets", name, key))
         _check_choice(params.density.evaluate_for(entry).grid, path, ("datasets", name, "evaluate", "grid"))
     for name, density in params.density.methods.items():
-        for key, choice in (("path", density.path), ("coupling", density.coupling), ("loss", density.loss)):
+        for key, choice in (("path", density.path), ("coupling", density.coupling)):
             _check_choice(choice, path, ("density", "methods", name, key))
+        _check_loss(density.loss, path, ("density", "methods", name, "loss"))
+        if density.tune is not None:
+            _check_loss(density.tune.loss, path, ("density", "methods", name, "tune", "loss"))
         if density.coupling.reads_conditions:
             without = [data for data, entry in params.datasets.items() if entry.runs(name) and not entry.has_conditions]
             if without:
@@ -760,6 +808,12 @@ def _check_methods_fit(
             if entry.fit and method.fit and entry.runs(name):  # each may be valid alone and the combination invalid
                 both = f"{family}.{other}.fit with {section}.methods.{name}.fit"
                 _check_fit(common, [entry.fit, method.fit], path, (both,))
+
+
+def _check_loss(loss: LossChoice, path: Path, prefix: tuple[str, ...]) -> None:
+    _check_choice(loss, path, prefix)
+    if loss.grid is not None:
+        _check_choice(loss.grid, path, (*prefix, "grid"))
 
 
 def _check_choice(choice: Choice, path: Path, prefix: tuple[str, ...]) -> None:

@@ -14,10 +14,11 @@ from flowmatch_core.flow import ContinuousFlow, Flow
 from flowmatch_core.marginals import Marginals
 from flowmatch_core.mixture import MixtureFlow
 from flowmatch_core.normalizing import DiscreteTimeFlow
-from flowmatch_core.paths import AffinePath
+from flowmatch_core.paths import AffinePath, VelocityOf
 from flowmatch_core.solvers import TimeGrid, Uniform
 from pipelines.base.errors import UserError
 from pipelines.config import catalog
+from pipelines.config.params import GridChoice
 from pipelines.models import build, saved
 
 if TYPE_CHECKING:
@@ -39,11 +40,15 @@ class Units(TypedDict):
 def objective(method: DensityMethod) -> Callable[..., Tensor]:
     """Return the objective of a velocity field, `(network, path, rows, generator=...)`, with its options bound.
 
+    One that regresses along the path takes a law of times, `time`, too.
+
     Raises:
         UserError: The objective accepts no coupling, but one is selected.
     """
     spec = catalog.OBJECTIVES[method.loss.name]
-    options: dict[str, Any] = {"prediction": method.prediction, **method.loss.values()}
+    options: dict[str, Any] = method.loss.values()
+    if "grid" in options:
+        options["grid"] = build.grid(GridChoice.model_validate(options["grid"]))
     if spec.coupling:
         options["coupling"] = build.coupling(method.coupling)
     elif method.coupling.name != "independent":
@@ -51,7 +56,15 @@ def objective(method: DensityMethod) -> Callable[..., Tensor]:
             f"params.yaml: the loss {method.loss.name!r} draws its noise apart from the data, but has the coupling "
             f"{method.coupling.name!r}; expected independent."
         )
-    return partial(spec.load(), **options)
+    if spec.path:
+        return partial(spec.load(), prediction=method.prediction, **options)
+    loss: Callable[..., Tensor] = spec.load()
+
+    def likelihood(network: nn.Module, path: AffinePath, x: Tensor, **given: Any) -> Tensor:
+        field = network if method.prediction == "velocity" else VelocityOf(network, path, method.prediction)
+        return loss(field, x, base_scale=float(path.sigma(0.0)), **given, **options)
+
+    return likelihood
 
 
 def normalizing(config: Mapping[str, Any]) -> DiscreteTimeFlow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -141,6 +142,47 @@ def test_a_killed_run_with_checks_resumes_to_the_same_choice(
     assert (resumed.chosen_step, resumed.curve) == (whole.chosen_step, whole.curve)
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
+
+
+def in_two_phases(folder: Path, second: list[float]) -> tuple[Trained, Trained, list[Progress]]:
+    """Train in two phases, the second with the given validation losses every 5 steps, the first one before a step."""
+    first, _ = fitted(folder / "first", validation=Validation(falls_until(16), 4, None))
+    rows: list[Progress] = []
+    losses = iter(second)
+
+    def train_on(network: nn.Module, report: Callable[[Progress], None]) -> Trained:
+        checks = Validation(lambda network: next(losses), 5, None, at_start=True)
+        fit, generator = FIT.model_copy(update={"steps": 20}), torch.Generator().manual_seed(2)
+        return loop.train(network, terms, fit, generator, folder / "second", report, validation=checks)
+
+    return first, loop.tuned(first, train_on, rows.append), rows
+
+
+def test_a_second_phase_that_makes_nothing_better_leaves_the_network_of_the_first(tmp_path: Path) -> None:
+    first, both, _ = in_two_phases(tmp_path, [3.0, 3.5, 3.0, 4.0, 9.0])
+    assert both.chosen_step == first.chosen_step == 16
+    for name, value in first.network.state_dict().items():
+        assert torch.equal(value, both.network.state_dict()[name]), name
+
+
+def test_a_second_phase_goes_on_from_the_network_that_was_kept_and_counts_on(tmp_path: Path) -> None:
+    first, both, rows = in_two_phases(tmp_path, [3.0, 2.5, 2.0, 4.0, 9.0])
+    assert both.chosen_step == FIT.steps + 10
+    assert any(not torch.equal(v, both.network.state_dict()[n]) for n, v in first.network.state_dict().items())
+    steps = [row["step"] for row in both.curve]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == rows[-1].step == rows[-1].steps == FIT.steps + 20
+    checks = {row["step"]: row["tune_val_loss"] for row in both.curve if "tune_val_loss" in row}
+    assert checks == {40: 3.0, 45: 2.5, 50: 2.0, 55: 4.0, 60: 9.0}
+    assert [row["step"] for row in both.curve if "loss" in row] == [row["step"] for row in first.curve]
+    assert both.seconds > first.seconds
+    alone, losses = copy.deepcopy(first.network).requires_grad_(True), iter([2.5, 2.0, 4.0, 9.0])
+    again = loop.train(
+        alone, terms, FIT.model_copy(update={"steps": 20}), torch.Generator().manual_seed(2), tmp_path / "alone",
+        lambda row: None, validation=Validation(lambda network: next(losses), 5, None),
+    )  # fmt: skip
+    for name, value in again.network.state_dict().items():
+        assert torch.equal(value, both.network.state_dict()[name]), name
 
 
 def test_a_validation_loss_that_is_not_finite_is_a_sentence(tmp_path: Path) -> None:

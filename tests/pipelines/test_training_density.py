@@ -16,7 +16,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 from torch import Tensor
 
-from flowmatch_core.flow import Flow
+from flowmatch_core.flow import ContinuousFlow, Flow
 from flowmatch_core.marginals import Marginals
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError
@@ -114,6 +114,10 @@ def points(rows: pd.DataFrame, columns: tuple[str, ...] = ("x", "y")) -> tuple[T
     return torch.tensor(rows[list(columns)].to_numpy()), torch.from_numpy(encoded)
 
 
+TUNE: dict[str, Any] = {
+    "loss": {"name": "likelihood", "solver": "adams", "steps": 8, "grid": {"name": "warped", "p": 0.85}},
+    "steps": 9, "batch": 16, "lr": 1e-3, "val_every": 3,
+}  # fmt: skip
 EVERY = [
     {"loss": "cfm"},
     {"loss": "cfm", "coupling": "minibatch_ot"},
@@ -125,10 +129,12 @@ EVERY = [
     {"loss": {"name": "kernel_density", "bandwidth": 0.3}},
     {"loss": {"name": "maf", "transforms": 2, "hidden": [16]}},
     {"loss": {"name": "nsf", "transforms": 1, "hidden": [16], "bins": 4}},
+    {"loss": TUNE["loss"]},
+    {"loss": "cfm", "coupling": "minibatch_ot", "tune": TUNE},
 ]
 
 
-QUICK = [0, 2, 5, 6, 7, 8]  # the others are slow tests
+QUICK = [0, 2, 5, 6, 7, 8, 11]  # the others are slow tests
 
 
 @pytest.mark.parametrize(
@@ -286,6 +292,63 @@ def test_a_killed_training_resumes_to_the_same_bits(
     assert (resumed.curve, resumed.chosen_step) == (whole.curve, whole.chosen_step)
     expected = whole.network.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.network.state_dict().items())
+
+
+@pytest.mark.parametrize("stop_at", [8, 15, 18])
+@pytest.mark.parametrize("rows_in_memory", [pytest.param(1000, id="memory", marks=pytest.mark.slow), 200])
+def test_a_training_in_two_phases_resumes_to_the_same_bits_in_each(
+    monkeypatch: pytest.MonkeyPatch, stop_at: int, rows_in_memory: int
+) -> None:
+    """The first phase has 12 steps and the second 9."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
+    prepared(weight="heavy")
+    made = job({"loss": "cfm", "tune": TUNE}, rows_in_memory=rows_in_memory)
+    _, whole = trained(made, "whole.checkpoint")
+    assert whole.curve[-1]["step"] == 21
+    assert whole.chosen_step is not None
+    assert whole.chosen_step > 12
+
+    def killed(row: loop.Progress) -> None:
+        if row.step >= stop_at:
+            raise Killed
+
+    torch.manual_seed(0)
+    with pytest.raises(Killed):
+        made.task(CPU).train(made.fit, torch.Generator().manual_seed(1), Path("killed.checkpoint"), killed)
+    _, resumed = trained(made, "killed.checkpoint")
+    assert (resumed.curve, resumed.chosen_step) == (whole.curve, whole.chosen_step)
+    expected = whole.network.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.network.state_dict().items())
+
+
+def test_the_second_phase_is_chosen_by_the_likelihood_of_the_validation_rows() -> None:
+    """Its checks are the negative log-likelihood of the flow, whatever the loss of the first phase."""
+    prepared()
+    torch.manual_seed(0)
+    tune = {**TUNE, "loss": {**TUNE["loss"], "steps": 64}}
+    task = job({"loss": "cfm", "tune": tune}).task(CPU)
+    assert isinstance(task, Task)
+    assert task.tuning is not None
+    part = Prepared(layout.prepared("own")).rows("val", 1000).to(CPU, torch.float32)
+    log_prob = ContinuousFlow(task.network, (2,), "rk4", 64).log_prob(part.x, part.cond)  # type: ignore[arg-type]
+    index = torch.arange(200) % 150  # what 200 draws take of 150 rows
+    assert task.tuning.validation.loss(task.network) == pytest.approx(-float(log_prob[index].mean().detach()), abs=2e-4)
+
+
+@pytest.mark.slow
+def test_maximum_likelihood_finds_the_gaussian_of_the_rows() -> None:
+    """Trained from the start: the loss of the rows is that of the Gaussian with their moments, its minimum."""
+    prepared(conditions=())
+    rows = np.random.default_rng(0).multivariate_normal([FAR, 3.0], [[4.0, 1.5], [1.5, 1.0]], 20_000)
+    for part in ROWS:
+        pd.DataFrame(rows, columns=["x", "y"]).to_parquet(layout.part(layout.prepared("own"), part))
+    loss = {**TUNE["loss"], "steps": 16}
+    flow = model({"loss": loss}, steps=400, batch=256, network={"name": "mlp", "hidden": [32, 32]}, val_every=50)
+    x = torch.from_numpy(rows)
+    exact = multivariate_normal(rows.mean(0), np.cov(rows.T, bias=True)).logpdf(rows).mean()
+    found = float(flow.log_prob(x).mean())
+    assert exact - 0.02 < found < exact + 0.005  # a field that is not linear may fit the rows better than a Gaussian
 
 
 def test_streamed_rows_are_those_in_memory_with_their_conditions_and_weights() -> None:
