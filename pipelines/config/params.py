@@ -355,7 +355,7 @@ class Tune(Settings):
     @classmethod
     def _trains_a_field(cls, loss: LossChoice) -> LossChoice:
         if loss.name not in catalog.OBJECTIVES:
-            raise ValueError(f"expected an objective of a velocity field: {', '.join(catalog.OBJECTIVES)}")
+            raise ValueError(f"expected a loss of a velocity field: {', '.join(catalog.OBJECTIVES)}")
         return loss
 
     def fit(self, first: DensityFit) -> DensityFit:

@@ -24,6 +24,8 @@ from pipelines.models import build, saved
 if TYPE_CHECKING:
     from pipelines.config.params import DensityMethod
 
+LIKELIHOOD_STEPS = 16
+"""Steps of a likelihood that is trained, where a method has none."""
 FLOW, NORMALIZING, MIXTURE = saved.FLOW, "normalizing", "mixture"
 """Kinds of models, `kind` in the description of a file."""
 
@@ -37,10 +39,15 @@ class Units(TypedDict):
     whitening: Tensor | None
 
 
-def objective(method: DensityMethod) -> Callable[..., Tensor]:
+def objective(method: DensityMethod, *, refined: bool = False) -> Callable[..., Tensor]:
     """Return the objective of a velocity field, `(network, path, rows, generator=...)`, with its options bound.
 
     One that regresses along the path takes a law of times, `time`, too.
+
+    Args:
+        method: Method.
+        refined: Whether a likelihood is solved with twice the steps, for checks: a field that is trained through too
+            few steps learns to exploit the error of the solver, and its loss at these steps does not show it.
 
     Raises:
         UserError: The objective accepts no coupling, but one is selected.
@@ -59,6 +66,7 @@ def objective(method: DensityMethod) -> Callable[..., Tensor]:
     if spec.path:
         return partial(spec.load(), prediction=method.prediction, **options)
     loss: Callable[..., Tensor] = spec.load()
+    options["steps"] = options.get("steps", LIKELIHOOD_STEPS) * (2 if refined else 1)
 
     def likelihood(network: nn.Module, path: AffinePath, x: Tensor, **given: Any) -> Tensor:
         field = network if method.prediction == "velocity" else VelocityOf(network, path, method.prediction)

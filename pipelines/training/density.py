@@ -92,7 +92,8 @@ class DensityJob(Job):
         rows = data.training(self.fit.batch, self.fit.rows_in_memory, device, self.fit.noise)
         self._check_coupling(data, rows)
         network, loss, meta = self._field(data) if self.choice.has_field else self._normalizing(*data.sizes)
-        validation = self._validation(data, loss, self.fit, device)
+        check = self._objective(data, self.choice, refined=True) if self.choice.has_field else loss
+        validation = self._validation(data, check, self.fit, device)
         return Task(
             network.to(device),
             _terms(loss, rows),
@@ -112,8 +113,8 @@ class DensityJob(Job):
         fit = self.choice.tune.fit(self.fit)
         if fit.batch != self.fit.batch:
             rows = data.training(fit.batch, fit.rows_in_memory, device, fit.noise)
-        loss = self._objective(data, self.choice.tuned())
-        validation = replace(self._validation(data, loss, fit, device), at_start=True)
+        loss, check = (self._objective(data, self.choice.tuned(), refined=refined) for refined in (False, True))
+        validation = replace(self._validation(data, check, fit, device), at_start=True)
         return Tuning(_terms(loss, rows), fit, validation, rows.read.seek)
 
     def _field(self, data: Prepared) -> tuple[nn.Module, Loss, dict[str, Any]]:
@@ -122,12 +123,12 @@ class DensityJob(Job):
         meta = {"network": config, "path": self.choice.path.model_dump(), "prediction": self.choice.prediction}
         return build.network(config), self._objective(data, self.choice), meta
 
-    def _objective(self, data: Prepared, choice: DensityMethod) -> Loss:
-        """Return the loss of a velocity field."""
+    def _objective(self, data: Prepared, choice: DensityMethod, *, refined: bool = False) -> Loss:
+        """Return the loss of a velocity field, for training or `refined` for checks; see `density.objective`."""
         described = data.conditions.described
         numbers = any(one["kind"] == "number" for one in described)
         coupling = choice.coupling.given(numbers) if described else choice.coupling
-        objective = density.objective(choice.model_copy(update={"coupling": coupling}))
+        objective = density.objective(choice.model_copy(update={"coupling": coupling}), refined=refined)
         path, law = build.path(choice.path), build.times(self.fit.time)
         if not catalog.OBJECTIVES[choice.loss.name].path:
 

@@ -18,8 +18,11 @@ from torch import Tensor
 
 from flowmatch_core.flow import ContinuousFlow, Flow
 from flowmatch_core.marginals import Marginals
+from flowmatch_core.objectives import nll_loss
+from flowmatch_core.solvers import Warped
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError
+from pipelines.base.seeding import derived_seed
 from pipelines.config.params import CouplingChoice, DensityFit, DensityMethod
 from pipelines.models import density, saved
 from pipelines.models.conditions import Conditions
@@ -336,6 +339,37 @@ def test_the_second_phase_is_chosen_by_the_likelihood_of_the_validation_rows() -
     assert task.tuning.validation.loss(task.network) == pytest.approx(-float(log_prob[index].mean().detach()), abs=2e-4)
 
 
+def test_the_checks_of_a_likelihood_solve_with_twice_the_steps() -> None:
+    """A network whose weights are large has another loss at the steps of the training."""
+    prepared()
+    losses = []
+    for steps in (2, 4, 64):
+        torch.manual_seed(0)
+        made = job({"loss": {**TUNE["loss"], "steps": steps}})
+        task = made.task(CPU)
+        assert isinstance(task, Task)
+        assert task.validation is not None
+        with torch.no_grad():
+            for parameter in task.network.parameters():
+                parameter.mul_(4.0)
+        part = Prepared(layout.prepared("own")).rows("val", 1000).to(CPU, torch.float32)
+        solved = []
+        for count in (steps, 2 * steps):
+            index = torch.arange(200) % 150
+            generator = torch.Generator().manual_seed(derived_seed(torch.initial_seed(), "validation"))
+            total = 0.0
+            for rows in index.split(made.fit.batch):
+                loss = nll_loss(
+                    task.network, part.x[rows], None if part.cond is None else part.cond[rows], solver="adams",
+                    steps=count, grid=Warped(0.85), generator=generator,
+                )  # fmt: skip
+                total += float(loss.detach()) * len(rows) / 200
+            solved.append(total)
+        assert task.validation.loss(task.network) == pytest.approx(solved[1], rel=1e-5)
+        losses.append(abs(solved[0] - solved[1]))
+    assert losses[0] > 0.02 > losses[2]
+
+
 @pytest.mark.slow
 def test_maximum_likelihood_finds_the_gaussian_of_the_rows() -> None:
     """Trained from the start: the loss of the rows is that of the Gaussian with their moments, its minimum."""
@@ -343,8 +377,12 @@ def test_maximum_likelihood_finds_the_gaussian_of_the_rows() -> None:
     rows = np.random.default_rng(0).multivariate_normal([FAR, 3.0], [[4.0, 1.5], [1.5, 1.0]], 20_000)
     for part in ROWS:
         pd.DataFrame(rows, columns=["x", "y"]).to_parquet(layout.part(layout.prepared("own"), part))
+    provenance = files.read_json(layout.provenance(layout.prepared("own")))
+    units = {"loc": rows.mean(0).tolist(), "scale": rows.std(0).tolist()}
+    files.write_json(layout.provenance(layout.prepared("own")), {**provenance, **units})
     loss = {**TUNE["loss"], "steps": 16}
-    flow = model({"loss": loss}, steps=400, batch=256, network={"name": "mlp", "hidden": [32, 32]}, val_every=50)
+    network = {"name": "mlp", "hidden": [32, 32], "frequencies": 0}
+    flow = model({"loss": loss}, steps=200, batch=256, network=network, val_every=50)
     x = torch.from_numpy(rows)
     exact = multivariate_normal(rows.mean(0), np.cov(rows.T, bias=True)).logpdf(rows).mean()
     found = float(flow.log_prob(x).mean())
