@@ -19,11 +19,11 @@ from flowmatch_core.networks import MLPField, UNetMLPField
 from flowmatch_core.successor import (
     Loss,
     Transitions,
-    logit_normal,
     mc_cfm_loss,
     td2_cfm_loss,
     td_cfm_loss,
 )
+from flowmatch_core.times import LogitNormalTime
 
 __all__ = ["benchmark_td_data", "benchmark_td_scale"]
 
@@ -146,7 +146,7 @@ def benchmark_td_scale(quick: bool) -> Result:
 def benchmark_td_data(quick: bool) -> Result:
     """Measure whether a step takes longer with more data in memory."""
     data = {rows: transitions(rows) for rows in SIZES}
-    loss = partial(td2_cfm_loss, gamma=0.99, steps=2, time=logit_normal)
+    loss = partial(td2_cfm_loss, gamma=0.99, steps=2, time=LogitNormalTime())
     runs: dict[str, Callable[[], object]] = {}
     for size, table in data.items():
         network = MLPField(STATE, (128,) * 3, cond_dim=STATE + ACTION, generator=torch.Generator().manual_seed(0))

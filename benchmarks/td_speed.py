@@ -27,12 +27,11 @@ from flowmatch_core.successor import (
     Loss,
     Particles,
     Transitions,
-    logit_normal,
     mc_cfm_loss,
     n_step,
     td2_cfm_loss,
 )
-from flowmatch_core.successor.particles import logit_normal_quantile
+from flowmatch_core.times import LogitNormalTime
 
 __all__ = ["benchmark_td_speed"]
 
@@ -140,7 +139,7 @@ def td2_particles(rows: int) -> Method:
     """TD²-CFM whose bootstrap points persist."""
 
     def method(data: Data, generator: torch.Generator) -> Objective:
-        particles = Particles(rows, 2, 2, steps=10, quantile=logit_normal_quantile)
+        particles = Particles(rows, 2, 2, steps=10, time=LogitNormalTime())
         loss = partial(particles.td2_cfm_loss, gamma=data.gamma, generator=generator)
         return lambda field, target: loss(field, target, data.transitions(rows, generator)).total
 
@@ -191,14 +190,14 @@ OURS = {3e-3: "TD², ours", 6e-3: "TD², ours, few steps"}
 RETURNS = "TD², returns of 5 steps"
 """What on-policy data allow; its target follows more slowly than that of the baseline with its learning rate."""
 
-QUICK: dict[str, Any] = {"steps": 2, "time": logit_normal}
+QUICK: dict[str, Any] = {"steps": 2, "time": LogitNormalTime()}
 
 RECIPES: dict[str, Recipe] = {
     MONTE_CARLO: Recipe(monte_carlo(256), "256 rows, uniform t", 3_600, 3e-3, 0.1),
     PUBLISHED: Recipe(td2(256, steps=10), "256 + 256 rows, K=10, uniform t", 2_400, 1e-3),
-    FAIR[3e-3]: Recipe(td2(256, steps=10, time=logit_normal), "256 + 256, K=10, logit-normal", 1_600, 3e-3, 0.1),
+    FAIR[3e-3]: Recipe(td2(256, steps=10, time=LogitNormalTime()), "256 + 256, K=10, logit-normal", 1_600, 3e-3, 0.1),
     OURS[3e-3]: Recipe(td2(128, **QUICK), "128 + 128, K=2, logit-normal", 1_600, 3e-3, 0.1),
-    FAIR[6e-3]: Recipe(td2(256, steps=10, time=logit_normal), "256 + 256, K=10, logit-normal", 600, 6e-3, 0.3),
+    FAIR[6e-3]: Recipe(td2(256, steps=10, time=LogitNormalTime()), "256 + 256, K=10, logit-normal", 600, 6e-3, 0.3),
     OURS[6e-3]: Recipe(td2(128, **QUICK), "128 + 128, K=2, logit-normal", 800, 6e-3, 0.3),
     "TD², for comparisons": Recipe(td2(128, steps=5), "128 + 128, K=5, uniform", 1_600, 3e-3, 0.1),
     RETURNS: Recipe(td2_returns(128, **QUICK), "128 + 128, K=2, logit-normal", 600, 6e-3, 0.1),

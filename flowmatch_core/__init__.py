@@ -16,6 +16,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from flowmatch_core.averaging import polyak_update as polyak_update
+    from flowmatch_core.averaging import ramped_step as ramped_step
     from flowmatch_core.couplings import ConditionalOT as ConditionalOT
     from flowmatch_core.couplings import Coupling as Coupling
     from flowmatch_core.couplings import Independent as Independent
@@ -143,7 +144,6 @@ if TYPE_CHECKING:
     from flowmatch_core.successor import ensemble_loss as ensemble_loss
     from flowmatch_core.successor import gan_loss as gan_loss
     from flowmatch_core.successor import geometric as geometric
-    from flowmatch_core.successor import logit_normal as logit_normal
     from flowmatch_core.successor import mc_cfm_loss as mc_cfm_loss
     from flowmatch_core.successor import n_step as n_step
     from flowmatch_core.successor import path_error as path_error
@@ -153,9 +153,15 @@ if TYPE_CHECKING:
     from flowmatch_core.successor import td_cfm_loss as td_cfm_loss
     from flowmatch_core.successor import td_dd_loss as td_dd_loss
     from flowmatch_core.successor import vae_loss as vae_loss
+    from flowmatch_core.times import LateTime as LateTime
+    from flowmatch_core.times import LogitNormalTime as LogitNormalTime
+    from flowmatch_core.times import StratifiedTime as StratifiedTime
+    from flowmatch_core.times import TimeLaw as TimeLaw
+    from flowmatch_core.times import UniformTime as UniformTime
+    from flowmatch_core.whitening import partial_whitening as partial_whitening
 
 _MODULES = {
-    "averaging": ("polyak_update",),
+    "averaging": ("polyak_update", "ramped_step"),
     "couplings": (
         "ConditionalOT",
         "Coupling",
@@ -291,7 +297,6 @@ _MODULES = {
         "ensemble_loss",
         "gan_loss",
         "geometric",
-        "logit_normal",
         "mc_cfm_loss",
         "n_step",
         "path_error",
@@ -302,6 +307,8 @@ _MODULES = {
         "td_dd_loss",
         "vae_loss",
     ),
+    "times": ("LateTime", "LogitNormalTime", "StratifiedTime", "TimeLaw", "UniformTime"),
+    "whitening": ("partial_whitening",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _SUBMODULES = frozenset(_MODULES) | {"divergence", "transport"}

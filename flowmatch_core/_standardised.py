@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowmatch_core._conditions import Condition, CondShape, map_condition
 from flowmatch_core._flow import Flow
+from flowmatch_core._tensors import check_finite, check_shape
 from flowmatch_core._units import UnitsModule, check_units, network_dtype, network_parameter
 from flowmatch_core.marginals import Marginals
 
@@ -16,7 +17,7 @@ __all__ = ["StandardisedFlow"]
 
 
 class StandardisedFlow(UnitsModule, Flow):
-    r"""A flow of $z = (T(x) - \mu) / s$, whose samples and points are in the units of $x$.
+    r"""A flow of $z = A\, (T(x) - \mu) / s$, whose samples and points are in the units of $x$.
 
     The arithmetic of the units is of the finer dtype of $x$ and the units; $z$ and the conditions have that of the
     parameters of the network, so that a network in single precision serves data in double precision.
@@ -28,10 +29,13 @@ class StandardisedFlow(UnitsModule, Flow):
         loc: The location, which broadcasts to the event shape, or None for 0.
         scale: The scale, likewise, or None for 1.
         marginals: The transform $T$ of the entries, or None for none.
+        whitening: The matrix $A$ of the flattened event, invertible, or None for the identity.
     """
 
+    UNITS = ("loc", "scale", "whitening")
     loc: Tensor | None
     scale: Tensor | None
+    whitening: Tensor | None
     marginals: Marginals | None
 
     def __init__(
@@ -42,6 +46,7 @@ class StandardisedFlow(UnitsModule, Flow):
         loc: Tensor | None,
         scale: Tensor | None,
         marginals: Marginals | None,
+        whitening: Tensor | None,
     ) -> None:
         super().__init__(event_shape, cond_shape, batch_shape)
         check_units(loc, scale, self.event_shape)
@@ -53,6 +58,13 @@ class StandardisedFlow(UnitsModule, Flow):
         self.marginals = marginals
         self._register_units("loc", loc)
         self._register_units("scale", scale)
+        if whitening is not None:
+            d = self.event_shape.numel()
+            check_shape("whitening", whitening, (d, d))
+            check_finite("whitening", whitening)
+            if not bool(torch.linalg.slogdet(whitening.detach()).logabsdet.isfinite()):
+                raise ValueError("whitening is singular, but should be an invertible matrix.")
+        self._register_units("whitening", whitening)
 
     def _network(self) -> object:
         """Return what is evaluated at standardised points."""
@@ -70,6 +82,10 @@ class StandardisedFlow(UnitsModule, Flow):
         if self.scale is not None:
             x = x / self.scale
             log_det = log_det - self.scale.to(x.dtype).log().expand(self.event_shape).sum()
+        if self.whitening is not None:
+            dtype = torch.promote_types(x.dtype, self.whitening.dtype)
+            x = (x.to(dtype).reshape(*lead, -1) @ self.whitening.to(dtype).T).reshape(x.shape)
+            log_det = log_det + torch.linalg.slogdet(self.whitening).logabsdet
         return self._cast(x), log_det.to(x.dtype)
 
     def _standardised_rows(self, value: Tensor, cond: Condition) -> tuple[Tensor, Condition, Tensor]:
@@ -85,13 +101,17 @@ class StandardisedFlow(UnitsModule, Flow):
 
     def _in_units(self, z: Tensor) -> Tensor:
         """Return standardised points in the units of the data."""
+        lead = z.shape[: z.ndim - len(self.event_shape)]
+        if self.whitening is not None:
+            dtype = torch.promote_types(z.dtype, self.whitening.dtype)
+            rows = z.to(dtype).reshape(-1, self.event_shape.numel())
+            z = torch.linalg.solve(self.whitening.to(dtype), rows.T).T.reshape(z.shape)
         if self.scale is not None:
             z = z * self.scale
         if self.loc is not None:
             z = z + self.loc
         if self.marginals is None:
             return z
-        lead = z.shape[: z.ndim - len(self.event_shape)]
         return self.marginals.inverse(z.reshape(*lead, self.event_shape.numel())).reshape(z.shape)
 
     def _condition_rows(self, cond: Condition, lead: Sequence[int]) -> Condition:

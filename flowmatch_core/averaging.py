@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["polyak_update"]
+__all__ = ["polyak_update", "ramped_step"]
 
 
 @torch.no_grad()
@@ -39,3 +39,26 @@ def polyak_update(target: nn.Module, network: nn.Module, step: float) -> None:
     torch._foreach_lerp_(list(target.parameters()), list(network.parameters()), step)
     for slow, fast in zip(target.buffers(), network.buffers(), strict=True):
         slow.copy_(fast)
+
+
+def ramped_step(step: float, n: int, ramp: float | None) -> float:
+    r"""Return the step of an average after `n` updates, larger at first, so that it forgets the initial weights.
+
+    $$
+    \tau_n = \max\Bigl(\tau,\, 1 - \frac{1 + n}{r + n}\Bigr)
+    $$
+
+    Args:
+        step: The step $\tau$ that stays, in [0, 1].
+        n: The number of updates before this one.
+        ramp: The number $r$, at least 1; None for a constant step.
+
+    Examples:
+        >>> [round(ramped_step(0.001, n, 10), 3) for n in (0, 10, 100_000)], ramped_step(0.1, 0, None)
+        ([0.9, 0.45, 0.001], 0.1)
+    """
+    if ramp is None:
+        return step
+    if not ramp >= 1:
+        raise ValueError(f"ramp is {ramp}, but should be at least 1.")
+    return max(step, 1 - (1 + n) / (ramp + n))

@@ -104,6 +104,8 @@ class ContinuousFlow(StandardisedFlow):
         scale: The scale $s$, likewise; 1 by default.
         marginals: Transforms of the entries of `x` to normal ones, before `loc` and `scale`: the field is one of
             $(T(x) - \mu) / s$, and the density has the log-determinant of $T$.
+        whitening: A matrix that the flattened $(T(x) - \mu) / s$ is multiplied by, `(d, d)` and invertible, such as
+            that of `partial_whitening`; none by default.
         base: The distribution $p_0$ of the states at t = 0, in standardised units: a
             `torch.distributions.Distribution` of the event shape or of independent entries, another flow, also one
             bound to its conditions, or a tensor of rows `(n, *event)` to draw from, which has no density. Its batch
@@ -140,6 +142,7 @@ class ContinuousFlow(StandardisedFlow):
         loc: Tensor | None = None,
         scale: Tensor | None = None,
         marginals: Marginals | None = None,
+        whitening: Tensor | None = None,
         base: Distribution | Tensor | None = None,
         base_scale: float = 1.0,
         cond_shape: CondShape = None,
@@ -154,7 +157,7 @@ class ContinuousFlow(StandardisedFlow):
         event = as_shape("event_shape", event_shape)
         start = base_of(base, base_scale, event)
         declared: CondShape = getattr(field, "cond_shape", None) if cond_shape is None else cond_shape
-        super().__init__(event, declared, start.batch_shape, loc, scale, marginals)
+        super().__init__(event, declared, start.batch_shape, loc, scale, marginals, whitening)
         self.field, self.solver, self.steps, self.grid = field, solver, steps, grid
         self.divergence, self.probes = divergence, probes
         self.base, self.rtol, self.atol, self.check = start, rtol, atol, check

@@ -42,6 +42,7 @@ class MixtureFlow(StandardisedFlow):
         loc: The location $\mu$, which broadcasts to `(d,)`; 0 by default.
         scale: The scale $s$, likewise; 1 by default.
         marginals: A transform of the entries, whose results are the $x$ above; none by default.
+        whitening: A matrix that $z$ is multiplied by; see `ContinuousFlow`.
         check: Whether a value that is not finite raises a `ValueError`; the check synchronises with the device.
 
     Examples:
@@ -62,6 +63,7 @@ class MixtureFlow(StandardisedFlow):
         loc: Tensor | None = None,
         scale: Tensor | None = None,
         marginals: Marginals | None = None,
+        whitening: Tensor | None = None,
         check: bool = True,
     ) -> None:
         if means.ndim != 2 or 0 in means.shape:
@@ -78,7 +80,7 @@ class MixtureFlow(StandardisedFlow):
             raise ValueError("factors has a diagonal that is not positive, but should be Cholesky factors.")
         if slopes is not None and (slopes.ndim != 2 or slopes.shape[1] != d):
             raise ValueError(f"slopes has shape {tuple(slopes.shape)}, but should be (conditions, {d}).")
-        super().__init__((d,), None if slopes is None else (len(slopes),), (), loc, scale, marginals)
+        super().__init__((d,), None if slopes is None else (len(slopes),), (), loc, scale, marginals, whitening)
         self.check = check
         self.weights: Tensor
         self.means: Tensor

@@ -47,6 +47,7 @@ class DiscreteTimeFlow(StandardisedFlow):
             data are far from 0; see `ContinuousFlow`.
         scale: The scale $s$, likewise; 1 by default.
         marginals: Transforms of the columns to normal ones, before `loc` and `scale`; see `ContinuousFlow`.
+        whitening: A matrix that the standardised `x` is multiplied by; see `ContinuousFlow`.
         check: Whether a value that is not finite raises a `ValueError`; the check synchronises with the device.
         generator: The source of randomness of the initial weights.
 
@@ -70,6 +71,7 @@ class DiscreteTimeFlow(StandardisedFlow):
         loc: Tensor | None = None,
         scale: Tensor | None = None,
         marginals: Marginals | None = None,
+        whitening: Tensor | None = None,
         check: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -81,7 +83,7 @@ class DiscreteTimeFlow(StandardisedFlow):
             broadcast(name, torch.full((), default) if unit is None else unit, (event_dim,)).clone()
             for name, unit, default in (("loc", loc, 0.0), ("scale", scale, 1.0))
         )
-        super().__init__((event_dim,), (cond_dim,), (), loc, scale, marginals)
+        super().__init__((event_dim,), (cond_dim,), (), loc, scale, marginals, whitening)
         self.kind, self.event_dim, self.cond_dim, self.check = kind, event_dim, cond_dim, check
         zuko()
         with seeded(torch.default_generator if generator is None else generator, torch.device("cpu")):

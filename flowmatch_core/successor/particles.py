@@ -2,7 +2,6 @@ r"""TD²-CFM with particles that persist across training steps: one evaluation o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import final
 
 import torch
@@ -14,19 +13,9 @@ from flowmatch_core.field import VelocityField
 from flowmatch_core.paths import AffinePath, CondOT
 from flowmatch_core.successor.losses.bootstrap import Loss, check_path, discount, interpolate, squared_error
 from flowmatch_core.successor.transitions import Transitions
+from flowmatch_core.times import TimeLaw, UniformTime
 
-__all__ = ["Particles", "logit_normal_quantile"]
-
-
-def logit_normal_quantile(u: Tensor) -> Tensor:
-    """Return the quantiles of `logit_normal`: t = sigmoid(xi), Phi(xi) = u.
-
-    Examples:
-        >>> logit_normal_quantile(torch.tensor([0.0, 0.5, 1.0]))
-        tensor([0.0000, 0.5000, 1.0000])
-    """
-    times: Tensor = torch.special.ndtri(u).sigmoid()
-    return times
+__all__ = ["Particles"]
 
 
 @final
@@ -51,7 +40,7 @@ class Particles(nn.Module):
         event_dim: The number of dimensions of a state.
         cond_dim: The number of dimensions of a condition.
         steps: The number of points on a path.
-        quantile: The quantiles of the law of the times, for example `logit_normal_quantile`; uniform by default.
+        time: The law of the times.
         path: The path of the direct term, from N(0, I).
 
     Examples:
@@ -80,7 +69,7 @@ class Particles(nn.Module):
         event_dim: int,
         cond_dim: int,
         steps: int = 10,
-        quantile: Callable[[Tensor], Tensor] = lambda u: u,
+        time: TimeLaw = UniformTime(),
         path: AffinePath = CondOT(),
     ) -> None:
         super().__init__()
@@ -88,7 +77,7 @@ class Particles(nn.Module):
             if number < 1:
                 raise ValueError(f"{name} was {number}, but should be at least 1.")
         check_path(path)
-        self.slots, self.steps, self.quantile, self.path = slots, steps, quantile, path
+        self.slots, self.steps, self.law, self.path = slots, steps, time, path
         # the number of the point on its path; 0 at pure noise, below 0 before the slot's first path
         self.register_buffer("phase", -(torch.arange(slots) % (steps + 1)))
         for name, shape in (
@@ -130,7 +119,7 @@ class Particles(nn.Module):
         if weight is not None:
             check_shape("weight", weight, (self.slots,))
         u = time_like(batch.state, torch.rand, generator)
-        t = self.quantile(u)
+        t = self.law.quantile(u)
         direct, direct_velocity = interpolate(
             self.path, "velocity", noise_like(batch.visited, generator), batch.visited, t
         )
@@ -168,7 +157,7 @@ class Particles(nn.Module):
         u = 1 - time_like(self.x, torch.rand, generator)
         start, moving = self.phase == 0, self.phase >= 0
         share = torch.where(start, u, self.quantile_now * self.steps + 1) / self.steps
-        t = self.quantile(share.clamp(max=1))
+        t = self.law.quantile(share.clamp(max=1))
         step = torch.where(moving, t - self.t, 0.0)
         euler = start | ~moving
         half = torch.where(euler, 0.0, step / torch.where(euler, 1.0, self.last_step) / 2)

@@ -79,9 +79,11 @@ class ObjectiveSpec(Spec):
 
     Attributes:
         coupling: Whether it accepts a coupling of noise and data.
+        path: Whether it regresses along a path between noise and data; a likelihood needs no more than the noise.
     """
 
     coupling: bool = True
+    path: bool = True
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,18 @@ NETWORKS: Mapping[str, NetworkSpec] = {
 OBJECTIVES: Mapping[str, ObjectiveSpec] = {
     "cfm": ObjectiveSpec("flowmatch_core.objectives.cfm", "cfm_loss"),
     "interpolant": ObjectiveSpec("flowmatch_core.objectives.interpolant", "interpolant_loss"),
+    "likelihood": ObjectiveSpec(
+        "flowmatch_core.objectives.likelihood",
+        "nll_loss",
+        {
+            "solver": Literal["euler", "midpoint", "heun", "rk4", "adams"],
+            "steps": AtLeastOne,
+            "grid": Any,  # an entry of GRIDS
+            "divergence": Literal["auto", "exact", "hutchinson"],
+        },
+        coupling=False,
+        path=False,
+    ),
     "posterior_cfm": ObjectiveSpec("flowmatch_core.objectives.posterior_cfm", "posterior_cfm_loss", coupling=False),
 }
 """Objectives of density models."""
@@ -182,6 +196,13 @@ GRIDS: Mapping[str, Spec] = {
     "warped": Spec("flowmatch_core.solvers.grids", "Warped", {"p": Number}),
 }
 """Grids of the times at which the steps of a solver end."""
+
+TIMES: Mapping[str, Spec] = {
+    "late": Spec("flowmatch_core.times", "LateTime", {"eps": Positive}),
+    "logit_normal": Spec("flowmatch_core.times", "LogitNormalTime"),
+    "uniform": Spec("flowmatch_core.times", "UniformTime"),
+}
+"""Laws of the flow times in a loss."""
 
 NORMALIZING: Mapping[str, NetworkSpec] = {
     "maf": NetworkSpec(

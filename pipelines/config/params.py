@@ -24,6 +24,7 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
     create_model,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -144,13 +145,29 @@ class NetworkChoice(Choice):
         return f"{self.name} {'×'.join(map(str, widths))}".rstrip()
 
 
+class TimeChoice(Choice):
+    """A law of the flow times in a loss, a class in `flowmatch_core/times.py`."""
+
+    name: Annotated[str, _row_of(catalog.TIMES)]
+
+    @property
+    def spec(self) -> Spec:
+        """Entry of the catalog."""
+        return catalog.TIMES[self.name]
+
+    def options(self) -> Mapping[str, Any]:
+        """Return the types of the law's options by name."""
+        return self.spec.options
+
+
 class Fit(Settings):
     """A network and its training."""
 
     network: NetworkChoice
     steps: int = Field(ge=1, description="gradient steps")
     batch: int = Field(ge=2, description="rows per gradient step")
-    lr: float = Field(gt=0, description="peak learning rate; linear warm-up, cosine to zero")
+    lr: float = Field(gt=0, description="peak learning rate; linear warm-up, then a cosine to lr_end")
+    lr_end: float = Field(default=0.0, ge=0, le=1, description="final learning rate, as a share of lr")
     warmup: int = Field(ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(ge=0, description="AdamW's decoupled decay")
     adam_betas: tuple[Share, Share] = Field(description="AdamW's decay of the mean gradient and of the mean square")
@@ -158,7 +175,19 @@ class Fit(Settings):
         default=None, description="final decay of the mean square, reached linearly; null: constant"
     )
     adam_eps: float = Field(gt=0, description="AdamW's epsilon")
+    clip: float | None = Field(
+        default=None, gt=0, description="largest norm of the gradient, which is scaled down to it; null: any"
+    )
     ema_step: float = Field(gt=0, le=1, description="weight of the newest weights in the averaged network, per step")
+    ema_ramp: float | None = Field(
+        default=None,
+        ge=1,
+        description="r, for a larger weight of the newest weights at first: max(ema_step, 1 - (1 + n) / (r + n)) at "
+        "step n; null: ema_step at every step",
+    )
+    time: TimeChoice = Field(
+        default=TimeChoice.model_validate("uniform"), description="law of the flow times in the loss"
+    )
     log_every: int = Field(ge=1, description="steps between two rows of the loss curve")
     rows_in_memory: int = Field(
         default=2_000_000, ge=2, description="training rows in memory; a longer table is streamed from disk"
@@ -168,6 +197,21 @@ class Fit(Settings):
 class DensityFit(Fit):
     """A network, its training, and the checks on validation rows by which it is chosen."""
 
+    stratified: bool = Field(
+        default=False, description="flow times with one draw in each of as many quantile intervals as a batch has rows"
+    )
+    noise: float = Field(
+        default=0.0,
+        ge=0,
+        description="standard deviation of the Gaussian noise that is added to the standardised training rows",
+    )
+    whitening: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="strength of a whitening of the standardised rows: their principal components are divided by their "
+        "standard deviations to this power; 0: none",
+    )
     val_every: int = Field(
         default=50,
         ge=1,
@@ -183,7 +227,6 @@ class SuccessorFit(Fit):
 
     ode_solver: Literal[FixedSolver, "ddim"] = Field(description="solver of the bootstrap; ddim for noise predictions")
     ode_steps: int = Field(ge=1, description="solver steps per bootstrap target")
-    time: Literal["uniform", "logit_normal"] = Field(description="distribution of flow times in the loss")
     returns: int = Field(
         ge=1,
         description="steps between a state and its bootstrap. Above 1 training uses the rollouts instead of the "
@@ -285,7 +328,42 @@ class LossChoice(Choice):
 
     def options(self) -> Mapping[str, Any]:
         """Return the types of the options by name."""
-        return self.spec.options
+        grid = {"grid": GridChoice} if "grid" in self.spec.options else {}
+        return {**self.spec.options, **grid}
+
+    @property
+    def grid(self) -> GridChoice | None:
+        """Grid of times among the options, if it is set."""
+        found = self.arguments.get("grid")
+        return None if found is None else GridChoice.model_validate(found)
+
+
+class Tune(Settings):
+    """A second phase of training, which goes on from the network that the first one kept."""
+
+    loss: LossChoice
+    steps: int = Field(ge=1, description="gradient steps")
+    batch: int = Field(ge=2, description="rows per gradient step")
+    lr: float = Field(gt=0, description="peak learning rate")
+    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    val_every: int = Field(default=10, ge=1, description="steps between two checks on validation rows")
+    ema_step: float | None = Field(
+        default=None, gt=0, le=1, description="weight of the newest weights in the average; null: as in the first phase"
+    )
+
+    @field_validator("loss")
+    @classmethod
+    def _trains_a_field(cls, loss: LossChoice) -> LossChoice:
+        if loss.name not in catalog.OBJECTIVES:
+            raise ValueError(f"expected a loss of a velocity field: {', '.join(catalog.OBJECTIVES)}")
+        return loss
+
+    def fit(self, first: DensityFit) -> DensityFit:
+        """Return the settings of this phase, those of the first one where it has none of its own."""
+        return first.model_copy(update=self.model_dump(exclude={"loss"}, exclude_none=True))
+
+
+_INDEPENDENT = CouplingChoice.model_validate("independent")
 
 
 class DensityMethod(Settings):
@@ -295,12 +373,15 @@ class DensityMethod(Settings):
     """
 
     path: PathChoice = Field(default=PathChoice.model_validate("cond_ot"), description="path between noise and data")
-    coupling: CouplingChoice = Field(
-        default=CouplingChoice.model_validate("independent"), description="which noise belongs to which data"
-    )
+    coupling: CouplingChoice = Field(default=_INDEPENDENT, description="which noise belongs to which data")
     loss: LossChoice
     prediction: Literal["velocity", "noise", "data", "score"] = Field(
         default="velocity", description="output of the network"
+    )
+    tune: Tune | None = Field(
+        default=None,
+        description="a second phase with another loss; its network is kept if its loss on the validation rows is lower "
+        "than that of the first phase's network",
     )
     seeds: Seeds | None = Field(default=None, description="seeds of this method in place of those of its data sets")
     fit: dict[str, Any] = Field(default={}, description="changes to the common `fit` for this method")
@@ -309,6 +390,12 @@ class DensityMethod(Settings):
     def has_field(self) -> bool:
         """Whether the method trains a velocity field."""
         return self.loss.name in catalog.OBJECTIVES
+
+    def tuned(self) -> DensityMethod:
+        """Return the method of the second phase; a loss that draws its noise itself has no coupling."""
+        assert self.tune is not None
+        coupling = self.coupling if catalog.OBJECTIVES[self.tune.loss.name].coupling else _INDEPENDENT
+        return self.model_copy(update={"loss": self.tune.loss, "coupling": coupling, "tune": None})
 
     @model_validator(mode="after")
     def _only_a_field_has_a_path(self) -> DensityMethod:
@@ -651,7 +738,7 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
         ("density", "datasets", params.datasets, params.density.fit),
         ("successor", "environments", params.environments, params.successor.fit),
     ):
-        _check_choice(common.network, path, (kind, "fit", "network"))
+        _check_fit_choices(common, path, (kind, "fit"))
         for name, entry in entries.items():
             _validate(plugins.load(entry.family, entry.kind).Settings, entry.own, path, (section, name))
             _check_fit(common, [entry.fit], path, (section, name, "fit"))
@@ -661,8 +748,11 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
             _validate(type(settings), changed, path, ("datasets", name, key))
         _check_choice(params.density.evaluate_for(entry).grid, path, ("datasets", name, "evaluate", "grid"))
     for name, density in params.density.methods.items():
-        for key, choice in (("path", density.path), ("coupling", density.coupling), ("loss", density.loss)):
+        for key, choice in (("path", density.path), ("coupling", density.coupling)):
             _check_choice(choice, path, ("density", "methods", name, key))
+        _check_loss(density.loss, path, ("density", "methods", name, "loss"))
+        if density.tune is not None:
+            _check_loss(density.tune.loss, path, ("density", "methods", name, "tune", "loss"))
         if density.coupling.reads_conditions:
             without = [data for data, entry in params.datasets.items() if entry.runs(name) and not entry.has_conditions]
             if without:
@@ -695,7 +785,12 @@ def _keys(nested: Mapping[str, Any], above: str = "") -> Iterator[str]:
 
 def _check_fit(common: Fit, changes: Sequence[Mapping[str, Any]], path: Path, prefix: tuple[str, ...]) -> None:
     fit = _validate(type(common), reduce(merge, changes, common.model_dump()), path, prefix)
-    _check_choice(fit.network, path, (*prefix, "network"))
+    _check_fit_choices(fit, path, prefix)
+
+
+def _check_fit_choices(fit: Fit, path: Path, prefix: tuple[str, ...]) -> None:
+    for key, choice in (("network", fit.network), ("time", fit.time)):
+        _check_choice(choice, path, (*prefix, key))
 
 
 def _check_methods_fit(
@@ -713,6 +808,12 @@ def _check_methods_fit(
             if entry.fit and method.fit and entry.runs(name):  # each may be valid alone and the combination invalid
                 both = f"{family}.{other}.fit with {section}.methods.{name}.fit"
                 _check_fit(common, [entry.fit, method.fit], path, (both,))
+
+
+def _check_loss(loss: LossChoice, path: Path, prefix: tuple[str, ...]) -> None:
+    _check_choice(loss, path, prefix)
+    if loss.grid is not None:
+        _check_choice(loss.grid, path, (*prefix, "grid"))
 
 
 def _check_choice(choice: Choice, path: Path, prefix: tuple[str, ...]) -> None:

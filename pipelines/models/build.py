@@ -10,12 +10,13 @@ from torch import nn
 from flowmatch_core.couplings import Coupling
 from flowmatch_core.paths import AffinePath
 from flowmatch_core.solvers import TimeGrid
+from flowmatch_core.times import TimeLaw
 from pipelines.base.errors import UserError
 from pipelines.config import catalog
 
 if TYPE_CHECKING:
     from pipelines.config.catalog import NetworkSpec, Spec
-    from pipelines.config.params import Choice, CouplingChoice, GridChoice, NetworkChoice, PathChoice
+    from pipelines.config.params import Choice, CouplingChoice, GridChoice, NetworkChoice, PathChoice, TimeChoice
 
 
 def path(choice: PathChoice) -> AffinePath:
@@ -45,6 +46,16 @@ def grid(choice: GridChoice) -> TimeGrid:
         UserError: The class rejects a value.
     """
     built: TimeGrid = _build(choice.spec, choice)
+    return built
+
+
+def times(choice: TimeChoice) -> TimeLaw:
+    """Return the law of the flow times that a training selects.
+
+    Raises:
+        UserError: The class rejects a value.
+    """
+    built: TimeLaw = _build(choice.spec, choice)
     return built
 
 

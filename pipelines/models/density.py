@@ -14,15 +14,18 @@ from flowmatch_core.flow import ContinuousFlow, Flow
 from flowmatch_core.marginals import Marginals
 from flowmatch_core.mixture import MixtureFlow
 from flowmatch_core.normalizing import DiscreteTimeFlow
-from flowmatch_core.paths import AffinePath
+from flowmatch_core.paths import AffinePath, VelocityOf
 from flowmatch_core.solvers import TimeGrid, Uniform
 from pipelines.base.errors import UserError
 from pipelines.config import catalog
+from pipelines.config.params import GridChoice
 from pipelines.models import build, saved
 
 if TYPE_CHECKING:
     from pipelines.config.params import DensityMethod
 
+LIKELIHOOD_STEPS = 16
+"""Steps of a likelihood that is trained, where a method has none."""
 FLOW, NORMALIZING, MIXTURE = saved.FLOW, "normalizing", "mixture"
 """Kinds of models, `kind` in the description of a file."""
 
@@ -33,16 +36,26 @@ class Units(TypedDict):
     loc: Tensor
     scale: Tensor
     marginals: Marginals | None
+    whitening: Tensor | None
 
 
-def objective(method: DensityMethod) -> Callable[..., Tensor]:
+def objective(method: DensityMethod, *, refined: bool = False) -> Callable[..., Tensor]:
     """Return the objective of a velocity field, `(network, path, rows, generator=...)`, with its options bound.
+
+    One that regresses along the path takes a law of times, `time`, too.
+
+    Args:
+        method: Method.
+        refined: Whether a likelihood is solved with twice the steps, for checks: a field that is trained through too
+            few steps learns to exploit the error of the solver, and its loss at these steps does not show it.
 
     Raises:
         UserError: The objective accepts no coupling, but one is selected.
     """
     spec = catalog.OBJECTIVES[method.loss.name]
-    options: dict[str, Any] = {"prediction": method.prediction, **method.loss.values()}
+    options: dict[str, Any] = method.loss.values()
+    if "grid" in options:
+        options["grid"] = build.grid(GridChoice.model_validate(options["grid"]))
     if spec.coupling:
         options["coupling"] = build.coupling(method.coupling)
     elif method.coupling.name != "independent":
@@ -50,7 +63,16 @@ def objective(method: DensityMethod) -> Callable[..., Tensor]:
             f"params.yaml: the loss {method.loss.name!r} draws its noise apart from the data, but has the coupling "
             f"{method.coupling.name!r}; expected independent."
         )
-    return partial(spec.load(), **options)
+    if spec.path:
+        return partial(spec.load(), prediction=method.prediction, **options)
+    loss: Callable[..., Tensor] = spec.load()
+    options["steps"] = options.get("steps", LIKELIHOOD_STEPS) * (2 if refined else 1)
+
+    def likelihood(network: nn.Module, path: AffinePath, x: Tensor, **given: Any) -> Tensor:
+        field = network if method.prediction == "velocity" else VelocityOf(network, path, method.prediction)
+        return loss(field, x, base_scale=float(path.sigma(0.0)), **given, **options)
+
+    return likelihood
 
 
 def normalizing(config: Mapping[str, Any]) -> DiscreteTimeFlow:
@@ -81,7 +103,8 @@ def load(file: Path, device: torch.device, solver: str, steps: int, *, grid: Tim
         UserError: The file is missing or damaged, or another version of this code wrote it.
     """
     model = saved.load(file, device, _network)
-    network, units = model.network, Units(loc=model.loc, scale=model.scale, marginals=model.marginals)
+    network = model.network
+    units = Units(loc=model.loc, scale=model.scale, marginals=model.marginals, whitening=model.whitening)
     if isinstance(network, MixtureFlow):
         return MixtureFlow(network.weights, network.means, network.factors, network.slopes, **units)
     if isinstance(network, DiscreteTimeFlow):

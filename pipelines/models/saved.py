@@ -33,6 +33,7 @@ class Saved:
         scale: Standard deviation of the standardisation, `(columns,)`.
         meta: Description that rebuilds the model.
         marginals: Transforms of the columns before the standardisation, if there are any.
+        whitening: Matrix that the standardised rows are multiplied by, if there is one.
     """
 
     network: nn.Module
@@ -41,6 +42,7 @@ class Saved:
     scale: Tensor
     meta: Mapping[str, Any]
     marginals: Marginals | None = None
+    whitening: Tensor | None = None
 
     @property
     def event_shape(self) -> tuple[int]:
@@ -62,12 +64,15 @@ def save(
     scale: Tensor,
     meta: Mapping[str, Any],
     marginals: Marginals | None = None,
+    whitening: Tensor | None = None,
 ) -> None:
-    """Write a trained network with its standardisation, and the transforms that come before it."""
+    """Write a trained network with its standardisation, the transforms before it and the whitening after it."""
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     if marginals is not None:
         tensors |= {f"marginals.{name}": value for name, value in marginals.state_dict().items()}
         meta = {**meta, "marginals": marginals.description}
+    if whitening is not None:
+        tensors["whitening"] = whitening
     files.write_tensors(file, {**tensors, "loc": loc, "scale": scale}, meta)
 
 
@@ -95,13 +100,14 @@ def load(file: Path, device: torch.device, network: Callable[[Mapping[str, Any],
         if "marginals" in meta:
             marginals = read_marginals(meta["marginals"], below("marginals.")).to(device)
         loc, scale = (tensors[name].to(device) for name in ("loc", "scale"))
-        if not bool(loc.isfinite().all() and scale.isfinite().all()):
+        whitening = tensors["whitening"].to(device) if "whitening" in tensors else None
+        if not all(bool(unit.isfinite().all()) for unit in (loc, scale, whitening) if unit is not None):
             raise ValueError("its units are not finite")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{file} does not hold a model of this version ({first_line(error)}); train it again: `make repro`."
         ) from None
-    return Saved(trained.to(device).requires_grad_(False), path, loc, scale, meta, marginals)
+    return Saved(trained.to(device).requires_grad_(False), path, loc, scale, meta, marginals, whitening)
 
 
 def read_marginals(description: Sequence[Mapping[str, Any]], state: Mapping[str, Tensor]) -> Marginals:

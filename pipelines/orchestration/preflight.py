@@ -29,8 +29,9 @@ def check(params: Params) -> None:
     for name, method in params.density.methods.items():
         if method.has_field:
             build.path(method.path)
-            density.objective(method)
-            _try(f"density.methods.{name}.loss", method.loss, partial(_density_step, method))
+            _check_objective(f"density.methods.{name}.loss", method)
+            if method.tune is not None:
+                _check_objective(f"density.methods.{name}.tune.loss", method.tuned())
     for choice in params.successor.methods.values():
         successor.path(choice.path)
     for name, entry in params.environments.items():
@@ -71,6 +72,11 @@ def _check_methods(params: Params, name: str, entry: EnvironmentEntry, length: i
                 f"params.yaml: returns is {fit.returns} for {method} in {name}, whose rollouts have "
                 f"{length} steps; expected no more: raise environments.{name}.length or lower returns."
             )
+
+
+def _check_objective(key: str, method: DensityMethod) -> None:
+    density.objective(method)
+    _try(key, method.loss, partial(_density_step, method))
 
 
 def _try(key: str, choice: Choice, step: Callable[[], object]) -> None:

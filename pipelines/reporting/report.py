@@ -308,6 +308,7 @@ def _dataset(
         "not zero and differ between methods."
     )
     terms = {"loss": "loss", "val_loss": "validation loss"}
+    terms |= {f"tune_{term}": f"{title} of the second phase" for term, title in terms.items()}
     terms = {term: title for term, title in terms.items() if any(term in table for table in logs.values())}
     page.picture(section, f"{name}-loss", curves.losses(logs, terms, chosen), caption)
 

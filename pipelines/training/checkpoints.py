@@ -52,6 +52,11 @@ def of_seed(state: Path, seed: int) -> Path:
     return state / f"seed{seed}.checkpoint"
 
 
+def of_tuning(checkpoint: Path) -> Path:
+    """Return the checkpoint of the second phase of a training."""
+    return checkpoint.with_name(f"{checkpoint.stem}.tune.checkpoint")
+
+
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write a checkpoint under a temporary name and rename it."""
     files.write_tensors(path, tensors, meta)

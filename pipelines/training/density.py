@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_core.flow import Flow
+from flowmatch_core.times import StratifiedTime
 from pipelines.base import layout
 from pipelines.base.errors import UserError
 from pipelines.base.seeding import derived_seed
@@ -20,8 +21,8 @@ from pipelines.config.params import DensityFit, DensityMethod
 from pipelines.models import build, density
 from pipelines.models.untrained import not_listed
 from pipelines.runs.context import Stage
-from pipelines.training import loop
-from pipelines.training.fit import Fitted, Job, Task, fit_seeds
+from pipelines.training import distributed, loop
+from pipelines.training.fit import Fitted, Job, Task, Tuning, fit_seeds
 from pipelines.training.rows import Batch, Prepared, TrainingRows
 
 VALIDATION = 2048
@@ -79,47 +80,69 @@ class DensityJob(Job):
 
     def task(self, device: torch.device) -> Task | Fitted:
         """Create the training task of one seed, or fit its closed form."""
-        data = Prepared(layout.prepared(self.data))
+        data = Prepared(layout.prepared(self.data), 0.0 if self.quick else self.fit.whitening)
         described = {name: data.provenance[name] for name in DESCRIBED}
-        units = data.loc.to(device), data.scale.to(device)
+        loc, scale, whitening = data.units
+        units = loc.to(device), scale.to(device)
         if self.quick:
             began = time.monotonic()
             form = self.choice.loss.spec.load()(data, **self.choice.loss.values())
             meta = {"kind": density.MIXTURE, "network": density.describe_mixture(form.network), **described}
             return Fitted(form.network, form.losses, time.monotonic() - began, *units, meta, data.marginals)
-        rows = data.training(self.fit.batch, self.fit.rows_in_memory, device)
+        rows = data.training(self.fit.batch, self.fit.rows_in_memory, device, self.fit.noise)
         self._check_coupling(data, rows)
         network, loss, meta = self._field(data) if self.choice.has_field else self._normalizing(*data.sizes)
-
-        def terms(
-            network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float
-        ) -> Mapping[str, Tensor]:
-            return {"loss": loss(network, rows.draw(generator), generator)}
-
-        validation = loop.Validation(self._validation(data, loss, device), self.fit.val_every, self.fit.patience)
+        check = self._objective(data, self.choice, refined=True) if self.choice.has_field else loss
+        validation = self._validation(data, check, self.fit, device)
         return Task(
             network.to(device),
-            terms,
+            _terms(loss, rows),
             *units,
             {**meta, **described},
             rows.read.seek,
             validation=validation,
             marginals=data.marginals,
+            whitening=None if whitening is None else whitening.to(device),
+            tuning=self._tuning(data, rows, device),
         )
+
+    def _tuning(self, data: Prepared, rows: TrainingRows, device: torch.device) -> Tuning | None:
+        """Return the second phase of the training, if there is one."""
+        if self.choice.tune is None:
+            return None
+        fit = self.choice.tune.fit(self.fit)
+        if fit.batch != self.fit.batch:
+            rows = data.training(fit.batch, fit.rows_in_memory, device, fit.noise)
+        loss, check = (self._objective(data, self.choice.tuned(), refined=refined) for refined in (False, True))
+        validation = replace(self._validation(data, check, fit, device), at_start=True)
+        return Tuning(_terms(loss, rows), fit, validation, rows.read.seek)
 
     def _field(self, data: Prepared) -> tuple[nn.Module, Loss, dict[str, Any]]:
         """Return a velocity field, its loss and its description."""
+        config = build.network_config(self.fit.network, *data.sizes)
+        meta = {"network": config, "path": self.choice.path.model_dump(), "prediction": self.choice.prediction}
+        return build.network(config), self._objective(data, self.choice), meta
+
+    def _objective(self, data: Prepared, choice: DensityMethod, *, refined: bool = False) -> Loss:
+        """Return the loss of a velocity field, for training or `refined` for checks; see `density.objective`."""
         described = data.conditions.described
         numbers = any(one["kind"] == "number" for one in described)
-        coupling = self.choice.coupling.given(numbers) if described else self.choice.coupling
-        objective = density.objective(self.choice.model_copy(update={"coupling": coupling}))
-        path, config = build.path(self.choice.path), build.network_config(self.fit.network, *data.sizes)
+        coupling = choice.coupling.given(numbers) if described else choice.coupling
+        objective = density.objective(choice.model_copy(update={"coupling": coupling}), refined=refined)
+        path, law = build.path(choice.path), build.times(self.fit.time)
+        if not catalog.OBJECTIVES[choice.loss.name].path:
+
+            def likelihood(network: nn.Module, rows: Batch, generator: torch.Generator) -> Tensor:
+                field = distributed.undivided(network)  # its divergence is another evaluation than its velocity
+                return objective(field, path, rows.x, cond=rows.cond, weight=rows.weight, generator=generator)
+
+            return likelihood
+        time = StratifiedTime(law) if self.fit.stratified else law
 
         def loss(network: nn.Module, rows: Batch, generator: torch.Generator) -> Tensor:
-            return objective(network, path, rows.x, cond=rows.cond, weight=rows.weight, generator=generator)
+            return objective(network, path, rows.x, cond=rows.cond, weight=rows.weight, time=time, generator=generator)
 
-        meta = {"network": config, "path": self.choice.path.model_dump(), "prediction": self.choice.prediction}
-        return build.network(config), loss, meta
+        return loss
 
     def _normalizing(self, columns: int, size: int) -> tuple[nn.Module, Loss, dict[str, Any]]:
         """Return a normalizing flow, its loss and its description."""
@@ -133,10 +156,10 @@ class DensityJob(Job):
 
         return density.normalizing(config), loss, {"kind": density.NORMALIZING, "network": config}
 
-    def _validation(self, data: Prepared, loss: Loss, device: torch.device) -> Callable[[nn.Module], float]:
-        """Return the validation loss of a network: the same draws at each check, in batches as in training."""
+    def _validation(self, data: Prepared, loss: Loss, fit: DensityFit, device: torch.device) -> loop.Validation:
+        """Return the checks of a network: the same draws at each of them, in batches as in training."""
         part = data.rows("val", VALIDATION).to(device, torch.float32)
-        batches = torch.split(torch.arange(VALIDATION, device=device).remainder(len(part.x)), self.fit.batch)
+        batches = torch.split(torch.arange(VALIDATION, device=device).remainder(len(part.x)), fit.batch)
         seed = derived_seed(torch.initial_seed(), "validation")
 
         @torch.no_grad()
@@ -147,7 +170,7 @@ class DensityJob(Job):
                 total += float(loss(network, part.at(index), generator)) * len(index)
             return total / VALIDATION
 
-        return value
+        return loop.Validation(value, fit.val_every, fit.patience)
 
     def _check_coupling(self, data: Prepared, rows: TrainingRows) -> None:
         """Check that the rows have what the coupling compares, and that it pairs rows of the right distribution.
@@ -168,3 +191,14 @@ class DensityJob(Job):
                 f"a coupling would pair noise with rows of equal weight; expected independent, or a rows_in_memory of "
                 f"at least the number of rows instead of {self.fit.rows_in_memory}."
             )
+
+
+def _terms(loss: Loss, rows: TrainingRows) -> loop.Step:
+    """Return the terms of a step: the loss at the next batch."""
+
+    def terms(
+        network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float
+    ) -> Mapping[str, Tensor]:
+        return {"loss": loss(network, rows.draw(generator), generator)}
+
+    return terms

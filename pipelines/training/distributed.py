@@ -66,6 +66,11 @@ def sharded(network: nn.Module) -> nn.Module:
     return network if ranks.world() == 1 else Sharded(network)
 
 
+def undivided(network: nn.Module) -> nn.Module:
+    """Return the network of `sharded`, which every process evaluates at all rows, with the same result."""
+    return network.network if isinstance(network, Sharded) else network
+
+
 class Sharded(nn.Module):
     """A network that evaluates a share of the rows in each process; value and gradients are those of all rows.
 

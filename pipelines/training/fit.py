@@ -28,6 +28,27 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+VALIDATIONS = {"val_loss": "val/loss", "tune_val_loss": "val/tune_loss"}
+"""Names of validation losses in the record of a run."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The second phase of a training.
+
+    Attributes:
+        terms: Function that returns the terms of the loss at a step.
+        fit: Training settings of the phase.
+        validation: Checks by which the network is chosen, the first one before the first step.
+        seek: Moves data that are read in order to a step.
+    """
+
+    terms: loop.Step
+    fit: Fit
+    validation: loop.Validation
+    seek: Callable[[int], None]
+
+
 @dataclass(frozen=True)
 class Task:
     """A network to train, the terms of its loss, and the description stored with its weights.
@@ -42,6 +63,8 @@ class Task:
         memory: State that the terms carry between steps, apart from the network.
         validation: Checks by which the network is chosen.
         marginals: Transforms of the columns before the standardisation.
+        whitening: Matrix that the standardised rows are multiplied by.
+        tuning: Second phase of the training.
     """
 
     network: nn.Module
@@ -53,14 +76,27 @@ class Task:
     memory: nn.Module | None = None
     validation: loop.Validation | None = None
     marginals: Marginals | None = None
+    whitening: Tensor | None = None
+    tuning: Tuning | None = None
 
     def train(
         self, fit: Fit, generator: torch.Generator, checkpoint: Path, report: Callable[[Progress], None]
     ) -> loop.Trained:
-        """Train the network; see `loop.train`."""
-        return loop.train(
+        """Train the network in one phase or two; see `loop.train` and `loop.tuned`."""
+        first = loop.train(
             self.network, self.terms, fit, generator, checkpoint, report, self.seek, self.memory, self.validation
         )
+        second = self.tuning
+        if second is None:
+            return first
+
+        def train_on(network: nn.Module, told: Callable[[Progress], None]) -> loop.Trained:
+            file = checkpoints.of_tuning(checkpoint)
+            return loop.train(
+                network, second.terms, second.fit, generator, file, told, second.seek, validation=second.validation
+            )
+
+        return loop.tuned(first, train_on, report)
 
 
 @dataclass(frozen=True)
@@ -75,6 +111,7 @@ class Fitted:
         scale: Standard deviation of the data, `(columns,)`.
         meta: Description that rebuilds the model.
         marginals: Transforms of the columns before the standardisation.
+        whitening: Matrix that the standardised rows are multiplied by.
     """
 
     network: nn.Module
@@ -84,6 +121,7 @@ class Fitted:
     scale: Tensor
     meta: Mapping[str, Any]
     marginals: Marginals | None = None
+    whitening: Tensor | None = None
 
     def train(
         self, fit: Fit, generator: torch.Generator, checkpoint: Path, report: Callable[[Progress], None]
@@ -194,7 +232,8 @@ def _fit_one(
     summary: dict[str, Any] = {"curve": trained.curve, "seconds": trained.seconds, "chosen_step": trained.chosen_step}
     if ranks.is_first():
         meta = {**task.meta, "seed": seed, "chosen_step": trained.chosen_step}
-        saved.save(layout.network(state, seed), trained.network, task.loc, task.scale, meta, task.marginals)
+        file = layout.network(state, seed)
+        saved.save(file, trained.network, task.loc, task.scale, meta, task.marginals, task.whitening)
         summary = checkpoints.finish(state, seed, summary)
     return summary
 
@@ -204,7 +243,7 @@ def _reporter(stage: Stage, job: Job, seeds: tuple[int, ...]) -> Callable[[int, 
     last = dict.fromkeys(seeds, 0.0)
 
     def report(seed: int, row: Progress) -> None:
-        terms = {"val/loss" if name == "val_loss" else f"train/{name}": value for name, value in row.terms.items()}
+        terms = {VALIDATIONS.get(name, f"train/{name}"): value for name, value in row.terms.items()}
         stage.record.series(row.step, terms, CellKey(job.data, job.method, seed))
         if row.seconds - last[seed] >= loop.LINE_SECONDS or row.step == row.steps:
             last[seed] = row.seconds
@@ -240,7 +279,9 @@ def _cell(job: Job, seed: int, curve: pd.DataFrame, summary: Mapping[str, Any], 
 
 
 def _final(curve: pd.DataFrame, chosen_step: int | None) -> dict[str, float]:
-    """Return the means over the last tenth of a curve, and the step of the network, if it was chosen."""
-    end = curve.iloc[-max(1, len(curve) // 10) :].mean().dropna()
-    final = {f"final_{name}": float(value) for name, value in end.items()}
+    """Return the means over the last tenth of a curve or of each phase, and the step of the network, if chosen."""
+    tuned = curve["tune_loss"].notna() if "tune_loss" in curve else curve.index < 0
+    phases = [phase for phase in (curve[~tuned], curve[tuned]) if len(phase)]
+    ends = [phase.iloc[-max(1, len(phase) // 10) :].mean().dropna() for phase in phases]
+    final = {f"final_{name}": float(value) for end in ends for name, value in end.items()}
     return final if chosen_step is None else {**final, "chosen_step": chosen_step}

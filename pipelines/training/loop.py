@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from flowmatch_core.averaging import polyak_update
+from flowmatch_core.averaging import polyak_update, ramped_step
 from pipelines.base import ranks
 from pipelines.base.errors import UserError
 from pipelines.training import checkpoints, distributed
@@ -60,11 +60,13 @@ class Validation:
         loss: Validation loss of a network, on the same rows, times and noises at each check.
         every: Steps between two checks.
         patience: Checks without an improvement after which training stops; None: it does not stop.
+        at_start: Whether the first check precedes the first step, so that the given network may be the best one.
     """
 
     loss: Callable[[nn.Module], float]
     every: int
     patience: int | None
+    at_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class Trained:
 
     Attributes:
         network: Averaged network: that of the smallest validation loss, or the last one without validation.
-        curve: Loss curve, one row per `log_every` steps and per check; a check has `val_loss`.
+        curve: Loss curve, one row per `log_every` steps and per check; a check has `val_loss`. The terms of a second
+            phase begin with `tune_`.
         seconds: Training time.
         chosen_step: Step of the network; None without validation.
     """
@@ -85,9 +88,10 @@ class Trained:
 
 
 def learning_rate(step: int, fit: Fit) -> float:
-    """Return the learning rate: a half cosine from `fit.lr` to zero at `fit.steps`, with linear warm-up."""
+    """Return the learning rate: a half cosine from `fit.lr` to its end at `fit.steps`, with linear warm-up."""
     warm = min(1.0, (step + 1) / (fit.warmup + 1))
-    return fit.lr * warm * 0.5 * (1.0 + math.cos(math.pi * step / fit.steps))
+    share = 0.5 * (1.0 + math.cos(math.pi * step / fit.steps))
+    return fit.lr * warm * (fit.lr_end + (1.0 - fit.lr_end) * share)
 
 
 def adam_betas(step: int, fit: Fit) -> tuple[float, float]:
@@ -141,6 +145,8 @@ def train(
     weights = [float(parameter.detach().double().sum()) for parameter in network.parameters()]
     distributed.agree("the checkpoint or the first weights", [start, *weights], generator.device)
     divided = distributed.sharded(network), distributed.sharded(average)
+    if validation is not None and validation.at_start and not curve:
+        curve.append({"step": 0, "val_loss": _checked(validation, divided[1], 0, fit)})
     seek(start)
     rows: list[dict[str, Tensor]] = []  # of the steps since the last row of the curve
     began = saved = time.monotonic()
@@ -151,8 +157,10 @@ def train(
         terms = step_terms(*divided, generator, step / fit.steps)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()  # type: ignore[no-untyped-call]
+        if fit.clip is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), fit.clip)
         optimizer.step()
-        polyak_update(average, network, fit.ema_step)
+        polyak_update(average, network, ramped_step(fit.ema_step, step, fit.ema_ramp))
         rows.append({name: term.detach() for name, term in terms.items()})
         done = step + 1
         checked = validation is not None and (done % validation.every == 0 or done == fit.steps)
@@ -164,9 +172,7 @@ def train(
             raise _diverged(rows, done - len(rows), fit)
         rows = []
         if validation is not None and checked:
-            means["val_loss"] = validation.loss(divided[1])
-            if not math.isfinite(means["val_loss"]):
-                raise _advice(f"the validation loss is {means['val_loss']} at step {done}", fit)
+            means["val_loss"] = _checked(validation, divided[1], done, fit)
             if means["val_loss"] < min((row["val_loss"] for row in curve if "val_loss" in row), default=math.inf):
                 modules["best"].load_state_dict(average.state_dict())
         now = time.monotonic()
@@ -187,6 +193,51 @@ def train(
     if validation is None:
         return Trained(average, curve, seconds)
     return Trained(modules["best"], curve, seconds, _chosen_step(curve))
+
+
+def tuned(
+    first: Trained,
+    train_on: Callable[[nn.Module, Callable[[Progress], None]], Trained],
+    report: Callable[[Progress], None],
+) -> Trained:
+    """Train the network of a first phase on, and return what both phases make together.
+
+    The steps of the second phase are counted on from the last one of the first. Its network is that of the first phase
+    if no check was better than the one before its first step.
+
+    Args:
+        first: Result of the first phase.
+        train_on: Trains a network in place in the second phase, whose validation has `at_start`.
+        report: Called with every row of the second phase.
+    """
+    done = int(first.curve[-1]["step"])
+
+    def named(terms: Mapping[str, float]) -> dict[str, float]:
+        return {f"tune_{name}": value for name, value in terms.items()}
+
+    def shifted(row: Progress) -> None:
+        last, seconds = done + row.steps, first.seconds + row.seconds
+        report(Progress(done + row.step, last, named(row.terms), row.steps_per_second, seconds))
+
+    second = train_on(copy.deepcopy(first.network).requires_grad_(True), shifted)
+    rows = [(int(row["step"]), named({k: v for k, v in row.items() if k != "step"})) for row in second.curve]
+    (_, start), *later = rows
+    curve = [*first.curve[:-1], {**first.curve[-1], **start}]
+    curve += [{"step": done + step, **terms} for step, terms in later]
+    chosen = first.chosen_step if second.chosen_step == 0 else done + int(second.chosen_step or 0)
+    return Trained(second.network, curve, first.seconds + second.seconds, chosen)
+
+
+def _checked(validation: Validation, network: nn.Module, step: int, fit: Fit) -> float:
+    """Return the validation loss of a network.
+
+    Raises:
+        UserError: It is not finite.
+    """
+    loss = validation.loss(network)
+    if not math.isfinite(loss):
+        raise _advice(f"the validation loss is {loss} at step {step}", fit)
+    return loss
 
 
 def _chosen_step(curve: list[dict[str, float]]) -> int:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowmatch_core.marginals import Marginals
+from flowmatch_core.whitening import partial_whitening
 from pipelines.base import files, layout
+from pipelines.base.errors import UserError
 from pipelines.data import streaming
 from pipelines.data.streaming import Memory, Rows, Stream
 from pipelines.models import saved
@@ -24,11 +26,26 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+WHITENING_ROWS = 2**18
+"""Maximum number of training rows from which a whitening is computed."""
+
+
+class Whitening(NamedTuple):
+    """A linear map of standardised rows, `matrix @ (x - mean)`; see `flowmatch_core.whitening`."""
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the images of rows."""
+        return (x - self.mean.to(x)) @ self.matrix.to(x).T
+
+
 class Batch(NamedTuple):
     """Rows of a data set.
 
     Attributes:
-        x: Standardised targets, `(rows, columns)`.
+        x: Standardised targets, `(rows, columns)`, whitened if the data set is.
         cond: Encoded conditions, `(rows, size)`, or None without conditions.
         weight: Importance weights of the rows, `(rows,)`, or None for equal ones.
     """
@@ -56,9 +73,11 @@ class Prepared:
 
     Attributes:
         folder: Folder of the data set in `data/prepared`.
+        strength: Strength of the whitening of the standardised targets, 0 for none.
     """
 
     folder: Path
+    strength: float = 0.0
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -92,6 +111,31 @@ class Prepared:
         return torch.tensor(self.provenance["scale"], dtype=torch.float64)
 
     @cached_property
+    def whitening(self) -> Whitening | None:
+        """Whitening of the standardised targets by the weighted training rows, if there is one.
+
+        Raises:
+            UserError: The targets are linearly dependent.
+        """
+        if self.strength == 0:
+            return None
+        train = self._standardised("train", WHITENING_ROWS)
+        try:
+            return Whitening(*partial_whitening(train.x, train.weight, strength=self.strength))
+        except ValueError as error:
+            raise UserError(
+                f"params.yaml: the training has a whitening of {self.strength:g}, but the training rows of "
+                f"{self.folder.name!r} have none ({str(error).removesuffix('.')}); set whitening to 0 for them."
+            ) from None
+
+    @property
+    def units(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Location and scale of the targets, and the matrix that the standardised targets are multiplied by."""
+        if self.whitening is None:
+            return self.loc, self.scale, None
+        return self.loc + self.scale * self.whitening.mean, self.scale, self.whitening.matrix
+
+    @cached_property
     def marginals(self) -> Marginals | None:
         """Transforms of the columns before the standardisation, if there are any."""
         if not self.provenance.get("marginals"):
@@ -116,19 +160,28 @@ class Prepared:
         Raises:
             UserError: The table is missing or damaged, lacks a column, or contains a number that is not finite.
         """
+        return self.whitened(self._standardised(part, limit))
+
+    def whitened(self, batch: Batch) -> Batch:
+        """Return standardised rows as the network sees them."""
+        return batch if self.whitening is None else batch._replace(x=self.whitening(batch.x))
+
+    def _standardised(self, part: str, limit: int) -> Batch:
+        """Return rows as `rows` does, without the whitening."""
         weighted = self._weighted(part)
         table = files.read_table(layout.part(self.folder, part), self._read(weighted))
         if len(table) > limit:
             table = table.iloc[np.linspace(0, len(table) - 1, limit).round().astype(int)]
         return self.split(torch.from_numpy(self._encode(table, weighted)))
 
-    def training(self, batch: int, limit: int, device: torch.device) -> TrainingRows:
+    def training(self, batch: int, limit: int, device: torch.device, noise: float = 0.0) -> TrainingRows:
         """Return the source of the batches of a training.
 
         Args:
             batch: Rows per batch.
             limit: Maximum number of rows in memory; a longer table is streamed.
             device: Device of the batches.
+            noise: Standard deviation of the noise that is added to the standardised targets.
 
         Raises:
             UserError: The table is missing or damaged, lacks a column, or contains a number that is not finite.
@@ -143,7 +196,7 @@ class Prepared:
             seed=torch.initial_seed(),
             device=device,
         )
-        return TrainingRows(self, read.by_weight() if weighted and isinstance(read, Memory) else read)
+        return TrainingRows(self, read.by_weight() if weighted and isinstance(read, Memory) else read, noise)
 
     def split(self, rows: Tensor) -> Batch:
         """Return encoded rows as targets, conditions and weights."""
@@ -185,10 +238,12 @@ class TrainingRows:
     Attributes:
         prepared: Data set.
         read: Encoded rows.
+        noise: Standard deviation of the noise that is added to the standardised targets.
     """
 
     prepared: Prepared
     read: Rows
+    noise: float
 
     @property
     def streamed(self) -> bool:
@@ -197,7 +252,15 @@ class TrainingRows:
 
     def draw(self, generator: torch.Generator) -> Batch:
         """Return the next batch."""
-        batch = self.prepared.split(self.read.draw(generator))
+        batch = self.prepared.whitened(self._redrawn(self.prepared.split(self.read.draw(generator)), generator))
+        if self.noise == 0:
+            return batch
+        x = batch.x
+        drawn = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return batch._replace(x=x + self.noise * drawn)
+
+    def _redrawn(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Return the batch with new noise in the columns that are integers plus uniform noise."""
         places = self.prepared.redrawn
         if not places:
             return batch

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_core.paths import AffinePath
-from flowmatch_core.successor import Loss, Particles, logit_normal
-from flowmatch_core.successor.particles import logit_normal_quantile
+from flowmatch_core.successor import Loss, Particles
 from pipelines.base import layout
 from pipelines.config.params import SuccessorFit, SuccessorMethod
 from pipelines.data.batches import Batches
-from pipelines.models import successor
+from pipelines.models import build, successor
 from pipelines.models.untrained import untrained
 from pipelines.runs.context import Stage
 from pipelines.training.fit import Job, Task, fit_seeds
@@ -131,13 +130,12 @@ class SuccessorJob(Job):
     def _flow_options(self, path: AffinePath) -> dict[str, Any]:
         if not self.choice.loss.spec.path:
             return {}
-        return {"path": path, "time": logit_normal if self.fit.time == "logit_normal" else torch.rand}
+        return {"path": path, "time": build.times(self.fit.time)}
 
 
 def _particles(fit: SuccessorFit, batches: Batches, path: AffinePath) -> Particles:
-    quantile = {"quantile": logit_normal_quantile} if fit.time == "logit_normal" else {}
     state, action = len(batches.states), len(batches.actions)
-    return Particles(fit.batch // 2, state, state + action, fit.ode_steps, path=path, **quantile)
+    return Particles(fit.batch // 2, state, state + action, fit.ode_steps, time=build.times(fit.time), path=path)
 
 
 def _nowhere(step: int) -> None:

@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Floor by floor: a room is a module or a package of flowmatch_core, and imports the rooms in its row and no others.
 FLOORS: list[dict[str, set[str]]] = [
-    {"_conditions": set(), "_require": set(), "averaging": set(), "prefetch": set()},
+    {"_conditions": set(), "_require": set(), "averaging": set(), "prefetch": set(), "times": set()},
     {"_jacobian": {"_conditions"}},
     {"field": {"_conditions", "_jacobian"}, "intervals": {"_require"}, "transport": {"_require"}},
     {"_tensors": {"field"}},
@@ -28,6 +28,7 @@ FLOORS: list[dict[str, set[str]]] = [
         "_call": {"_conditions", "_tensors", "field"},
         "_flow": {"_conditions", "_tensors"},
         "_units": {"_tensors"},
+        "whitening": {"_tensors"},
     },
     {
         "_bases": {"_flow", "_tensors"},
@@ -38,7 +39,7 @@ FLOORS: list[dict[str, set[str]]] = [
         "paths": {"_call", "_conditions", "_tensors", "field"},
     },
     {
-        "_standardised": {"_conditions", "_flow", "_units", "marginals"},
+        "_standardised": {"_conditions", "_flow", "_tensors", "_units", "marginals"},
         "networks": {"_call", "_conditions", "_tensors", "field", "paths"},
         "oracles": {"_tensors", "field", "paths"},
         "solvers": {"_call", "_conditions", "_require", "_tensors", "field", "paths"},
@@ -62,7 +63,18 @@ FLOORS: list[dict[str, set[str]]] = [
             *("_bases", "_call", "_conditions", "_density", "_jacobian", "_require", "_tensors"),
             *("couplings", "divergence", "field", "paths", "solvers"),
         },
-        "successor": {"_call", "_conditions", "_tensors", "_units", "field", "flow", "networks", "paths", "solvers"},
+        "successor": {
+            "_call",
+            "_conditions",
+            "_tensors",
+            "_units",
+            "field",
+            "flow",
+            "networks",
+            "paths",
+            "solvers",
+            "times",
+        },
     },
 ]
 MAY_IMPORT = {room: rooms for floor in FLOORS for room, rooms in floor.items()}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowmatch_core._tensors import as_time
 from flowmatch_core.field import Field, Time
 from flowmatch_core.flow import ContinuousFlow
-from flowmatch_core.networks import MLPField
+from flowmatch_core.networks import FiLMField, MLPField
 from flowmatch_core.objectives.likelihood import GradientMethod, nll_loss
 from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.solvers import SolverError, Warped
@@ -89,6 +89,47 @@ def test_backprop_is_the_log_prob_of_the_flow_at_times_of_its_own(solver: str) -
         ]
     assert few[0] == few[1] and len(set(few)) == 3
     assert all(abs(value - float(truth.detach())) < 0.05 for value in few)
+
+
+@pytest.mark.parametrize("solver", ["rk4", "adams"])
+@pytest.mark.parametrize("kind", [MLPField, FiLMField])
+def test_the_loss_of_a_recipe_is_the_weighted_log_prob_of_its_flow(
+    kind: type[MLPField | FiLMField], solver: str
+) -> None:
+    """Networks with a closed form of the divergence, on the warped grid, with conditions and weights."""
+    field = kind(3, hidden=(16, 16), cond_dim=2, generator=generator()).double()
+    x, cond, weight = randn(8, 3), randn(8, 2), torch.rand(8, generator=generator(1), dtype=torch.float64)
+    assert field.has_closed_form_divergence
+    flow = ContinuousFlow(field, (3,), solver, 96, grid=Warped(0.85))
+    loss = nll_loss(field, x, cond, weight=weight, solver=solver, steps=96, grid=Warped(0.85), generator=generator())
+    close(loss, -(weight * flow.log_prob(x, cond)).mean(), 1e-5)
+
+
+@pytest.mark.parametrize("solver", ["rk4", "adams"])
+@pytest.mark.parametrize("kind", [MLPField, FiLMField])
+def test_the_gradient_through_the_solver_is_that_of_finite_differences(
+    kind: type[MLPField | FiLMField], solver: str
+) -> None:
+    """Exact for the computed value, however few the steps."""
+    field = kind(3, hidden=(16, 16), cond_dim=2, generator=generator()).double()
+    x, cond, weight = randn(8, 3), randn(8, 2), torch.rand(8, generator=generator(1), dtype=torch.float64)
+
+    def loss() -> Tensor:
+        options = {"weight": weight, "solver": solver, "steps": 8, "grid": Warped(0.85), "generator": generator()}
+        return nll_loss(field, x, cond, **options)  # type: ignore[arg-type]
+
+    parameters = list(field.parameters())
+    gradients = torch.autograd.grad(loss(), parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        direction = randn(*parameter.shape, seed=5)
+        values = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                parameter.add_(direction, alpha=step)
+                values.append(float(loss()))
+                parameter.sub_(direction, alpha=step)
+        found = float((gradient * direction).sum())
+        assert found == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5, abs=1e-7)
 
 
 class Hidden(Field):

@@ -27,7 +27,6 @@ from flowmatch_core.successor import (
     SuccessorLoss,
     Transitions,
     gan_loss,
-    logit_normal,
     mc_cfm_loss,
     n_step,
     td2_cfm_loss,
@@ -37,6 +36,7 @@ from flowmatch_core.successor import (
     td_dd_loss,
     vae_loss,
 )
+from flowmatch_core.times import LogitNormalTime
 from tests.support.checks import BOUND, z_scores
 from tests.support.processes import TD_LOSSES, Probe, scalar_process, transitions
 from tests.support.random import generator, randn, tensor
@@ -46,7 +46,7 @@ CURVES = [CondOT(), Cosine()]
 SETTINGS = [
     pytest.param(CondOT(), torch.rand, id="straight"),
     pytest.param(Cosine(), torch.rand, id="curved"),
-    pytest.param(CondOT(), logit_normal, id="logit_normal"),
+    pytest.param(CondOT(), LogitNormalTime(), id="logit_normal"),
 ]
 
 
@@ -311,12 +311,6 @@ def test_td_gradients_vary_more_by_the_amount_of_theorem_2(gamma: float) -> None
     (td, gap), (td2, _) = variance(td_cfm_loss), variance(td2_cfm_loss)
     assert td > td2
     assert td - td2 == pytest.approx(gamma**2 * gap, rel=0.05)
-
-
-def test_logit_normal_times_are_sigmoids_of_normals() -> None:
-    t = logit_normal(20_000, generator=generator(), dtype=torch.float64)
-    assert z_scores(torch.logit(t), 0.0).abs() < BOUND
-    assert z_scores(torch.logit(t) ** 2, 1.0).abs() < BOUND
 
 
 # Scale

@@ -14,8 +14,8 @@ from flowmatch_core._tensors import as_time
 from flowmatch_core.field import Time
 from flowmatch_core.paths import VE, CondOT, Cosine
 from flowmatch_core.solvers import solve
-from flowmatch_core.successor import Particles, Transitions, logit_normal, path_error
-from flowmatch_core.successor.particles import logit_normal_quantile
+from flowmatch_core.successor import Particles, Transitions, path_error
+from flowmatch_core.times import LogitNormalTime, TimeLaw, UniformTime
 from tests.support.checks import BOUND, z_scores
 from tests.support.fields import zero
 from tests.support.processes import Probe, scalar_process, transitions
@@ -48,13 +48,12 @@ def test_oracle_is_stationary_at_the_particles() -> None:
     assert z_scores(field.gradients(loss.total), 0.0).abs().max() < BOUND
 
 
-@pytest.mark.parametrize("quantile", [None, logit_normal_quantile], ids=["uniform", "logit normal"])
-def test_times_of_the_particles_have_the_law_of_the_direct_term(quantile: Callable[[Tensor], Tensor] | None) -> None:
+@pytest.mark.parametrize("law", [UniformTime(), LogitNormalTime()], ids=["uniform", "logit normal"])
+def test_times_of_the_particles_have_the_law_of_the_direct_term(law: TimeLaw) -> None:
     """At one call, over the slots under way; at t=0, where no field is trained, there is none of them."""
     slots, steps, g = 6_000, 5, generator()
-    options = {} if quantile is None else {"quantile": quantile}
     particles, batch, field = (
-        Particles(slots, 1, 2, steps, **options).double(),
+        Particles(slots, 1, 2, steps, time=law).double(),
         transitions(scalar_process(), slots),
         Recorder(),
     )
@@ -64,16 +63,17 @@ def test_times_of_the_particles_have_the_law_of_the_direct_term(quantile: Callab
     t = field.t[live]
     assert abs(float(live.double().mean()) - steps / (steps + 1)) < 2 / slots
     assert float(t.min()) > 0
-    law = stats.uniform.cdf if quantile is None else lambda t: stats.norm.cdf(torch.logit(torch.as_tensor(t)))
-    assert stats.kstest(t.numpy(), law).pvalue > 1e-3
-    direct = torch.rand(slots, dtype=torch.float64) if quantile is None else logit_normal(slots, generator=g)
+    uniform = law == UniformTime()
+    distribution = stats.uniform.cdf if uniform else lambda t: stats.norm.cdf(torch.logit(torch.as_tensor(t)))
+    assert stats.kstest(t.numpy(), distribution).pvalue > 1e-3
+    direct = law(slots, generator=g, dtype=torch.float64)
     assert stats.ks_2samp(t.numpy(), direct.numpy()).pvalue > 1e-4
 
 
 @pytest.mark.parametrize(
-    ("quantile", "ratio"), [(None, 3.0), (logit_normal_quantile, 1.7)], ids=["uniform", "logit normal"]
+    ("law", "ratio"), [(UniformTime(), 3.0), (LogitNormalTime(), 1.7)], ids=["uniform", "logit normal"]
 )
-def test_particles_move_along_the_flow(quantile: Callable[[Tensor], Tensor] | None, ratio: float) -> None:
+def test_particles_move_along_the_flow(law: TimeLaw, ratio: float) -> None:
     """The distance to the exact point at each particle's own time falls by four when the steps double.
 
     By less with logit-normal times, whose first step from t=0 is longer than the others.
@@ -86,11 +86,11 @@ def test_particles_move_along_the_flow(quantile: Callable[[Tensor], Tensor] | No
     def exact(x0: Tensor, t: Tensor) -> Tensor:
         return solve(swirl, x0, t1=t, solver="rk4", steps=60).x
 
-    errors, options = [], {} if quantile is None else {"quantile": quantile}
+    errors: list[float] = []
     s = randn(200, 2, seed=1)
     batch = Transitions(s, None, s, None)
     for steps in (20, 40, 80):
-        particles, field, g = Particles(200, 2, 2, steps, **options).double(), Recorder(), generator()
+        particles, field, g = Particles(200, 2, 2, steps, time=law).double(), Recorder(), generator()
         particles.phase.zero_()
         start = s
         for _ in range(steps + 1):
@@ -170,12 +170,6 @@ def test_a_restored_state_goes_on_alike() -> None:
         g.set_state(state)
         runs.append([particles.td2_cfm_loss(zero, oracle, batch, gamma=GAMMA, generator=g) for _ in range(6)])
     assert runs[0] == runs[1]
-
-
-def test_quantiles_are_those_of_logit_normal_times() -> None:
-    u = torch.rand(5_000, generator=generator(), dtype=torch.float64)
-    t = logit_normal(5_000, generator=generator(1), dtype=torch.float64)
-    assert stats.ks_2samp(logit_normal_quantile(u).numpy(), t.numpy()).pvalue > 1e-3
 
 
 # The error of short solves

@@ -33,6 +33,16 @@ DENSITIES: dict[str, dict[str, Any]] = {
     "interpolant": {"path": "cond_ot", "coupling": "independent", "loss": "interpolant"},
     "posterior_cfm": {"path": "cond_ot", "coupling": "independent", "loss": "posterior_cfm"},
     "maf": {"loss": {"name": "maf", "transforms": 2, "hidden": [16]}},
+    "tuned": {
+        "loss": "cfm",
+        "tune": {
+            "loss": {"name": "likelihood", "solver": "adams"},
+            "steps": 4,
+            "lr": 1e-2,
+            "batch": 33,
+            "val_every": 2,
+        },
+    },
 }
 SUCCESSORS: dict[str, dict[str, Any]] = {
     "mc_cfm": {"loss": "mc_cfm"},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -141,6 +144,47 @@ def test_a_killed_run_with_checks_resumes_to_the_same_choice(
         assert torch.equal(value, resumed.network.state_dict()[name]), name
 
 
+def in_two_phases(folder: Path, second: list[float]) -> tuple[Trained, Trained, list[Progress]]:
+    """Train in two phases, the second with the given validation losses every 5 steps, the first one before a step."""
+    first, _ = fitted(folder / "first", validation=Validation(falls_until(16), 4, None))
+    rows: list[Progress] = []
+    losses = iter(second)
+
+    def train_on(network: nn.Module, report: Callable[[Progress], None]) -> Trained:
+        checks = Validation(lambda network: next(losses), 5, None, at_start=True)
+        fit, generator = FIT.model_copy(update={"steps": 20}), torch.Generator().manual_seed(2)
+        return loop.train(network, terms, fit, generator, folder / "second", report, validation=checks)
+
+    return first, loop.tuned(first, train_on, rows.append), rows
+
+
+def test_a_second_phase_that_makes_nothing_better_leaves_the_network_of_the_first(tmp_path: Path) -> None:
+    first, both, _ = in_two_phases(tmp_path, [3.0, 3.5, 3.0, 4.0, 9.0])
+    assert both.chosen_step == first.chosen_step == 16
+    for name, value in first.network.state_dict().items():
+        assert torch.equal(value, both.network.state_dict()[name]), name
+
+
+def test_a_second_phase_goes_on_from_the_network_that_was_kept_and_counts_on(tmp_path: Path) -> None:
+    first, both, rows = in_two_phases(tmp_path, [3.0, 2.5, 2.0, 4.0, 9.0])
+    assert both.chosen_step == FIT.steps + 10
+    assert any(not torch.equal(v, both.network.state_dict()[n]) for n, v in first.network.state_dict().items())
+    steps = [row["step"] for row in both.curve]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == rows[-1].step == rows[-1].steps == FIT.steps + 20
+    checks = {row["step"]: row["tune_val_loss"] for row in both.curve if "tune_val_loss" in row}
+    assert checks == {40: 3.0, 45: 2.5, 50: 2.0, 55: 4.0, 60: 9.0}
+    assert [row["step"] for row in both.curve if "loss" in row] == [row["step"] for row in first.curve]
+    assert both.seconds > first.seconds
+    alone, losses = copy.deepcopy(first.network).requires_grad_(True), iter([2.5, 2.0, 4.0, 9.0])
+    again = loop.train(
+        alone, terms, FIT.model_copy(update={"steps": 20}), torch.Generator().manual_seed(2), tmp_path / "alone",
+        lambda row: None, validation=Validation(lambda network: next(losses), 5, None),
+    )  # fmt: skip
+    for name, value in again.network.state_dict().items():
+        assert torch.equal(value, both.network.state_dict()[name]), name
+
+
 def test_a_validation_loss_that_is_not_finite_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^the validation loss is nan at step 10; expected a finite number"):
         fitted(tmp_path / "c", validation=Validation(lambda network: torch.nan, 10, None))
@@ -186,6 +230,59 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[FIT.warmup :] == sorted(rates[FIT.warmup :], reverse=True)
     assert rates[-1] == pytest.approx(0.0, abs=1e-12)
     assert 0 < rates[0] < FIT.lr
+
+
+@pytest.mark.parametrize("end", [0.01, 0.5, 1.0])
+def test_the_learning_rate_ends_at_its_share_of_the_peak(end: float) -> None:
+    fit = FIT.model_copy(update={"lr_end": end, "steps": 10_000})
+    rates = [loop.learning_rate(step, fit) for step in range(fit.warmup, fit.steps)]
+    assert rates[-1] == pytest.approx(end * fit.lr, rel=1e-4)
+    assert rates == sorted(rates, reverse=True)
+    middle = loop.learning_rate(fit.steps // 2, fit)
+    assert middle == pytest.approx((1 + end) / 2 * fit.lr)
+
+
+def test_the_weights_of_a_ramped_average_are_the_products_of_its_steps(tmp_path: Path) -> None:
+    """Weights after n steps, from the networks of each step: sum_k tau_k prod_(j > k) (1 - tau_j) theta_k."""
+    seen: list[Tensor] = []
+
+    def noted(network: nn.Module, average: nn.Module, generator: torch.Generator, progress: float) -> Any:
+        seen.append(torch.cat([p.detach().flatten() for p in network.parameters()]).double())
+        return terms(network, average, generator, progress)
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1))
+    fit = FIT.model_copy(update={"ema_ramp": 4.0, "ema_step": 0.1})
+    found = loop.train(network, noted, fit, torch.Generator().manual_seed(1), tmp_path / "c", lambda row: None)
+    seen.append(torch.cat([p.detach().flatten() for p in network.parameters()]).double())
+    keep = [min(0.9, (1 + n) / (4 + n)) for n in range(fit.steps)]  # the decay, in the words of the recipe
+    expected = math.prod(keep) * seen[0]
+    for k in range(fit.steps):
+        expected = expected + (1 - keep[k]) * math.prod(keep[k + 1 :]) * seen[k + 1]
+    average = torch.cat([p.detach().flatten() for p in found.network.parameters()]).double()
+    torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-6)
+    assert (keep[0], keep[-1]) == (0.25, 0.9)
+
+
+def test_the_gradient_is_scaled_down_to_its_largest_norm(tmp_path: Path) -> None:
+    """A step of AdamW without memory and with a large epsilon is a step along the gradient, g / eps."""
+    eps, lr = 1e6, 1e3
+    moved: dict[float | None, Tensor] = {}
+    for clip in (None, 0.05, 1e9):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1))
+        before = torch.cat([p.detach().clone().flatten() for p in network.parameters()])
+        fit = FIT.model_copy(
+            update={"steps": 1, "warmup": 0, "lr": lr, "weight_decay": 0.0, "adam_betas": (0.0, 0.0),
+                    "adam_beta2_end": None, "adam_eps": eps, "clip": clip}
+        )  # fmt: skip
+        loop.train(network, terms, fit, torch.Generator().manual_seed(1), tmp_path / "c", lambda row: None)
+        after = torch.cat([p.detach().flatten() for p in network.parameters()])
+        moved[clip] = (before - after) * eps / lr
+    assert moved[None].norm() > 1
+    assert float(moved[0.05].norm()) == pytest.approx(0.05, rel=0.02)  # the weights have 24 bits
+    assert torch.equal(moved[1e9], moved[None])
+    assert torch.cosine_similarity(moved[0.05], moved[None], dim=0) > 0.999
 
 
 def test_the_second_beta_goes_along_a_line() -> None:

@@ -11,15 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import multivariate_normal
+from scipy.stats import kstest, multivariate_normal
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 from torch import Tensor
 
-from flowmatch_core.flow import Flow
+from flowmatch_core.flow import ContinuousFlow, Flow
 from flowmatch_core.marginals import Marginals
+from flowmatch_core.objectives import nll_loss
+from flowmatch_core.solvers import Warped
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError
+from pipelines.base.seeding import derived_seed
 from pipelines.config.params import CouplingChoice, DensityFit, DensityMethod
 from pipelines.models import density, saved
 from pipelines.models.conditions import Conditions
@@ -105,7 +108,7 @@ def trained(made: DensityJob, checkpoint: str = "checkpoint") -> tuple[Task | Fi
 def model(method: Mapping[str, Any], **fit: Any) -> Flow:
     """Train a model, write its file, and load it."""
     task, found = trained(job(method, **fit))
-    saved.save(Path("m.safetensors"), found.network, task.loc, task.scale, task.meta, task.marginals)
+    saved.save(Path("m.safetensors"), found.network, task.loc, task.scale, task.meta, task.marginals, task.whitening)
     return density.load(Path("m.safetensors"), CPU, "rk4", 10)
 
 
@@ -114,6 +117,10 @@ def points(rows: pd.DataFrame, columns: tuple[str, ...] = ("x", "y")) -> tuple[T
     return torch.tensor(rows[list(columns)].to_numpy()), torch.from_numpy(encoded)
 
 
+TUNE: dict[str, Any] = {
+    "loss": {"name": "likelihood", "solver": "adams", "steps": 8, "grid": {"name": "warped", "p": 0.85}},
+    "steps": 9, "batch": 16, "lr": 1e-3, "val_every": 3,
+}  # fmt: skip
 EVERY = [
     {"loss": "cfm"},
     {"loss": "cfm", "coupling": "minibatch_ot"},
@@ -125,10 +132,12 @@ EVERY = [
     {"loss": {"name": "kernel_density", "bandwidth": 0.3}},
     {"loss": {"name": "maf", "transforms": 2, "hidden": [16]}},
     {"loss": {"name": "nsf", "transforms": 1, "hidden": [16], "bins": 4}},
+    {"loss": TUNE["loss"]},
+    {"loss": "cfm", "coupling": "minibatch_ot", "tune": TUNE},
 ]
 
 
-QUICK = [0, 2, 5, 6, 7, 8]  # the others are slow tests
+QUICK = [0, 2, 5, 6, 7, 8, 11]  # the others are slow tests
 
 
 @pytest.mark.parametrize(
@@ -288,6 +297,98 @@ def test_a_killed_training_resumes_to_the_same_bits(
     assert all(torch.equal(value, expected[name]) for name, value in resumed.network.state_dict().items())
 
 
+@pytest.mark.parametrize("stop_at", [8, 15, 18])
+@pytest.mark.parametrize("rows_in_memory", [pytest.param(1000, id="memory", marks=pytest.mark.slow), 200])
+def test_a_training_in_two_phases_resumes_to_the_same_bits_in_each(
+    monkeypatch: pytest.MonkeyPatch, stop_at: int, rows_in_memory: int
+) -> None:
+    """The first phase has 12 steps and the second 9."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
+    prepared(weight="heavy")
+    made = job({"loss": "cfm", "tune": TUNE}, rows_in_memory=rows_in_memory)
+    _, whole = trained(made, "whole.checkpoint")
+    assert whole.curve[-1]["step"] == 21
+    assert whole.chosen_step is not None
+    assert whole.chosen_step > 12
+
+    def killed(row: loop.Progress) -> None:
+        if row.step >= stop_at:
+            raise Killed
+
+    torch.manual_seed(0)
+    with pytest.raises(Killed):
+        made.task(CPU).train(made.fit, torch.Generator().manual_seed(1), Path("killed.checkpoint"), killed)
+    _, resumed = trained(made, "killed.checkpoint")
+    assert (resumed.curve, resumed.chosen_step) == (whole.curve, whole.chosen_step)
+    expected = whole.network.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.network.state_dict().items())
+
+
+def test_the_second_phase_is_chosen_by_the_likelihood_of_the_validation_rows() -> None:
+    """Its checks are the negative log-likelihood of the flow, whatever the loss of the first phase."""
+    prepared()
+    torch.manual_seed(0)
+    tune = {**TUNE, "loss": {**TUNE["loss"], "steps": 64}}
+    task = job({"loss": "cfm", "tune": tune}).task(CPU)
+    assert isinstance(task, Task)
+    assert task.tuning is not None
+    part = Prepared(layout.prepared("own")).rows("val", 1000).to(CPU, torch.float32)
+    log_prob = ContinuousFlow(task.network, (2,), "rk4", 64).log_prob(part.x, part.cond)  # type: ignore[arg-type]
+    index = torch.arange(200) % 150  # what 200 draws take of 150 rows
+    assert task.tuning.validation.loss(task.network) == pytest.approx(-float(log_prob[index].mean().detach()), abs=2e-4)
+
+
+def test_the_checks_of_a_likelihood_solve_with_twice_the_steps() -> None:
+    """A network whose weights are large has another loss at the steps of the training."""
+    prepared()
+    losses = []
+    for steps in (2, 4, 64):
+        torch.manual_seed(0)
+        made = job({"loss": {**TUNE["loss"], "steps": steps}})
+        task = made.task(CPU)
+        assert isinstance(task, Task)
+        assert task.validation is not None
+        with torch.no_grad():
+            for parameter in task.network.parameters():
+                parameter.mul_(4.0)
+        part = Prepared(layout.prepared("own")).rows("val", 1000).to(CPU, torch.float32)
+        solved = []
+        for count in (steps, 2 * steps):
+            index = torch.arange(200) % 150
+            generator = torch.Generator().manual_seed(derived_seed(torch.initial_seed(), "validation"))
+            total = 0.0
+            for rows in index.split(made.fit.batch):
+                loss = nll_loss(
+                    task.network, part.x[rows], None if part.cond is None else part.cond[rows], solver="adams",
+                    steps=count, grid=Warped(0.85), generator=generator,
+                )  # fmt: skip
+                total += float(loss.detach()) * len(rows) / 200
+            solved.append(total)
+        assert task.validation.loss(task.network) == pytest.approx(solved[1], rel=1e-5)
+        losses.append(abs(solved[0] - solved[1]))
+    assert losses[0] > 0.02 > losses[2]
+
+
+@pytest.mark.slow
+def test_maximum_likelihood_finds_the_gaussian_of_the_rows() -> None:
+    """Trained from the start: the loss of the rows is that of the Gaussian with their moments, its minimum."""
+    prepared(conditions=())
+    rows = np.random.default_rng(0).multivariate_normal([FAR, 3.0], [[4.0, 1.5], [1.5, 1.0]], 20_000)
+    for part in ROWS:
+        pd.DataFrame(rows, columns=["x", "y"]).to_parquet(layout.part(layout.prepared("own"), part))
+    provenance = files.read_json(layout.provenance(layout.prepared("own")))
+    units = {"loc": rows.mean(0).tolist(), "scale": rows.std(0).tolist()}
+    files.write_json(layout.provenance(layout.prepared("own")), {**provenance, **units})
+    loss = {**TUNE["loss"], "steps": 16}
+    network = {"name": "mlp", "hidden": [32, 32], "frequencies": 0}
+    flow = model({"loss": loss}, steps=200, batch=256, network=network, val_every=50)
+    x = torch.from_numpy(rows)
+    exact = multivariate_normal(rows.mean(0), np.cov(rows.T, bias=True)).logpdf(rows).mean()
+    found = float(flow.log_prob(x).mean())
+    assert exact - 0.02 < found < exact + 0.005  # a field that is not linear may fit the rows better than a Gaussian
+
+
 def test_streamed_rows_are_those_in_memory_with_their_conditions_and_weights() -> None:
     train = prepared(weight="heavy")
     torch.manual_seed(0)
@@ -334,6 +435,84 @@ def test_the_noise_of_a_discrete_column_is_drawn_anew_for_each_batch() -> None:
     assert abs(float(noise.var()) - 1 / 12) < 5 * (1 / 180 / 8000) ** 0.5
     validated = data.rows("val", 1000).x * data.scale + data.loc
     np.testing.assert_allclose(validated[:, 0].numpy(), table(ROWS["val"], 1)["year"], rtol=1e-12)
+
+
+def test_noise_is_added_to_training_rows_alone_and_drawn_anew() -> None:
+    prepared(conditions=())
+    data = Prepared(layout.prepared("own"))
+    draws = []
+    for noise in (0.0, 0.3):
+        torch.manual_seed(0)
+        rows, generator = data.training(4000, 1000, CPU, noise), torch.Generator().manual_seed(0)
+        draws.append([rows.draw(generator).x, rows.draw(generator).x])
+    added = draws[1][0] - draws[0][0]  # the first draw of the generator decides the rows
+    assert abs(float(added.mean())) < 5 * 0.3 / 8000**0.5
+    assert abs(float(added.var()) / 0.3**2 - 1) < 5 * (2 / 8000) ** 0.5
+    assert abs(float(torch.corrcoef(added.T)[0, 1])) < 5 / 4000**0.5
+    losses = []
+    for noise in (0.0, 0.3):
+        torch.manual_seed(0)
+        task = job({"loss": "cfm"}, noise=noise).task(CPU)
+        assert isinstance(task, Task)
+        assert task.validation is not None
+        losses.append(task.validation.loss(task.network))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_flow_times_have_the_law_that_is_asked_for(stratified: bool) -> None:
+    prepared(conditions=())
+    batch, eps = 500, 0.1
+    made = job({"loss": "cfm"}, time={"name": "late", "eps": eps}, stratified=stratified, batch=batch)
+    task, seen = made.task(CPU), []
+    assert isinstance(task, Task)
+
+    def network(t: Tensor, x: Tensor, cond: Tensor | None) -> Tensor:
+        seen.append(t)
+        return x
+
+    task.terms(network, network, torch.Generator().manual_seed(0), 0.0)  # type: ignore[arg-type]
+    share = torch.log((1 + eps) / (1 + eps - seen[0])) / np.log((1 + eps) / eps)
+    assert kstest(share.numpy(), "uniform").pvalue > 1e-3
+    assert (len((batch * share.double()).floor().unique()) > 0.98 * batch) == stratified
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_training_and_validation_rows_are_whitened_by_the_weighted_training_rows(in_memory: bool) -> None:
+    """In full: draws have unit covariance under the weights, as the rows of the file have."""
+    prepared(conditions=(), weight="heavy")
+    data = Prepared(layout.prepared("own"), 1.0)
+    train = data.rows("train", 1000)
+    assert train.weight is not None
+    covariance = torch.cov(train.x.T, correction=0, aweights=train.weight)
+    torch.testing.assert_close(covariance, torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-9)
+    plain = Prepared(layout.prepared("own")).rows("val", 1000).x
+    loc, scale, matrix = data.units
+    assert matrix is not None
+    x = torch.tensor(table(ROWS["val"], 1)[["x", "y"]].to_numpy())
+    torch.testing.assert_close(data.rows("val", 1000).x, (x - loc) / scale @ matrix.T, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(plain, data.rows("val", 1000).x)
+    rows = data.training(60, 1000 if in_memory else 200, CPU)
+    drawn = rows.draw(torch.Generator().manual_seed(0)).x
+    assert torch.cdist(drawn.double(), train.x).min(1).values.max() < 1e-5
+
+
+def test_a_whitened_model_has_the_density_of_the_columns() -> None:
+    """It integrates to one over a grid in the units of the data, whatever the field has learnt."""
+    prepared(conditions=(), weight="heavy")
+    for method in ({"loss": "cfm"}, EVERY[8]):
+        flow = model(method, whitening=0.5)
+        x, y = (torch.linspace(-9, 9, 181, dtype=torch.float64) for _ in range(2))
+        grid = torch.cartesian_prod(FAR + x, y)
+        assert float(flow.log_prob(grid).exp().sum() * (x[1] - x[0]) * (y[1] - y[0])) == pytest.approx(1, abs=0.01)
+
+
+def test_dependent_columns_have_no_whitening() -> None:
+    train = prepared(conditions=())
+    train["x"] = FAR + 2 * train["y"]
+    train[["x", "y"]].to_parquet(layout.part(layout.prepared("own"), "train"))
+    with pytest.raises(UserError, match=r"a whitening of 0\.5, but the training rows of 'own' .* set whitening to 0"):
+        job({"loss": "cfm"}, whitening=0.5).task(CPU)
 
 
 def test_a_longer_part_is_thinned_out_evenly() -> None:

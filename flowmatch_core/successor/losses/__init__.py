@@ -1,6 +1,6 @@
 """Losses of successor-measure models: one file a method."""
 
-from flowmatch_core.successor.losses.bootstrap import Loss, SuccessorLoss, logit_normal
+from flowmatch_core.successor.losses.bootstrap import Loss, SuccessorLoss
 from flowmatch_core.successor.losses.ensemble import GaussianEnsemble, ensemble_loss
 from flowmatch_core.successor.losses.gan import HorizonGAN, gan_loss
 from flowmatch_core.successor.losses.mc_cfm import mc_cfm_loss
@@ -19,7 +19,6 @@ __all__ = [
     "SuccessorLoss",
     "ensemble_loss",
     "gan_loss",
-    "logit_normal",
     "mc_cfm_loss",
     "td2_cfm_loss",
     "td2_dd_loss",

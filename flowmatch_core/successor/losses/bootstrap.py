@@ -51,7 +51,6 @@ __all__ = [
     "check_path",
     "discount",
     "interpolate",
-    "logit_normal",
     "squared_error",
     "two_term",
 ]
@@ -74,22 +73,6 @@ class Loss(NamedTuple):
     def of(cls, direct: Tensor, bootstrap: Tensor, share: float) -> Loss:
         """Return the loss of two terms, given the share of the second, the `discount` of the batch."""
         return cls((1 - share) * direct + share * bootstrap, direct, bootstrap)
-
-
-def logit_normal(
-    n: int,
-    *,
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | None = None,
-) -> Tensor:
-    """Draw times t = sigmoid(xi), xi ~ N(0, 1), which concentrate around one half, with shape `(n,)`.
-
-    Examples:
-        >>> logit_normal(1000, generator=torch.Generator().manual_seed(0)).std() < 0.25    # uniform: 0.29
-        tensor(True)
-    """
-    return torch.randn(n, generator=generator, dtype=dtype, device=device).sigmoid()
 
 
 def squared_error(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:

@@ -43,7 +43,8 @@ def losses(
                 look = {key: value for key, value in style(method).items() if key != "marker"}
                 lines[label(method)] = axis.plot(smooth.index, smooth, linewidth=1.2, **look)[0]
                 positive |= bool((smooth > 0).all())
-                if (step := (chosen or {}).get(method)) is not None:
+                step = (chosen or {}).get(method)
+                if step is not None and curve.index[0] <= step <= curve.index[-1]:
                     height = np.interp(step, smooth.index, smooth)
                     axis.plot(step, height, marker="o", color=look["color"], markersize=5, markeredgecolor="black")
         axis.set(xlabel="step", title=name, yscale="log" if positive else "linear")

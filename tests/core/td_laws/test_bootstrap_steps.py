@@ -17,10 +17,10 @@ from flowmatch_core.oracles import LinearGaussianMDP
 from flowmatch_core.successor import (
     GeometricHorizonModel,
     Transitions,
-    logit_normal,
     path_error,
     td2_cfm_loss,
 )
+from flowmatch_core.times import LogitNormalTime
 from tests.support.random import generator
 
 GAMMA, STEPS = 0.98, 2400
@@ -55,7 +55,7 @@ def trained(last: int) -> nn.Module:
         i = torch.randint(len(state), (128,), generator=g)
         batch = Transitions(state[i], None, next_state[i], None)
         k = 2 if step < 0.75 * STEPS else last
-        loss = td2_cfm_loss(field, average, batch, gamma=GAMMA, steps=k, time=logit_normal, generator=g)
+        loss = td2_cfm_loss(field, average, batch, gamma=GAMMA, steps=k, time=LogitNormalTime(), generator=g)
         optimizer.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -65,7 +65,7 @@ def trained(last: int) -> nn.Module:
 
 def test_path_error_of_a_trained_target_is_small() -> None:
     cond, x0 = torch.randn(4_000, 2, generator=generator(1)), torch.randn(4_000, 2, generator=generator(2))
-    t = logit_normal(4_000, generator=generator(3))
+    t = LogitNormalTime()(4_000, generator=generator(3))
     error = path_error(trained(last=2), x0, cond, t, steps=2)
     assert 0.001 < error < 0.05
 

@@ -20,10 +20,10 @@ from flowmatch_core.successor import (
     GeometricHorizonModel,
     SuccessorLoss,
     Transitions,
-    logit_normal,
     td2_cfm_loss,
     td_cfm_loss,
 )
+from flowmatch_core.times import LogitNormalTime
 from tests.support.checks import BOUND, z_scores
 from tests.support.processes import Probe, scalar_process, transitions
 from tests.support.random import generator, randn, tensor
@@ -93,7 +93,7 @@ def test_every_exact_backup_makes_the_next_iterate(n: int, path: AffinePath) -> 
     assert z_scores(probe.gradients(loss.total), 0.0).abs().max() < BOUND
 
 
-@pytest.mark.parametrize("law", [torch.rand, logit_normal], ids=["uniform", "logit normal"])
+@pytest.mark.parametrize("law", [torch.rand, LogitNormalTime()], ids=["uniform", "logit normal"])
 def test_two_midpoint_steps_leave_the_fixed_point_stationary(law: TimeSampler) -> None:
     """K = 2: the points are off, but the value there is the target's own, so only the weights of points are."""
     batch, field = transitions(scalar_process(), 20_000), scalar_process().velocity_field(GAMMA)
