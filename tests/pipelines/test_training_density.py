@@ -122,6 +122,7 @@ EVERY = [
     {"loss": "posterior_cfm"},
     {"loss": "gaussian"},
     {"loss": {"name": "gaussian_mixture", "components": 2}},
+    {"loss": {"name": "large_mixture", "components": 2, "iterations": 5}},
     {"loss": {"name": "kernel_density", "bandwidth": 0.3}},
     {"loss": {"name": "maf", "transforms": 2, "hidden": [16]}},
     {"loss": {"name": "nsf", "transforms": 1, "hidden": [16], "bins": 4}},
@@ -402,3 +403,5 @@ def test_more_components_than_rows_are_refused() -> None:
     prepared()
     with pytest.raises(UserError, match=r"gaussian_mixture has 601 components for 600 training rows"):
         job({"loss": {"name": "gaussian_mixture", "components": 601}}).task(CPU)
+    with pytest.raises(UserError, match=r"large_mixture has 601 components for 600 training rows"):
+        job({"loss": {"name": "large_mixture", "components": 601}}).task(CPU)
