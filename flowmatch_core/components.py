@@ -178,6 +178,15 @@ class ComponentFlow(StandardisedFlow):
         """
         return self._summed(value, cond, lambda u, given: self.flow.estimate(u, given, generator=generator))
 
+    def mixture_log_prob(self, value: Tensor, cond: Condition = None) -> Tensor:
+        """Return the log-density in nats of the mixture without the flow, with shape `(*batch,)`.
+
+        Args:
+            value: The points, with shape `(*batch, d)`.
+            cond: The conditions, with shape `(*batch, c)` or one that broadcasts to it.
+        """
+        return self._joint(value, cond).logsumexp(-1)
+
     def covered(self, value: Tensor, cond: Condition = None) -> Tensor:
         """Return the share of the mixture's density that the likeliest components have, with shape `(*batch,)`.
 
@@ -185,9 +194,7 @@ class ComponentFlow(StandardisedFlow):
             value: The points, with shape `(*batch, d)`.
             cond: The conditions, with shape `(*batch, c)` or one that broadcasts to it.
         """
-        z, rows, log_det = self._standardised_rows(value, cond)
-        posterior = self.mixture.log_joint(z.to(self.mixture.means.dtype), self._vectors(rows)).softmax(1)
-        return posterior.topk(self.likeliest, 1).values.sum(1).reshape(log_det.shape)
+        return self._joint(value, cond).softmax(-1).topk(self.likeliest, -1).values.sum(-1)
 
     def _network(self) -> object:
         """Return nothing: no network restricts the precision of points and conditions, as in the mixture."""
@@ -197,6 +204,12 @@ class ComponentFlow(StandardisedFlow):
         """Return the conditions as rows in the dtype of the mixture."""
         assert rows is None or isinstance(rows, Tensor)
         return None if rows is None else rows.to(self.mixture.means.dtype)
+
+    def _joint(self, value: Tensor, cond: Condition) -> Tensor:
+        """Return `MixtureFlow.log_joint` in the units of the data, with shape `(*batch, k)`."""
+        z, rows, log_det = self._standardised_rows(value, cond)
+        joint = self.mixture.log_joint(z.to(self.mixture.means.dtype), self._vectors(rows))
+        return joint.reshape(*log_det.shape, self.components) + log_det[..., None]
 
     def _summed(self, value: Tensor, cond: Condition, density: Callable[[Tensor, Tensor], LogDensity]) -> LogDensity:
         """Return the log-densities summed over the likeliest components."""

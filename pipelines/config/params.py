@@ -288,6 +288,20 @@ class LossChoice(Choice):
         return self.spec.options
 
 
+class MixtureSettings(Settings):
+    """A mixture of Gaussians that is fitted before the velocity field, which learns what is left in each component."""
+
+    components: int = Field(48, ge=1, description="number of components")
+    rows: int = Field(250_000, ge=1, description="maximum number of training rows that it is fitted to")
+    iterations: int = Field(12, ge=1, description="steps of expectation maximisation")
+    likeliest: int | None = Field(
+        default=3,
+        ge=1,
+        description="components of the largest posterior that a log-density is summed over, which makes it a lower "
+        "bound; null: all",
+    )
+
+
 class DensityMethod(Settings):
     """A method for density models: path, coupling and loss, each a file of that name in `flowmatch_core`.
 
@@ -301,6 +315,9 @@ class DensityMethod(Settings):
     loss: LossChoice
     prediction: Literal["velocity", "noise", "data", "score"] = Field(
         default="velocity", description="output of the network"
+    )
+    mixture: MixtureSettings | None = Field(
+        default=None, description="mixture of Gaussians inside whose components the field is trained; null: none"
     )
     seeds: Seeds | None = Field(default=None, description="seeds of this method in place of those of its data sets")
     fit: dict[str, Any] = Field(default={}, description="changes to the common `fit` for this method")

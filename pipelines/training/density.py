@@ -11,7 +11,9 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
+from flowmatch_core.components import draw_component
 from flowmatch_core.flow import Flow
+from flowmatch_core.mixture import MixtureFlow
 from pipelines.base import layout
 from pipelines.base.errors import UserError
 from pipelines.base.seeding import derived_seed
@@ -20,7 +22,7 @@ from pipelines.config.params import DensityFit, DensityMethod
 from pipelines.models import build, density
 from pipelines.models.untrained import not_listed
 from pipelines.runs.context import Stage
-from pipelines.training import loop
+from pipelines.training import closed_forms, loop
 from pipelines.training.fit import Fitted, Job, Task, fit_seeds
 from pipelines.training.rows import Batch, Prepared, TrainingRows
 
@@ -113,13 +115,31 @@ class DensityJob(Job):
         numbers = any(one["kind"] == "number" for one in described)
         coupling = self.choice.coupling.given(numbers) if described else self.choice.coupling
         objective = density.objective(self.choice.model_copy(update={"coupling": coupling}))
-        path, config = build.path(self.choice.path), build.network_config(self.fit.network, *data.sizes)
+        path, (columns, size) = build.path(self.choice.path), data.sizes
+        mixture = self._mixture(data)
+        if mixture is not None:
+            size += len(mixture.means)
+        config = build.network_config(self.fit.network, columns, size)
 
         def loss(network: nn.Module, rows: Batch, generator: torch.Generator) -> Tensor:
-            return objective(network, path, rows.x, cond=rows.cond, weight=rows.weight, generator=generator)
+            x, cond = (rows.x, rows.cond) if mixture is None else draw_component(mixture, *rows[:2], generator)
+            return objective(network, path, x, cond=cond, weight=rows.weight, generator=generator)
 
-        meta = {"network": config, "path": self.choice.path.model_dump(), "prediction": self.choice.prediction}
-        return build.network(config), loss, meta
+        meta: dict[str, Any] = {"network": config, "path": self.choice.path.model_dump()}
+        meta["prediction"] = self.choice.prediction
+        if mixture is None:
+            return build.network(config), loss, meta
+        assert self.choice.mixture is not None
+        meta |= {"kind": density.COMPONENTS, "mixture": density.describe_mixture(mixture)}
+        meta["likeliest"] = self.choice.mixture.likeliest
+        return density.Components(mixture, build.network(config)), loss, meta
+
+    def _mixture(self, data: Prepared) -> MixtureFlow | None:
+        """Fit the mixture inside whose components the field is trained, if the method has one."""
+        given = self.choice.mixture
+        if given is None:
+            return None
+        return closed_forms.large_mixture(data, given.components, given.rows, given.iterations).network
 
     def _normalizing(self, columns: int, size: int) -> tuple[nn.Module, Loss, dict[str, Any]]:
         """Return a normalizing flow, its loss and its description."""

@@ -57,6 +57,7 @@ def test_an_identity_in_every_component_is_the_mixture(slopes: Tensor | None) ->
     found = flow(still, None, slopes, loc=LOC, scale=SCALE)
     x = LOC + SCALE * z
     torch.testing.assert_close(found.log_prob(x, cond), units.log_prob(x, cond), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(found.mixture_log_prob(x, cond), units.log_prob(x, cond), rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(found.covered(x, cond), torch.ones(200).double())
 
 

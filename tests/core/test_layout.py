@@ -44,7 +44,6 @@ FLOORS: list[dict[str, set[str]]] = [
         "solvers": {"_call", "_conditions", "_require", "_tensors", "field", "paths"},
     },
     {
-        "components": {"_conditions", "_flow", "_standardised", "flow", "marginals", "mixture"},
         "mixture": {"_conditions", "_flow", "_standardised", "_tensors", "marginals"},
         "normalizing": {"_conditions", "_flow", "_require", "_standardised", "_tensors", "marginals"},
         "_density": {"_call", "_conditions", "_jacobian", "_tensors", "divergence", "field", "solvers"},
@@ -59,6 +58,7 @@ FLOORS: list[dict[str, set[str]]] = [
         "metrics": {"_call", "_conditions", "_tensors", "field", "solvers", "transport"},
     },
     {
+        "components": {"_conditions", "_flow", "_standardised", "flow", "marginals", "mixture"},
         "objectives": {
             *("_bases", "_call", "_conditions", "_density", "_jacobian", "_require", "_tensors"),
             *("couplings", "divergence", "field", "paths", "solvers"),

@@ -122,14 +122,15 @@ EVERY = [
     {"loss": "posterior_cfm"},
     {"loss": "gaussian"},
     {"loss": {"name": "gaussian_mixture", "components": 2}},
-    {"loss": {"name": "large_mixture", "components": 2, "iterations": 5}},
     {"loss": {"name": "kernel_density", "bandwidth": 0.3}},
     {"loss": {"name": "maf", "transforms": 2, "hidden": [16]}},
     {"loss": {"name": "nsf", "transforms": 1, "hidden": [16], "bins": 4}},
+    {"loss": {"name": "large_mixture", "components": 2, "iterations": 5}},
+    {"loss": "cfm", "mixture": {"components": 2, "iterations": 5, "likeliest": 2}},
 ]
 
 
-QUICK = [0, 2, 5, 6, 7, 8]  # the others are slow tests
+QUICK = [0, 2, 5, 6, 7, 8, 10, 11]  # the others are slow tests
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,8 @@ def test_every_method_is_trained_on_conditions_and_has_samples_and_densities_in_
     assert len(drawn[..., 0].unique()) > 990  # in single precision a dozen
     meta = saved.meta(Path("m.safetensors"))
     assert ("path" in meta) == DensityMethod.model_validate(method).has_field
-    assert (meta["network"]["event_dim"], meta["network"]["cond_dim"]) == (len(columns), 4)
+    more = 2 if "mixture" in method else 0  # the number of the component
+    assert (meta["network"]["event_dim"], meta["network"]["cond_dim"]) == (len(columns), 4 + more)
 
 
 @pytest.mark.parametrize("weight", [None, "heavy"])
