@@ -17,6 +17,8 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from flowmatch_core.averaging import polyak_update as polyak_update
     from flowmatch_core.averaging import ramped_step as ramped_step
+    from flowmatch_core.components import ComponentFlow as ComponentFlow
+    from flowmatch_core.components import draw_component as draw_component
     from flowmatch_core.couplings import ConditionalOT as ConditionalOT
     from flowmatch_core.couplings import Coupling as Coupling
     from flowmatch_core.couplings import Independent as Independent
@@ -162,6 +164,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "averaging": ("polyak_update", "ramped_step"),
+    "components": ("ComponentFlow", "draw_component"),
     "couplings": (
         "ConditionalOT",
         "Coupling",

@@ -122,9 +122,9 @@ class MixtureFlow(StandardisedFlow):
             chosen = torch.zeros(n, dtype=torch.long, device=noise.device)
         else:
             chosen = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        factors = self.factors if len(self.factors) == 1 else self.factors[chosen]
-        z = self.means[chosen] + (factors @ noise)[..., 0] + self._shift(self._condition_rows(cond, lead))
-        return self._in_units(z.reshape(*lead, d))
+        rows = self._condition_rows(cond, lead)
+        assert rows is None or isinstance(rows, Tensor)
+        return self._in_units(self.colour(noise[..., 0], chosen, rows).reshape(*lead, d))
 
     def log_prob(self, value: Tensor, cond: Condition = None, *, generator: torch.Generator | None = None) -> Tensor:
         """Return the log-density in nats.
@@ -141,15 +141,44 @@ class MixtureFlow(StandardisedFlow):
         self._check_condition(cond)
         z, rows, log_det = self._standardised_rows(value, cond)
         z = z.to(self.means.dtype) - self._shift(rows)
-        parts = [self._log_prob(part) for part in torch.split(z, max(1, CHUNK // len(self.means)))]
+        parts = [self._log_joint(part).logsumexp(1) for part in torch.split(z, max(1, CHUNK // len(self.means)))]
         return torch.cat(parts).reshape(log_det.shape).to(log_det.dtype) + log_det
+
+    def log_joint(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
+        r"""Return $\log w_k + \log N(z - B^T c; m_k, L_k L_k^T)$ of all components, `(n, k)`.
+
+        Args:
+            z: Standardised points, with shape `(n, d)`.
+            cond: Their conditions, with shape `(n, c)`.
+        """
+        return self._log_joint(z - self._shift(cond))
+
+    def whiten(self, z: Tensor, component: Tensor, cond: Tensor | None = None) -> Tensor:
+        r"""Return $L_k^{-1} (z - B^T c - m_k)$, `(n, d)`, which is standard normal where $z$ is of component $k$.
+
+        Args:
+            z: Standardised points, with shape `(n, d)`.
+            component: The number of the component of each, with shape `(n,)`.
+            cond: Their conditions, with shape `(n, c)`.
+        """
+        centred = (z - self._shift(cond) - self.means[component])[..., None]
+        white: Tensor = torch.linalg.solve_triangular(self._factors(component), centred, upper=False)[..., 0]
+        return white
+
+    def colour(self, u: Tensor, component: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Return the standardised points that `whiten` maps to `u`, with its shapes."""
+        scaled = (self._factors(component) @ u[..., None].to(self.means.dtype))[..., 0]
+        return self.means[component] + scaled + self._shift(cond)
 
     def _network(self) -> object:
         """Return nothing: no network restricts the precision of points and conditions."""
         return None
 
-    def _log_prob(self, z: Tensor) -> Tensor:
-        """Return the log-densities of standardised points `(n, d)` without the part of the conditions."""
+    def _factors(self, component: Tensor) -> Tensor:
+        return self.factors if len(self.factors) == 1 else self.factors[component]
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        """Return `log_joint` of points without the part of the conditions."""
         d = z.shape[1]
         if len(self.factors) == 1:
             points, centres = (self._whitened(rows, self.factors[0]) for rows in (z, self.means))
@@ -159,7 +188,7 @@ class MixtureFlow(StandardisedFlow):
             distance = torch.stack([self._whitened(z - mean, factor).square().sum(1) for mean, factor in pairs], 1)
         volume = self.factors.diagonal(dim1=1, dim2=2).log().sum(1)
         weight = self.weights.log() - self.weights.sum().log()
-        return (weight - volume - distance / 2).logsumexp(1) - d / 2 * math.log(2 * math.pi)
+        return weight - volume - distance / 2 - d / 2 * math.log(2 * math.pi)
 
     @staticmethod
     def _whitened(rows: Tensor, factor: Tensor) -> Tensor:

@@ -224,6 +224,11 @@ CLOSED_FORMS: Mapping[str, Spec] = {
     "gaussian": Spec("pipelines.training.closed_forms", "gaussian"),
     "gaussian_mixture": Spec("pipelines.training.closed_forms", "gaussian_mixture", {"components": AtLeastOne}),
     "kernel_density": Spec("pipelines.training.closed_forms", "kernel_density", {"bandwidth": Positive}),
+    "large_mixture": Spec(
+        "pipelines.training.closed_forms",
+        "large_mixture",
+        {"components": AtLeastOne, "rows": AtLeastOne, "iterations": AtLeastOne},
+    ),
 }
 """Densities that are fitted without gradient steps."""
 

@@ -366,6 +366,20 @@ class Tune(Settings):
 _INDEPENDENT = CouplingChoice.model_validate("independent")
 
 
+class MixtureSettings(Settings):
+    """A mixture of Gaussians that is fitted before the velocity field, which learns what is left in each component."""
+
+    components: int = Field(48, ge=1, description="number of components")
+    rows: int = Field(250_000, ge=1, description="maximum number of training rows that it is fitted to")
+    iterations: int = Field(12, ge=1, description="steps of expectation maximisation")
+    likeliest: int | None = Field(
+        default=3,
+        ge=1,
+        description="components of the largest posterior that a log-density is summed over, which makes it a lower "
+        "bound; null: all",
+    )
+
+
 class DensityMethod(Settings):
     """A method for density models: path, coupling and loss, each a file of that name in `flowmatch_core`.
 
@@ -382,6 +396,9 @@ class DensityMethod(Settings):
         default=None,
         description="a second phase with another loss; its network is kept if its loss on the validation rows is lower "
         "than that of the first phase's network",
+    )
+    mixture: MixtureSettings | None = Field(
+        default=None, description="mixture of Gaussians inside whose components the field is trained; null: none"
     )
     seeds: Seeds | None = Field(default=None, description="seeds of this method in place of those of its data sets")
     fit: dict[str, Any] = Field(default={}, description="changes to the common `fit` for this method")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -18,7 +19,7 @@ from pipelines.base import device, files, layout, metric_keys, seeding
 from pipelines.config.params import DensityEvaluation, Params
 from pipelines.evaluation import cells
 from pipelines.evaluation.cells import Cell
-from pipelines.evaluation.likelihood import likelihoods
+from pipelines.evaluation.likelihood import likelihoods, mixture
 from pipelines.evaluation.rows import Array, Moments, Prepared, Rows, conditions, rng_of
 from pipelines.models import density, saved
 from pipelines.runs import records
@@ -28,7 +29,7 @@ DEGENERATE = "columns are linear functions of one another, so that the density h
 
 LEAST = 0.01  # difference of log-densities in nats that rounding may make
 
-TRAINED = (density.FLOW, density.NORMALIZING)
+TRAINED = (density.FLOW, density.NORMALIZING, density.COMPONENTS)
 """Kinds of models whose seeds are worth a mixture; the others have a closed form."""
 
 
@@ -98,6 +99,7 @@ class Scorer:
         log_prob = {part: one.log_prob for part, one in found.items()}
         numbers = {**self.nll(log_prob), "nll_solver_error": float(np.sqrt((found["test"].error ** 2).mean()))}
         numbers |= self.distances(self.samples(method, [seed]))
+        numbers |= self._over_mixture(file, log_prob["test"])
         if (step := saved.meta(file).get("chosen_step")) is not None:
             numbers["chosen_step"] = step
         send("  ".join([str(cell), *(f"{name} {value:.5g}" for name, value in numbers.items())]))
@@ -110,6 +112,14 @@ class Scorer:
             name = "nll" if part == "test" else f"nll_{part}"
             numbers[name], numbers[f"{name}_standard_error"] = self.scored[part].mean(-values)
         return numbers
+
+    def _over_mixture(self, file: Path, log_prob: Array) -> dict[str, float]:
+        """Return the gain of a flow inside the components of a mixture over that mixture, by test row."""
+        found = mixture(file, self.scored["test"], self.device)
+        if found is None:
+            return {}
+        gain, error = self.scored["test"].mean(log_prob - found[0])
+        return {"mixture_gain": gain, "mixture_gain_standard_error": error, "mixture_covered": found[1]}
 
     def samples(self, method: str, seeds: Sequence[int]) -> Rows:
         """Return as many samples of a method as the distances take, from each seed in turn."""
@@ -182,7 +192,8 @@ def _summary(found: pd.DataFrame, scorer: Scorer, scores: Mapping[Cell, Scored])
     summary: dict[str, dict[str, Any]] = {}
     for method, group in found.groupby("method", sort=False):
         here = {cell: one for cell, one in scores.items() if cell.method == method}
-        numbers = {name: float(group[name].mean()) for name in group.columns if name not in ("method", "seed")}
+        own = {name for one in here.values() for name in one.numbers} - {"method", "seed"}  # some have more than others
+        numbers = {name: float(group[name].mean()) for name in group.columns if name in own}
         if len(group) > 1:
             numbers |= {f"{name}_std": float(group[name].std()) for name in ("nll", "emd", "sliced_wasserstein")}
         summary[str(method)] = {**_with_bits(numbers, scorer.prepared), "warnings": _warnings(here, numbers, scorer)}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowmatch_core.components import ComponentFlow
 from flowmatch_core.flow import ContinuousFlow, Flow, LogDensity
 from flowmatch_core.solvers import SolverError
 from pipelines.config.params import DensityEvaluation
@@ -59,13 +60,41 @@ def likelihoods(
     fine = density.load(file, chosen, settings.solver, settings.steps, grid=grid)
     for part, rows in parts.items():
         # `estimate` takes twice the steps of its flow, so that every number is one of `settings.steps`
-        estimate = rough.estimate if part == "test" and isinstance(rough, ContinuousFlow) else partial(_exact, fine)
+        estimate = (
+            rough.estimate
+            if part == "test" and isinstance(rough, ContinuousFlow | ComponentFlow)
+            else partial(_exact, fine)
+        )
         try:
             found[part] = _likelihood(estimate, rows, chosen, f"{label}{part} rows", send)
         except SolverError as failure:  # the model has diverged
             nothing = np.full(len(rows), np.nan)
             found[part] = Likelihood(nothing, nothing, f"the likelihood has no value: {failure}")
     return found
+
+
+def mixture(file: Path, rows: Rows, chosen: torch.device) -> tuple[Array, float] | None:
+    """Return what the mixture of a model with a flow in each component says of rows without its flow.
+
+    Args:
+        file: Model.
+        rows: Rows.
+        chosen: Device.
+
+    Returns:
+        The log-density of each row in nats, and the mean share of it in the components that the model sums over; None
+        for another kind of model.
+    """
+    flow = density.load(file, chosen, "euler", 1)
+    if not isinstance(flow, ComponentFlow):
+        return None
+    found, covered = list[Tensor](), list[Tensor]()
+    for first in range(0, len(rows), BLOCK):
+        x, cond = (torch.from_numpy(values[first : first + BLOCK]).to(chosen) for values in (rows.x, rows.cond))
+        given = cond if cond.shape[1] else None
+        found.append(flow.mixture_log_prob(x, given))
+        covered.append(flow.covered(x, given))
+    return torch.cat(found).cpu().numpy(), float(torch.cat(covered).mean())
 
 
 def _exact(flow: Flow, x: Tensor, cond: Tensor | None) -> LogDensity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor, nn
 
+from flowmatch_core.components import ComponentFlow
 from flowmatch_core.flow import ContinuousFlow, Flow
 from flowmatch_core.marginals import Marginals
 from flowmatch_core.mixture import MixtureFlow
@@ -26,8 +28,26 @@ if TYPE_CHECKING:
 
 LIKELIHOOD_STEPS = 16
 """Steps of a likelihood that is trained, where a method has none."""
-FLOW, NORMALIZING, MIXTURE = saved.FLOW, "normalizing", "mixture"
+FLOW, NORMALIZING, MIXTURE, COMPONENTS = saved.FLOW, "normalizing", "mixture", saved.COMPONENTS
 """Kinds of models, `kind` in the description of a file."""
+
+
+class Components(nn.Module):
+    """A mixture, and the velocity field inside its components, which a call evaluates.
+
+    Args:
+        mixture: Mixture of Gaussians of standardised rows.
+        field: Velocity field, or a network that predicts something else.
+    """
+
+    def __init__(self, mixture: MixtureFlow, field: nn.Module) -> None:
+        super().__init__()
+        self.mixture, self.field = mixture, field
+
+    def forward(self, t: Tensor, x: Tensor, cond: Tensor) -> Tensor:
+        """Return the prediction of the field."""
+        value: Tensor = self.field(t, x, cond)
+        return value
 
 
 class Units(TypedDict):
@@ -112,6 +132,10 @@ def load(file: Path, device: torch.device, solver: str, steps: int, *, grid: Tim
         flow.transform = network.transform
         return flow
     source = 1.0 if model.path is None else float(model.path.sigma(0.0))  # the noise of a path is not always standard
+    if isinstance(network, Components):
+        field = replace(model, network=network.field).field
+        inner = ContinuousFlow(field, model.event_shape, solver, steps, grid=grid, base_scale=source)
+        return ComponentFlow(network.mixture, inner, model.meta["likeliest"], **units)
     return ContinuousFlow(model.field, model.event_shape, solver, steps, grid=grid, base_scale=source, **units)
 
 
@@ -135,4 +159,6 @@ def _network(meta: Mapping[str, Any], path: AffinePath | None) -> nn.Module:
     make: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
         FLOW: build.network, NORMALIZING: normalizing, MIXTURE: _mixture
     }  # fmt: skip
+    if meta.get("kind", FLOW) == COMPONENTS:
+        return Components(_mixture(meta["mixture"]), build.network(meta["network"]))
     return make[meta.get("kind", FLOW)](meta["network"])

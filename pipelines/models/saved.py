@@ -21,6 +21,9 @@ from pipelines.models import build
 FLOW = "flow"
 """The kind of a model with a velocity field, which files of older versions do not name."""
 
+COMPONENTS = "components"
+"""The kind of a model with a velocity field inside the components of a mixture."""
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -93,7 +96,7 @@ def load(file: Path, device: torch.device, network: Callable[[Mapping[str, Any],
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
     try:
-        path = build.path(PathChoice(**meta["path"])) if meta.get("kind", FLOW) == FLOW else None
+        path = build.path(PathChoice(**meta["path"])) if meta.get("kind", FLOW) in (FLOW, COMPONENTS) else None
         trained = network(meta, path)
         trained.load_state_dict(below("network."))
         marginals = None

@@ -10,6 +10,7 @@ METHODS = {
     "gaussian": "Gaussian",
     "gaussian_mixture": "Gaussian mixture",
     "kernel_density": "KDE",
+    "large_mixture": "Gaussian mixture (large)",
     "maf": "MAF",
     "nsf": "NSF",
     "mc_cfm": "MC-CFM",

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from flowmatch_core.mixture import MixtureFlow
 from pipelines.base.errors import UserError
+from pipelines.training import expectation
 from pipelines.training.rows import Batch, Prepared
 
 GAUSSIAN_ROWS, MIXTURE_ROWS, KERNEL_ROWS, CHECKED_ROWS = 1_000_000, 50_000, 20_000, 2048
-"""Maximum numbers of training rows of each fit, and of the rows of a loss; a longer table is thinned out evenly."""
+"""Maximum numbers of training rows of a fit, and of the rows of a loss; a longer table is thinned out evenly."""
 
 RIDGE = 1e-6
 """Added to the variances, which are 1 on average, as scikit-learn does."""
@@ -72,15 +73,9 @@ def gaussian_mixture(data: Prepared, components: int | None = None) -> ClosedFor
     Raises:
         UserError: There are more components than training rows.
     """
-    rows, slopes, weight = _residuals(data.rows("train", MIXTURE_ROWS))
-    if components is not None and components > len(rows):
-        raise UserError(
-            f"params.yaml: gaussian_mixture has {components} components for {len(rows)} training rows; expected no "
-            "more than there are rows."
-        )
-    if bool((weight != weight[0]).any()):
-        generator = torch.Generator().manual_seed(torch.initial_seed())
-        rows = rows[torch.multinomial(weight, len(rows), replacement=True, generator=generator)]
+    rows, slopes = _drawn_by_weight(data, MIXTURE_ROWS)
+    if components is not None:
+        _check_components("gaussian_mixture", components, len(rows))
     best: ClosedForm | None = None
     for count in COMPONENTS if components is None else (components,):
         if count > len(rows):
@@ -91,6 +86,26 @@ def gaussian_mixture(data: Prepared, components: int | None = None) -> ClosedFor
         best = fitted
     assert best is not None  # there is at least one row
     return best
+
+
+def large_mixture(data: Prepared, components: int = 48, rows: int = 250_000, iterations: int = 12) -> ClosedForm:
+    """Fit a Gaussian mixture with full covariances to many rows; see `pipelines.training.expectation`.
+
+    Args:
+        data: Data set.
+        components: Number of components.
+        rows: Maximum number of training rows; a longer table is thinned out evenly.
+        iterations: Number of steps.
+
+    Raises:
+        UserError: There are more components than training rows.
+    """
+    residuals, slopes = _drawn_by_weight(data, rows)
+    _check_components("large_mixture", components, len(residuals))
+    weights, means, covariances = expectation.fit(
+        residuals, components, iterations, RIDGE, torch.initial_seed() % 2**32
+    )
+    return _with_losses(data, MixtureFlow(weights, means, torch.linalg.cholesky(covariances), slopes))
 
 
 def kernel_density(data: Prepared, bandwidth: float | None = None) -> ClosedForm:
@@ -116,6 +131,23 @@ def kernel_density(data: Prepared, bandwidth: float | None = None) -> ClosedForm
         )
         bandwidth = math.exp(float(found.x))
     return _with_losses(data, kernels(bandwidth))
+
+
+def _drawn_by_weight(data: Prepared, limit: int) -> tuple[Tensor, Tensor | None]:
+    """Return residuals, drawn in proportion to their weights where these differ, and the slopes."""
+    rows, slopes, weight = _residuals(data.rows("train", limit))
+    if bool((weight != weight[0]).any()):
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+        rows = rows[torch.multinomial(weight, len(rows), replacement=True, generator=generator)]
+    return rows, slopes
+
+
+def _check_components(name: str, components: int, rows: int) -> None:
+    if components > rows:
+        raise UserError(
+            f"params.yaml: {name} has {components} components for {rows} training rows; expected no more than there "
+            "are rows."
+        )
 
 
 def _mixture(rows: Tensor, slopes: Tensor | None, components: int) -> MixtureFlow:

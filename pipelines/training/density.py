@@ -11,8 +11,10 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
+from flowmatch_core.components import draw_component
 from flowmatch_core.flow import Flow
 from flowmatch_core.times import StratifiedTime
+from flowmatch_core.mixture import MixtureFlow
 from pipelines.base import layout
 from pipelines.base.errors import UserError
 from pipelines.base.seeding import derived_seed
@@ -21,7 +23,7 @@ from pipelines.config.params import DensityFit, DensityMethod
 from pipelines.models import build, density
 from pipelines.models.untrained import not_listed
 from pipelines.runs.context import Stage
-from pipelines.training import distributed, loop
+from pipelines.training import closed_forms, distributed, loop
 from pipelines.training.fit import Fitted, Job, Task, Tuning, fit_seeds
 from pipelines.training.rows import Batch, Prepared, TrainingRows
 
@@ -119,9 +121,27 @@ class DensityJob(Job):
 
     def _field(self, data: Prepared) -> tuple[nn.Module, Loss, dict[str, Any]]:
         """Return a velocity field, its loss and its description."""
-        config = build.network_config(self.fit.network, *data.sizes)
-        meta = {"network": config, "path": self.choice.path.model_dump(), "prediction": self.choice.prediction}
-        return build.network(config), self._objective(data, self.choice), meta
+        columns, size = data.sizes
+        mixture = self._mixture(data)
+        if mixture is not None:
+            size += len(mixture.means)
+        config = build.network_config(self.fit.network, columns, size)
+        meta: dict[str, Any] = {"network": config, "path": self.choice.path.model_dump()}
+        meta["prediction"] = self.choice.prediction
+        network, loss = build.network(config), self._objective(data, self.choice)
+        if mixture is None:
+            return network, loss, meta
+        assert self.choice.mixture is not None
+        meta |= {"kind": density.COMPONENTS, "mixture": density.describe_mixture(mixture)}
+        meta["likeliest"] = self.choice.mixture.likeliest
+        return density.Components(mixture, network), loss, meta
+
+    def _mixture(self, data: Prepared) -> MixtureFlow | None:
+        """Fit the mixture inside whose components the field is trained, if the method has one."""
+        given = self.choice.mixture
+        if given is None:
+            return None
+        return closed_forms.large_mixture(data, given.components, given.rows, given.iterations).network
 
     def _objective(self, data: Prepared, choice: DensityMethod, *, refined: bool = False) -> Loss:
         """Return the loss of a velocity field, for training or `refined` for checks; see `density.objective`."""
@@ -133,14 +153,15 @@ class DensityJob(Job):
         if not catalog.OBJECTIVES[choice.loss.name].path:
 
             def likelihood(network: nn.Module, rows: Batch, generator: torch.Generator) -> Tensor:
-                field = distributed.undivided(network)  # its divergence is another evaluation than its velocity
-                return objective(field, path, rows.x, cond=rows.cond, weight=rows.weight, generator=generator)
+                field, x, cond = _seen(network, rows, generator)
+                return objective(field, path, x, cond=cond, weight=rows.weight, generator=generator)
 
             return likelihood
         time = StratifiedTime(law) if self.fit.stratified else law
 
         def loss(network: nn.Module, rows: Batch, generator: torch.Generator) -> Tensor:
-            return objective(network, path, rows.x, cond=rows.cond, weight=rows.weight, time=time, generator=generator)
+            _, x, cond = _seen(network, rows, generator)
+            return objective(network, path, x, cond=cond, weight=rows.weight, time=time, generator=generator)
 
         return loss
 
@@ -191,6 +212,14 @@ class DensityJob(Job):
                 f"a coupling would pair noise with rows of equal weight; expected independent, or a rows_in_memory of "
                 f"at least the number of rows instead of {self.fit.rows_in_memory}."
             )
+
+
+def _seen(network: nn.Module, rows: Batch, generator: torch.Generator) -> tuple[nn.Module, Tensor, Tensor | None]:
+    """Return the undivided field, and rows and conditions as it sees them: inside a component that is drawn for each."""
+    whole = distributed.undivided(network)  # its divergence is another evaluation than its velocity
+    if isinstance(whole, density.Components):
+        return whole.field, *draw_component(whole.mixture, rows.x, rows.cond, generator)
+    return whole, rows.x, rows.cond
 
 
 def _terms(loss: Loss, rows: TrainingRows) -> loop.Step:

@@ -59,6 +59,7 @@ FLOORS: list[dict[str, set[str]]] = [
         "metrics": {"_call", "_conditions", "_tensors", "field", "solvers", "transport"},
     },
     {
+        "components": {"_conditions", "_flow", "_standardised", "flow", "marginals", "mixture"},
         "objectives": {
             *("_bases", "_call", "_conditions", "_density", "_jacobian", "_require", "_tensors"),
             *("couplings", "divergence", "field", "paths", "solvers"),

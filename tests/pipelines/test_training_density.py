@@ -134,10 +134,12 @@ EVERY = [
     {"loss": {"name": "nsf", "transforms": 1, "hidden": [16], "bins": 4}},
     {"loss": TUNE["loss"]},
     {"loss": "cfm", "coupling": "minibatch_ot", "tune": TUNE},
+    {"loss": {"name": "large_mixture", "components": 2, "iterations": 5}},
+    {"loss": "cfm", "mixture": {"components": 2, "iterations": 5, "likeliest": 2}},
 ]
 
 
-QUICK = [0, 2, 5, 6, 7, 8, 11]  # the others are slow tests
+QUICK = [0, 2, 5, 6, 7, 8, 11, 12, 13]  # the others are slow tests
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,8 @@ def test_every_method_is_trained_on_conditions_and_has_samples_and_densities_in_
     assert len(drawn[..., 0].unique()) > 990  # in single precision a dozen
     meta = saved.meta(Path("m.safetensors"))
     assert ("path" in meta) == DensityMethod.model_validate(method).has_field
-    assert (meta["network"]["event_dim"], meta["network"]["cond_dim"]) == (len(columns), 4)
+    more = 2 if "mixture" in method else 0  # the number of the component
+    assert (meta["network"]["event_dim"], meta["network"]["cond_dim"]) == (len(columns), 4 + more)
 
 
 @pytest.mark.parametrize("weight", [None, "heavy"])
@@ -581,3 +584,5 @@ def test_more_components_than_rows_are_refused() -> None:
     prepared()
     with pytest.raises(UserError, match=r"gaussian_mixture has 601 components for 600 training rows"):
         job({"loss": {"name": "gaussian_mixture", "components": 601}}).task(CPU)
+    with pytest.raises(UserError, match=r"large_mixture has 601 components for 600 training rows"):
+        job({"loss": {"name": "large_mixture", "components": 601}}).task(CPU)
