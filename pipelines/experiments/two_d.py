@@ -293,7 +293,7 @@ def _findings(table: pd.DataFrame, settings: Settings) -> tuple[Finding, ...]:
                 values = here.loc[here["method"] == method, measure].dropna().tolist()
                 if values:
                     name = f"{task}_{method}_{measure}"
-                    found.append(Finding(name, f"{task}, {title}: {sentence}", t_interval(values)))
+                    found.append(Finding(name, f"{task}, {title}: {sentence}", t_interval(values, ONE_SIDED)))
         npe = here.pivot(index="repeat", columns="method", values="npe")
         compared = ratio(dict(enumerate(npe["ot_cfm"])), dict(enumerate(npe["i_cfm"])), ONE_SIDED)
         sentence = f"{task}: normalised path energy of OT-CFM / that of I-CFM"

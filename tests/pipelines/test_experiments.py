@@ -20,7 +20,8 @@ from flowmatch_core import metrics
 from flowmatch_core.intervals import Interval
 from pipelines.base import files, plugins
 from pipelines.base.errors import UserError
-from pipelines.config import yaml_files
+from pipelines.config import params, yaml_files
+from pipelines.config.params import ExperimentEntry
 from pipelines.experiments import Finding, Outcome, memoryless_chain, sde_vs_ode, two_d
 
 ROOT = Path(__file__).parents[2]
@@ -282,3 +283,20 @@ def test_a_wrong_source_or_target_is_refused_with_a_sentence(entry: dict[str, An
         with pytest.raises((ValueError, UserError)) as error:
             two_d.Task(**{"source": {"kind": "normal"}, "target": {"kind": "normal"}, end: entry})
         assert all(part in str(error.value) for part in parts)
+
+
+def test_the_table_has_a_row_per_task_and_method() -> None:
+    outcome = measure("two_d")
+    given = params.load(ROOT / "params.yaml")
+    entry = {"kind": "two_d", **SMALL["two_d"]}
+    given = given.model_copy(update={"experiments": {"plane": ExperimentEntry.model_validate(entry)}})
+    found = {"experiments/plane": {finding.name: finding.cell() for finding in outcome.findings}}
+    table = plugins.load("pipelines.reporting.tables", "two_d").build(given, found, {}, {}).rows
+    assert table["method"].tolist() == [*two_d.METHODS.values(), "true samples"]
+    w2 = {finding.name: finding.measured.mean for finding in outcome.findings}["pair_ot_cfm_w2_euler_4"]
+    assert table["W2, 4 Euler steps"][1].startswith(f"{w2:.3g} [")
+    measures = ["W2, 4 Euler steps", "W2, dopri5", "NPE", "path energy", "NFE", "CPU s"]
+    assert table[measures].iloc[:-1].notna().all(axis=None)
+    assert table.loc[table.index[-1], measures].notna().tolist() == [False, True, False, False, False, False]
+    given = given.model_copy(update={"experiments": {}})
+    assert plugins.load("pipelines.reporting.tables", "two_d").build(given, {}, {}, {}).markdown() == ""
