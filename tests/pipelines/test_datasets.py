@@ -134,7 +134,7 @@ def test_the_s_curve_is_that_of_scikit_learn(noise: float) -> None:
 
 @pytest.mark.parametrize("member", [moons, s_curve], ids=lambda m: m.__name__)
 def test_deviation_centres_and_scales_all_coordinates_together(member: ModuleType) -> None:
-    plain, scaled = (build(member, noise=0.1, **other) for other in ({}, {"deviation": 7.0}))
+    plain, scaled = (build(member, noise=0.1, deviation=deviation) for deviation in (None, 7.0))
     rows = np.concatenate([scaled.train, scaled.val, scaled.test])
     assert rows.mean() == pytest.approx(0, abs=1e-12)
     assert rows.std() == pytest.approx(7)

@@ -12,7 +12,7 @@ METHODS = {
     "i_cfm": "I-CFM", "ot_cfm": "OT-CFM", "sb_cfm": "SB-CFM", "vp_cfm": "VP-CFM", "reflow": "Reflow",
     "floor": "true samples"
 }  # fmt: skip
-PUBLISHED = {
+PUBLISHED: Mapping[str, Mapping[str, tuple[str | None, str | None]]] = {
     "moons": {"i_cfm": (".215 ± .028", None), "ot_cfm": (".111", None), "reflow": (".129", None)},
     "s_curve": {"ot_cfm": (".102", None), "reflow": (".126", None)},
     "eight_gaussians": {"i_cfm": (None, ".222"), "ot_cfm": (".253", ".018"), "reflow": (".267", None)},
