@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "training": {"base", "config", "data", "models", "runs"},
     "evaluation": {"base", "config", "datasets", "environments", "models", "runs"},
     "reporting": {"base", "config", "runs"},
-    "experiments": {"base", "reporting", "runs"},
+    "experiments": {"base", "datasets", "reporting", "runs"},
     "orchestration": {"base", "config", "datasets", "environments", "evaluation", "models", "runs"},
     "stages": {"base", "config", "data", "evaluation", "experiments", "reporting", "runs", "training"},
 }

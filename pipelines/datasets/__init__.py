@@ -280,6 +280,15 @@ class GeneratedSettings(plugins.Settings):
     test: int = Field(10_000, ge=1, le=100_000_000, description="test rows")
 
 
+def scaled(rows: Array, deviation: float | None) -> Array:
+    """Return rows whose coordinates together have mean 0 and a standard deviation; the same rows for None.
+
+    >>> scaled(np.array([[1.0, 3.0]]), 7.0)
+    array([[-7.,  7.]])
+    """
+    return rows if deviation is None else (rows - rows.mean()) * (deviation / rows.std())
+
+
 def generated(settings: GeneratedSettings, draw: Callable[[int], Array], name: str, notes: str) -> Dataset:
     """Return a two-dimensional data set of independent draws.
 

@@ -18,10 +18,10 @@ from scipy import stats
 from pipelines import datasets
 from pipelines.base import plugins
 from pipelines.base.errors import UserError
-from pipelines.datasets import Dataset, checkerboard, digits, eight_gaussians, miniboone, moons
+from pipelines.datasets import Dataset, checkerboard, digits, eight_gaussians, miniboone, moons, normal, s_curve
 
-GENERATED = [moons, eight_gaussians, checkerboard]
-WITH_DENSITY = [eight_gaussians, checkerboard]
+GENERATED = [moons, eight_gaussians, checkerboard, s_curve, normal]
+WITH_DENSITY = [eight_gaussians, checkerboard, normal]
 MIRROR = Path(__file__).parents[3] / "shared" / "data"
 
 needs_mirror = pytest.mark.skipif(
@@ -66,6 +66,8 @@ def test_density_integrates_to_one(member: ModuleType) -> None:
         (eight_gaussians, {"radius": 2.0, "noise": 0.9}),
         (checkerboard, {}),
         (checkerboard, {"squares": 8, "half_width": 2.0}),
+        (normal, {}),
+        (normal, {"deviation": 1.7}),
     ],
 )
 def test_samples_follow_the_density(member: ModuleType, change: dict[str, Any]) -> None:
@@ -118,6 +120,27 @@ def test_noise_of_the_moons_has_its_variance_after_scaling() -> None:
     quiet, loud = (build(moons, train=50_000, val=1, test=1, noise=noise).train for noise in (0.0, 0.3))
     noise = loud - quiet  # the same seed draws the same points
     np.testing.assert_allclose(noise.std(0), 0.6, rtol=0.02)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_the_s_curve_is_that_of_scikit_learn(noise: float) -> None:
+    from sklearn.datasets import make_s_curve
+
+    x = build(s_curve, train=20_000, val=1, test=1, noise=noise, scale=1.0).train
+    y = make_s_curve(20_000, noise=noise, random_state=0)[0][:, [0, 2]]
+    for direction in ([1, 0], [0, 1], [1, 1], [1, -1]):
+        assert stats.ks_2samp(x @ direction, y @ direction).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("member", [moons, s_curve], ids=lambda m: m.__name__)
+def test_deviation_centres_and_scales_all_coordinates_together(member: ModuleType) -> None:
+    plain, scaled = (build(member, noise=0.1, deviation=deviation) for deviation in (None, 7.0))
+    rows = np.concatenate([scaled.train, scaled.val, scaled.test])
+    assert rows.mean() == pytest.approx(0, abs=1e-12)
+    assert rows.std() == pytest.approx(7)
+    assert rows.std(0).max() > 7.5  # one factor for both coordinates, so that the shape stays
+    ratio = (scaled.train - scaled.train[0])[1:] / (plain.train - plain.train[0])[1:]
+    np.testing.assert_allclose(ratio, ratio[0, 0])
 
 
 def test_digits_round_back_to_the_shipped_pixels() -> None:

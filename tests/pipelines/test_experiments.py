@@ -16,15 +16,29 @@ import torch
 import yaml
 from scipy.integrate import quad
 
+from flowmatch_core import metrics
 from flowmatch_core.intervals import Interval
 from pipelines.base import files, plugins
-from pipelines.config import yaml_files
-from pipelines.experiments import Finding, Outcome, memoryless_chain, sde_vs_ode
+from pipelines.base.errors import UserError
+from pipelines.config import params, yaml_files
+from pipelines.config.params import ExperimentEntry
+from pipelines.experiments import Finding, Outcome, memoryless_chain, sde_vs_ode, two_d
 
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, dict[str, Any]] = {
     "memoryless_chain": {"steps": (32, 64), "starts": 20, "chains": 60, "repeats": 2},
     "sde_vs_ode": {"evaluations": (4, 8), "samples": 100, "repeats": 2, "projections": 8, "training_steps": 20},
+    "two_d": {
+        "tasks": {"pair": {"source": {"kind": "moons"}, "target": {"kind": "eight_gaussians", "noise": 1.0}}},
+        "repeats": 2,
+        "train": 300,
+        "test": 60,
+        "transported": 60,
+        "hidden": (16,),
+        "steps": 20,
+        "batch": 32,
+        "euler": (4,),
+    },
 }
 EVERY_EXPERIMENT = pytest.mark.parametrize("name", plugins.names("pipelines.experiments"))
 
@@ -194,3 +208,95 @@ def test_the_stage_writes_what_it_measured(tmp_path: Path, name: str) -> None:
     assert len(files.read_json(folder / "summary.json")["title"]) > 0
     assert len(pd.read_parquet(folder / "results.parquet")) > 0
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- data sets in the plane ----
+
+
+def between_normals(**sizes: Any) -> tuple[two_d.Settings, two_d.Draws, torch.Generator]:
+    """Return rows of normal distributions of scales 1 and 3."""
+    task = two_d.Task(source={"kind": "normal"}, target={"kind": "normal", "deviation": 3.0})
+    settings = two_d.Settings(tasks={"normal": task}, train=8000, test=300, transported=1000, **sizes)
+    generator = torch.Generator().manual_seed(0)
+    return settings, two_d._draw(task, settings, generator), generator
+
+
+def measured(field: Any, drawn: two_d.Draws, settings: two_d.Settings) -> dict[str, float]:
+    """Return the measures of a field, with an energy as if the starts were of variance 1."""
+    starts = drawn.source["train"][: settings.transported]
+    transport = float(metrics.wasserstein2(starts, drawn.target["train"][: settings.transported]))
+    found = two_d._measure(field, drawn, transport, settings)
+    return {**found, "energy": found["energy"] * 2 / float((drawn.unit * starts).square().sum(1).mean())}
+
+
+def test_measures_of_the_exact_transport_between_normal_distributions() -> None:
+    settings, drawn, _ = between_normals()
+    found = measured(lambda t, x, cond: 2 * x / (1 + 2 * t), drawn, settings)  # x_t = (1 + 2 t) x_0
+    floor = drawn.unit * float(metrics.wasserstein2(drawn.target["val"], drawn.target["test"]))
+    assert found["energy"] == pytest.approx(8, rel=1e-4)  # W2^2 = 2 (3 - 1)^2
+    assert found["npe"] < 0.15  # the sampling error of W2
+    assert found["w2"] < 2 * floor
+    assert found["w2_euler_100"] == pytest.approx(found["w2"], rel=1e-4)  # straight at constant speed
+    stopped = measured(lambda t, x, cond: 0 * x, drawn, settings)
+    assert stopped["npe"] == pytest.approx(1)
+    assert stopped["w2"] > 2 * floor
+
+
+@pytest.mark.slow  # 30 s
+def test_trained_flows_between_normal_distributions_have_the_energy_of_their_paths() -> None:
+    # With s_t^2 the variance at time t, the field of independent pairs is s' x / s, of energy 2 times the integral of
+    # s'^2; s_t^2 = (1 - t)^2 + 9 t^2 along the straight path and cos^2 + 9 sin^2 along the cosine.
+    def energy(variance: Any, rate: Any) -> float:
+        return float(2 * quad(lambda t: rate(t) ** 2 / (4 * variance(t)), 0, 1)[0])
+
+    straight = energy(lambda t: (1 - t) ** 2 + 9 * t**2, lambda t: 20 * t - 2)
+    cosine = energy(
+        lambda t: np.cos(np.pi * t / 2) ** 2 + 9 * np.sin(np.pi * t / 2) ** 2, lambda t: 4 * np.pi * np.sin(np.pi * t)
+    )
+    settings, drawn, generator = between_normals()
+    for method, expected in {"i_cfm": straight, "vp_cfm": cosine, "ot_cfm": 8.0, "reflow": 8.0}.items():
+        found = measured(two_d._train(method, drawn, settings, generator), drawn, settings)
+        assert found["energy"] == pytest.approx(expected, rel=0.07), method
+
+
+def test_the_unit_of_training_is_the_same_for_both_coordinates() -> None:
+    task = two_d.Task(source={"kind": "normal"}, target={"kind": "moons", "deviation": 7.0})
+    settings = two_d.Settings(tasks={"moons": task}, train=4000)
+    drawn = two_d._draw(task, settings, torch.Generator().manual_seed(0))
+    assert drawn.unit == pytest.approx(7, rel=0.03)
+    # a source that is normal in the units of the data stays round, with the variance that the unit leaves it
+    np.testing.assert_allclose(drawn.source["train"].std(0), 1 / drawn.unit, rtol=0.06)
+
+
+@pytest.mark.parametrize(
+    ("entry", "parts"),
+    [
+        ({"noise": 0.1}, ["kind"]),
+        ({"kind": "moon"}, ["moon", "moons"]),
+        ({"kind": "moons", "nosie": 0.1}, ["nosie"]),
+        ({"kind": "moons", "train": 10}, ["train"]),
+        ({"kind": "digits"}, ["digits", "generator"]),
+    ],
+)
+def test_a_wrong_source_or_target_is_refused_with_a_sentence(entry: dict[str, Any], parts: list[str]) -> None:
+    for end in ("source", "target"):
+        with pytest.raises((ValueError, UserError)) as error:
+            two_d.Task(**{"source": {"kind": "normal"}, "target": {"kind": "normal"}, end: entry})
+        assert all(part in str(error.value) for part in parts)
+
+
+def test_the_table_has_a_row_per_task_and_method() -> None:
+    outcome = measure("two_d")
+    given = params.load(ROOT / "params.yaml")
+    entry = {"kind": "two_d", **SMALL["two_d"]}
+    given = given.model_copy(update={"experiments": {"plane": ExperimentEntry.model_validate(entry)}})
+    found = {"experiments/plane": {finding.name: finding.cell() for finding in outcome.findings}}
+    table = plugins.load("pipelines.reporting.tables", "two_d").build(given, found, {}, {}).rows
+    assert table["method"].tolist() == [*two_d.METHODS.values(), "true samples"]
+    w2 = {finding.name: finding.measured.mean for finding in outcome.findings}["pair_ot_cfm_w2_euler_4"]
+    assert table["W2, 4 Euler steps"][1].startswith(f"{w2:.3g} [")
+    measures = ["W2, 4 Euler steps", "W2, dopri5", "NPE", "path energy", "NFE", "CPU s"]
+    assert table[measures].iloc[:-1].notna().all(axis=None)
+    assert table.loc[table.index[-1], measures].notna().tolist() == [False, True, False, False, False, False]
+    given = given.model_copy(update={"experiments": {}})
+    assert plugins.load("pipelines.reporting.tables", "two_d").build(given, {}, {}, {}).markdown() == ""

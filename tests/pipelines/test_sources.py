@@ -180,6 +180,13 @@ def test_a_fingerprint_is_written_only_if_it_differs(project: Path) -> None:
     assert layout.source("moons").read_text() == "{}\n"
 
 
+def test_a_project_of_experiments_alone_has_no_fingerprints(tmp_path: Path) -> None:
+    write(tmp_path / "params.yaml", (ROOT / "params.yaml").read_text())
+    given = params.load(tmp_path / "params.yaml").model_copy(update={"datasets": {}, "environments": {}})
+    sources.refresh(tmp_path, given)
+    assert list((tmp_path / layout.SOURCES).iterdir()) == []  # the output of the stage, which DVC wants to exist
+
+
 def test_a_file_is_read_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = params.load(project / "params.yaml")
     for number in range(20):

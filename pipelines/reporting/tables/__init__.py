@@ -26,7 +26,18 @@ Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
 `metrics["experiments/<name>"][finding][name]` belong to an experiment.
 """
 
-ORDER = ("comparisons", "claims", "maze", "successor", "horizons", "paths", "ode_steps", "density", "experiments")
+ORDER = (
+    "comparisons",
+    "claims",
+    "maze",
+    "successor",
+    "horizons",
+    "paths",
+    "ode_steps",
+    "density",
+    "two_d",
+    "experiments",
+)
 """The tables in the order of the page."""
 
 HOLE = "–"
