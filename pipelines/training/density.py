@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from flowmatch_core.components import draw_component
 from flowmatch_core.flow import Flow
-from flowmatch_core.times import StratifiedTime
 from flowmatch_core.mixture import MixtureFlow
+from flowmatch_core.times import StratifiedTime
 from pipelines.base import layout
 from pipelines.base.errors import UserError
 from pipelines.base.seeding import derived_seed
@@ -215,7 +215,7 @@ class DensityJob(Job):
 
 
 def _seen(network: nn.Module, rows: Batch, generator: torch.Generator) -> tuple[nn.Module, Tensor, Tensor | None]:
-    """Return the undivided field, and rows and conditions as it sees them: inside a component that is drawn for each."""
+    """Return the undivided field, with rows and conditions as it sees them: inside a component drawn for each row."""
     whole = distributed.undivided(network)  # its divergence is another evaluation than its velocity
     if isinstance(whole, density.Components):
         return whole.field, *draw_component(whole.mixture, rows.x, rows.cond, generator)
