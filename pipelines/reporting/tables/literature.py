@@ -1,0 +1,165 @@
+"""The negative log-likelihoods of the literature's data sets beside the published ones: one column for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pipelines.config.catalog import CLOSED_FORMS
+from pipelines.config.params import DatasetEntry, Params
+from pipelines.reporting.labels import label
+from pipelines.reporting.published import DATA, IMAGES, MODELS
+from pipelines.reporting.tables import HOLE, Cells, Table
+from pipelines.reporting.tables.density import shown
+
+BEST = " *"
+
+
+class Score(NamedTuple):
+    """A negative log-likelihood of test rows with its standard errors.
+
+    Attributes:
+        value: The mean over rows, then over seeds: nats, or bits per dimension of images.
+        rows: Standard error over rows.
+        seeds: Standard error over seeds; None for one seed or for a density without seeds.
+    """
+
+    value: float
+    rows: float | None
+    seeds: float | None
+
+    def __str__(self) -> str:
+        if self.rows is None or not self.rows > 0:
+            return f"{self.value:.4g}"
+        digits = min(4, max(0, 1 - math.floor(math.log10(self.rows))))
+        seeds = "" if self.seeds is None else f" (seeds ± {self.seeds:.2g})"
+        return f"{self.value:.{digits}f} ± {self.rows:.{digits}f}{seeds}"
+
+    @property
+    def error(self) -> float:
+        """Standard error over rows and seeds."""
+        return math.hypot(self.rows or 0.0, self.seeds or 0.0)
+
+
+def score(
+    params: Params, entry: DatasetEntry, method: str, cell: Mapping[str, Any], origin: Mapping[str, Any]
+) -> Score | None:
+    """Return the score of a method on a data set, or None if it has none.
+
+    Args:
+        params: Contents of params.yaml.
+        entry: The data set.
+        method: The method, or a mixture of seeds.
+        cell: Its metrics.
+        origin: Provenance of the data set.
+    """
+    images = entry.kind in IMAGES
+    value, error, spread = cell.get("bits_per_dim" if images else "nll"), cell.get("nll_standard_error"), None
+    if value is None or value != value:
+        return None
+    if method in params.density.methods and cell.get("nll_std") is not None:
+        spread = cell["nll_std"] / math.sqrt(len(params.density.seeds_for(entry, method)))
+    unit = len(origin["columns"]) * math.log(2) if images else 1.0
+    return Score(value, *(None if one is None or one != one else one / unit for one in (error, spread)))
+
+
+def placed(params: Params) -> dict[str, DatasetEntry]:
+    """Return the data sets of the literature among those of params.yaml."""
+    return {name: entry for name, entry in params.datasets.items() if entry.kind in DATA}
+
+
+def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Build one row per method, then one per published model; one column per data set of the literature."""
+    import pandas as pd
+
+    here = placed(params)
+    title = "Densities beside the literature: test NLL in nats, of images in bits per dimension"
+    if not here:
+        return Table("literature", title, pd.DataFrame(), ())
+    found = {
+        name: {
+            method: value
+            for method in shown(params, name, metrics[name])
+            if method != "floor"
+            and (value := score(params, entry, method, metrics[name].get(method, {}), provenance[name]))
+        }
+        for name, entry in here.items()
+    }
+    columns: dict[str, dict[str, str]] = {}
+    for name, entry in here.items():
+        best = min(found[name], key=lambda method: found[name][method].value, default=None)
+        column = {"label of the data": str(provenance[name]["fidelity"])}
+        column |= {label(m): f"{value}{BEST if m == best else ''}" for m, value in found[name].items()}
+        columns[_heading(name, entry.kind)] = column | _published(entry.kind)
+    absent = [kind for kind in DATA if kind not in {entry.kind for entry in here.values()}]
+    columns |= {DATA[kind]: {"label of the data": "not run", **_published(kind)} for kind in absent}
+    ours = dict.fromkeys(label(method) for scores in found.values() for method in scores)
+    rows = [
+        {"model": model, **{heading: column.get(model, HOLE) for heading, column in columns.items()}}
+        for model in ("label of the data", *ours, *(f"published: {each.model}" for each in MODELS))
+    ]
+    notes = [*_explained(absent), *(sentence for name in here for sentence in _beaten(name, params, metrics))]
+    return Table("literature", title, pd.DataFrame(rows), tuple(notes))
+
+
+def _heading(name: str, kind: str) -> str:
+    return DATA[kind] if name == kind else f"{DATA[kind]} ({name})"
+
+
+def _published(kind: str) -> dict[str, str]:
+    return {f"published: {each.model}": each.values[kind] for each in MODELS if kind in each.values}
+
+
+def _explained(absent: list[str]) -> Iterator[str]:
+    """Yield what the numbers are and where the published ones come from."""
+    yield (
+        "Lower is better; *: the lowest of our rows. ± is the standard error over test rows, seeds ± that over seeds. "
+        "Only a column whose label begins with official, or official-test, was scored on the rows of the papers: "
+        "equivalent ones are other rows of the same measurements, and subsets do not compare."
+    )
+    yield (
+        "Our rows share data, space and training rows. Where columns are transformed to normal ones first, as for "
+        "MINIBOONE, POWER and images, so they are for every row but one Gaussian; the published models had no such "
+        "transforms."
+    )
+    if absent:
+        yield (
+            f"Not run here: {', '.join(DATA[kind] for kind in absent)}. What a mirror lacks is left out, as the first "
+            "lines of a run say."
+        )
+    for each in MODELS:
+        yield f"published: {each.model}: {each.source}." + (
+            f" Not among our rows: {each.absent}." if each.absent else ""
+        )
+
+
+def _beaten(name: str, params: Params, metrics: Cells) -> Iterator[str]:
+    """Yield whether a flow, chosen on validation rows, beats the mixture of Gaussians on a data set, by row."""
+    for method, cell in metrics[name].items():
+        if cell.get("mixture_gain") is not None:
+            gain, error = cell["mixture_gain"], cell["mixture_gain_standard_error"]
+            yield f"{name}: the flow inside the components of {label(method)} adds {gain:.2g} ± {error:.2g} nats a row."
+    found = {
+        method: cell
+        for method, cell in metrics[name].items()
+        if cell.get("over_mixture") is not None and cell.get("nll_val") is not None and _is_flow(params, method, cell)
+    }
+    if not found:
+        return
+    method = min(found, key=lambda each: float(found[each]["nll_val"]))
+    gain, error = found[method]["over_mixture"], found[method]["over_mixture_standard_error"]
+    best = f"{name}: {label(method)}, the flow of the lowest validation NLL, "
+    against = label(found[method]["over_mixture_of"])
+    if gain > 2 * error:
+        yield f"{best}beats {against} by {gain:.3g} ± {error:.2g} nats a row."
+    elif gain < -2 * error:
+        yield f"{best}does not beat {against}: it is {-gain:.3g} ± {error:.2g} nats a row worse."
+    else:
+        yield f"{best}is not separated from {against}: {gain:.2g} ± {error:.2g} nats a row."
+
+
+def _is_flow(params: Params, method: str, cell: Mapping[str, Any]) -> bool:
+    """Return whether a row is of trained networks: a method with gradient steps, or a mixture of its seeds."""
+    choice = params.density.methods.get(str(cell.get("mixture_of", method)))
+    return choice is not None and choice.loss.name not in CLOSED_FORMS
