@@ -47,6 +47,7 @@ def _tabular(power: str, gas: str, hepmass: str, miniboone: str, bsds300: str) -
 
 _MAF = "Papamakarios et al. 2017, arXiv 1705.07057"
 _FFJORD = "Grathwohl et al. 2019, arXiv 1810.01367, Table 6, and its table of images"
+_NO_TAN = "no maintained library has transformation autoregressive networks, only the code of the paper"
 
 MODELS = (
     Published(
@@ -81,13 +82,13 @@ MODELS = (
     Published(
         "TAN, as FFJORD quotes it", _FFJORD,
         _tabular("-.48 ± .01", "-11.19 ± .02", "15.12 ± .02", "11.01 ± .48", "-157.03 ± .07"),
-        "no maintained library has transformation autoregressive networks, only the code of the paper",
+        _NO_TAN,
     ),
     Published(
         "TAN", "Oliva et al. 2018, arXiv 1801.09819, by its authors' table at github.com/lupalab/tan, who ask that the "
-        "numbers of their submission, which FFJORD quotes, be not used",
+        "numbers of their submission, which FFJORD quotes, not be used",
         _tabular("-.60 ± .01", "-12.06 ± .02", "13.78 ± .02", "11.01 ± .48", "-159.80 ± .07"),
-        "as above",
+        _NO_TAN,
     ),
     Published(
         "MAF-DDSF", _FFJORD,

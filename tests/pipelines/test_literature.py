@@ -66,7 +66,7 @@ def wide(metrics: dict[str, Any] = METRICS, changed: params.Params = PARAMS, ori
 
 def test_our_rows_stand_above_the_published_ones_with_their_errors_and_the_best_is_marked() -> None:
     rows = wide().rows.set_index("model")
-    assert set(rows.columns) == {*DATA.values()}
+    assert list(rows.columns) == [*DATA.values()]
     column = rows["MINIBOONE"]
     assert column["label of the data"] == "official-test/partial-train"
     assert column["CFM"] == "12.60 ± 0.20 (seeds ± 0.02)"  # .04 / sqrt(4)
@@ -80,7 +80,8 @@ def test_our_rows_stand_above_the_published_ones_with_their_errors_and_the_best_
 def test_every_published_number_has_its_source_and_every_model_without_a_row_its_reason() -> None:
     notes = wide().notes
     for each in MODELS:
-        assert any(note.startswith(f"published: {each.model}: {each.source}") for note in notes)
+        assert any(each.model in note and note.endswith(f": {each.source}.") for note in notes)
+        assert not each.absent or any(each.model in note and note.endswith(f": {each.absent}.") for note in notes)
         assert each.values.keys() <= DATA.keys()
         for text in each.values.values():
             assert re.fullmatch(r"-?\d*\.\d+( ± \d*\.\d+)?", text), text
@@ -119,6 +120,13 @@ def test_the_long_table_has_the_costs_that_are_known_and_the_paper_of_the_same_k
     assert rows.loc["maf", "published"] == "11.75 ± .44" and rows.loc["one Gaussian", "published"] == "37.24 ± 1.07"
     assert rows.loc["cfm x4", "nats above the mixture"] == "8.1 ± 0.1"
     assert "training, CPU s" not in rows  # nothing known
+
+
+@pytest.mark.parametrize(("step", "limit"), [(2000, "time"), (1900, "time"), (600, "rows (step 600 of 2000)")])
+def test_a_network_is_limited_by_time_unless_its_validation_loss_rose(step: float, limit: str) -> None:
+    cells = {**CELLS, "cfm": {**CELLS["cfm"], "chosen_step": step}}
+    rows = literature_rows.build(PARAMS, {**METRICS, "miniboone": cells}, {}, ORIGINS).rows.set_index("method")
+    assert rows["limited by"].dropna().to_dict() == {"cfm": limit}
 
 
 def verdicts(cells: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:

@@ -10,8 +10,7 @@ from flowmatch_core.intervals import Interval
 from pipelines.config.catalog import OBJECTIVES
 from pipelines.config.params import Params
 from pipelines.reporting.tables import Cells, Table, limits
-from pipelines.reporting.tables.density import shown
-from pipelines.reporting.tables.literature import Score, placed, score
+from pipelines.reporting.tables.literature import Score, models, placed, score
 
 ONE_SIDED_NORMAL = 1.645  # standard errors, of which a normal variable exceeds the mean with 5 %
 
@@ -50,7 +49,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
     rows = []
     for name, entry in placed(params).items():
         for aim in AIMS:
-            if aim.kind != entry.kind:
+            if not name == aim.kind == entry.kind:  # a second entry of a kind is for another purpose
                 continue
             chosen = _chosen(aim, name, params, metrics)
             cell = metrics[name].get(chosen or "", {})
@@ -83,7 +82,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
 def _chosen(aim: Aim, name: str, params: Params, metrics: Cells) -> str | None:
     """Return the row of an aim's kind with the lowest validation NLL."""
     found = {}
-    for method in shown(params, name, metrics[name]):
+    for method in models(params, name, metrics[name]):
         cell = metrics[name].get(method, {})
         if cell.get("nll_val") is not None and aim.of in _kinds(params, method, cell):
             found[method] = float(cell["nll_val"])
@@ -92,8 +91,7 @@ def _chosen(aim: Aim, name: str, params: Params, metrics: Cells) -> str | None:
 
 def _kinds(params: Params, method: str, cell: Mapping[str, Any]) -> Iterator[str]:
     """Yield the kinds of rows, in terms of the aims, to which a row belongs."""
-    if method != "floor":
-        yield "row"
+    yield "row"
     choice = params.density.methods.get(str(cell.get("mixture_of", method)))
     if choice is not None and choice.loss.name in OBJECTIVES:
         yield "mixture of fields" if "mixture_of" in cell else "field"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from pipelines.base.metric_keys import REFERENCE
 from pipelines.config.catalog import CLOSED_FORMS
 from pipelines.config.params import DatasetEntry, Params
 from pipelines.reporting.labels import label
@@ -13,7 +14,7 @@ from pipelines.reporting.published import DATA, IMAGES, MODELS
 from pipelines.reporting.tables import HOLE, Cells, Table
 from pipelines.reporting.tables.density import shown
 
-BEST = " *"
+BEST, LABEL = " *", "label of the data"
 
 
 class Score(NamedTuple):
@@ -65,8 +66,14 @@ def score(
 
 
 def placed(params: Params) -> dict[str, DatasetEntry]:
-    """Return the data sets of the literature among those of params.yaml."""
-    return {name: entry for name, entry in params.datasets.items() if entry.kind in DATA}
+    """Return the data sets of the literature among those of params.yaml, in the order of `DATA`."""
+    return {name: entry for kind in DATA for name, entry in params.datasets.items() if entry.kind == kind}
+
+
+def models(params: Params, dataset: str, cells: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the rows of a data set: one Gaussian, whose published value checks the rows, and methods with mixtures."""
+    rest = [method for method in shown(params, dataset, cells) if method not in ("floor", REFERENCE)]
+    return [REFERENCE, *rest] if REFERENCE in cells else rest
 
 
 def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -80,38 +87,35 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
     found = {
         name: {
             method: value
-            for method in shown(params, name, metrics[name])
-            if method != "floor"
-            and (value := score(params, entry, method, metrics[name].get(method, {}), provenance[name]))
+            for method in models(params, name, metrics[name])
+            if (value := score(params, entry, method, metrics[name].get(method, {}), provenance[name]))
         }
         for name, entry in here.items()
     }
     columns: dict[str, dict[str, str]] = {}
-    for name, entry in here.items():
-        best = min(found[name], key=lambda method: found[name][method].value, default=None)
-        column = {"label of the data": str(provenance[name]["fidelity"])}
-        column |= {label(m): f"{value}{BEST if m == best else ''}" for m, value in found[name].items()}
-        columns[_heading(name, entry.kind)] = column | _published(entry.kind)
-    absent = [kind for kind in DATA if kind not in {entry.kind for entry in here.values()}]
-    columns |= {DATA[kind]: {"label of the data": "not run", **_published(kind)} for kind in absent}
+    for kind, heading in DATA.items():
+        names = [name for name, entry in here.items() if entry.kind == kind]
+        for name in names:
+            best = min(found[name], key=lambda method: found[name][method].value, default=None)
+            column = {LABEL: str(provenance[name]["fidelity"])}
+            column |= {label(m): f"{value}{BEST if m == best else ''}" for m, value in found[name].items()}
+            columns[heading if name == kind else f"{heading} ({name})"] = column | _published(kind)
+        if not names:
+            columns[heading] = {LABEL: "not run", **_published(kind)}
     ours = dict.fromkeys(label(method) for scores in found.values() for method in scores)
     rows = [
         {"model": model, **{heading: column.get(model, HOLE) for heading, column in columns.items()}}
-        for model in ("label of the data", *ours, *(f"published: {each.model}" for each in MODELS))
+        for model in (LABEL, *ours, *(f"published: {each.model}" for each in MODELS))
     ]
-    notes = [*_explained(absent), *(sentence for name in here for sentence in _beaten(name, params, metrics))]
+    notes = [*(sentence for name in here for sentence in _beaten(name, params, metrics)), *_explained(params)]
     return Table("literature", title, pd.DataFrame(rows), tuple(notes))
-
-
-def _heading(name: str, kind: str) -> str:
-    return DATA[kind] if name == kind else f"{DATA[kind]} ({name})"
 
 
 def _published(kind: str) -> dict[str, str]:
     return {f"published: {each.model}": each.values[kind] for each in MODELS if kind in each.values}
 
 
-def _explained(absent: list[str]) -> Iterator[str]:
+def _explained(params: Params) -> Iterator[str]:
     """Yield what the numbers are and where the published ones come from."""
     yield (
         "Lower is better; *: the lowest of our rows. ± is the standard error over test rows, seeds ± that over seeds. "
@@ -123,15 +127,14 @@ def _explained(absent: list[str]) -> Iterator[str]:
         "MINIBOONE, POWER and images, so they are for every row but one Gaussian; the published models had no such "
         "transforms."
     )
-    if absent:
-        yield (
-            f"Not run here: {', '.join(DATA[kind] for kind in absent)}. What a mirror lacks is left out, as the first "
-            "lines of a run say."
-        )
-    for each in MODELS:
-        yield f"published: {each.model}: {each.source}." + (
-            f" Not among our rows: {each.absent}." if each.absent else ""
-        )
+    run = {entry.kind for entry in params.datasets.values()}
+    if absent := [name for kind, name in DATA.items() if kind not in run]:
+        yield (f"Not run here: {', '.join(absent)}. What a mirror lacks is left out, as the first lines of a run say.")
+    for source in dict.fromkeys(each.source for each in MODELS):
+        yield f"published: {', '.join(each.model for each in MODELS if each.source == source)}: {source}."
+    for reason in dict.fromkeys(each.absent for each in MODELS if each.absent):
+        without = [each.model for each in MODELS if each.absent == reason]
+        yield f"Not among our rows: {', '.join(without)}: {reason}."
 
 
 def _beaten(name: str, params: Params, metrics: Cells) -> Iterator[str]:
