@@ -64,17 +64,23 @@ def wide(metrics: dict[str, Any] = METRICS, changed: params.Params = PARAMS, ori
     return literature.build(changed, metrics, {}, origins)
 
 
+def column(table: Table, heading: str) -> dict[tuple[str, str], str]:
+    """A column of the wide table by the first two, in its order."""
+    columns = (table.rows[name].astype(str).tolist() for name in ("from", "model", heading))
+    return {(source, model): cell for source, model, cell in zip(*columns, strict=True)}
+
+
 def test_our_rows_stand_above_the_published_ones_with_their_errors_and_the_best_is_marked() -> None:
-    rows = wide().rows.set_index("model")
-    assert list(rows.columns) == [*DATA.values()]
-    column = rows["MINIBOONE"]
-    assert column["label of the data"] == "official-test/partial-train"
-    assert column["CFM"] == "12.60 ± 0.20 (seeds ± 0.02)"  # .04 / sqrt(4)
-    assert column["CFM, mixture of 4 seeds"] == "12.00 ± 0.20 *"
-    assert [name for name, text in column.items() if text.endswith("*")] == ["CFM, mixture of 4 seeds"]
-    assert column["published: MAF"] == "11.75 ± .44"
-    assert rows.loc["label of the data", "CIFAR-10"] == "not run" and rows.loc["CFM", "CIFAR-10"] == "–"
-    assert "moons" not in " ".join([*rows.columns, *wide().notes])
+    assert list(wide().rows.columns) == ["from", "model", *DATA.values()]
+    found = column(wide(), "MINIBOONE")
+    assert found["data", "label"] == "official-test/partial-train"
+    assert found["this run", "CFM"] == "12.60 ± 0.20 (seeds ± 0.02)"  # .04 / sqrt(4)
+    assert found["this run", "MAF"] == "12.83 ± 0.20" and found["published", "MAF"] == "11.75 ± .44"
+    best = ("this run", "CFM, mixture of 4 seeds")
+    assert found[best] == "12.00 ± 0.20 *" and [key for key, cell in found.items() if cell.endswith("*")] == [best]
+    other = column(wide(), "CIFAR-10")
+    assert other["data", "label"] == "not run" and other["this run", "CFM"] == "–"
+    assert "moons" not in " ".join([*wide().rows.columns, *wide().notes])
 
 
 def test_every_published_number_has_its_source_and_every_model_without_a_row_its_reason() -> None:
@@ -109,8 +115,8 @@ def test_images_are_in_bits_per_dimension_with_errors_in_them_too() -> None:
     entry = changed.datasets["mnist"].model_copy(update={"kind": "mnist"})
     changed = changed.model_copy(update={"datasets": {"mnist": entry}})
     bits = {"cfm": cell(700.0, bits_per_dim=1.32, nll_standard_error=784 * math.log(2) * 0.016)}
-    rows = wide({"mnist": {"floor": {}, **bits}}, changed, {"mnist": origin("official", 784)}).rows.set_index("model")
-    assert rows.loc["CFM", "MNIST"] == "1.320 ± 0.016 *"
+    table = wide({"mnist": {"floor": {}, **bits}}, changed, {"mnist": origin("official", 784)})
+    assert column(table, "MNIST")["this run", "CFM"] == "1.320 ± 0.016 *"
 
 
 def test_the_long_table_has_the_costs_that_are_known_and_the_paper_of_the_same_kind() -> None:

@@ -14,7 +14,8 @@ from pipelines.reporting.published import DATA, IMAGES, MODELS
 from pipelines.reporting.tables import HOLE, Cells, Table
 from pipelines.reporting.tables.density import shown
 
-BEST, LABEL = " *", "label of the data"
+BEST = " *"
+LABEL, OURS, PAPERS = "label", "this run", "published"
 
 
 class Score(NamedTuple):
@@ -92,27 +93,33 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         }
         for name, entry in here.items()
     }
-    columns: dict[str, dict[str, str]] = {}
+    columns: dict[str, dict[tuple[str, str], str]] = {}
     for kind, heading in DATA.items():
         names = [name for name, entry in here.items() if entry.kind == kind]
         for name in names:
             best = min(found[name], key=lambda method: found[name][method].value, default=None)
-            column = {LABEL: str(provenance[name]["fidelity"])}
-            column |= {label(m): f"{value}{BEST if m == best else ''}" for m, value in found[name].items()}
+            column = {("data", LABEL): str(provenance[name]["fidelity"])}
+            column |= {(OURS, label(m)): f"{value}{BEST if m == best else ''}" for m, value in found[name].items()}
             columns[heading if name == kind else f"{heading} ({name})"] = column | _published(kind)
         if not names:
-            columns[heading] = {LABEL: "not run", **_published(kind)}
+            columns[heading] = {("data", LABEL): "not run", **_published(kind)}
     ours = dict.fromkeys(label(method) for scores in found.values() for method in scores)
+    models_from = [("data", LABEL), *((OURS, model) for model in ours), *((PAPERS, each.model) for each in MODELS)]
     rows = [
-        {"model": model, **{heading: column.get(model, HOLE) for heading, column in columns.items()}}
-        for model in (LABEL, *ours, *(f"published: {each.model}" for each in MODELS))
+        {
+            "from": source,
+            "model": model,
+            **{name: column.get((source, model), HOLE) for name, column in columns.items()},
+        }
+        for source, model in models_from
     ]
-    notes = [*(sentence for name in here for sentence in _beaten(name, params, metrics)), *_explained(params)]
+    said = (f"{name}: {sentence}" for name in here for sentence in beaten(name, params, metrics))
+    notes = [*said, *_explained(params)]
     return Table("literature", title, pd.DataFrame(rows), tuple(notes))
 
 
-def _published(kind: str) -> dict[str, str]:
-    return {f"published: {each.model}": each.values[kind] for each in MODELS if kind in each.values}
+def _published(kind: str) -> dict[tuple[str, str], str]:
+    return {(PAPERS, each.model): each.values[kind] for each in MODELS if kind in each.values}
 
 
 def _explained(params: Params) -> Iterator[str]:
@@ -137,12 +144,18 @@ def _explained(params: Params) -> Iterator[str]:
         yield f"Not among our rows: {', '.join(without)}: {reason}."
 
 
-def _beaten(name: str, params: Params, metrics: Cells) -> Iterator[str]:
-    """Yield whether a flow, chosen on validation rows, beats the mixture of Gaussians on a data set, by row."""
+def beaten(name: str, params: Params, metrics: Cells) -> Iterator[str]:
+    """Yield whether flows beat mixtures of Gaussians on a data set, by row; the flow is chosen on validation rows.
+
+    Args:
+        name: Data set.
+        params: Contents of params.yaml.
+        metrics: Metrics of at least this data set.
+    """
     for method, cell in metrics[name].items():
         if cell.get("mixture_gain") is not None:
             gain, error = cell["mixture_gain"], cell["mixture_gain_standard_error"]
-            yield f"{name}: the flow inside the components of {label(method)} adds {gain:.2g} ± {error:.2g} nats a row."
+            yield f"{label(method)} gains {gain:.2g} ± {error:.2g} nats a row over the mixture itself."
     found = {
         method: cell
         for method, cell in metrics[name].items()
@@ -152,7 +165,7 @@ def _beaten(name: str, params: Params, metrics: Cells) -> Iterator[str]:
         return
     method = min(found, key=lambda each: float(found[each]["nll_val"]))
     gain, error = found[method]["over_mixture"], found[method]["over_mixture_standard_error"]
-    best = f"{name}: {label(method)}, the flow of the lowest validation NLL, "
+    best = f"{label(method)}, the flow of the lowest validation NLL, "
     against = label(found[method]["over_mixture_of"])
     if gain > 2 * error:
         yield f"{best}beats {against} by {gain:.3g} ± {error:.2g} nats a row."
