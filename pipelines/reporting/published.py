@@ -47,8 +47,8 @@ def _tabular(power: str, gas: str, hepmass: str, miniboone: str, bsds300: str) -
 
 _MAF = "Papamakarios et al. 2017, arXiv 1705.07057"
 _FFJORD = (
-    "Grathwohl et al. 2019, arXiv 1810.01367, Tables 2 and 6; ± is the standard deviation of three runs. On images Real "
-    "NVP, Glow and FFJORD are multi-scale networks; a single flow of FFJORD has 1.05 on MNIST"
+    "Grathwohl et al. 2019, arXiv 1810.01367, Tables 2 and 6; ± is the standard deviation of three runs. On images "
+    "Real NVP, Glow and FFJORD are multi-scale networks; a single flow of FFJORD has 1.05 on MNIST"
 )
 _NO_TAN = "no maintained library has transformation autoregressive networks, only the code of the paper"
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 IMAGES = {"digits": density_figures.digits, "bsds300": density_figures.patches}
 """Kinds of data sets whose rows are drawn as images."""
+DRAWN = 10_000  # maximum number of test rows in a picture
 TERMS = {"direct": "direct term", "bootstrap": "bootstrap term"}
 SCATTERED = 160  # colours in the palette of a scatter plot, which uses shades of few colours
 OPEN = 3  # maximum number of environments, or of data sets, that are shown unfolded
@@ -281,7 +282,8 @@ def _dataset(
     columns, conditions = provenance["columns"], provenance["conditions"]
     named = [*columns, *(condition["name"] for condition in conditions)]
     folder, seed = layout.samples(name), metric_keys.free("seed", named)
-    tables = {"data": files.read_table(layout.part(layout.prepared(name), "test"))[named]}
+    test = files.read_table(layout.part(layout.prepared(name), "test"))[named]
+    tables = {"data": test if len(test) <= DRAWN else test.sample(DRAWN, random_state=0)}
     for method in methods:
         table = files.read_table(layout.sampled(folder, method))
         tables[method] = table.loc[table[seed] == params.density.seeds_for(entry, method)[0], named].reset_index(
