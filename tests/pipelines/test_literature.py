@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 
 from pipelines.config import params
 from pipelines.evaluation import density as evaluation
 from pipelines.evaluation.cells import Cell
 from pipelines.evaluation.density import Scored, Scorer
 from pipelines.evaluation.rows import Rows
+from pipelines.reporting.figures import density as figures
 from pipelines.reporting.published import DATA, MODELS
 from pipelines.reporting.tables import Table, aims, literature, literature_rows
 
@@ -188,3 +191,15 @@ def test_the_gain_over_the_mixture_is_the_mean_difference_of_log_densities_by_ro
     assert evaluation._over_mixture("gaussian_mixture", mean, scorer, reference) == {}
     alone = {cell: one for cell, one in scores.items() if cell.method != "gaussian_mixture"}
     assert evaluation._reference(alone, scorer) is None
+
+
+def test_a_patch_is_drawn_with_the_pixel_that_the_others_determine() -> None:
+    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(3, 63)))
+    figure = figures.patches(rows, {"cfm": rows})
+    for axis in figure.axes:
+        (picture,) = axis.images
+        drawn = np.asarray(picture.get_array())
+        patch = drawn[1:9, 11:19]  # the second one, each in a frame of one pixel
+        assert patch.ravel()[:63] == pytest.approx(rows.iloc[1].to_numpy())
+        assert patch.sum() == pytest.approx(0)
+    plt.close(figure)
