@@ -12,7 +12,7 @@ export NO_MKDOCS_2_WARNING := 1
 RUN := "$(BIN)/python" -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow td-tables td-claims serve status plots ui compare publish promote push pull gc test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
+.PHONY: help setup repro flow tables td-tables td-claims serve status plots ui compare publish promote push pull gc test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ repro: setup  ## run what has changed, to the report (PROFILE=smoke|default|pape
 
 flow: setup  ## the same stages as a Prefect flow, in parallel
 	@$(RUN) flow --profile $(PROFILE)
+
+tables: setup  ## densities beside the literature, an hour on two cores with a mirror; goes on where it was
+	@$(RUN) flow --profile density_tables
 
 td-tables: setup  ## the Maze tables of Temporal Difference Flows, an hour on two cores; goes on where it was
 	@$(RUN) flow --profile td_tables

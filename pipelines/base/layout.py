@@ -190,7 +190,7 @@ def summary(folder: Path) -> Path:
 
 
 def table(folder: Path, name: str, kind: str) -> Path:
-    """Return a table of results as `csv`, `md` or `json`."""
+    """Return a table of results as `csv`, `md`, `tex` or `json`."""
     return folder / f"{name}.{kind}"
 
 

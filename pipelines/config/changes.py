@@ -13,7 +13,7 @@ _ENTRIES: dict[tuple[str, ...], set[str]] = {
     ("datasets",): {"kind"},
     ("environments",): {"kind"},
     ("experiments",): {"kind"},
-    ("density", "methods"): {"path", "coupling", "loss"},
+    ("density", "methods"): {"loss"},
     ("successor", "methods"): {"loss"},
 }
 """Sections with entries of free names, and the keys that make an entry complete."""
@@ -22,6 +22,10 @@ _NO_ENTRIES: Mapping[str, Any] = {}
 
 ONLY = "only"
 """Key of a profile: by section the entries of params.yaml that it keeps, for a profile that is about given entries."""
+
+
+SKIP_MISSING = "skip_missing"
+"""Key of a profile: whether data sets whose files are missing are left out, for one of all that a machine has."""
 
 
 def apply(base: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -41,7 +45,7 @@ def apply(base: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[dict[str
     ({'datasets': {}, 'seed': 3}, [])
     """
     base, skipped = _keep_only(base, changes.get(ONLY, {})), []
-    changes = deepcopy({key: value for key, value in changes.items() if key != ONLY})
+    changes = deepcopy({key: value for key, value in changes.items() if key not in (ONLY, SKIP_MISSING)})
     for section, complete in _ENTRIES.items():
         present, entries = _at(base, *section), _at(changes, *section)
         for name in [name for name in entries if name not in present]:

@@ -30,6 +30,9 @@ DEGENERATE = "columns are linear functions of one another, so that the density h
 
 LEAST = 0.01  # difference of log-densities in nats that rounding may make
 
+MIXTURES = ("gaussian_mixture", "large_mixture")
+"""Losses of mixtures of Gaussians, with which the other densities are compared by row."""
+
 TRAINED = (density.FLOW, density.NORMALIZING, density.COMPONENTS)
 """Kinds of models whose seeds are worth a mixture; the others have a closed form."""
 
@@ -46,6 +49,18 @@ class Scored(NamedTuple):
     numbers: dict[str, Any]
     log_prob: dict[str, Array]
     warning: str | None
+
+
+class Reference(NamedTuple):
+    """The mixture of Gaussians that the other densities of a data set are compared with.
+
+    Attributes:
+        method: Its method.
+        log_prob: Log-densities of the test rows.
+    """
+
+    method: str
+    log_prob: Array
 
 
 @final
@@ -103,7 +118,7 @@ class Scorer:
         numbers = {**self.nll(log_prob), "nll_solver_error": float(np.sqrt((found["test"].error ** 2).mean()))}
         numbers |= {"nfe": found["test"].nfe, "parameters": density.parameters(file)}
         numbers |= self.distances(self.in_turn([self.samples(cell)]))
-        numbers |= self._over_mixture(file, log_prob["test"])
+        numbers |= self._over_own_mixture(file, log_prob["test"])
         if (step := saved.meta(file).get("chosen_step")) is not None:
             numbers["chosen_step"] = step
         send("  ".join([str(cell), *(f"{name} {value:.5g}" for name, value in numbers.items())]))
@@ -117,7 +132,7 @@ class Scorer:
             numbers[name], numbers[f"{name}_standard_error"] = self.scored[part].mean(-values)
         return numbers
 
-    def _over_mixture(self, file: Path, log_prob: Array) -> dict[str, float]:
+    def _over_own_mixture(self, file: Path, log_prob: Array) -> dict[str, float]:
         """Return the gain of a flow inside the components of a mixture over that mixture, by test row."""
         found = mixture(file, self.scored["test"], self.device)
         if found is None:
@@ -207,6 +222,7 @@ def evaluate(stage: Stage, dataset: str) -> None:
 def _summary(found: pd.DataFrame, scorer: Scorer, scores: Mapping[Cell, Scored]) -> dict[str, dict[str, Any]]:
     """Return means over seeds by method, standard deviations if there are several, and mixtures of the seeds."""
     summary: dict[str, dict[str, Any]] = {}
+    reference = _reference(scores, scorer)
     for method, group in found.groupby("method", sort=False):
         here = {cell: one for cell, one in scores.items() if cell.method == method}
         own = {name for one in here.values() for name in one.numbers} - {"method", "seed"}  # some have more than others
@@ -214,29 +230,65 @@ def _summary(found: pd.DataFrame, scorer: Scorer, scores: Mapping[Cell, Scored])
         if len(group) > 1:
             numbers |= {f"{name}_std": float(group[name].std()) for name in ("nll", "emd", "sliced_wasserstein")}
             numbers["nll_seed_error"] = numbers["nll_std"] / math.sqrt(len(group))
-        summary[str(method)] = {**_with_bits(numbers, scorer.prepared), "warnings": _warnings(here, numbers, scorer)}
+        summary[str(method)] = {
+            **_with_bits(numbers, scorer.prepared),
+            **_over_mixture(str(method), _mean(here), scorer, reference),
+            "warnings": _warnings(here, numbers, scorer),
+        }
         first = layout.network(layout.models(scorer.dataset, str(method)), next(iter(here)).seed)
         if len(here) > 1 and saved.meta(first).get("kind", density.FLOW) in TRAINED:
-            summary[f"{method} x{len(here)}"] = _with_bits(_mixture(here, scorer), scorer.prepared)
+            summary[f"{method} x{len(here)}"] = _with_bits(_mixture(here, scorer, reference), scorer.prepared)
     for name, row in scorer.params.density.mixtures.items():
         here = {cell: one for cell, one in scores.items() if cell.method in row.methods}
-        if {cell.method for cell in here} == set(row.methods):
-            tilted = scorer.tilt() if row.tilt else None
-            if not row.tilt or tilted is not None:
-                summary[name] = _with_bits(_mixture(here, scorer, tilted), scorer.prepared)
+        tilted = scorer.tilt() if row.tilt else None
+        if {cell.method for cell in here} == set(row.methods) and (tilted is not None or not row.tilt):
+            summary[name] = _with_bits(_mixture(here, scorer, reference, tilted), scorer.prepared)
     return summary
 
 
-def _mixture(scores: Mapping[Cell, Scored], scorer: Scorer, tilted: Tilt | None = None) -> dict[str, Any]:
+def _reference(scores: Mapping[Cell, Scored], scorer: Scorer) -> Reference | None:
+    """Return the mixture of Gaussians of the lowest validation NLL, if there is one."""
+    methods = scorer.params.density.methods
+    names = dict.fromkeys(cell.method for cell in scores if methods[cell.method].loss.name in MIXTURES)
+    found = {name: {cell: one for cell, one in scores.items() if cell.method == name} for name in names}
+    if not found:
+        return None
+    best = min(found, key=lambda name: float(np.mean([one.numbers["nll_val"] for one in found[name].values()])))
+    return Reference(best, _mean(found[best]))
+
+
+def _over_mixture(method: str, log_prob: Array, scorer: Scorer, reference: Reference | None) -> dict[str, Any]:
+    """Return the gain of a density over the best mixture of Gaussians, by test row."""
+    if reference is None or method == reference.method:
+        return {}
+    gain, error = scorer.scored["test"].mean(log_prob - reference.log_prob)
+    return {"over_mixture": gain, "over_mixture_standard_error": error, "over_mixture_of": reference.method}
+
+
+def _mean(scores: Mapping[Cell, Scored]) -> Array:
+    """Return the mean over seeds of the log-density of each test row."""
+    mean: Array = np.mean([one.log_prob["test"] for one in scores.values()], 0)
+    return mean
+
+
+def _mixed(scores: Mapping[Cell, Scored], part: str) -> Array:
+    """Return the log-density of each row of a part under the mixture of the seeds with equal weights."""
+    mixed: Array = np.logaddexp.reduce([one.log_prob[part] for one in scores.values()]) - math.log(len(scores))
+    return mixed
+
+
+def _mixture(
+    scores: Mapping[Cell, Scored], scorer: Scorer, reference: Reference | None, tilted: Tilt | None = None
+) -> dict[str, Any]:
     """Return the scores of the mixture of some models with equal weights, and its gain over their mean.
 
     Args:
         scores: Scores of the models.
         scorer: Rows of the data set.
+        reference: Mixture of Gaussians that it is compared with.
         tilted: Ratio that the mixture is multiplied by. The distances remain those of the mixture's samples.
     """
-    each = {part: np.stack([one.log_prob[part] for one in scores.values()]) for part in scorer.scored}
-    mixed = {part: np.logaddexp.reduce(values, 0) - math.log(len(scores)) for part, values in each.items()}
+    mixed = {part: _mixed(scores, part) for part in scorer.scored}
     methods, samples = list(dict.fromkeys(cell.method for cell in scores)), [scorer.samples(cell) for cell in scores]
     numbers: dict[str, Any] = {"mixture_of": ", ".join(methods)}
     numbers["parameters"] = sum(one.numbers["parameters"] for one in scores.values())
@@ -246,8 +298,9 @@ def _mixture(scores: Mapping[Cell, Scored], scorer: Scorer, tilted: Tilt | None 
         constant, numbers["log_constant_error"] = tilt.log_constant(tilted.log_ratio(drawn))
         numbers["log_constant"] = constant
         mixed = {part: values + tilted.log_ratio(scorer.scored[part].x) - constant for part, values in mixed.items()}
-    gain, error = scorer.scored["test"].mean(mixed["test"] - each["test"].mean(0))
+    gain, error = scorer.scored["test"].mean(mixed["test"] - _mean(scores))
     numbers |= {**scorer.nll(mixed), **scorer.distances(scorer.in_turn(samples))}
+    numbers |= _over_mixture("", mixed["test"], scorer, reference)
     return {**numbers, "gain": gain, "gain_standard_error": error}
 
 

@@ -14,9 +14,11 @@ from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
-from pipelines.base import files, git, layout, locks
+from pydantic import ValidationError
+
+from pipelines.base import files, git, layout, locks, plugins
 from pipelines.base.errors import UserError, did_you_mean
-from pipelines.config.changes import apply
+from pipelines.config.changes import SKIP_MISSING, apply
 from pipelines.config.yaml_files import read_yaml, write_yaml
 from pipelines.orchestration.relocate import relocate
 from pipelines.runs.graph import release_killed
@@ -68,7 +70,10 @@ def folder(root: Path, profile: str, *, apart: bool = False) -> Path:
 
 
 def parameters(root: Path, profile: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the parameters of a profile, and its changes that were skipped (see `changes.apply`).
+    """Return the parameters of a profile, and a sentence on each thing that was left out.
+
+    That are changes of entries that params.yaml does not have (see `changes.apply`), and data sets whose files are
+    missing, if the profile says `skip_missing`.
 
     They are params.yaml with the changes of the profile, or the whole parameters of one that `write` made.
 
@@ -78,7 +83,34 @@ def parameters(root: Path, profile: str) -> tuple[dict[str, Any], list[str]]:
     if profile != "default" and (file := _profile(root, profile)).parent == root / WORKSPACES:
         return read_yaml(file), []
     base = read_yaml(root / "params.yaml")
-    return (base, []) if profile == "default" else apply(base, read_yaml(file))
+    if profile == "default":
+        return base, []
+    profiles_changes = read_yaml(file)
+    params, skipped = apply(base, profiles_changes)
+    left_out = [f"params.yaml lacks {', '.join(skipped)}; left out."] if skipped else []
+    if profiles_changes.get(SKIP_MISSING):
+        missing = dict(_missing(root, params))
+        params["datasets"] = {name: entry for name, entry in params["datasets"].items() if name not in missing}
+        left_out += [f"{name} is left out: {reason}" for name, reason in missing.items()]
+    return params, left_out
+
+
+def _missing(root: Path, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the data sets whose files are missing, with the reason; what the schema refuses is left to it."""
+    mirror = None if params.get("mirror") is None else root / str(params["mirror"])
+    for name, entry in params["datasets"].items():
+        if not (isinstance(entry, Mapping) and isinstance(entry.get("kind"), str)):
+            continue
+        try:
+            plugin = plugins.load("pipelines.datasets", entry["kind"])
+            own = {key: value for key, value in entry.items() if key in plugin.Settings.model_fields}
+            settings = plugin.Settings.model_validate(own)
+        except (UserError, ValidationError):
+            continue
+        try:
+            getattr(plugin, "sources", lambda settings, mirror: {})(settings, mirror)
+        except UserError as error:
+            yield name, str(error)
 
 
 def prepare(root: Path, profile: str, *, apart: bool = False) -> Path:

@@ -20,6 +20,7 @@ _RESULTS, _PAPER = Path("docs/results"), Path(".workspaces/td_tables")
 PAGES = {
     _RESULTS / "default.md": layout.TABLES,
     _RESULTS / "td_tables.md": _PAPER / layout.TABLES,
+    _RESULTS / "density.md": Path(".workspaces/density_tables") / layout.TABLES,
     _RESULTS / "td_claims.md": Path(".workspaces/td_claims") / layout.TABLES,
 }
 PICTURES = {

@@ -21,6 +21,7 @@ from pipelines.reporting.figures import successor as successor_figures
 from pipelines.reporting.labels import label
 from pipelines.reporting.tables import ORDER, physics_steps
 from pipelines.reporting.tables.density import said
+from pipelines.reporting.tables.literature import beaten
 from pipelines.runs.context import Stage
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATES = Path(__file__).parent / "templates"
+IMAGES = {"digits": density_figures.digits, "bsds300": density_figures.patches}
+"""Kinds of data sets whose rows are drawn as images."""
+DRAWN = 10_000  # maximum number of test rows in a picture
 TERMS = {"direct": "direct term", "bootstrap": "bootstrap term"}
 SCATTERED = 160  # colours in the palette of a scatter plot, which uses shades of few colours
 OPEN = 3  # maximum number of environments, or of data sets, that are shown unfolded
@@ -245,7 +249,8 @@ def _densities(page: Page, params: Params) -> None:
     caption = "EMD in units of the training rows' standard deviations, divided by the floor; mean over seeds."
     page.picture(section, "densities-emd", curves.against_floor(methods), caption)
     for name in params.datasets:
-        part = Section(name, name, lead=_best(run[name], metrics[name]), notes=[*said(name, metrics, provenance)])
+        lead = " ".join([_best(run[name], metrics[name]), *beaten(name, params, metrics)])
+        part = Section(name, name, lead=lead, notes=[*said(name, metrics, provenance)])
         section.parts.append(part)
         _dataset(page, part, params, provenance[name], metrics[name])
 
@@ -277,7 +282,8 @@ def _dataset(
     columns, conditions = provenance["columns"], provenance["conditions"]
     named = [*columns, *(condition["name"] for condition in conditions)]
     folder, seed = layout.samples(name), metric_keys.free("seed", named)
-    tables = {"data": files.read_table(layout.part(layout.prepared(name), "test"))[named]}
+    test = files.read_table(layout.part(layout.prepared(name), "test"))[named]
+    tables = {"data": test if len(test) <= DRAWN else test.sample(DRAWN, random_state=0)}
     for method in methods:
         table = files.read_table(layout.sampled(folder, method))
         tables[method] = table.loc[table[seed] == params.density.seeds_for(entry, method)[0], named].reset_index(
@@ -288,12 +294,9 @@ def _dataset(
         group_of = density_figures.groups(conditions[0], tables["data"])
         group = {what: group_of(table) for what, table in tables.items()}
         given = f", by {conditions[0]['name']}"
-    if provenance["kind"] == "digits":
-        figure, caption = (
-            density_figures.digits(tables["data"], dict(list(tables.items())[1:])),
-            "Test images and samples.",
-        )
-        page.picture(section, f"{name}-images", figure, caption)
+    if provenance["kind"] in IMAGES:
+        figure = IMAGES[provenance["kind"]](tables["data"], dict(list(tables.items())[1:]))
+        page.picture(section, f"{name}-images", figure, "Test images and samples.")
     elif len(columns) == 2:
         caption = f"Test rows and samples of every method: {columns[1]} over {columns[0]}{given}."
         page.picture(section, f"{name}-samples", density_figures.planes(tables, group), caption)

@@ -296,7 +296,7 @@ def test_a_mixture_of_seeds_is_the_mean_of_their_densities_and_never_worse(
         )
         for seed, mean in enumerate(means)
     }
-    found = evaluation._mixture(each, scorer)
+    found = evaluation._mixture(each, scorer, None)
     x = scorer.scored["test"].x[:, 0]
     density_of_mixture = np.mean([stats.norm(mean, 1).pdf(x) for mean in means], 0)
     assert found["nll"] == pytest.approx(-np.log(density_of_mixture).mean())
@@ -307,7 +307,7 @@ def test_a_mixture_of_seeds_is_the_mean_of_their_densities_and_never_worse(
     assert found["gain_standard_error"] == pytest.approx(stats.sem(gains))
     assert (found["parameters"], found["nfe"]) == (15, 21)  # of its three members
     same = {Cell("cfm", seed): each[Cell("cfm", 0)] for seed in range(3)}
-    assert evaluation._mixture(same, scorer)["gain"] == pytest.approx(0, abs=1e-12)
+    assert evaluation._mixture(same, scorer, None)["gain"] == pytest.approx(0, abs=1e-12)
 
 
 def test_a_mixture_is_tilted_by_its_ratio_and_the_constant_of_its_samples(
@@ -319,7 +319,7 @@ def test_a_mixture_is_tilted_by_its_ratio_and_the_constant_of_its_samples(
     monkeypatch.setattr(Scorer, "samples", lambda self, cell: self.other)
     each = {Cell("cfm", 0): scored({part: stats.norm.logpdf(rows.x[:, 0]) for part, rows in scorer.scored.items()})}
     ratio = SimpleNamespace(log_ratio=lambda x: x[:, 0])
-    found = evaluation._mixture(each, scorer, cast(Tilt, ratio))
+    found = evaluation._mixture(each, scorer, None, cast(Tilt, ratio))
     error = found["log_constant_error"]
     assert error == pytest.approx(np.sqrt((np.e - 1) / 1_000), rel=0.3)
     assert found["log_constant"] == pytest.approx(0.5, abs=4 * error)

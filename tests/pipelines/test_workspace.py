@@ -240,7 +240,7 @@ ENTRIES = {
     ("datasets",): {"kind": "moons", "train": 9},
     ("environments",): {"kind": "maze", "gamma": 0.5},
     ("experiments",): {"kind": "sde_vs_ode", "samples": 9},
-    ("density", "methods"): {"path": "cond_ot", "coupling": "independent", "loss": "cfm"},
+    ("density", "methods"): {"loss": "cfm", "path": "cond_ot", "coupling": "independent"},
     ("successor", "methods"): {"loss": "td_cfm", "seeds": [1]},
 }
 
@@ -331,3 +331,22 @@ def test_every_profile_is_valid_without_any_one_entry_of_params_yaml(key: str, p
     del here[last]
     merged, _ = changes.apply(raw, yaml_files.read_yaml(PROFILES / f"{profile}.yaml"))
     assert params.parse(merged, Path("params.yaml")).profile == profile
+
+
+def test_a_profile_may_leave_out_data_sets_whose_files_are_missing(tmp_path: Path) -> None:
+    """And only these: a mistake in params.yaml remains one."""
+    raw = yaml_files.read_yaml(ROOT / "params.yaml")
+    raw |= {
+        "mirror": "copies",
+        "datasets": {"hepmass": {"kind": "hepmass"}, "moons": {"kind": "moons"}, "no": {"kind": 3}},
+    }
+    (tmp_path / "copies").mkdir()
+    write(tmp_path, "params.yaml", yaml.safe_dump(raw))
+    for name, skip in (("some", "true"), ("all", "false")):
+        write(tmp_path, f"pipelines/config/profiles/{name}.yaml", f"profile: {name}\nskip_missing: {skip}\n")
+    found, left_out = workspace.parameters(tmp_path, "some")
+    assert list(found["datasets"]) == ["moons", "no"] and "skip_missing" not in found
+    assert len(left_out) == 1 and left_out[0].startswith("hepmass is left out: ")
+    assert f"{tmp_path / 'copies' / 'maf' / 'hepmass_head.npz'} is missing" in left_out[0]
+    found, left_out = workspace.parameters(tmp_path, "all")
+    assert list(found["datasets"]) == ["hepmass", "moons", "no"] and left_out == []

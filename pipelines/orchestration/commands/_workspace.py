@@ -55,9 +55,9 @@ def check(options: argparse.Namespace) -> Params:
     for name in ("dvc.yaml", "params.yaml"):
         if not (root / name).exists():
             raise UserError(f"there is no {name} in {root}; run from the project's root.")
-    raw, skipped = workspace.parameters(root, options.profile)
-    if skipped:
-        print(f"profile {options.profile}: params.yaml lacks {', '.join(skipped)}; left out.", file=sys.stderr)
+    raw, left_out = workspace.parameters(root, options.profile)
+    for sentence in left_out:
+        print(f"profile {options.profile}: {sentence}", file=sys.stderr)
     return parameters.parse(raw, Path("params.yaml"))
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from pipelines.reporting.figures.style import (
     MODEL,
@@ -158,16 +159,30 @@ def shorten(name: str, limit: int = 24) -> str:
 
 
 def digits(test: pd.DataFrame, samples: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draw images of 8 x 8 pixels, true and sampled."""
-    rows = {"data": test, **samples}
+    """Draw images of 8 x 8 pixels in [0, 1], true and sampled."""
+    return _strips({what: table.to_numpy() for what, table in {"data": test, **samples}.items()}, 0, 1)
+
+
+def patches(test: pd.DataFrame, samples: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw patches of 8 x 8 pixels of mean 0, true and sampled, whose last pixel the others determine."""
+    whole = {
+        what: np.column_stack([table.to_numpy(), -table.sum(axis=1)])
+        for what, table in {"data": test, **samples}.items()
+    }
+    edge = 2.5 * float(whole["data"].std())
+    return _strips(whole, -edge, edge)
+
+
+def _strips(rows: Mapping[str, NDArray[np.float64]], low: float, high: float) -> Figure:
+    """Draw rows of 64 pixels as images side by side."""
     figure, axes = plt.subplots(len(rows), 1, figsize=(9, 0.85 * len(rows)), squeeze=False, layout="constrained")
-    for axis, (what, table) in zip(axes[:, 0], rows.items(), strict=True):
-        images = table.iloc[:SHOWN_DIGITS, :64].to_numpy().reshape(-1, 8, 8)
+    for axis, (what, pixels) in zip(axes[:, 0], rows.items(), strict=True):
+        images = pixels[:SHOWN_DIGITS, :64].reshape(-1, 8, 8)
         axis.imshow(
-            np.hstack([np.pad(image, 1, constant_values=1) for image in images]),
+            np.hstack([np.pad(image, 1, constant_values=high) for image in images]),
             cmap="gray_r",
-            vmin=0,
-            vmax=1,
+            vmin=low,
+            vmax=high,
         )
         axis.set(xticks=[], yticks=[])
         axis.set_ylabel(label(what), rotation=0, ha="right", va="center")

@@ -6,7 +6,7 @@ A table has all rows that `params.yaml` asks for: a missing number is a hole wit
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,9 @@ ORDER = (
     "horizons",
     "paths",
     "ode_steps",
+    "literature",
+    "literature_rows",
+    "aims",
     "density",
     "two_d",
     "experiments",
@@ -69,6 +72,25 @@ class Table:
         table = "\n".join(f"| {line} |" for line in lines)
         return f"**{self.title}**\n\n{table}\n\n" + "\n".join(f"- {note}" for note in self.notes) + "\n"
 
+    def latex(self) -> str:
+        """Return the rows as a LaTeX table for the package booktabs, with title and notes as comments above it."""
+        if self.rows.empty:
+            return ""
+        words = self.page()["words"]
+        form = "".join("l" if i in words else "r" for i in range(len(self.rows.columns)))
+        lines: list[Iterable[object]] = [self.rows.columns, *self.rows.itertuples(index=False)]
+        head, *body = (" & ".join(map(_escaped, line)) + r" \\" for line in lines)
+        table = [
+            rf"\begin{{tabular}}{{{form}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+        return "\n".join([*(f"% {line}" for line in (self.title, *self.notes)), *table]) + "\n"
+
     def page(self) -> dict[str, Any]:
         """Return the cells as texts, the indices of text columns, and the notes."""
         words = [
@@ -95,6 +117,35 @@ def text(value: object) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+_LATEX = {
+    **{sign: rf"\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",
+    "±": r"$\pm$",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "×": r"$\times$",
+    "γ": r"$\gamma$",
+    "²": "$^2$",
+    "−": "$-$",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+}
+"""What characters become in LaTeX."""
+
+
+def _escaped(value: object) -> str:
+    r"""Return a cell as text for LaTeX.
+
+    >>> print(_escaped("TD²-CFM & 5 % ± 2"))
+    TD$^2$-CFM \& 5 \% $\pm$ 2
+    """
+    return "".join(_LATEX.get(sign, sign) for sign in text(value))
 
 
 def interval(cell: Mapping[str, Any], name: str) -> str | None:
@@ -201,7 +252,7 @@ def write(stage: Stage) -> None:
 
 
 def save(params: Params, folder: Path) -> list[Table]:
-    """Build every table from the results and write it as CSV, Markdown and JSON into a new folder."""
+    """Build every table from the results and write it as CSV, Markdown, LaTeX and JSON into a new folder."""
     metrics: dict[str, Any] = {}
     logs: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
@@ -222,5 +273,6 @@ def save(params: Params, folder: Path) -> list[Table]:
     for table in tables:
         table.rows.to_csv(layout.table(folder, table.name, "csv"), index=False, encoding="utf-8")
         layout.table(folder, table.name, "md").write_text(table.markdown(), encoding="utf-8")
+        layout.table(folder, table.name, "tex").write_text(table.latex(), encoding="utf-8")
         files.write_json(layout.table(folder, table.name, "json"), table.page())
     return tables
