@@ -534,12 +534,15 @@ class Fit:
 
     steps: int = 30
     lr: float = 3e-3
+    lr_end: float = 0.1
     warmup: int = 3
     weight_decay: float = 1e-3
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_beta2_end: float | None = 0.99
     adam_eps: float = 1e-4
+    clip: float | None = 1.0
     ema_step: float = 0.2
+    ema_ramp: float | None = 10.0
     log_every: int = 5
 
 

@@ -145,7 +145,7 @@ TABLE: dict[str, tuple[Edit, set[str]]] = {
     "a TD loss": (text("flowmatch_core/successor/losses/td2_cfm.py"), SUCCESSOR),
     "an objective": (text("flowmatch_core/objectives/cfm.py"), DENSITY | EXPERIMENTS),
     "a metric": (text("flowmatch_core/metrics.py"), EVALUATE_DENSITY | EVALUATE_SUCCESSOR | EXPERIMENTS),
-    "a data set's code": (text("pipelines/datasets/moons.py"), PREPARE | EVALUATE_DENSITY),
+    "a data set's code": (text("pipelines/datasets/moons.py"), PREPARE | EVALUATE_DENSITY | EXPERIMENTS),
     "an environment's code": (
         text("pipelines/environments/maze.py"),
         COLLECT | SAMPLE_SUCCESSOR | EVALUATE_SUCCESSOR,

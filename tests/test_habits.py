@@ -195,7 +195,7 @@ def without_encoding(source: str) -> list[str]:
             strings = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
             binary = any(re.fullmatch(r"[rwax]\+?b\+?", string) for string in strings)
             module = ast.unparse(node.func).partition(".")[0]
-            bytes_only = {"os", "Image", "tarfile", "zipped"}  # `open` of these returns no text
+            bytes_only = {"os", "Image", "PIL", "tarfile", "zipped"}  # `open` of these returns no text
             opens = name in {"read_text", "write_text", "open", "fdopen"} and not binary and module not in bytes_only
             if (opens or given & {"text", "universal_newlines"}) and "encoding" not in given:
                 found.append(ast.unparse(node))

@@ -595,6 +595,9 @@ class DensityEvaluation(Settings):
     likelihood_rows: int | None = Field(
         ge=2, description="maximum number of rows of each part whose likelihood is computed; null: all"
     )
+    other_rows: int | None = Field(
+        default=None, ge=2, description="maximum number of training and of validation rows; null: as many as test rows"
+    )
     projections: int = Field(ge=1, description="directions of the sliced Wasserstein distance")
     solver: LikelihoodSolver
     grid: GridChoice = Field(
@@ -602,6 +605,17 @@ class DensityEvaluation(Settings):
     )
     steps: int = Field(
         ge=2, multiple_of=2, description="solver steps of the likelihood; its error is found with half as many"
+    )
+
+
+class MixtureRow(Settings):
+    """A row of the density table: the mixture of all seeds of some methods with equal weights."""
+
+    methods: tuple[Name, ...] = Field(min_length=1, description="methods of `density.methods`")
+    tilt: bool = Field(
+        default=False,
+        description="whether it is multiplied by the ratio of the population to the tempered weights of the training "
+        "rows, which a classifier estimates; only on data sets with tempered weights",
     )
 
 
@@ -647,6 +661,9 @@ class Density(Section):
     """The section `density`: methods, seeds, training, sampling and evaluation."""
 
     methods: dict[Name, DensityMethod] = Field(min_length=1)
+    mixtures: dict[Name, MixtureRow] = Field(
+        default={}, description="further rows, on the data sets that run their methods"
+    )
     seeds: Seeds
     fit: DensityFit
     sample: DensitySample
@@ -708,6 +725,15 @@ class Params(Settings):
             for name, what in REFERENCES.items():
                 if name in getattr(self, section).methods:
                     raise ValueError(f"{section}.methods has {name!r}, the name of {what}; expected another one")
+        for name, row in self.density.mixtures.items():
+            absent = [method for method in row.methods if method not in self.density.methods]
+            if absent:
+                raise ValueError(
+                    f"density.mixtures.{name}.methods has {absent[0]!r}; expected of density.methods: "
+                    f"{', '.join(self.density.methods)}"
+                )
+            if name in {*self.density.methods, *REFERENCES}:
+                raise ValueError(f"density.mixtures has {name!r}, the name of another row; expected another one")
         trained: dict[str, tuple[Mapping[str, Trained], str, Mapping[str, Any]]]
         trained = {
             "datasets": (self.datasets, "density", self.density.methods),

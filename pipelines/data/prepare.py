@@ -45,6 +45,7 @@ def write(stage: Stage, dataset: str) -> None:
             "discrete_bins": parts.discrete_bins,
             "columns": parts.columns,
             "weight": parts.weight,
+            "weight_power": parts.weight_power,
             "types": parts.types,
             "discrete": {name: asdict(one) for name, one in parts.discrete.items()},
             "constants": parts.constants,

@@ -95,6 +95,7 @@ class Parts:
         discrete_bins: See `Dataset`.
         conditions: Words of each condition in order, None for a condition that is a number.
         weight: Name of the weight column, None without one.
+        weight_power: Power of the weights that restores the population; above 1 where they were tempered.
         discrete: Discrete columns by name.
         constants: Values of columns that are constant and not modelled.
         marginals: Transforms of columns to normal distributions; true for a mixture for each that is not discrete.
@@ -116,6 +117,7 @@ class Parts:
     discrete_bins: float | None = None
     conditions: Mapping[str, list[str] | None] = field(default_factory=dict)
     weight: str | None = None
+    weight_power: float = 1.0
     discrete: Mapping[str, Discrete] = field(default_factory=dict)
     constants: Mapping[str, float | int | str] = field(default_factory=dict)
     marginals: bool | Mapping[str, Transform] = False
@@ -141,6 +143,7 @@ class Dataset:
         licence: Licence of the rows.
         fidelity: How close the rows are to those of the papers.
         weight: Importance weights of the train rows (mean 1), or None for equal weights.
+        weight_power: Power of the weights that restores the population; above 1 where they were tempered.
         notes: Remarks on the rows, shown with the results.
         discrete_bins: Levels per dimension if the rows are dequantised integers scaled to [0, 1): one level
             is 1/bins wide, so bits per dimension = NLL / (dims ln 2) + log2(bins). None for continuous rows.
@@ -156,6 +159,7 @@ class Dataset:
     licence: str
     fidelity: Fidelity
     weight: Any = None
+    weight_power: float = 1.0
     notes: str = ""
     discrete_bins: float | None = None
     marginals: bool | Mapping[str, Transform] = False
@@ -210,6 +214,7 @@ class Dataset:
             notes=self.notes,
             discrete_bins=self.discrete_bins,
             weight=weight,
+            weight_power=self.weight_power,
             marginals=self.marginals,
             gaussian=self.gaussian,
         )

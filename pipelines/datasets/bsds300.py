@@ -152,7 +152,7 @@ def _images(source: Path | Archive) -> dict[str, list[Image]]:
 
 
 def _decoded(path: Path) -> dict[str, list[Image]]:
-    from PIL import Image
+    import PIL.Image
 
     found: dict[str, dict[str, Image]] = {"train": {}, "test": {}}
     with tarfile.open(path) as packed:
@@ -163,7 +163,7 @@ def _decoded(path: Path) -> dict[str, list[Image]]:
             if part not in found or not name.endswith(".jpg") or name.startswith("._") or content is None:
                 continue
             try:
-                with Image.open(io.BytesIO(content.read())) as image:
+                with PIL.Image.open(io.BytesIO(content.read())) as image:
                     found[part][name] = np.asarray(image.convert("L"))
             except OSError as error:  # also what Pillow raises where it knows no such format
                 raise UserError(

@@ -141,6 +141,7 @@ def _partial(found: Mapping[str, Path | Archive], settings: Settings) -> Dataset
         licence="CC BY 4.0",
         fidelity="official-test/partial-train",
         weight=weight / weight.mean(),
+        weight_power=power or 1.0,
         notes=" ".join([*notes, *([_maf.NO_MARGINALS] if settings.marginals else [])]),
         marginals=dict.fromkeys(_columns(), Transform("mixture", weight_power=power)) if settings.marginals else False,
     )

@@ -28,8 +28,8 @@ def build(settings: Settings, *, rng: np.random.Generator, mirror: Path | None) 
 def log_prob(settings: Settings, x: Array) -> Array:
     r"""Return the exact log-density of $N(0, \sigma^2 I)$, shape (n,).
 
-    >>> float(log_prob(Settings(), np.zeros((1, 2)))[0]) == -np.log(2 * np.pi)
-    True
+    >>> float(log_prob(Settings(), np.zeros((1, 2)))[0] + np.log(2 * np.pi))
+    0.0
     """
     variance = settings.deviation**2
     value: Array = -(x**2).sum(1) / (2 * variance) - np.log(2 * np.pi * variance)

@@ -17,10 +17,11 @@ from flowmatch_core import metrics
 from pipelines import datasets
 from pipelines.base import device, files, layout, metric_keys, seeding
 from pipelines.config.params import DensityEvaluation, Params
-from pipelines.evaluation import cells
+from pipelines.evaluation import cells, tilt
 from pipelines.evaluation.cells import Cell
 from pipelines.evaluation.likelihood import likelihoods, mixture
 from pipelines.evaluation.rows import Array, Moments, Prepared, Rows, conditions, rng_of
+from pipelines.evaluation.tilt import Tilt
 from pipelines.models import density, saved
 from pipelines.runs import records
 from pipelines.runs.context import Stage
@@ -93,8 +94,10 @@ class Scorer:
         settings, prepared = _settings(params, dataset), Prepared.read(layout.prepared(dataset))
         test, val = prepared.part("test"), prepared.part("val")
         scored = {"test": _some(test, settings.likelihood_rows, rng_of(params, dataset, "test"))}
-        scored["val"] = _some(val, settings.likelihood_rows, rng_of(params, dataset, "val"))
-        scored["train"], moments = prepared.training(len(scored["test"]), rng_of(params, dataset, "train"))
+        others = [limit for limit in (settings.likelihood_rows, settings.other_rows) if limit is not None]
+        scored["val"] = _some(val, min(others, default=None), rng_of(params, dataset, "val"))
+        count = min([len(scored["test"]), *others])
+        scored["train"], moments = prepared.training(count, rng_of(params, dataset, "train"))
         samples = params.density.sample_for(params.datasets[dataset]).samples
         size = min(settings.rows, samples, len(test), len(val))
         drawn = (
@@ -113,7 +116,8 @@ class Scorer:
             send(f"{cell}: {warning}")
         log_prob = {part: one.log_prob for part, one in found.items()}
         numbers = {**self.nll(log_prob), "nll_solver_error": float(np.sqrt((found["test"].error ** 2).mean()))}
-        numbers |= self.distances(self.samples(method, [seed]))
+        numbers |= {"nfe": found["test"].nfe, "parameters": density.parameters(file)}
+        numbers |= self.distances(self.in_turn([self.samples(cell)]))
         numbers |= self._over_own_mixture(file, log_prob["test"])
         if (step := saved.meta(file).get("chosen_step")) is not None:
             numbers["chosen_step"] = step
@@ -136,15 +140,28 @@ class Scorer:
         gain, error = self.scored["test"].mean(log_prob - found[0])
         return {"mixture_gain": gain, "mixture_gain_standard_error": error, "mixture_covered": found[1]}
 
-    def samples(self, method: str, seeds: Sequence[int]) -> Rows:
-        """Return as many samples of a method as the distances take, from each seed in turn."""
+    def samples(self, cell: Cell) -> Rows:
+        """Return the samples of a model."""
         seed = metric_keys.free("seed", [*self.prepared.columns, *self.prepared.conditions.names])
         names = [*self.prepared.columns, *self.prepared.conditions.names, seed]
-        table = files.read_table(layout.sampled(layout.samples(self.dataset), method), names)
-        one = [self.prepared.rows(table[table[seed] == s]) for s in seeds]
+        table = files.read_table(layout.sampled(layout.samples(self.dataset), cell.method), names)
+        return self.prepared.rows(table[table[seed] == cell.seed])
+
+    def in_turn(self, samples: Sequence[Rows]) -> Rows:
+        """Return as many samples as the distances take, from each model in turn."""
         turn = np.arange(len(self.test))
-        x = np.stack([rows.x[: len(turn)] for rows in one])[turn % len(one), turn]
-        return replace(one[0].take(slice(len(turn))), x=x)  # the conditions are the same for all seeds
+        x = np.stack([rows.x[: len(turn)] for rows in samples])[turn % len(samples), turn]
+        return replace(samples[0].take(slice(len(turn))), x=x)  # the conditions are the same for all models
+
+    def tilt(self) -> Tilt | None:
+        """Return the ratio of the population to the weights of the training rows, or None if these restore it."""
+        power = self.prepared.provenance["weight_power"]
+        if power == 1:
+            return None
+        total = self.prepared.provenance["rows"]["train"]
+        rows, _ = self.prepared.training(total, rng_of(self.params, self.dataset, "tilt"))
+        seed = seeding.derived_seed(self.params.seed, "tilt", self.dataset)
+        return tilt.fit(rows, power, seed)
 
     def distances(self, rows: Rows) -> dict[str, float]:
         """Return the distances of rows to the test rows.
@@ -212,6 +229,7 @@ def _summary(found: pd.DataFrame, scorer: Scorer, scores: Mapping[Cell, Scored])
         numbers = {name: float(group[name].mean()) for name in group.columns if name in own}
         if len(group) > 1:
             numbers |= {f"{name}_std": float(group[name].std()) for name in ("nll", "emd", "sliced_wasserstein")}
+            numbers["nll_seed_error"] = numbers["nll_std"] / math.sqrt(len(group))
         summary[str(method)] = {
             **_with_bits(numbers, scorer.prepared),
             **_over_mixture(str(method), _mean(here), scorer, reference),
@@ -219,8 +237,12 @@ def _summary(found: pd.DataFrame, scorer: Scorer, scores: Mapping[Cell, Scored])
         }
         first = layout.network(layout.models(scorer.dataset, str(method)), next(iter(here)).seed)
         if len(here) > 1 and saved.meta(first).get("kind", density.FLOW) in TRAINED:
-            mixture = _mixture(here, scorer) | _over_mixture(str(method), _mixed(here, "test"), scorer, reference)
-            summary[f"{method} x{len(here)}"] = _with_bits(mixture, scorer.prepared)
+            summary[f"{method} x{len(here)}"] = _with_bits(_mixture(here, scorer, reference), scorer.prepared)
+    for name, row in scorer.params.density.mixtures.items():
+        here = {cell: one for cell, one in scores.items() if cell.method in row.methods}
+        tilted = scorer.tilt() if row.tilt else None
+        if {cell.method for cell in here} == set(row.methods) and (tilted is not None or not row.tilt):
+            summary[name] = _with_bits(_mixture(here, scorer, reference, tilted), scorer.prepared)
     return summary
 
 
@@ -255,13 +277,31 @@ def _mixed(scores: Mapping[Cell, Scored], part: str) -> Array:
     return mixed
 
 
-def _mixture(scores: Mapping[Cell, Scored], scorer: Scorer) -> dict[str, Any]:
-    """Return the scores of the mixture of a method's seeds with equal weights, and its gain over their mean."""
+def _mixture(
+    scores: Mapping[Cell, Scored], scorer: Scorer, reference: Reference | None, tilted: Tilt | None = None
+) -> dict[str, Any]:
+    """Return the scores of the mixture of some models with equal weights, and its gain over their mean.
+
+    Args:
+        scores: Scores of the models.
+        scorer: Rows of the data set.
+        reference: Mixture of Gaussians that it is compared with.
+        tilted: Ratio that the mixture is multiplied by. The distances remain those of the mixture's samples.
+    """
     mixed = {part: _mixed(scores, part) for part in scorer.scored}
+    methods, samples = list(dict.fromkeys(cell.method for cell in scores)), [scorer.samples(cell) for cell in scores]
+    numbers: dict[str, Any] = {"mixture_of": ", ".join(methods)}
+    numbers["parameters"] = sum(one.numbers["parameters"] for one in scores.values())
+    numbers["nfe"] = sum(one.numbers["nfe"] for one in scores.values())
+    if tilted is not None:
+        drawn = np.concatenate([rows.x for rows in samples])
+        constant, numbers["log_constant_error"] = tilt.log_constant(tilted.log_ratio(drawn))
+        numbers["log_constant"] = constant
+        mixed = {part: values + tilted.log_ratio(scorer.scored[part].x) - constant for part, values in mixed.items()}
     gain, error = scorer.scored["test"].mean(mixed["test"] - _mean(scores))
-    method = next(iter(scores)).method
-    numbers = {**scorer.nll(mixed), **scorer.distances(scorer.samples(method, [cell.seed for cell in scores]))}
-    return {"mixture_of": method, **numbers, "gain": gain, "gain_standard_error": error}
+    numbers |= {**scorer.nll(mixed), **scorer.distances(scorer.in_turn(samples))}
+    numbers |= _over_mixture("", mixed["test"], scorer, reference)
+    return {**numbers, "gain": gain, "gain_standard_error": error}
 
 
 def _warnings(scores: Mapping[Cell, Scored], numbers: Mapping[str, float], scorer: Scorer) -> list[str]:

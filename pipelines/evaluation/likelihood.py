@@ -30,11 +30,13 @@ class Likelihood(NamedTuple):
         log_prob: Log-density of each row in nats, (n,); NaN if the solver failed.
         error: Estimate of each one's solver error, (n,).
         warning: Sentence, where the error is too large or the solver failed.
+        nfe: Evaluations of the network for each row, with those of the estimate of the error.
     """
 
     log_prob: Array
     error: Array
     warning: str | None = None
+    nfe: int = 0
 
 
 def likelihoods(
@@ -123,4 +125,4 @@ def _likelihood(
         for name in ("log_prob", "solver_error", "standard_error")
     )
     warning = LogDensity(log_prob, error, spread, 0).warning() if len(rows) > 1 else None
-    return Likelihood(log_prob.numpy(), error.numpy(), warning)
+    return Likelihood(log_prob.numpy(), error.numpy(), warning, found[0].nfe)

@@ -139,6 +139,21 @@ def load(file: Path, device: torch.device, solver: str, steps: int, *, grid: Tim
     return ContinuousFlow(model.field, model.event_shape, solver, steps, grid=grid, base_scale=source, **units)
 
 
+def parameters(file: Path) -> int:
+    """Return the number of parameters of a model, without its units.
+
+    A mixture counts the entries of its weights, means, triangular factors and slopes.
+    """
+    network = saved.load(file, torch.device("cpu"), _network).network
+    count = sum(parameter.numel() for parameter in network.parameters())
+    mixture = network.mixture if isinstance(network, Components) else network
+    if isinstance(mixture, MixtureFlow):
+        d = mixture.means.shape[1]
+        slopes = 0 if mixture.slopes is None else mixture.slopes.numel()
+        count += mixture.means.numel() + len(mixture.weights) - 1 + len(mixture.factors) * d * (d + 1) // 2 + slopes
+    return count
+
+
 def describe_mixture(network: MixtureFlow) -> dict[str, Any]:
     """Return the sizes of a mixture, from which a file rebuilds it."""
     (components, d), slopes = network.means.shape, network.slopes

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,13 +20,14 @@ from flowmatch_core.oracles import GaussianMixture
 from flowmatch_core.solvers import TimeGrid
 from pipelines.base import files, layout
 from pipelines.config import params
-from pipelines.config.params import GridChoice, NetworkChoice, Params
+from pipelines.config.params import GridChoice, MixtureRow, NetworkChoice, Params
 from pipelines.evaluation import density as evaluation
 from pipelines.evaluation import density_sampling, likelihood, rows
 from pipelines.evaluation.cells import Cell
 from pipelines.evaluation.density import Scored, Scorer
 from pipelines.evaluation.likelihood import Likelihood, likelihoods
 from pipelines.evaluation.rows import Prepared, Rows
+from pipelines.evaluation.tilt import Tilt
 from pipelines.models import build, density, saved
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
@@ -68,6 +70,7 @@ def prepared(
         "columns": [name for name in parts["train"] if name not in named],
         "conditions": conditions or [],
         "weight": weight,
+        "weight_power": 1.0,
         "discrete_bins": None,
         "rows": {part: len(pd.DataFrame(table)) for part, table in parts.items()},
     }
@@ -273,7 +276,11 @@ def test_distances_given_conditions_see_samples_of_the_wrong_word(tmp_path: Path
 
 
 def scored(log_prob: dict[str, Any], warning: str | None = None) -> Scored:
-    return Scored({}, {part: np.asarray(values, dtype=np.float64) for part, values in log_prob.items()}, warning)
+    return Scored(
+        {"parameters": 5, "nfe": 7},
+        {part: np.asarray(values, dtype=np.float64) for part, values in log_prob.items()},
+        warning,
+    )
 
 
 def test_a_mixture_of_seeds_is_the_mean_of_their_densities_and_never_worse(
@@ -281,7 +288,7 @@ def test_a_mixture_of_seeds_is_the_mean_of_their_densities_and_never_worse(
 ) -> None:
     made = prepared(tmp_path / "mine", normal_parts(x=(0.0, 1.0)))
     scorer = scorer_of(made, rows=50)
-    monkeypatch.setattr(Scorer, "samples", lambda self, method, seeds: self.other)
+    monkeypatch.setattr(Scorer, "samples", lambda self, cell: self.other)
     means = (-0.7, 0.9, 0.1)
     each = {
         Cell("cfm", seed): scored(
@@ -289,7 +296,7 @@ def test_a_mixture_of_seeds_is_the_mean_of_their_densities_and_never_worse(
         )
         for seed, mean in enumerate(means)
     }
-    found = evaluation._mixture(each, scorer)
+    found = evaluation._mixture(each, scorer, None)
     x = scorer.scored["test"].x[:, 0]
     density_of_mixture = np.mean([stats.norm(mean, 1).pdf(x) for mean in means], 0)
     assert found["nll"] == pytest.approx(-np.log(density_of_mixture).mean())
@@ -298,8 +305,26 @@ def test_a_mixture_of_seeds_is_the_mean_of_their_densities_and_never_worse(
     gains = np.log(density_of_mixture) - np.mean([one.log_prob["test"] for one in each.values()], 0)
     assert (gains >= 0).all()  # Jensen
     assert found["gain_standard_error"] == pytest.approx(stats.sem(gains))
+    assert (found["parameters"], found["nfe"]) == (15, 21)  # of its three members
     same = {Cell("cfm", seed): each[Cell("cfm", 0)] for seed in range(3)}
-    assert evaluation._mixture(same, scorer)["gain"] == pytest.approx(0, abs=1e-12)
+    assert evaluation._mixture(same, scorer, None)["gain"] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_mixture_is_tilted_by_its_ratio_and_the_constant_of_its_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """N(0, 1) times exp(x) is N(1, 1) times exp(1/2)."""
+    made = prepared(tmp_path / "mine", normal_parts(1_000, x=(0.0, 1.0)))
+    scorer = scorer_of(made, rows=50)
+    monkeypatch.setattr(Scorer, "samples", lambda self, cell: self.other)
+    each = {Cell("cfm", 0): scored({part: stats.norm.logpdf(rows.x[:, 0]) for part, rows in scorer.scored.items()})}
+    ratio = SimpleNamespace(log_ratio=lambda x: x[:, 0])
+    found = evaluation._mixture(each, scorer, None, cast(Tilt, ratio))
+    error = found["log_constant_error"]
+    assert error == pytest.approx(np.sqrt((np.e - 1) / 1_000), rel=0.3)
+    assert found["log_constant"] == pytest.approx(0.5, abs=4 * error)
+    exact = -stats.norm(1, 1).logpdf(scorer.scored["test"].x[:, 0]).mean()
+    assert found["nll"] - exact == pytest.approx(found["log_constant"] - 0.5)
 
 
 @pytest.mark.parametrize(
@@ -359,7 +384,13 @@ def scores_of(
         described = {"network": config, "path": {"name": "cond_ot"}, "prediction": "velocity", "chosen_step": 50}
         saved.save(file, build.network(config), *units, {**described, "conditions": [SPECIES]})
     methods = {"cfm": PARAMS.density.methods["cfm"]}
-    update = {"methods": methods, "seeds": (0, 1), "sample": PARAMS.density.sample.model_copy(update={"samples": 60})}
+    mixtures = {"both": MixtureRow(methods=("cfm",)), "tilted": MixtureRow(methods=("cfm",), tilt=True)}
+    update = {
+        "methods": methods,
+        "mixtures": mixtures,
+        "seeds": (0, 1),
+        "sample": PARAMS.density.sample.model_copy(update={"samples": 60}),
+    }
     changes = {"density": PARAMS.density.model_copy(update=update)}
     stage = Stage("test", PARAMS.model_copy(update={**changes, "device": "cpu"}), RunRecord.start("test", {}))
     density_sampling.sample(stage, "mine")
@@ -379,6 +410,10 @@ def test_a_conditional_model_is_sampled_and_scored_and_no_name_of_a_column_matte
     assert samples["x"].dtype == np.float64 and samples["x"].nunique() > 100  # no digits are lost near 6e6
     assert metrics["cfm"]["chosen_step"] == 50 and metrics["cfm x2"]["mixture_of"] == "cfm"
     assert metrics["cfm x2"]["nll"] <= metrics["cfm"]["nll"]
+    assert metrics["both"] == metrics["cfm x2"] and "tilted" not in metrics  # no weights were tempered
+    assert metrics["cfm"]["nll_seed_error"] == pytest.approx(metrics["cfm"]["nll_std"] / np.sqrt(2))
+    assert metrics["cfm"]["parameters"] == metrics["both"]["parameters"] / 2 > 0
+    assert metrics["cfm"]["nfe"] > PARAMS.density.evaluate.steps
     rows_ = pd.read_parquet(layout.log_prob(layout.evaluations("mine")))
     assert list(rows_) == ["row", "method", "seed", "log_prob"] and len(rows_) == 2 * 40
     assert -rows_["log_prob"].mean() == pytest.approx(metrics["cfm"]["nll"])

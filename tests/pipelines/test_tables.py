@@ -380,7 +380,7 @@ def test_density_table_has_one_gaussian_unless_a_method_is_it_and_a_mixture_belo
     assert order[:4] == first and set(order[4:]) == {*MOONS.density.methods} - {"cfm"}
     table = densities(**cells)
     assert list(table.rows["method"]) == order
-    assert "moons, cfm x2: 0.1 ± 0.01 nats better than its seeds on average, by row." in table.notes
+    assert "moons, cfm x2: 0.1 ± 0.01 nats better than its members on average, by row." in table.notes
     methods = {**FIELDS, "mine": DensityMethod.model_validate({"loss": "gaussian"})}
     other = MOONS.model_copy(update={"density": MOONS.density.model_copy(update={"methods": methods})})
     assert "one Gaussian" not in list(density.shown(other, "moons", cells))

@@ -28,8 +28,11 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
                     "method": method,
                     "fidelity": provenance[dataset]["fidelity"],
                     **{f"{name} {part}": cell.get(key) for part, keys in _PARTS.items() for name, key in keys.items()},
+                    "± seeds": cell.get("nll_seed_error"),
                     "solver error": cell.get("nll_solver_error"),
                     "bits/dim": cell.get("bits_per_dim"),
+                    "parameters": cell.get("parameters"),
+                    "NFE": cell.get("nfe"),
                     "chosen step": cell.get("chosen_step"),
                     "EMD": cell.get("emd"),
                     "EMD / floor": cell["emd"] / floor["emd"] if cell.get("emd") and floor["emd"] else None,
@@ -56,7 +59,8 @@ def shown(params: Params, dataset: str, cells: Mapping[str, Mapping[str, Any]]) 
         yield REFERENCE
     for method in here:
         yield method
-        yield from (name for name, cell in cells.items() if cell.get("mixture_of") == method)
+        yield from (n for n, c in cells.items() if c.get("mixture_of") == method and n not in params.density.mixtures)
+    yield from (name for name in params.density.mixtures if name in cells)
 
 
 def said(dataset: str, metrics: Cells, provenance: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -69,15 +73,21 @@ def said(dataset: str, metrics: Cells, provenance: Mapping[str, Mapping[str, Any
         if cell.get("mixture_of"):
             gain, error = cell["gain"], cell["gain_standard_error"]
             if gain is not None and error is not None:
-                yield f"{dataset}, {method}: {gain:.3g} ± {error:.2g} nats better than its seeds on average, by row."
+                yield f"{dataset}, {method}: {gain:.3g} ± {error:.2g} nats better than its members on average, by row."
+        if "log_constant" in cell:
+            constant, error = cell["log_constant"], cell["log_constant_error"]
+            yield (
+                f"{dataset}, {method}: multiplied by the ratio of the population to the tempered weights of its "
+                f"training, whose constant has the logarithm {constant:.3g} ± {error:.2g}."
+            )
 
 
 def _explained(params: Params) -> Iterator[str]:
     """Yield how the numbers are computed."""
     yield (
         f"{seeds_note(params.density, params.datasets)} Means over seeds. NLL in nats, given the conditions if there "
-        "are any, on the test rows, the validation rows and as many random training rows as test rows; ± is the "
-        "standard error over rows."
+        "are any, on the test rows, and on validation rows and random training rows, at most as many as test rows; ± "
+        "is the standard error over rows, ± seeds that of the mean over seeds."
     )
     for evaluate, names in _evaluations(params):
         limit = "" if evaluate.likelihood_rows is None else f", at most {evaluate.likelihood_rows} rows of each part"
@@ -87,7 +97,7 @@ def _explained(params: Params) -> Iterator[str]:
         )
     yield (
         "solver error is the rms change of a row's log-density from half as many steps. It is 0 for models in closed "
-        "form."
+        "form. NFE are the evaluations of the network for the log-density of a row, with those of its error."
     )
     yield (
         "EMD (exact, Euclidean) and sliced Wasserstein in units of the training rows' standard deviations, EMD raw in "
