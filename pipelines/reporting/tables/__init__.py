@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.base import files, layout, metric_keys, plugins
+from pipelines.reporting.times import Times
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """`metrics[data set or environment][method][name]`, as in `data/metrics/<name>.json`; `logs` in the same form.
 
-`metrics["experiments/<name>"][finding][name]` belong to an experiment.
+`metrics["experiments/<name>"][finding][name]` belong to an experiment. The logs of data sets also have `seconds`.
 """
 
 ORDER = (
@@ -266,6 +267,10 @@ def save(params: Params, folder: Path) -> list[Table]:
         for name, entry in entries.items():
             run = section.methods_for(entry)
             logs[name] = {method: files.read_json(layout.final_losses(name, method)) for method in run}
+    times = Times()
+    for name, entry in params.datasets.items():
+        for method, final in logs[name].items():
+            final["seconds"] = times.mean(name, method, params.density.seeds_for(entry, method), final)
     for name in params.experiments:
         metrics[f"experiments/{name}"] = files.read_json(layout.findings(name))
     folder.mkdir(parents=True)

@@ -10,7 +10,7 @@ from flowmatch_core.intervals import Interval
 from pipelines.config.catalog import OBJECTIVES
 from pipelines.config.params import Params
 from pipelines.reporting.tables import Cells, Table, limits
-from pipelines.reporting.tables.literature import Score, models, placed, score
+from pipelines.reporting.tables.literature import Score, members, models, placed, score
 
 ONE_SIDED_NORMAL = 1.645  # standard errors, of which a normal variable exceeds the mean with 5 %
 
@@ -53,7 +53,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
                 continue
             chosen = _chosen(aim, name, params, metrics)
             cell = metrics[name].get(chosen or "", {})
-            found = score(params, entry, chosen, cell, provenance[name]) if chosen else None
+            found = score(entry, cell, provenance[name]) if chosen else None
             rows.append(
                 {
                     "data": name,
@@ -92,8 +92,8 @@ def _chosen(aim: Aim, name: str, params: Params, metrics: Cells) -> str | None:
 def _kinds(params: Params, method: str, cell: Mapping[str, Any]) -> Iterator[str]:
     """Yield the kinds of rows, in terms of the aims, to which a row belongs."""
     yield "row"
-    choice = params.density.methods.get(str(cell.get("mixture_of", method)))
-    if choice is not None and choice.loss.name in OBJECTIVES:
+    losses = {choice.loss.name for choice in members(params, method, cell)}
+    if losses and losses <= OBJECTIVES.keys() and "log_constant" not in cell:
         yield "mixture of fields" if "mixture_of" in cell else "field"
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pipelines.base.metric_keys import REFERENCE
 from pipelines.config.catalog import CLOSED_FORMS
-from pipelines.config.params import DatasetEntry, Params
+from pipelines.config.params import DatasetEntry, DensityMethod, Params
 from pipelines.reporting.labels import label
 from pipelines.reporting.published import DATA, IMAGES, MODELS
 from pipelines.reporting.tables import HOLE, Cells, Table
@@ -44,26 +44,21 @@ class Score(NamedTuple):
         return math.hypot(self.rows or 0.0, self.seeds or 0.0)
 
 
-def score(
-    params: Params, entry: DatasetEntry, method: str, cell: Mapping[str, Any], origin: Mapping[str, Any]
-) -> Score | None:
-    """Return the score of a method on a data set, or None if it has none.
+def score(entry: DatasetEntry, cell: Mapping[str, Any], origin: Mapping[str, Any]) -> Score | None:
+    """Return the score of a method or a mixture on a data set, or None if it has none.
 
     Args:
-        params: Contents of params.yaml.
         entry: The data set.
-        method: The method, or a mixture of seeds.
-        cell: Its metrics.
+        cell: Metrics of the method.
         origin: Provenance of the data set.
     """
     images = entry.kind in IMAGES
-    value, error, spread = cell.get("bits_per_dim" if images else "nll"), cell.get("nll_standard_error"), None
+    value = cell.get("bits_per_dim" if images else "nll")
     if value is None or value != value:
         return None
-    if method in params.density.methods and cell.get("nll_std") is not None:
-        spread = cell["nll_std"] / math.sqrt(len(params.density.seeds_for(entry, method)))
     unit = len(origin["columns"]) * math.log(2) if images else 1.0
-    return Score(value, *(None if one is None or one != one else one / unit for one in (error, spread)))
+    errors = (cell.get(key) for key in ("nll_standard_error", "nll_seed_error"))
+    return Score(value, *(None if one is None or one != one else one / unit for one in errors))
 
 
 def placed(params: Params) -> dict[str, DatasetEntry]:
@@ -89,7 +84,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         name: {
             method: value
             for method in models(params, name, metrics[name])
-            if (value := score(params, entry, method, metrics[name].get(method, {}), provenance[name]))
+            if (value := score(entry, metrics[name].get(method, {}), provenance[name]))
         }
         for name, entry in here.items()
     }
@@ -176,6 +171,12 @@ def beaten(name: str, params: Params, metrics: Cells) -> Iterator[str]:
 
 
 def _is_flow(params: Params, method: str, cell: Mapping[str, Any]) -> bool:
-    """Return whether a row is of trained networks: a method with gradient steps, or a mixture of its seeds."""
-    choice = params.density.methods.get(str(cell.get("mixture_of", method)))
-    return choice is not None and choice.loss.name not in CLOSED_FORMS
+    """Return whether a row is of trained networks alone: a method with gradient steps, or a mixture of such."""
+    losses = [choice.loss.name for choice in members(params, method, cell)]
+    return bool(losses) and CLOSED_FORMS.keys().isdisjoint(losses)
+
+
+def members(params: Params, method: str, cell: Mapping[str, Any]) -> list[DensityMethod]:
+    """Return the methods of a row: those of a mixture, or its own; none for a reference."""
+    names = str(cell.get("mixture_of", method)).split(", ")
+    return [params.density.methods[name] for name in names if name in params.density.methods]

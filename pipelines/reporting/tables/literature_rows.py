@@ -32,7 +32,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
     for name, entry in placed(params).items():
         for method in models(params, name, metrics[name]):
             cell = metrics[name].get(method, {})
-            found = score(params, entry, method, cell, provenance[name])
+            found = score(entry, cell, provenance[name])
             gain, error = cell.get("over_mixture"), cell.get("over_mixture_standard_error")
             rows.append(
                 {
@@ -42,9 +42,8 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
                     "published": values.get(PAPERS.get(method, ""), {}).get(entry.kind),
                     "nats above the mixture": None if gain is None else f"{gain:.3g} ± {error:.2g}",
                     "parameters": cell.get("parameters"),
-                    "training, CPU s": cell.get("seconds"),
-                    "NFE of the likelihood": cell.get("nfe"),
-                    "NFE of a sample": cell.get("nfe_sample"),
+                    "training, s": logs.get(name, {}).get(method, {}).get("seconds"),
+                    "NFE": cell.get("nfe"),
                     "solver error": cell.get("nll_solver_error"),
                     "limited by": _limit(params, entry, method, cell),
                     "test rows": provenance[name]["rows"]["test"],
@@ -54,8 +53,9 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
     notes = (
         "test: NLL in nats, of images in bits per dimension, ± its standard error over rows and over seeds. nats above "
         "the mixture: the mean gain in log-density over the best mixture of Gaussians on the same test rows, ± its "
-        "standard error over rows; negative: worse. limited by, of a trained network: time, if its validation loss "
-        "fell until the end of the training; rows, if it rose before.",
+        "standard error over rows; negative: worse. training, s: the time of one seed in one process, beside what else "
+        "ran. NFE: evaluations of the network for the log-density of a row and its error. limited by, of a trained "
+        "network: time, if its validation loss fell until the end of the training; rows, if it rose before.",
         f"published: the same kind of model in the literature ({', '.join(DATA.values())}), with other networks, "
         "without transforms of the columns and on all official training rows. It compares only where the label begins "
         "with official.",
