@@ -205,17 +205,36 @@ TIMES: Mapping[str, Spec] = {
 """Laws of the flow times in a loss."""
 
 NORMALIZING: Mapping[str, NetworkSpec] = {
+    "glow": NetworkSpec(
+        "flowmatch_core.normalizing.glow",
+        "Glow",
+        {"steps": AtLeastOne, "hidden": Widths},
+        {"steps": 6, "hidden": (64, 64)},
+    ),
+    "made": NetworkSpec("flowmatch_core.normalizing.made", "MADE", {"hidden": Widths}, {"hidden": (64, 64)}),
     "maf": NetworkSpec(
         "flowmatch_core.normalizing.maf",
         "MAF",
         {"transforms": AtLeastOne, "hidden": Widths},
         {"transforms": 3, "hidden": (64, 64)},
     ),
+    "naf": NetworkSpec(
+        "flowmatch_core.normalizing.naf",
+        "NAF",
+        {"transforms": AtLeastOne, "hidden": Widths, "signal": AtLeastOne, "monotonic": Widths},
+        {"transforms": 3, "hidden": (64, 64), "signal": 16, "monotonic": (64, 64)},
+    ),
     "nsf": NetworkSpec(
         "flowmatch_core.normalizing.nsf",
         "NSF",
         {"transforms": AtLeastOne, "hidden": Widths, "bins": Annotated[int, Field(ge=2)]},
         {"transforms": 3, "hidden": (64, 64), "bins": 8},
+    ),
+    "real_nvp": NetworkSpec(
+        "flowmatch_core.normalizing.real_nvp",
+        "RealNVP",
+        {"transforms": AtLeastOne, "hidden": Widths},
+        {"transforms": 6, "hidden": (64, 64)},
     ),
 }
 """Normalizing flows, trained by maximum likelihood in place of a velocity field."""

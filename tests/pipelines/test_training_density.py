@@ -136,6 +136,10 @@ EVERY = [
     {"loss": "cfm", "coupling": "minibatch_ot", "tune": TUNE},
     {"loss": {"name": "large_mixture", "components": 2, "iterations": 5}},
     {"loss": "cfm", "mixture": {"components": 2, "iterations": 5, "likeliest": 2}},
+    {"loss": {"name": "real_nvp", "transforms": 2, "hidden": [16]}},
+    {"loss": {"name": "glow", "steps": 2, "hidden": [16]}},
+    {"loss": {"name": "made", "hidden": [16]}},
+    {"loss": {"name": "naf", "transforms": 1, "hidden": [16], "signal": 4, "monotonic": [8]}},
 ]
 
 
