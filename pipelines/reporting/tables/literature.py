@@ -21,6 +21,8 @@ LABEL, OURS, PAPERS = "label", "this run", "published"
 class Score(NamedTuple):
     """A negative log-likelihood of test rows with its standard errors.
 
+    The text has no error over seeds where these make no difference.
+
     Attributes:
         value: The mean over rows, then over seeds: nats, or bits per dimension of images.
         rows: Standard error over rows.
@@ -35,7 +37,7 @@ class Score(NamedTuple):
         if self.rows is None or not self.rows > 0:
             return f"{self.value:.4g}"
         digits = min(4, max(0, 1 - math.floor(math.log10(self.rows))))
-        seeds = "" if self.seeds is None else f" (seeds ± {self.seeds:.2g})"
+        seeds = f" (seeds ± {self.seeds:.2g})" if self.seeds else ""
         return f"{self.value:.{digits}f} ± {self.rows:.{digits}f}{seeds}"
 
     @property

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.config.params import DatasetEntry, Params
+from pipelines.reporting.labels import label
 from pipelines.reporting.published import DATA, MODELS
 from pipelines.reporting.tables import Cells, Table
 from pipelines.reporting.tables.literature import models, placed, score
@@ -59,9 +60,22 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         f"published: the same kind of model in the literature ({', '.join(DATA.values())}), with other networks, "
         "without transforms of the columns and on all official training rows. It compares only where the label begins "
         "with official.",
+        *_constants(params, metrics),
     )
     table = pd.DataFrame(rows).dropna(axis=1, how="all")
     return Table("literature_rows", "Densities of the literature's data sets, in full", table, notes if rows else ())
+
+
+def _constants(params: Params, metrics: Cells) -> Iterator[str]:
+    """Yield the error of the constant of each tilted mixture."""
+    for name in placed(params):
+        for method, cell in metrics[name].items():
+            if "log_constant" in cell:
+                constant, error = cell["log_constant"], cell["log_constant_error"]
+                yield (
+                    f"{name}, {label(method)}: the logarithm of the constant of the tilt is {constant:.3g} ± {error:.2g}; "
+                    "the column test has the error over rows alone."
+                )
 
 
 def _limit(params: Params, entry: DatasetEntry, method: str, cell: Mapping[str, Any]) -> str | None:
