@@ -137,7 +137,7 @@ def test_the_long_table_has_the_costs_that_are_known_and_the_paper_of_the_same_k
 def test_a_tilted_row_states_the_error_of_its_constant() -> None:
     tilted = cell(11.9, mixture_of="cfm", log_constant=0.0526, log_constant_error=0.005)
     notes = literature_rows.build(PARAMS, {**METRICS, "miniboone": {**CELLS, "cfm_tilted": tilted}}, {}, ORIGINS).notes
-    said = "miniboone, CFM, mixture of seeds, tilted: the logarithm of the constant of the tilt is 0.0526 ± 0.005; "
+    said = "miniboone, CFM, mixture of seeds, tilted: the constant of the tilt has the logarithm 0.0526 ± 0.005; "
     assert [note for note in notes if "tilt" in note] == [f"{said}the column test has the error over rows alone."]
 
 

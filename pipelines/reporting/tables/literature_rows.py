@@ -73,8 +73,8 @@ def _constants(params: Params, metrics: Cells) -> Iterator[str]:
             if "log_constant" in cell:
                 constant, error = cell["log_constant"], cell["log_constant_error"]
                 yield (
-                    f"{name}, {label(method)}: the logarithm of the constant of the tilt is {constant:.3g} ± {error:.2g}"
-                    "; the column test has the error over rows alone."
+                    f"{name}, {label(method)}: the constant of the tilt has the logarithm {constant:.3g} ± "
+                    f"{error:.2g}; the column test has the error over rows alone."
                 )
 
 
