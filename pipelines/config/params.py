@@ -205,6 +205,12 @@ class DensityFit(Fit):
         ge=0,
         description="standard deviation of the Gaussian noise that is added to the standardised training rows",
     )
+    cond_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="probability with which training drops the conditions of a row, for `sample.guidance`; words alone",
+    )
     whitening: float = Field(
         default=0.0,
         ge=0,
@@ -586,6 +592,10 @@ class DensitySample(Settings):
     samples: int = Field(ge=2, description="samples per model")
     solver: Solver
     steps: int = Field(ge=1)
+    guidance: float = Field(
+        default=1.0,
+        description="scale of classifier-free guidance of velocity fields trained with cond_dropout; 1: none",
+    )
 
 
 class DensityEvaluation(Settings):
@@ -602,6 +612,11 @@ class DensityEvaluation(Settings):
     )
     steps: int = Field(
         ge=2, multiple_of=2, description="solver steps of the likelihood; its error is found with half as many"
+    )
+    divergence: Literal["auto", "exact", "hutchinson"] = Field(
+        default="auto",
+        description="divergence of velocity fields; hutchinson: an unbiased estimate by one probe a row, for many columns; "
+        "standard errors over rows include its noise",
     )
 
 
