@@ -615,7 +615,7 @@ class DensityEvaluation(Settings):
     )
     divergence: Literal["auto", "exact", "hutchinson"] = Field(
         default="auto",
-        description="divergence of velocity fields; hutchinson: an unbiased estimate by one probe a row, for many columns; "
+        description="divergence of velocity fields; hutchinson: unbiased, by one probe a row, for many columns; "
         "standard errors over rows include its noise",
     )
 

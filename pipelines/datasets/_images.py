@@ -78,7 +78,7 @@ def parts(
         source=source,
         licence=licence,
         fidelity="official" if whole else "subset",
-        notes=f"{image.levels} levels, uniformly dequantised, with new noise in each batch of a training. Each pixel is "
+        notes=f"{image.levels} levels, uniformly dequantised, with new noise in each training batch. Each pixel is "
         "transformed to a normal one by the frequencies of its levels, which the published models had not.",
         discrete_bins=1.0,  # a level is 1 wide
         conditions={"label": list(words)} if settings.condition else {},
