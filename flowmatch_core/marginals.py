@@ -300,33 +300,33 @@ class Steps(Marginal):
             mass: The `mass` of each column, with shape `(columns, levels + 2)`.
         """
         place = (x.double() - self.start) / self.width - self.low
-        levels, (below, above, knots) = mass.shape[1] - 2, _ends(mass)
+        levels, (below, above) = mass.shape[1] - 2, _ends(mass)
         level = place.detach().floor().clamp(0, levels - 1)
         share, j, at = (place - level).clamp(0, 1), level.long(), torch.arange(len(mass), device=mass.device)
         here = mass[at, j + 1]
-        left, right = below[at, j] + here * share, above[at, j] + here * (1 - share)
-        lower = left <= right
-        tail = torch.special.ndtri(torch.where(lower, left, right))
-        # rounding must not reach another level
-        u = torch.where(lower, tail, -tail).clamp(knots[at, j], knots[at, j + 1])
+        left, right = below[at, j] + here * share, above[at, j + 1] + here * (1 - share)
+        first, last = (_quantile(below[at, k], above[at, k]) for k in (j, j + 1))
+        u = _quantile(left, right).clamp(first, last)  # rounding must not reach another level
         log_slope = here.log() + u.square() / 2 + LOG_SQRT_TWO_PI
         beyond = place - place.clamp(0, levels)
         outside = beyond != 0
-        edge = torch.where(beyond < 0, knots[:, 0], knots[:, -1])
+        ends = (_quantile(below[:, k], above[:, k]) for k in (0, -1))
+        edge = torch.where(beyond < 0, *ends)
         log_slope = torch.where(outside, 0.0, log_slope) - math.log(self.width)
         return torch.where(outside, edge + beyond, u), log_slope
 
     def _points(self, u: Tensor, mass: Tensor) -> Tensor:
         """Return the points of columns with these levels whose images are `u`; see `_images`."""
         u = u.double()
-        levels, (below, above, knots) = mass.shape[1] - 2, _ends(mass)
+        levels, (below, above) = mass.shape[1] - 2, _ends(mass)
+        knots = _quantile(below, above)
         inside, at = u.clamp(knots[:, 0], knots[:, -1]), torch.arange(len(mass), device=mass.device)
         by_column = inside.detach().reshape(-1, len(mass)).T.contiguous()
         j = torch.searchsorted(knots.contiguous(), by_column, right=True).T.reshape(inside.shape)
         j = (j - 1).clamp(0, levels - 1)
         here = mass[at, j + 1]
         left = (torch.special.ndtr(inside) - below[at, j]) / here
-        right = (torch.special.ndtr(-inside) - above[at, j]) / here
+        right = (torch.special.ndtr(-inside) - above[at, j + 1]) / here
         share = torch.where(inside < 0, left, 1 - right).clamp(0, 1 - 1e-9)  # nor here
         beyond = u - inside
         place = torch.where(beyond > 0, levels + beyond, j + share)
@@ -448,8 +448,9 @@ class Marginals(nn.Module):
 
         Such columns are transformed at once.
         """
-        columns = [column for column in self._transforms() if isinstance(column, Steps)]
-        if not columns or len({str(column.describe()) for column in self._transforms()}) > 1:
+        columns = [column for column in self.columns if isinstance(column, Steps)]
+        levels = {(column.low, column.start, column.width, len(column.mass)) for column in columns}
+        if len(columns) < len(self.columns) or len(levels) > 1:
             return None
         return columns[0], torch.stack([column.mass for column in columns])
 
@@ -463,12 +464,16 @@ class Marginals(nn.Module):
 _KINDS = (Mixture.kind, Steps.kind, Identity.kind)
 
 
-def _ends(mass: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mass below each level of columns of steps, the mass above it, and the images of the knots."""
-    below = mass[:, :-1].cumsum(1)
-    above = mass[:, 1:].flip(1).cumsum(1).flip(1)
-    knots = torch.where(below <= above, torch.special.ndtri(below), -torch.special.ndtri(above))
-    return below[:, :-1], above[:, 1:], knots
+def _ends(mass: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mass below and above each knot of columns of steps, `(columns, levels + 1)`."""
+    return mass[:, :-1].cumsum(1), mass[:, 1:].flip(1).cumsum(1).flip(1)
+
+
+def _quantile(below: Tensor, above: Tensor) -> Tensor:
+    """Return the normal quantile of the mass below a point by the smaller of it and the mass above."""
+    lower = below <= above
+    tail = torch.special.ndtri(torch.where(lower, below, above))
+    return torch.where(lower, tail, -tail)
 
 
 def _distinct(x: Tensor, weight: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
