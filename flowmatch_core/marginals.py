@@ -310,8 +310,8 @@ class Steps(Marginal):
         log_slope = here.log() + u.square() / 2 + LOG_SQRT_TWO_PI
         beyond = place - place.clamp(0, levels)
         outside = beyond != 0
-        ends = (_quantile(below[:, k], above[:, k]) for k in (0, -1))
-        edge = torch.where(beyond < 0, *ends)
+        lowest, highest = (_quantile(below[:, k], above[:, k]) for k in (0, -1))
+        edge = torch.where(beyond < 0, lowest, highest)
         log_slope = torch.where(outside, 0.0, log_slope) - math.log(self.width)
         return torch.where(outside, edge + beyond, u), log_slope
 

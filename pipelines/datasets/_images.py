@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines.base import plugins
-from pipelines.datasets import Discrete, Image, Parts
+from pipelines.datasets import Discrete, Image, Parts, Type
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,11 +70,12 @@ def parts(
                 table["label"] = np.array(words, dtype=object)[labels[first : first + size]]
             yield table
 
+    types: dict[str, Type] = {**dict.fromkeys(columns, "integer"), **dict.fromkeys(settings.condition, "text")}
     return Parts(
         rows={part: len(labels) for part, (_, labels) in kept.items()},
         chunks=chunks,
         columns=list(columns),
-        types=dict.fromkeys(columns, "integer") | dict.fromkeys(settings.condition, "text"),
+        types=types,
         source=source,
         licence=licence,
         fidelity="official" if whole else "subset",
