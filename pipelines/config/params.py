@@ -801,6 +801,8 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
     _check_methods_fit(
         params.successor.fit, "successor", params.successor.methods, "environments", params.environments, path
     )
+    for name, entry in params.datasets.items():  # whose `fit` of each method is valid by now
+        _check_guidance(params.density, name, entry, path)
     for name, experiment in params.experiments.items():
         settings = plugins.load(experiment.family, experiment.kind).Settings
         _validate(settings, experiment.own, path, ("experiments", name))
@@ -840,6 +842,25 @@ def _check_methods_fit(
             if entry.fit and method.fit and entry.runs(name):  # each may be valid alone and the combination invalid
                 both = f"{family}.{other}.fit with {section}.methods.{name}.fit"
                 _check_fit(common, [entry.fit, method.fit], path, (both,))
+
+
+def _check_guidance(density: Density, name: str, entry: DatasetEntry, path: Path) -> None:
+    """Check that guided models are conditional and were trained without their conditions, too.
+
+    Raises:
+        UserError: They are not.
+    """
+    scale = density.sample_for(entry).guidance
+    fields = {m: density.methods[m] for m in density.methods_for(entry) if density.methods[m].has_field}
+    if scale == 1 or not fields:
+        return
+    without = next((m for m, method in fields.items() if density.fit_for(entry, method).cond_dropout == 0), None)
+    if not entry.has_conditions or without is not None:
+        lacks = f"{without!r} has a cond_dropout of 0" if entry.has_conditions else "it has no condition"
+        raise UserError(
+            f"{path}: the samples of the data set {name!r} have the guidance {scale:g}, but {lacks}; expected 1, or "
+            "a `condition` and a cond_dropout such as 0.1."
+        )
 
 
 def _check_loss(loss: LossChoice, path: Path, prefix: tuple[str, ...]) -> None:

@@ -20,7 +20,8 @@ from flowmatch_core.networks.conv_unet import ConvUNetField
 from pipelines import datasets
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError
-from pipelines.config.params import DatasetEntry, NetworkChoice, Params, load
+from pipelines.config import changes, yaml_files
+from pipelines.config.params import DatasetEntry, NetworkChoice, Params, load, parse
 from pipelines.data import marginals, prepare
 from pipelines.datasets import Discrete, Image, Parts, _archives, cifar10, mnist
 from pipelines.evaluation import density as evaluation
@@ -298,6 +299,28 @@ def test_guidance_moves_the_velocity_away_from_that_without_a_condition(tmp_path
         found = density.load(file, CPU, "rk4", 2, guidance=3.0).field(t, x, cond)  # type: ignore[attr-defined]
     assert (plain - null).abs().max() > 1e-3
     torch.testing.assert_close(found, null + 3 * (plain - null))
+
+
+def test_guidance_needs_models_that_were_trained_without_conditions_too() -> None:
+    raw = yaml_files.read_yaml(ROOT / "params.yaml")
+    entry = {"kind": "mnist", "methods": ["cfm"], "condition": ["label"], "sample": {"guidance": 2.0}}
+    with pytest.raises(UserError, match="the guidance 2, but 'cfm' has a cond_dropout of 0"):
+        parse({**raw, "datasets": {"mine": entry}}, Path("params.yaml"))
+    without = {**entry, "condition": [], "fit": {"cond_dropout": 0.1}}
+    with pytest.raises(UserError, match="the guidance 2, but it has no condition"):
+        parse({**raw, "datasets": {"mine": without}}, Path("params.yaml"))
+    parse({**raw, "datasets": {"mine": {**entry, "fit": {"cond_dropout": 0.1}}}}, Path("params.yaml"))
+
+
+@pytest.mark.parametrize("profile", ["mnist", "cifar10"])
+def test_the_profiles_of_images_are_complete(profile: str) -> None:
+    raw = yaml_files.read_yaml(ROOT / "params.yaml")
+    changed, skipped = changes.apply(raw, yaml_files.read_yaml(ROOT / f"pipelines/config/profiles/{profile}.yaml"))
+    assert not skipped
+    params = parse(changed, Path("params.yaml"))
+    (entry,) = params.datasets.values()
+    assert params.density.methods_for(entry) == ["cfm", "independent"] and entry.has_conditions
+    assert params.density.evaluate_for(entry).divergence == "hutchinson"
 
 
 # ---- from start to end ----
