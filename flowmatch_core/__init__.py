@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from flowmatch_core.networks import ConvUNetField as ConvUNetField
     from flowmatch_core.networks import EncodedField as EncodedField
     from flowmatch_core.networks import FiLMField as FiLMField
+    from flowmatch_core.networks import FlatUNetField as FlatUNetField
     from flowmatch_core.networks import FourierTime as FourierTime
     from flowmatch_core.networks import LabelEmbedding as LabelEmbedding
     from flowmatch_core.networks import MLPField as MLPField
@@ -230,6 +231,7 @@ _MODULES = {
         "ConvUNetField",
         "EncodedField",
         "FiLMField",
+        "FlatUNetField",
         "FourierTime",
         "LabelEmbedding",
         "MLPField",

@@ -280,47 +280,57 @@ class Steps(Marginal):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images and the logarithms of the slope there."""
-        place = (x.double() - self.start) / self.width - self.low
-        levels, (below, above, knots) = len(self.mass) - 2, self._ends()
-        level = place.detach().floor().clamp(0, levels - 1)
-        share, j = (place - level).clamp(0, 1), level.long()
-        mass = self.mass[j + 1]
-        left, right = below[j] + mass * share, above[j] + mass * (1 - share)
-        lower = left <= right
-        tail = torch.special.ndtri(torch.where(lower, left, right))
-        u = torch.where(lower, tail, -tail).clamp(knots[j], knots[j + 1])  # rounding must not reach another level
-        log_slope = mass.log() + u.square() / 2 + LOG_SQRT_TWO_PI
-        beyond = place - place.clamp(0, levels)
-        outside = beyond != 0
-        edge = torch.where(beyond < 0, knots[0], knots[-1])
-        log_slope = torch.where(outside, 0.0, log_slope) - math.log(self.width)
-        return torch.where(outside, edge + beyond, u), log_slope
+        u, log_slope = self._images(x[..., None], self.mass[None])
+        return u[..., 0], log_slope[..., 0]
 
     def inverse(self, u: Tensor) -> Tensor:
         """Return the points whose images are `u`."""
-        u = u.double()
-        levels, (below, above, knots) = len(self.mass) - 2, self._ends()
-        inside = u.clamp(knots[0], knots[-1])
-        j = (torch.searchsorted(knots, inside.detach().contiguous(), right=True) - 1).clamp(0, levels - 1)
-        mass = self.mass[j + 1]
-        left = (torch.special.ndtr(inside) - below[j]) / mass
-        right = (torch.special.ndtr(-inside) - above[j]) / mass
-        share = torch.where(inside < 0, left, 1 - right).clamp(0, 1 - 1e-9)  # nor here
-        beyond = u - inside
-        place = torch.where(beyond > 0, levels + beyond, j + share)
-        return self.start + self.width * (self.low + torch.where(beyond < 0, beyond, place))
+        return self._points(u[..., None], self.mass[None])[..., 0]
 
     def describe(self) -> dict[str, Any]:
         """Return the kind, the lowest level, the number of levels, and where they lie."""
         place = {"start": self.start, "width": self.width}
         return {"kind": self.kind, "low": self.low, "levels": len(self.mass) - 2, **place}
 
-    def _ends(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mass below each level, the mass above it, and the images of the knots."""
-        below = self.mass[:-1].cumsum(0)
-        above = self.mass[1:].flip(0).cumsum(0).flip(0)
-        knots = torch.where(below <= above, torch.special.ndtri(below), -torch.special.ndtri(above))
-        return below[:-1], above[1:], knots
+    def _images(self, x: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images and the logarithms of the slope of columns with these levels, by their probabilities.
+
+        Args:
+            x: The points, with shape `(*batch, columns)`.
+            mass: The `mass` of each column, with shape `(columns, levels + 2)`.
+        """
+        place = (x.double() - self.start) / self.width - self.low
+        levels, (below, above) = mass.shape[1] - 2, _ends(mass)
+        level = place.detach().floor().clamp(0, levels - 1)
+        share, j, at = (place - level).clamp(0, 1), level.long(), torch.arange(len(mass), device=mass.device)
+        here = mass[at, j + 1]
+        left, right = below[at, j] + here * share, above[at, j + 1] + here * (1 - share)
+        first, last = (_quantile(below[at, k], above[at, k]) for k in (j, j + 1))
+        u = _quantile(left, right).clamp(first, last)  # rounding must not reach another level
+        log_slope = here.log() + u.square() / 2 + LOG_SQRT_TWO_PI
+        beyond = place - place.clamp(0, levels)
+        outside = beyond != 0
+        lowest, highest = (_quantile(below[:, k], above[:, k]) for k in (0, -1))
+        edge = torch.where(beyond < 0, lowest, highest)
+        log_slope = torch.where(outside, 0.0, log_slope) - math.log(self.width)
+        return torch.where(outside, edge + beyond, u), log_slope
+
+    def _points(self, u: Tensor, mass: Tensor) -> Tensor:
+        """Return the points of columns with these levels whose images are `u`; see `_images`."""
+        u = u.double()
+        levels, (below, above) = mass.shape[1] - 2, _ends(mass)
+        knots = _quantile(below, above)
+        inside, at = u.clamp(knots[:, 0], knots[:, -1]), torch.arange(len(mass), device=mass.device)
+        by_column = inside.detach().reshape(-1, len(mass)).T.contiguous()
+        j = torch.searchsorted(knots.contiguous(), by_column, right=True).T.reshape(inside.shape)
+        j = (j - 1).clamp(0, levels - 1)
+        here = mass[at, j + 1]
+        left = (torch.special.ndtr(inside) - below[at, j]) / here
+        right = (torch.special.ndtr(-inside) - above[at, j + 1]) / here
+        share = torch.where(inside < 0, left, 1 - right).clamp(0, 1 - 1e-9)  # nor here
+        beyond = u - inside
+        place = torch.where(beyond > 0, levels + beyond, j + share)
+        return self.start + self.width * (self.low + torch.where(beyond < 0, beyond, place))
 
 
 @final
@@ -417,16 +427,32 @@ class Marginals(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images `(*batch, columns)` and the log-determinants `(*batch,)`, in float64."""
         self._check("x", x)
+        if (alike := self._alike()) is not None:
+            u, log_slope = alike[0]._images(x, alike[1])
+            return u, log_slope.sum(-1)
         images, slopes = zip(*(column(x[..., i]) for i, column in enumerate(self._transforms())), strict=True)
         return torch.stack(images, -1), torch.stack(slopes, -1).sum(-1)
 
     def inverse(self, u: Tensor) -> Tensor:
         """Return the points `(*batch, columns)` whose images are `u`, in float64."""
         self._check("u", u)
+        if (alike := self._alike()) is not None:
+            return alike[0]._points(u, alike[1])
         return torch.stack([column.inverse(u[..., i]) for i, column in enumerate(self._transforms())], -1)
 
     def _transforms(self) -> list[Marginal]:
         return list(self.columns)  # type: ignore[arg-type]
+
+    def _alike(self) -> tuple[Steps, Tensor] | None:
+        """Return one column and the probabilities of all, if they have the same levels, as the pixels of images do.
+
+        Such columns are transformed at once.
+        """
+        columns = [column for column in self.columns if isinstance(column, Steps)]
+        levels = {(column.low, column.start, column.width, len(column.mass)) for column in columns}
+        if len(columns) < len(self.columns) or len(levels) > 1:
+            return None
+        return columns[0], torch.stack([column.mass for column in columns])
 
     def _check(self, name: str, value: Tensor) -> None:
         if value.ndim == 0 or value.shape[-1] != len(self.columns):
@@ -436,6 +462,18 @@ class Marginals(nn.Module):
 
 
 _KINDS = (Mixture.kind, Steps.kind, Identity.kind)
+
+
+def _ends(mass: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mass below and above each knot of columns of steps, `(columns, levels + 1)`."""
+    return mass[:, :-1].cumsum(1), mass[:, 1:].flip(1).cumsum(1).flip(1)
+
+
+def _quantile(below: Tensor, above: Tensor) -> Tensor:
+    """Return the normal quantile of the mass below a point by the smaller of it and the mass above."""
+    lower = below <= above
+    tail = torch.special.ndtri(torch.where(lower, below, above))
+    return torch.where(lower, tail, -tail)
 
 
 def _distinct(x: Tensor, weight: Tensor | None, name: str) -> tuple[Tensor, Tensor]:

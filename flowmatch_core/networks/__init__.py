@@ -1,7 +1,7 @@
 """Networks that serve as velocity fields; one file per network."""
 
 from flowmatch_core.networks.concat_squash import ConcatSquashField
-from flowmatch_core.networks.conv_unet import ConvUNetField
+from flowmatch_core.networks.conv_unet import ConvUNetField, FlatUNetField
 from flowmatch_core.networks.embeddings import FourierTime
 from flowmatch_core.networks.encoded import EncodedField, LabelEmbedding
 from flowmatch_core.networks.film_mlp import FiLMField
@@ -18,6 +18,7 @@ __all__ = [
     "ConvUNetField",
     "EncodedField",
     "FiLMField",
+    "FlatUNetField",
     "FourierTime",
     "LabelEmbedding",
     "MLPField",

@@ -1,4 +1,4 @@
-"""A small convolutional U-Net for images."""
+"""A small convolutional U-Net for images, and for images as vectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowmatch_core.field import Field, Time
 from flowmatch_core.networks.embeddings import Encoder, FourierTime
 from flowmatch_core.networks.layers import Modulation, check_cond, convolution, draw_weights
 
-__all__ = ["ConvUNetField"]
+__all__ = ["ConvUNetField", "FlatUNetField"]
 
 GROUP = 4
 """Number of channels per group of the group norms."""
@@ -123,3 +123,57 @@ class ConvUNetField(Field):
             h = block(torch.cat([h, beside], 1), time, code)
         velocity: Tensor = self.last(F.silu(_norm(h)))
         return velocity
+
+
+@final
+class FlatUNetField(Field):
+    r"""A `ConvUNetField` for images that are vectors, as rows of a table are.
+
+    A vector holds the channels one after the other, each row by row. Squares of `patch` x `patch` pixels become
+    channels (pixel unshuffle): the network then works at a smaller resolution, which costs a part of the time. The
+    divergence has no closed form, and that by automatic differentiation costs one evaluation per pixel: a likelihood
+    needs `divergence="hutchinson"`.
+
+    References:
+        - Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural Network
+          (Shi et al., 2016), https://arxiv.org/abs/1609.05158
+
+    Args:
+        event_dim: The length of a vector, the product of the image's sizes.
+        image: The numbers of channels, of rows and of columns of pixels.
+        widths: The number of channels at each level, multiples of 4.
+        patch: The side of the squares that become channels; it divides the height and the width.
+        frequencies: The number of frequencies of the embedding of time.
+        cond_dim: The number of dimensions of the condition, 0 for none.
+        generator: The source of randomness of the initial weights.
+
+    Examples:
+        >>> field = FlatUNetField(event_dim=64, image=(1, 8, 8), widths=(16, 32), cond_dim=10)
+        >>> field(0.5, torch.zeros(5, 64), torch.zeros(5, 10)).shape
+        torch.Size([5, 64])
+    """
+
+    def __init__(
+        self,
+        event_dim: int,
+        image: Sequence[int],
+        widths: Sequence[int] = (32, 64),
+        patch: int = 2,
+        frequencies: int = 8,
+        cond_dim: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        channels, height, width = image
+        if channels * height * width != event_dim:
+            raise ValueError(f"image is {tuple(image)}, but should have {event_dim} pixels, the length of a vector.")
+        if patch < 1 or height % patch or width % patch:
+            raise ValueError(f"patch is {patch}, but should divide the sides of the image, {height} and {width}.")
+        self.image, self.patch = (channels, height, width), patch
+        self.unet = ConvUNetField(channels * patch**2, widths, cond_dim, frequencies, generator)
+        self.cond_shape = self.unet.cond_shape
+
+    def forward(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Return the velocity, with shape `(batch, event_dim)`."""
+        images = F.pixel_unshuffle(x.reshape(len(x), *self.image), self.patch)
+        return F.pixel_shuffle(self.unet(t, images, cond), self.patch).reshape(x.shape)

@@ -21,6 +21,7 @@ Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+Fours = Annotated[tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...], Field(min_length=1)]
 Activation = Literal["silu", "tanh", "softplus"]
 Prediction = Literal["velocity", "noise", "data", "score", "state"]
 
@@ -68,9 +69,11 @@ class NetworkSpec(Spec):
 
     Attributes:
         defaults: Default values of the options.
+        image: Whether its vectors are images, whose sizes it needs.
     """
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    image: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,13 @@ NETWORKS: Mapping[str, NetworkSpec] = {
         {"hidden": Widths, "frequencies": Count, "activation": Activation},
         {"hidden": (256, 256), "frequencies": 0, "activation": "softplus"},
     ),
+    "conv_unet": NetworkSpec(
+        "flowmatch_core.networks.conv_unet",
+        "FlatUNetField",
+        {"widths": Fours, "patch": AtLeastOne, "frequencies": Count},
+        {"widths": (32, 64), "patch": 2, "frequencies": 8},
+        image=True,
+    ),
     "film_mlp": NetworkSpec(
         "flowmatch_core.networks.film_mlp",
         "FiLMField",
@@ -168,7 +178,7 @@ NETWORKS: Mapping[str, NetworkSpec] = {
         {"stages": (512, 512, 512), "blocks": 1, "cond_hidden": (512, 512, 512), "time_width": 256},
     ),
 }
-"""Networks of vectors."""
+"""Networks of vectors; that of images takes them as vectors."""
 
 OBJECTIVES: Mapping[str, ObjectiveSpec] = {
     "cfm": ObjectiveSpec("flowmatch_core.objectives.cfm", "cfm_loss"),
@@ -242,6 +252,7 @@ NORMALIZING: Mapping[str, NetworkSpec] = {
 CLOSED_FORMS: Mapping[str, Spec] = {
     "gaussian": Spec("pipelines.training.closed_forms", "gaussian"),
     "gaussian_mixture": Spec("pipelines.training.closed_forms", "gaussian_mixture", {"components": AtLeastOne}),
+    "independent": Spec("pipelines.training.closed_forms", "independent"),
     "kernel_density": Spec("pipelines.training.closed_forms", "kernel_density", {"bandwidth": Positive}),
     "large_mixture": Spec(
         "pipelines.training.closed_forms",

@@ -205,6 +205,12 @@ class DensityFit(Fit):
         ge=0,
         description="standard deviation of the Gaussian noise that is added to the standardised training rows",
     )
+    cond_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="probability with which training drops the conditions of a row, for `sample.guidance`; words alone",
+    )
     whitening: float = Field(
         default=0.0,
         ge=0,
@@ -586,6 +592,10 @@ class DensitySample(Settings):
     samples: int = Field(ge=2, description="samples per model")
     solver: Solver
     steps: int = Field(ge=1)
+    guidance: float = Field(
+        default=1.0,
+        description="scale of classifier-free guidance of velocity fields trained with cond_dropout; 1: none",
+    )
 
 
 class DensityEvaluation(Settings):
@@ -605,6 +615,11 @@ class DensityEvaluation(Settings):
     )
     steps: int = Field(
         ge=2, multiple_of=2, description="solver steps of the likelihood; its error is found with half as many"
+    )
+    divergence: Literal["auto", "exact", "hutchinson"] = Field(
+        default="auto",
+        description="divergence of velocity fields; hutchinson: unbiased, by one probe a row, for many columns; "
+        "standard errors over rows include its noise",
     )
 
 
@@ -812,6 +827,8 @@ def parse(raw: Mapping[str, Any], path: Path) -> Params:
     _check_methods_fit(
         params.successor.fit, "successor", params.successor.methods, "environments", params.environments, path
     )
+    for name, entry in params.datasets.items():  # whose `fit` of each method is valid by now
+        _check_guidance(params.density, name, entry, path)
     for name, experiment in params.experiments.items():
         settings = plugins.load(experiment.family, experiment.kind).Settings
         _validate(settings, experiment.own, path, ("experiments", name))
@@ -851,6 +868,25 @@ def _check_methods_fit(
             if entry.fit and method.fit and entry.runs(name):  # each may be valid alone and the combination invalid
                 both = f"{family}.{other}.fit with {section}.methods.{name}.fit"
                 _check_fit(common, [entry.fit, method.fit], path, (both,))
+
+
+def _check_guidance(density: Density, name: str, entry: DatasetEntry, path: Path) -> None:
+    """Check that guided models are conditional and were trained without their conditions, too.
+
+    Raises:
+        UserError: They are not.
+    """
+    scale = density.sample_for(entry).guidance
+    fields = {m: density.methods[m] for m in density.methods_for(entry) if density.methods[m].has_field}
+    if scale == 1 or not fields:
+        return
+    without = next((m for m, method in fields.items() if density.fit_for(entry, method).cond_dropout == 0), None)
+    if not entry.has_conditions or without is not None:
+        lacks = f"{without!r} has a cond_dropout of 0" if entry.has_conditions else "it has no condition"
+        raise UserError(
+            f"{path}: the samples of the data set {name!r} have the guidance {scale:g}, but {lacks}; expected 1, or "
+            "a `condition` and a cond_dropout such as 0.1."
+        )
 
 
 def _check_loss(loss: LossChoice, path: Path, prefix: tuple[str, ...]) -> None:

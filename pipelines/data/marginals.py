@@ -13,19 +13,21 @@ from flowmatch_core.marginals import Identity, Marginal, Marginals, Mixture, Ste
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError
 from pipelines.data.moments import Moments
-from pipelines.datasets import Transform
+from pipelines.datasets import Image, Transform
 
 if TYPE_CHECKING:
     from pipelines.datasets import Parts
 
 MIXTURE_ROWS = 65_536
+POOLED, EVERY = 3.0, 0.02
+"""Added to the count of a pixel's level: the share of the level among all pixels times the first, and the second."""
 
 
 def write(folder: Path, parts: Parts, dataset: str) -> dict[str, list[float]]:
     """Fit the transforms of a prepared data set, write them, and return `loc` and `scale` of the transformed rows.
 
     They are fitted to the first row group of the training rows, which are in random order; a mixture to at most
-    about `MIXTURE_ROWS` of it.
+    about `MIXTURE_ROWS` of it. Those of pixels are fitted to all rows.
 
     Args:
         folder: Folder of the prepared data set.
@@ -35,6 +37,22 @@ def write(folder: Path, parts: Parts, dataset: str) -> dict[str, list[float]]:
     Raises:
         UserError: A column is constant on the training rows.
     """
+    marginals = _pixels(folder, parts, parts.image) if parts.image is not None else _columns(folder, parts, dataset)
+    meta = {"columns": parts.columns, "marginals": marginals.description}
+    files.write_tensors(layout.marginals(folder), marginals.state_dict(), meta)
+    moments, generator = Moments(parts.columns), torch.Generator().manual_seed(0)
+    for chunk in files.row_groups(layout.part(folder, "train"), parts.columns):
+        for start in range(0, len(chunk), MIXTURE_ROWS):  # a mixture needs memory for each of its components
+            x = torch.from_numpy(chunk[start : start + MIXTURE_ROWS]).double()
+            if parts.image is not None:
+                x += torch.rand(x.shape, generator=generator, dtype=x.dtype)
+            moments.add(marginals(x)[0].numpy())
+    found = moments.result()
+    return {"loc": found["loc"], "scale": found["scale"]}
+
+
+def _columns(folder: Path, parts: Parts, dataset: str) -> Marginals:
+    """Return the transforms of the columns of a table."""
     names = [*parts.columns, *(() if parts.weight is None else (parts.weight,))]
     first = next(files.row_groups(layout.part(folder, "train"), names))
     weight = torch.from_numpy(first[:, -1]) if parts.weight is not None else None
@@ -43,15 +61,20 @@ def write(folder: Path, parts: Parts, dataset: str) -> dict[str, list[float]]:
         fitted = [_fit(*one, weight=weight) for one in zip(_transforms(parts), columns, parts.columns, strict=True)]
     except ValueError as error:
         raise UserError(f"the columns of {dataset} cannot be transformed: {error}") from None
-    marginals = Marginals(fitted)
-    meta = {"columns": parts.columns, "marginals": marginals.description}
-    files.write_tensors(layout.marginals(folder), marginals.state_dict(), meta)
-    moments = Moments(parts.columns)
+    return Marginals(fitted)
+
+
+def _pixels(folder: Path, parts: Parts, image: Image) -> Marginals:
+    """Return the steps of each pixel, whose levels are smoothed by their shares among all pixels."""
+    counts = torch.zeros(len(parts.columns) * image.levels, dtype=torch.float64)
+    first = torch.arange(len(parts.columns)) * image.levels
     for chunk in files.row_groups(layout.part(folder, "train"), parts.columns):
-        for start in range(0, len(chunk), MIXTURE_ROWS):  # a mixture needs memory for each of its components
-            moments.add(marginals(torch.from_numpy(chunk[start : start + MIXTURE_ROWS]))[0].numpy())
-    found = moments.result()
-    return {"loc": found["loc"], "scale": found["scale"]}
+        counts += torch.bincount((torch.from_numpy(chunk).long() + first).flatten(), minlength=len(counts))
+    counts = counts.reshape(-1, image.levels)
+    pooled = counts.sum(0) / counts.sum()
+    outside = torch.full((len(counts), 1), EVERY, dtype=torch.float64)
+    mass = torch.cat([outside, counts + POOLED * pooled + EVERY, outside], 1)
+    return Marginals([Steps(one, low=0) for one in mass])
 
 
 def _transforms(parts: Parts) -> list[Transform]:

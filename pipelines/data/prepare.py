@@ -53,6 +53,7 @@ def write(stage: Stage, dataset: str) -> None:
             "missing": parts.missing,
             "rows": parts.rows,
             "marginals": transformed,
+            "image": None if parts.image is None else asdict(parts.image),
             **training.describe(dataset),
         }
         if parts.gaussian is not None:
@@ -97,7 +98,8 @@ class Training:
         Raises:
             UserError: A column is constant on the training rows.
         """
-        self.moments.check_varying(f"the training rows of {dataset}")
+        if self.parts.image is None:  # a pixel may be constant, as the noise on it is not
+            self.moments.check_varying(f"the training rows of {dataset}")
         found = self.moments.result()
         moments = {
             name: dict(zip(found, values, strict=True))

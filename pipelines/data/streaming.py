@@ -28,7 +28,9 @@ Encode = Callable[["pd.DataFrame"], NDArray[np.float32]]
 
 
 class Rows(ABC):
-    """A source of batches of encoded rows, `(batch, width)` in single precision."""
+    """A source of batches of encoded rows, `(batch, width)` in single precision, on a device."""
+
+    device: torch.device
 
     @abstractmethod
     def draw(self, generator: torch.Generator) -> Tensor:
@@ -49,7 +51,7 @@ class Memory(Rows):
     """
 
     def __init__(self, rows: Tensor, batch: int, weight: Tensor | None = None) -> None:
-        self.rows, self.batch = rows, batch
+        self.rows, self.batch, self.device = rows, batch, rows.device
         self._upper = None if weight is None else weight.double().cumsum(0)
 
     def by_weight(self) -> Memory:

@@ -79,6 +79,23 @@ class Transform:
 
 
 @dataclass(frozen=True)
+class Image:
+    """The sizes of images whose pixels are columns, channel by channel and row by row.
+
+    Attributes:
+        channels: Number of channels.
+        height: Rows of pixels.
+        width: Columns of pixels.
+        levels: Number of levels: a pixel is a whole number from 0 to levels - 1.
+    """
+
+    channels: int
+    height: int
+    width: int
+    levels: int
+
+
+@dataclass(frozen=True)
 class Parts:
     """The parts of a data set, which are read in chunks, with their provenance.
 
@@ -101,6 +118,8 @@ class Parts:
         marginals: Transforms of columns to normal distributions; true for a mixture for each that is not discrete.
         gaussian: Published negative log-likelihood per test row of a Gaussian of full covariance, and its error: what
             the rows are checked by.
+        image: Sizes of an image, where the columns are its pixels: the chunks hold whole numbers without noise, which
+            readers add, and each column gets steps that are smoothed by those of all pixels.
         files: SHA-256 of each file that was read.
         missing: Number of rows that were dropped because a value was missing.
         messages: Sentences on how the rows were read, shown with the results.
@@ -122,6 +141,7 @@ class Parts:
     constants: Mapping[str, float | int | str] = field(default_factory=dict)
     marginals: bool | Mapping[str, Transform] = False
     gaussian: tuple[float, float] | None = None
+    image: Image | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     missing: int = 0
     messages: Sequence[str] = ()

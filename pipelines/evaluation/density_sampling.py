@@ -21,6 +21,7 @@ from pipelines.runs.context import Stage
 PARTICLES, STEPS = 500, 20
 TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
 GRID = 21
+SHOWN_COLUMNS = 64  # above them, as for images, the states of particles are not saved
 
 
 class Sampled(NamedTuple):
@@ -64,13 +65,14 @@ def _sample(
     entry = params.datasets[dataset]
     settings = params.density.sample_for(entry)
     file = layout.network(layout.models(dataset, cell.method), cell.seed)
-    flow = density.load(file, chosen, settings.solver, settings.steps)
+    flow = density.load(file, chosen, settings.solver, settings.steps, guidance=settings.guidance)
     generator = seeding.generator(params.seed, "sample", dataset, cell.seed, device=chosen)
     cond = torch.from_numpy(at.cond).to(chosen) if at.cond.shape[1] else None
     states = velocities = None
     with torch.no_grad():
         x = flow.sample(() if cond is not None else (len(at),), cond, generator)
-        if isinstance(flow, ContinuousFlow) and cell.seed == params.density.seeds_for(entry, cell.method)[0]:
+        few = len(columns) <= SHOWN_COLUMNS
+        if few and isinstance(flow, ContinuousFlow) and cell.seed == params.density.seeds_for(entry, cell.method)[0]:
             states = _trajectory(flow, columns, cond, generator)
             velocities = _velocities(flow, chosen) if len(columns) == 2 and cond is None else None
     rows = pd.concat([pd.DataFrame(x.cpu().numpy(), columns=columns), at.table], axis=1)

@@ -15,10 +15,12 @@ from torch import Tensor
 from flowmatch_core.components import ComponentFlow
 from flowmatch_core.flow import ContinuousFlow, Flow, LogDensity
 from flowmatch_core.solvers import SolverError
+from pipelines.base import seeding
 from pipelines.config.params import DensityEvaluation
 from pipelines.evaluation.rows import Array, Rows
 from pipelines.models import build, density
 
+PROBED = 64  # rows of so many columns that their divergence is estimated, at once
 BLOCK = 8192  # rows between two chances to tell how far a likelihood is
 LINE_SECONDS = 10.0
 
@@ -58,17 +60,21 @@ def likelihoods(
         send: Receives them.
     """
     grid, found = build.grid(settings.grid), {}
-    rough = density.load(file, chosen, settings.solver, settings.steps // 2, grid=grid)
-    fine = density.load(file, chosen, settings.solver, settings.steps, grid=grid)
+    rough, fine = (
+        density.load(file, chosen, settings.solver, steps, grid=grid, divergence=settings.divergence)
+        for steps in (settings.steps // 2, settings.steps)
+    )
+    probes = seeding.generator(0, "probes", device=chosen)
+    block = BLOCK if settings.divergence != "hutchinson" else PROBED
     for part, rows in parts.items():
         # `estimate` takes twice the steps of its flow, so that every number is one of `settings.steps`
         estimate = (
-            rough.estimate
+            partial(rough.estimate, generator=probes)
             if part == "test" and isinstance(rough, ContinuousFlow | ComponentFlow)
-            else partial(_exact, fine)
+            else partial(_exact, fine, probes)
         )
         try:
-            found[part] = _likelihood(estimate, rows, chosen, f"{label}{part} rows", send)
+            found[part] = _likelihood(estimate, rows, chosen, f"{label}{part} rows", send, block)
         except SolverError as failure:  # the model has diverged
             nothing = np.full(len(rows), np.nan)
             found[part] = Likelihood(nothing, nothing, f"the likelihood has no value: {failure}")
@@ -99,9 +105,9 @@ def mixture(file: Path, rows: Rows, chosen: torch.device) -> tuple[Array, float]
     return torch.cat(found).cpu().numpy(), float(torch.cat(covered).mean())
 
 
-def _exact(flow: Flow, x: Tensor, cond: Tensor | None) -> LogDensity:
+def _exact(flow: Flow, generator: torch.Generator, x: Tensor, cond: Tensor | None) -> LogDensity:
     """Return log-densities whose error is not estimated."""
-    value = flow.log_prob(x, cond)
+    value = flow.log_prob(x, cond, generator=generator)
     return LogDensity(value, torch.zeros_like(value), torch.zeros_like(value), 1)
 
 
@@ -111,13 +117,14 @@ def _likelihood(
     chosen: torch.device,
     label: str,
     send: Callable[[str], None],
+    block: int,
 ) -> Likelihood:
     told, found = time.monotonic(), list[LogDensity]()
-    for first in range(0, len(rows), BLOCK):
+    for first in range(0, len(rows), block):
         if time.monotonic() - told >= LINE_SECONDS:
             told = time.monotonic()
             send(f"{label}: likelihood of {first} of {len(rows)}")
-        x, cond = (torch.from_numpy(values[first : first + BLOCK]).to(chosen) for values in (rows.x, rows.cond))
+        x, cond = (torch.from_numpy(values[first : first + block]).to(chosen) for values in (rows.x, rows.cond))
         with torch.no_grad():
             found.append(estimate(x, cond if cond.shape[1] else None))
     log_prob, error, spread = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -146,7 +146,7 @@ class Prepared:
 
     def part(self, name: str) -> Rows:
         """Return the rows of a part."""
-        return self.rows(self.table(name))
+        return self._dequantised(self.rows(self.table(name)), np.random.default_rng(seeding.derived_seed(0, name)))
 
     def rows(self, table: pd.DataFrame) -> Rows:
         """Return the rows of a table that has the columns of the data set."""
@@ -180,8 +180,16 @@ class Prepared:
     def _groups(self) -> Iterator[Rows]:
         path = layout.part(self.folder, "train")
         file = files.open_table(path, [*self.columns, *self.conditions.names])
+        noise = np.random.default_rng(seeding.derived_seed(0, "train"))
         for group in range(file.metadata.num_row_groups):
-            yield self.rows(files.read_group(path, file, group, file.schema_arrow.names).to_pandas())
+            rows = self.rows(files.read_group(path, file, group, file.schema_arrow.names).to_pandas())
+            yield self._dequantised(rows, noise)
+
+    def _dequantised(self, rows: Rows, rng: np.random.Generator) -> Rows:
+        """Return rows with uniform noise on their pixels, which the tables of images hold as whole numbers."""
+        if self.provenance.get("image") is None:
+            return rows
+        return replace(rows, x=rows.x + rng.random(rows.x.shape))
 
 
 def conditions(params: Params, dataset: str, val: Rows) -> Rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -69,9 +69,29 @@ def _build(spec: Spec, choice: Choice) -> Any:
         ) from None
 
 
-def network_config(choice: NetworkChoice, event_dim: int, cond_dim: int) -> dict[str, Any]:
-    """Return the description of a network: its name, its sizes and all options, including defaults."""
-    return describe(choice.name, choice.spec, choice.values(), event_dim, cond_dim)
+def network_config(
+    choice: NetworkChoice, event_dim: int, cond_dim: int, image: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Return the description of a network: its name, its sizes and all options, including defaults.
+
+    Args:
+        choice: Network and its options.
+        event_dim: Length of a vector.
+        cond_dim: Length of a condition vector.
+        image: Channels, height and width of an image, where the vectors are images.
+
+    Raises:
+        UserError: The network is one of images, but the vectors are none.
+    """
+    described = describe(choice.name, choice.spec, choice.values(), event_dim, cond_dim)
+    if not choice.spec.image:
+        return described
+    if image is None:
+        raise UserError(
+            f"params.yaml: the network {choice.name!r} is for images, but these rows are none; expected a network of "
+            "vectors, such as film_mlp."
+        )
+    return {**described, "image": list(image)}
 
 
 def describe(name: str, spec: NetworkSpec, options: Mapping[str, Any], event_dim: int, cond_dim: int) -> dict[str, Any]:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_core.components import ComponentFlow
+from flowmatch_core.divergence import DivergenceMethod
 from flowmatch_core.flow import ContinuousFlow, Flow
+from flowmatch_core.guidance import guided
 from flowmatch_core.marginals import Marginals
 from flowmatch_core.mixture import MixtureFlow
 from flowmatch_core.normalizing import DiscreteTimeFlow
@@ -109,8 +111,17 @@ def normalizing(config: Mapping[str, Any]) -> DiscreteTimeFlow:
     return DiscreteTimeFlow(build.make(spec, options), config["event_dim"], config["cond_dim"])
 
 
-def load(file: Path, device: torch.device, solver: str, steps: int, *, grid: TimeGrid = Uniform()) -> Flow:
-    """Return a trained density model in the units of the data; a model without an ODE ignores solver, steps and grid.
+def load(
+    file: Path,
+    device: torch.device,
+    solver: str,
+    steps: int,
+    *,
+    grid: TimeGrid = Uniform(),
+    divergence: DivergenceMethod = "auto",
+    guidance: float = 1.0,
+) -> Flow:
+    """Return a trained density model in the units of the data; a model without an ODE ignores all of the last five.
 
     Args:
         file: File of the model.
@@ -118,6 +129,8 @@ def load(file: Path, device: torch.device, solver: str, steps: int, *, grid: Tim
         solver: ODE solver.
         steps: Number of solver steps.
         grid: Where these steps end in time.
+        divergence: How the divergence of the velocity field is computed.
+        guidance: Scale of classifier-free guidance, 1 for none.
 
     Raises:
         UserError: The file is missing or damaged, or another version of this code wrote it.
@@ -134,9 +147,12 @@ def load(file: Path, device: torch.device, solver: str, steps: int, *, grid: Tim
     source = 1.0 if model.path is None else float(model.path.sigma(0.0))  # the noise of a path is not always standard
     if isinstance(network, Components):
         field = replace(model, network=network.field).field
-        inner = ContinuousFlow(field, model.event_shape, solver, steps, grid=grid, base_scale=source)
+        inner = ContinuousFlow(field, model.event_shape, solver, steps, divergence, grid=grid, base_scale=source)
         return ComponentFlow(network.mixture, inner, model.meta["likeliest"], **units)
-    return ContinuousFlow(model.field, model.event_shape, solver, steps, grid=grid, base_scale=source, **units)
+    field, size = model.field, model.meta["network"]["cond_dim"]
+    if guidance != 1:
+        field = guided(field, guidance, null=torch.zeros(size, device=device))  # what training drops conditions to
+    return ContinuousFlow(field, model.event_shape, solver, steps, divergence, grid=grid, base_scale=source, **units)
 
 
 def parameters(file: Path) -> int:

@@ -11,6 +11,7 @@ METHODS = {
     "cfm_tuned": "CFM + maximum likelihood",
     "component_cfm": "CFM inside components",
     "ffjord": "FFJORD",
+    "independent": "independent pixels",
     "gaussian": "Gaussian",
     "gaussian_mixture": "Gaussian mixture",
     "kernel_density": "KDE",

@@ -294,7 +294,12 @@ def _dataset(
         group_of = density_figures.groups(conditions[0], tables["data"])
         group = {what: group_of(table) for what, table in tables.items()}
         given = f", by {conditions[0]['name']}"
-    if provenance["kind"] in IMAGES:
+    if (sizes := provenance.get("image")) is not None:
+        word = next((one["name"] for one in conditions if one["kind"] == "words"), None)
+        words = None if word is None else {what: table[word] for what, table in tables.items()}
+        figure = density_figures.images(tables, columns, sizes, words)
+        page.picture(section, f"{name}-images", figure, f"Test images and samples of every method{given}.", 0)
+    elif provenance["kind"] in IMAGES:
         figure = IMAGES[provenance["kind"]](tables["data"], dict(list(tables.items())[1:]))
         page.picture(section, f"{name}-images", figure, "Test images and samples.")
     elif len(columns) == 2:

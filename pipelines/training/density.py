@@ -91,7 +91,8 @@ class DensityJob(Job):
             form = self.choice.loss.spec.load()(data, **self.choice.loss.values())
             meta = {"kind": density.MIXTURE, "network": density.describe_mixture(form.network), **described}
             return Fitted(form.network, form.losses, time.monotonic() - began, *units, meta, data.marginals)
-        rows = data.training(self.fit.batch, self.fit.rows_in_memory, device, self.fit.noise)
+        self._check_dropout(data)
+        rows = data.training(self.fit.batch, self.fit.rows_in_memory, device, self.fit.noise, self.fit.cond_dropout)
         self._check_coupling(data, rows)
         network, loss, meta = self._field(data) if self.choice.has_field else self._normalizing(*data.sizes)
         check = self._objective(data, self.choice, refined=True) if self.choice.has_field else loss
@@ -114,7 +115,7 @@ class DensityJob(Job):
             return None
         fit = self.choice.tune.fit(self.fit)
         if fit.batch != self.fit.batch:
-            rows = data.training(fit.batch, fit.rows_in_memory, device, fit.noise)
+            rows = data.training(fit.batch, fit.rows_in_memory, device, fit.noise, fit.cond_dropout)
         loss, check = (self._objective(data, self.choice.tuned(), refined=refined) for refined in (False, True))
         validation = replace(self._validation(data, check, fit, device), at_start=True)
         return Tuning(_terms(loss, rows), fit, validation, rows.read.seek)
@@ -125,7 +126,7 @@ class DensityJob(Job):
         mixture = self._mixture(data)
         if mixture is not None:
             size += len(mixture.means)
-        config = build.network_config(self.fit.network, columns, size)
+        config = build.network_config(self.fit.network, columns, size, data.image)
         meta: dict[str, Any] = {"network": config, "path": self.choice.path.model_dump()}
         meta["prediction"] = self.choice.prediction
         network, loss = build.network(config), self._objective(data, self.choice)
@@ -192,6 +193,20 @@ class DensityJob(Job):
             return total / VALIDATION
 
         return loop.Validation(value, fit.val_every, fit.patience)
+
+    def _check_dropout(self, data: Prepared) -> None:
+        """Check that zeros, which dropped conditions become, are no conditions.
+
+        Raises:
+            UserError: There are no conditions, or a number among them.
+        """
+        found = [one["name"] for one in data.conditions.described if one["kind"] == "number"]
+        if self.fit.cond_dropout > 0 and (found or not data.conditions.size):
+            what = f"has the number {found[0]!r} among its conditions, whose mean is 0" if found else "has no condition"
+            raise UserError(
+                f"params.yaml: cond_dropout is {self.fit.cond_dropout:g}, but the data set {self.data!r} {what}; "
+                "expected 0, or words as conditions."
+            )
 
     def _check_coupling(self, data: Prepared, rows: TrainingRows) -> None:
         """Check that the rows have what the coupling compares, and that it pairs rows of the right distribution.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowmatch_core.guidance import drop_condition
 from flowmatch_core.marginals import Marginals
 from flowmatch_core.whitening import partial_whitening
 from pipelines.base import files, layout
@@ -25,6 +27,8 @@ from pipelines.models.conditions import Conditions
 if TYPE_CHECKING:
     import pandas as pd
 
+
+_AT_ONCE = 2**22  # numbers that are transformed at once
 
 WHITENING_ROWS = 2**18
 """Maximum number of training rows from which a whitening is computed."""
@@ -144,6 +148,15 @@ class Prepared:
         return saved.read_marginals(meta["marginals"], tensors)
 
     @cached_property
+    def image(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of an image where the targets are its pixels, else None.
+
+        The table then holds whole numbers, to which uniform noise is added: anew for each batch in training.
+        """
+        sizes = self.provenance.get("image")
+        return None if sizes is None else (sizes["channels"], sizes["height"], sizes["width"])
+
+    @cached_property
     def redrawn(self) -> list[int]:
         """Places of the targets that are integers plus uniform noise, which training draws anew for each batch.
 
@@ -174,7 +187,9 @@ class Prepared:
             table = table.iloc[np.linspace(0, len(table) - 1, limit).round().astype(int)]
         return self.split(torch.from_numpy(self._encode(table, weighted)))
 
-    def training(self, batch: int, limit: int, device: torch.device, noise: float = 0.0) -> TrainingRows:
+    def training(
+        self, batch: int, limit: int, device: torch.device, noise: float = 0.0, dropout: float = 0.0
+    ) -> TrainingRows:
         """Return the source of the batches of a training.
 
         Args:
@@ -182,6 +197,7 @@ class Prepared:
             limit: Maximum number of rows in memory; a longer table is streamed.
             device: Device of the batches.
             noise: Standard deviation of the noise that is added to the standardised targets.
+            dropout: Probability with which the conditions of a row become zeros.
 
         Raises:
             UserError: The table is missing or damaged, lacks a column, or contains a number that is not finite.
@@ -196,7 +212,7 @@ class Prepared:
             seed=torch.initial_seed(),
             device=device,
         )
-        return TrainingRows(self, read.by_weight() if weighted and isinstance(read, Memory) else read, noise)
+        return TrainingRows(self, read.by_weight() if weighted and isinstance(read, Memory) else read, noise, dropout)
 
     def split(self, rows: Tensor) -> Batch:
         """Return encoded rows as targets, conditions and weights."""
@@ -218,17 +234,29 @@ class Prepared:
         Args:
             table: Rows of the data set.
             weighted: Whether they have a weight.
-            codes: Whether to leave out the noise that training draws anew.
+            codes: Whether to leave out the noise that training draws anew; pixels are then not standardised either.
         """
         x = table[self.columns].to_numpy(float, copy=True)
         if codes:
             x[:, self.redrawn] = np.floor(x[:, self.redrawn])
-        if self.marginals is not None:
-            x = self.marginals(torch.from_numpy(x))[0].numpy()
-        parts = [(x - self.loc.numpy()) / self.scale.numpy(), self.conditions.encode(table)]
+        if self.image is None or not codes:
+            x = self._units(x)
+        parts = [x, self.conditions.encode(table)]
         if weighted:
             parts.append(table[[self.provenance["weight"]]].to_numpy(float))
         return np.concatenate(parts, 1)
+
+    def _units(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return targets in standardised units, some at a time as the transforms need memory."""
+        if self.image is not None:
+            x += np.random.default_rng(torch.initial_seed()).random(x.shape)
+        if self.marginals is not None:
+            size = max(1, _AT_ONCE // x.shape[1])
+            for first in range(0, len(x), size):
+                rows = slice(first, first + size)
+                x[rows] = self.marginals(torch.from_numpy(x[rows]))[0].numpy()
+        standardised: NDArray[np.float64] = (x - self.loc.numpy()) / self.scale.numpy()
+        return standardised
 
 
 @dataclass(frozen=True)
@@ -239,11 +267,19 @@ class TrainingRows:
         prepared: Data set.
         read: Encoded rows.
         noise: Standard deviation of the noise that is added to the standardised targets.
+        dropout: Probability with which the conditions of a row become zeros.
     """
 
     prepared: Prepared
     read: Rows
     noise: float
+    dropout: float = 0.0
+
+    @cached_property
+    def _transform(self) -> Marginals:
+        """Transforms of pixels on the device of the batches."""
+        assert self.prepared.marginals is not None  # pixels have some
+        return deepcopy(self.prepared.marginals).to(self.read.device)
 
     @property
     def streamed(self) -> bool:
@@ -253,6 +289,8 @@ class TrainingRows:
     def draw(self, generator: torch.Generator) -> Batch:
         """Return the next batch."""
         batch = self.prepared.whitened(self._redrawn(self.prepared.split(self.read.draw(generator)), generator))
+        if self.dropout > 0:
+            batch = batch._replace(cond=drop_condition(batch.cond, self.dropout, generator=generator).nan_to_num(0.0))
         if self.noise == 0:
             return batch
         x = batch.x
@@ -261,10 +299,14 @@ class TrainingRows:
 
     def _redrawn(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Return the batch with new noise in the columns that are integers plus uniform noise."""
-        places = self.prepared.redrawn
+        places, device = self.prepared.redrawn, batch.x.device
+        if self.prepared.image is not None:
+            x = batch.x.double()
+            x += torch.rand(x.shape, generator=generator, dtype=x.dtype, device=device)
+            loc, scale = (unit.to(device) for unit in (self.prepared.loc, self.prepared.scale))
+            return batch._replace(x=((self._transform(x)[0] - loc) / scale).float())
         if not places:
             return batch
-        device = batch.x.device
         noise = torch.rand(len(batch.x), len(places), generator=generator, device=device)
         noise /= self.prepared.scale[places].to(device, torch.float32)
         return batch._replace(x=batch.x.index_add(1, torch.tensor(places, device=device), noise))

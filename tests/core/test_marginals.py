@@ -172,6 +172,21 @@ def test_columns_are_transformed_on_their_own() -> None:
     assert u.std(0)[0] < 1.1 and torch.equal(u[:, 1], x[:, 1])
 
 
+def test_columns_of_equal_levels_are_transformed_as_each_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mass = torch.rand(5, 9, generator=generator, dtype=torch.float64) ** 8 + 1e-9
+    columns = [Steps(one, low=2, start=-1.0, width=0.5) for one in mass]
+    x = 6 * torch.rand(3, 40, 5, generator=generator, dtype=torch.float64) - 1  # some beyond the levels
+    together = Marginals(columns)
+    u, log_det = together(x)
+    alone = [column(x[..., i]) for i, column in enumerate(columns)]
+    torch.testing.assert_close(u, torch.stack([image for image, _ in alone], -1), rtol=0, atol=0)
+    torch.testing.assert_close(log_det, sum(slope for _, slope in alone), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(together.inverse(u), x, rtol=0, atol=1e-6)
+    other = Marginals([*columns[:4], Steps(mass[4], low=3, start=-1.0, width=0.5)])  # one level further
+    torch.testing.assert_close(other(x)[0][..., 4], columns[4](x[..., 4] - 0.5)[0], rtol=0, atol=0)
+
+
 def test_a_description_and_a_state_rebuild_the_transforms() -> None:
     scaled = Steps(steps().mass, low=2, start=1.0, width=0.5)
     marginals = Marginals([mixture(6e6, 0.3), steps(), Identity(), scaled])

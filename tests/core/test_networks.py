@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import get_args
 
 import pytest
@@ -21,6 +21,7 @@ from flowmatch_core.networks import (
     ConcatSquashField,
     ConvUNetField,
     FiLMField,
+    FlatUNetField,
     FourierTime,
     MLPField,
     Preconditioned,
@@ -556,6 +557,48 @@ def test_coarse_levels_carry_a_pixel_across_the_image(
         moved[0, 0, row, column] += 100
         change = (field(0.5, moved) - field(0.5, x))[0, :, -1 - row, -1 - column].abs()
         assert (change > 0).all() if far else (change == 0).all()
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_the_unet_of_vectors_is_that_of_images_whose_squares_are_channels(patch: int) -> None:
+    field = FlatUNetField(48, (2, 4, 6), (8, 12), patch, cond_dim=3, generator=torch.Generator().manual_seed(0))
+    field = field.double()
+    x, cond, t = randn(5, 48, seed=1), randn(5, 3, seed=2), torch.linspace(0, 1, 5, dtype=torch.float64)
+
+    def places() -> Iterator[tuple[int, tuple[int, int, int]]]:
+        """Each place in a vector, with that of its pixel in the image of the network."""
+        for channel, row, column in itertools.product(range(2), range(4), range(6)):
+            within = (row % patch) * patch + column % patch
+            yield (channel * 4 + row) * 6 + column, (channel * patch**2 + within, row // patch, column // patch)
+
+    images = torch.zeros(5, 2 * patch**2, 4 // patch, 6 // patch, dtype=torch.float64)
+    for place, pixel in places():
+        images[(slice(None), *pixel)] = x[:, place]
+    velocity, found = field.unet(t, images, cond), field(t, x, cond)
+    for place, pixel in places():
+        torch.testing.assert_close(found[:, place], velocity[(slice(None), *pixel)], rtol=1e-12, atol=1e-12)
+
+
+def test_the_divergence_of_images_is_estimated_without_bias() -> None:
+    field = FlatUNetField(16, (1, 4, 4), (8,), 2, generator=torch.Generator().manual_seed(0)).double()
+    field.unet.last.weight.data *= 10
+    x = randn(2, 16, seed=1)
+    exact = ContinuousFlow(field, (16,), "rk4", 2).estimate(x)
+    generator = torch.Generator().manual_seed(2)
+    flow = ContinuousFlow(field, (16,), "rk4", 2, divergence="hutchinson", probes=30)
+    found = flow.estimate(x, generator=generator)
+    gap = (found.log_prob - exact.log_prob).abs()
+    assert (found.standard_error > 1e-3).all() and (gap < 5 * found.standard_error).all()
+    assert (exact.log_prob - flow.base.log_prob(x)).abs().min() > 1e-3  # the field moves the density
+
+
+@pytest.mark.parametrize(
+    ("image", "patch", "message"),
+    [((1, 4, 5), 2, r"image is \(1, 4, 5\), but should have 16 pixels"), ((1, 2, 8), 3, "patch is 3, but should div")],
+)
+def test_images_that_do_not_fit_a_vector_are_named(image: tuple[int, ...], patch: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FlatUNetField(16, image, patch=patch)
 
 
 def test_conv_unet_learns_to_move_an_image_by_its_label() -> None:

@@ -32,7 +32,6 @@ WITHOUT_ROW: Mapping[str, Mapping[str, str]] = {
     "flowmatch_core.paths": {},
     "flowmatch_core.couplings": {"reflow": "it needs a trained flow, which no number in params.yaml is"},
     "flowmatch_core.networks": {
-        "conv_unet": "its events are images, not vectors",
         "embeddings": "parts of networks",
         "encoded": "wraps a network; the conditions of the pipeline are vectors",
         "layers": "parts of networks",
@@ -98,7 +97,8 @@ def test_every_grid_of_numbers_has_a_row() -> None:
 @pytest.mark.parametrize(("name", "spec"), [*catalog.NETWORKS.items(), *OWN_NETWORKS])
 def test_options_of_networks_are_all_parameters_but_sizes(name: str, spec: NetworkSpec) -> None:
     assert spec.options.keys().isdisjoint(NETWORK_SIZES)
-    assert spec.options.keys() | NETWORK_SIZES == parameters(spec).keys()
+    sizes = NETWORK_SIZES | ({"image"} if spec.image else set())
+    assert spec.options.keys() | sizes == parameters(spec).keys()
     assert spec.defaults == defaults(spec)
 
 

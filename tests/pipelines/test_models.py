@@ -21,7 +21,7 @@ from pipelines.models.tables import DensityModel
 from pipelines.runs import versions
 
 CPU = torch.device("cpu")
-VECTORS = list(catalog.NETWORKS)
+VECTORS = [name for name, spec in catalog.NETWORKS.items() if not spec.image]
 SMALL: dict[str, Any] = {"hidden": [8], "stages": [8, 4], "cond_hidden": [8], "time_width": 8, "width": 8, "blocks": 1}
 
 

@@ -73,7 +73,7 @@ def sentence(path: Path) -> str:
         ("density.fit.network.event_dim", 3, ["density.fit.network.event_dim", "not a known key", "hidden"]),
         ("density.fit.network.name", "mlpp", ["density.fit.network.name", "'mlpp'", "'mlp'"]),
         ("density.fit.network.name", "unet_mlp", ["not a known key", "stages"]),
-        ("density.fit.network", "conv_unet", ["density.fit.network.name", "network of vectors"]),
+        ("density.fit.network", "encoded", ["density.fit.network.name", "network of vectors"]),
         ("datasets.digits.fit", {"network": {"hiden": [8]}}, ["datasets.digits.fit.network.hiden", "'hidden'"]),
         ("density.fit.ema_step", 2.0, ["density.fit.ema_step", "2.0", "less than or equal to 1"]),
         ("density.fit.lr", float("nan"), ["density.fit.lr", "finite"]),

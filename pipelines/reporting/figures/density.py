@@ -31,6 +31,7 @@ from pipelines.reporting.figures.style import (
 from pipelines.reporting.labels import label
 
 SHOWN_DIGITS = 24
+SHOWN_DOWN, SHOWN_ACROSS = 8, 10
 SHOWN_GROUPS, SHOWN_COLUMNS, SHOWN_PAIRED = 6, 12, 4
 
 
@@ -186,6 +187,44 @@ def _strips(rows: Mapping[str, NDArray[np.float64]], low: float, high: float) ->
         )
         axis.set(xticks=[], yticks=[])
         axis.set_ylabel(label(what), rotation=0, ha="right", va="center")
+    return figure
+
+
+def images(
+    tables: Mapping[str, pd.DataFrame],
+    columns: Sequence[str],
+    sizes: Mapping[str, int],
+    words: Mapping[str, pd.Series[Any]] | None = None,
+) -> Figure:
+    """Draw images of the data and of every method, one panel each, with one row of images per word.
+
+    Args:
+        tables: Rows by method.
+        columns: Pixels, channel by channel and row by row.
+        sizes: Numbers of `channels`, `height`, `width` and `levels`.
+        words: Word of each row by method; all rows are of one kind by default.
+    """
+    shape = sizes["channels"], sizes["height"], sizes["width"]
+    known = [""] if words is None else sorted({word for series in words.values() for word in series})
+    down = SHOWN_DOWN if words is None else len(known)
+    figure, axes = plt.subplots(
+        1, len(tables), figsize=(3.2 * len(tables), 0.3 * down + 0.4), squeeze=False, layout="constrained"
+    )
+    for axis, (what, table) in zip(axes[0], tables.items(), strict=True):
+        sheet = np.ones((down, SHOWN_ACROSS, shape[1] + 1, shape[2] + 1, shape[0]))
+        for i in range(down):
+            rows = table if words is None else table[words[what] == known[i]]
+            start = i * SHOWN_ACROSS if words is None else 0
+            pixels = rows[list(columns)].iloc[start : start + SHOWN_ACROSS].to_numpy(float) / sizes["levels"]
+            drawn = pixels.reshape(-1, *shape).transpose(0, 2, 3, 1).clip(0, 1)
+            sheet[i, : len(drawn), :-1, :-1] = 1 - drawn if shape[0] == 1 else drawn
+        whole = sheet.transpose(0, 2, 1, 3, 4).reshape(down * (shape[1] + 1), SHOWN_ACROSS * (shape[2] + 1), shape[0])
+        axis.imshow(whole.repeat(3, 2) if shape[0] == 1 else whole)
+        places = (np.arange(down) + 0.5) * (shape[1] + 1)
+        axis.set(xticks=[], yticks=[] if words is None else places, title=label(what))
+        if words is not None:
+            axis.set_yticklabels(map(shorten, known))
+        axis.tick_params(length=0, labelsize=7)
     return figure
 
 
