@@ -251,6 +251,20 @@ def test_training_rows_are_a_random_sample_of_all_row_groups(tmp_path: Path) -> 
     np.testing.assert_array_equal(made.training(1000, np.random.default_rng(0))[0].x[:, 0], parts["train"]["x"])
 
 
+def test_other_rows_limit_the_training_and_validation_rows_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepared(layout.prepared("mine"), normal_parts(50, x=(0.0, 1.0), y=(0.0, 1.0)))
+
+    def sizes(**settings: Any) -> dict[str, int]:
+        return {part: len(found) for part, found in Scorer.of(changed(**settings), "mine", CPU).scored.items()}
+
+    assert sizes(likelihood_rows=None, other_rows=None) == {"test": 50, "val": 50, "train": 50}
+    assert sizes(likelihood_rows=None, other_rows=7) == {"test": 50, "val": 7, "train": 7}
+    assert sizes(likelihood_rows=20, other_rows=30) == {"test": 20, "val": 20, "train": 20}
+
+
 def test_rows_come_once_before_they_come_again_and_weighted_ones_by_their_weights() -> None:
     rng = np.random.default_rng(0)
     found = rows_of(np.arange(10.0)[:, None]).draw(25, rng).x[:, 0]
