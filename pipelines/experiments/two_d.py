@@ -71,7 +71,12 @@ class Settings(plugins.Settings):
     noise: float = Field(
         default=0.1, ge=0, description="standard deviation of the noise around the paths of i_cfm and ot_cfm"
     )
-    bridge: float = Field(default=1.0, gt=0, description="scale of the Brownian motion of sb_cfm")
+    bridge: float = Field(
+        default=0.5,
+        gt=0,
+        description="scale of the Brownian motion of sb_cfm, in standard deviations of the target; below .4 the entropic "
+        "plans of the batches take most of the time",
+    )
     euler: tuple[int, ...] = Field(default=(20, 100), min_length=1, description="numbers of Euler steps of samples")
 
 
@@ -212,7 +217,7 @@ def _loss(method: str, unit: float, settings: Settings) -> Callable[..., Tensor]
     from flowmatch_core.paths import CondOT, Cosine
 
     if method == "sb_cfm":
-        return partial(sb_cfm_loss, sigma=settings.bridge / unit)
+        return partial(sb_cfm_loss, sigma=settings.bridge)
     if method == "vp_cfm":
         return partial(cfm_loss, path=Cosine())
     noise = settings.noise / unit
