@@ -74,8 +74,8 @@ class Settings(plugins.Settings):
     bridge: float = Field(
         default=0.5,
         gt=0,
-        description="scale of the Brownian motion of sb_cfm, in standard deviations of the target; below .4 the entropic "
-        "plans of the batches take most of the time",
+        description="scale of the Brownian motion of sb_cfm, in standard deviations of the target; below .4 the "
+        "entropic plans of the batches take most of the time",
     )
     euler: tuple[int, ...] = Field(default=(20, 100), min_length=1, description="numbers of Euler steps of samples")
 
