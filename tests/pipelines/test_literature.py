@@ -89,6 +89,16 @@ def test_our_rows_stand_above_the_published_ones_with_their_errors_and_the_best_
     assert "moons" not in " ".join([*wide().rows.columns, *wide().notes])
 
 
+def test_a_number_that_a_few_rows_decide_is_said_to_be_so() -> None:
+    rows = np.full(1000, -24.0)
+    rows[0] = -7e9  # a density that is right but for one row
+    here = {"nll": -rows.mean(), "nll_standard_error": rows.std() / math.sqrt(1000), "nll_val": 24.0}
+    metrics = {**METRICS, "miniboone": {**CELLS, "maf": here}}
+    sentence = "MAF: a few test rows, to which it gives almost no density, decide its NLL."
+    assert f"miniboone: {sentence}" in wide(metrics).notes
+    assert not any("a few test rows" in note for note in wide().notes)
+
+
 def test_every_published_number_has_its_source_and_every_model_without_a_row_its_reason() -> None:
     notes = wide().notes
     for each in MODELS:

@@ -70,6 +70,8 @@ def said(dataset: str, metrics: Cells, provenance: Mapping[str, Mapping[str, Any
     yield from (f"{dataset}: {message}" for message in origin["messages"])
     for method, cell in metrics[dataset].items():
         yield from (f"{dataset}, {method}: {warning}" for warning in cell.get("warnings", ()))
+        if (sentence := few_rows(cell)) is not None:
+            yield f"{dataset}, {method}: {sentence}"
         if cell.get("mixture_of"):
             gain, error = cell["gain"], cell["gain_standard_error"]
             if gain is not None and error is not None:
@@ -80,6 +82,14 @@ def said(dataset: str, metrics: Cells, provenance: Mapping[str, Mapping[str, Any
                 f"{dataset}, {method}: multiplied by the ratio of the population to the tempered weights of its "
                 f"training, whose constant has the logarithm {constant:.3g} ± {error:.2g}."
             )
+
+
+def few_rows(cell: Mapping[str, Any]) -> str | None:
+    """Return a sentence if a few rows decide a test NLL, whose standard error is then as large as the NLL."""
+    nll, error = cell.get("nll"), cell.get("nll_standard_error")
+    if nll is None or error is None or not error > max(1.0, abs(nll) / 2):
+        return None
+    return "a few test rows, to which it gives almost no density, decide its NLL."
 
 
 def _explained(params: Params) -> Iterator[str]:
