@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +16,7 @@ import pytest
 
 from pipelines.base.errors import UserError
 from pipelines.datasets import Parts, bsds300
+from tests.support.archives import tarred
 
 MIRROR = Path(__file__).parents[3] / "shared" / "data"
 SIZES = {"train": 3000, "val": 200, "test": 300}
@@ -33,15 +33,6 @@ def rows(given: Parts, part: str) -> np.ndarray:
     return np.concatenate([chunk.to_numpy() for chunk in given.chunks(part)])
 
 
-def pack(path: Path, images: dict[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz") as packed:
-        for name, content in images.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            packed.addfile(entry, io.BytesIO(content))
-
-
 def grey(level: int) -> bytes:
     stream = io.BytesIO()
     PIL.Image.new("L", (16, 12), level).save(stream, "JPEG", quality=95)
@@ -51,7 +42,7 @@ def grey(level: int) -> bytes:
 def archive(mirror: Path, train: int = 200, test: int = 100, other: Mapping[str, bytes] = MappingProxyType({})) -> None:
     images = {f"BSDS300/images/train/{i}.jpg": grey(i) for i in range(train)}
     images |= {f"BSDS300/images/test/{i}.jpg": grey(i) for i in range(test)}
-    pack(mirror / "archives" / "BSDS300-images.tgz", {**images, **other})
+    tarred(mirror / "archives" / "BSDS300-images.tgz", {**images, **other})
 
 
 def test_a_patch_is_pixels_and_noise_without_their_mean() -> None:
@@ -146,7 +137,7 @@ def test_rows_of_the_paper_s_archive(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with h5py.File(stored, "w") as file:
         for part, key in (("train", "train"), ("val", "validation"), ("test", "test")):
             file[key] = values[part]
-    pack(tmp_path / "archives" / "maf-data.tar.gz", {"data/BSDS300/BSDS300.hdf5": stored.getvalue()})
+    tarred(tmp_path / "archives" / "maf-data.tar.gz", {"data/BSDS300/BSDS300.hdf5": stored.getvalue()})
     refusal("has rows of the shapes", mirror=tmp_path, scratch=tmp_path, archive="maf")
     refusal("leave these settings out", mirror=tmp_path, scratch=tmp_path, archive="maf", train=5)
     monkeypatch.setattr(bsds300, "ROWS", SIZES)

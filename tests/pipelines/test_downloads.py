@@ -4,7 +4,6 @@ import hashlib
 import io
 import resource
 import socket
-import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pipelines.base import downloads
 from pipelines.base.downloads import Archive
 from pipelines.base.errors import UserError
 from pipelines.datasets import _archives
+from tests.support.archives import tarred
 from tests.support.web import Script, serving, without_proxies
 
 CONTENT = np.random.default_rng(0).bytes(1 << 20)
@@ -178,11 +178,7 @@ def test_a_zip_of_unknown_hash_is_refused_when_it_is_cut(server: str, script: Sc
 @pytest.mark.parametrize("mode", ["gz", ""])
 def test_a_member_of_a_tar_is_read_without_the_others(tmp_path: Path, mode: str) -> None:
     local = tmp_path / "data.tar.gz"
-    with tarfile.open(local, f"w:{mode}") as packed:  # type: ignore[call-overload]
-        for name, content in (("data/power/._data.npy", b"fork"), ("data/power/data.npy", b"rows"), ("z", CONTENT)):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            packed.addfile(entry, io.BytesIO(content))
+    tarred(local, {"data/power/._data.npy": b"fork", "data/power/data.npy": b"rows", "z": CONTENT}, mode=mode)
     given = replace(archive("http://nowhere"), local=local)
     with _archives.member(given, "power/data.npy") as inside:
         assert inside.read() == b"rows"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
 from pipelines.training import density as training
 from pipelines.training.rows import Prepared
+from tests.support.archives import tarred
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -65,15 +64,6 @@ def idx(values: np.ndarray) -> bytes:
     return bytes([0, 0, 8, values.ndim]) + sizes + values.astype(np.uint8).tobytes()
 
 
-def pack(path: Path, members: dict[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz") as packed:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            packed.addfile(entry, io.BytesIO(content))
-
-
 def small_mnist(monkeypatch: pytest.MonkeyPatch, train: int = 12, test: int = 5) -> dict[str, bytes]:
     """Files of few images, whose hashes and sizes are the expected ones."""
     rng, content = np.random.default_rng(0), {}
@@ -101,7 +91,7 @@ def test_mnist_is_read_from_the_copy_or_the_archives(
             checksum = f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}"
             monkeypatch.setitem(_archives.MNIST, name, replace(_archives.MNIST[name], checksum=checksum))
     else:
-        pack(tmp_path / mnist.COPY, {f"package/data/{name}": one for name, one in content.items()})
+        tarred(tmp_path / mnist.COPY, {f"package/data/{name}": one for name, one in content.items()})
     found = parts(mnist, tmp_path, condition=["label"])
     images = np.frombuffer(content["train-images-idx3-ubyte"][16:], np.uint8).reshape(12, 784)
     assert found.rows == {"train": 10, "val": 2, "test": 5} and found.fidelity == "official"
@@ -116,7 +106,7 @@ def test_mnist_is_read_from_the_copy_or_the_archives(
 def test_another_file_than_mnist_s_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = small_mnist(monkeypatch)
     content["t10k-labels-idx1-ubyte"] = idx(np.ones(5))
-    pack(tmp_path / mnist.COPY, {f"package/data/{name}": one for name, one in content.items()})
+    tarred(tmp_path / mnist.COPY, {f"package/data/{name}": one for name, one in content.items()})
     with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte has the md5 \w+, expected"):
         parts(mnist, tmp_path)
     (tmp_path / mnist.COPY).write_bytes((tmp_path / mnist.COPY).read_bytes()[:300])
@@ -150,7 +140,7 @@ def small_cifar(
     if cut:
         content["cifar-10-batches-bin/test_batch.bin"] = content["cifar-10-batches-bin/test_batch.bin"][:-cut]
     path = mirror / "archives" / "cifar-10-binary.tar.gz"
-    pack(path, content)
+    tarred(path, content)
     checksum = f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}"
     monkeypatch.setattr(_archives, "CIFAR10", replace(_archives.CIFAR10, checksum=checksum))
     return drawn.reshape(6 * rows, -1)

@@ -39,6 +39,7 @@ from pipelines.runs import sources
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
 from tests.pipelines.test_datasets import MIRROR, needs_mirror, sentence
+from tests.support.archives import tarred
 from tests.support.web import Script, serving, without_proxies
 
 ROOT = Path(__file__).parents[2]
@@ -70,17 +71,13 @@ def zipped(path: Path, members: dict[str, bytes]) -> None:
             file.writestr(name, content)
 
 
-def tarred(path: Path, members: dict[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz") as packed:
-        for name, content in members.items():
-            for entry, inside in (
-                (f"data/{Path(name).parent}/._{Path(name).name}", b"fork"),
-                (f"data/{name}", content),
-            ):
-                info = tarfile.TarInfo(entry)
-                info.size = len(inside)
-                packed.addfile(info, io.BytesIO(inside))
+def with_forks(members: dict[str, bytes]) -> dict[str, bytes]:
+    """Members below data/, each after the resource fork that the paper's archive has of it."""
+    found = {}
+    for name, content in members.items():
+        found[f"data/{Path(name).parent}/._{Path(name).name}"] = b"fork"
+        found[f"data/{name}"] = content
+    return found
 
 
 def npy(rows: np.ndarray) -> bytes:
@@ -137,7 +134,7 @@ def household(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Power:
     there = ~np.isnan(values[:, 0])
     minutes = np.array([time.hour * 60 + time.minute for time in times], float)
     official = np.column_stack([values, minutes])[there]
-    tarred(mirror / "archives" / power.ARCHIVES["maf"].name, {"power/data.npy": npy(official)})
+    tarred(mirror / "archives" / power.ARCHIVES["maf"].name, with_forks({"power/data.npy": npy(official)}))
     monkeypatch.setattr(power, "TEXT_SHA", hashlib.sha256(text).hexdigest())
     monkeypatch.setattr(power, "ROWS", tuple(map(len, official_split(official))))
     return Power(mirror, text, official)
@@ -305,7 +302,7 @@ def collisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         text = ",".join(names) + "\n" + "".join(",".join(f"{v:.8e}" for v in row) + "\n" for row in rows)
         members[f"hepmass/1000_{name}.csv"] = text.encode()
         (tmp_path / f"1000_{name}.csv").write_text(text)
-    tarred(tmp_path / "archives" / hepmass.ARCHIVE.name, members)
+    tarred(tmp_path / "archives" / hepmass.ARCHIVE.name, with_forks(members))
     monkeypatch.setattr(hepmass, "_CHUNK", 100)
     monkeypatch.setattr(hepmass, "ROWS", tuple(map(len, official_hepmass(tmp_path))))
     return tmp_path
@@ -347,7 +344,7 @@ def particles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np
     zipped(tmp_path / "archives" / miniboone.ARCHIVES["uci"].name, {"MiniBooNE_PID.txt": text.encode()})
     selected = signal[signal[:, 0] >= -100]
     selected = selected[:, [i for i in range(50) if i not in (5, 13, 22, 26, 34, 44, 45)]]
-    tarred(tmp_path / "archives" / miniboone.ARCHIVES["maf"].name, {"miniboone/data.npy": npy(selected)})
+    tarred(tmp_path / "archives" / miniboone.ARCHIVES["maf"].name, with_forks({"miniboone/data.npy": npy(selected)}))
     monkeypatch.setattr(miniboone, "SIGNAL", 200)
     monkeypatch.setattr(miniboone, "ROWS", tuple(map(len, truth)))
     for name, part in (("VAL_SHA", truth[1]), ("TEST_SHA", truth[2])):
