@@ -47,7 +47,8 @@ def sources(settings: Settings, mirror: Path | None) -> Mapping[str, Path | Arch
 
 def parts(settings: Settings, *, rng: np.random.Generator, mirror: Path | None, scratch: Path) -> Parts:
     """Read the images and divide them as the MAF paper did; nothing is drawn."""
-    content = {name: _content(name, sources(settings, mirror)) for name in MD5}
+    found = sources(settings, mirror)
+    content = {name: _content(name, found) for name in MD5}
     test, train = (
         (_idx(content, f"{part}-images-idx3-ubyte"), _idx(content, f"{part}-labels-idx1-ubyte"))
         for part in ("t10k", "train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -153,6 +154,7 @@ class Scorer:
         x = np.stack([rows.x[: len(turn)] for rows in samples])[turn % len(samples), turn]
         return replace(samples[0].take(slice(len(turn))), x=x)  # the conditions are the same for all models
 
+    @cached_property
     def tilt(self) -> Tilt | None:
         """Return the ratio of the population to the weights of the training rows, or None if these restore it."""
         power = self.prepared.provenance["weight_power"]
@@ -240,8 +242,10 @@ def _summary(found: pd.DataFrame, scorer: Scorer, scores: Mapping[Cell, Scored])
             summary[f"{method} x{len(here)}"] = _with_bits(_mixture(here, scorer, reference), scorer.prepared)
     for name, row in scorer.params.density.mixtures.items():
         here = {cell: one for cell, one in scores.items() if cell.method in row.methods}
-        tilted = scorer.tilt() if row.tilt else None
-        if {cell.method for cell in here} == set(row.methods) and (tilted is not None or not row.tilt):
+        if {cell.method for cell in here} != set(row.methods):
+            continue
+        tilted = scorer.tilt if row.tilt else None
+        if tilted is not None or not row.tilt:
             summary[name] = _with_bits(_mixture(here, scorer, reference, tilted), scorer.prepared)
     return summary
 

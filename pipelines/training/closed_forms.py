@@ -67,10 +67,10 @@ def independent(data: Prepared) -> ClosedForm:
     Where the columns have transforms to normal ones, it is the density of independent columns of these distributions.
     """
     train = data.rows("train", GAUSSIAN_ROWS)
-    weight = torch.ones(len(train.x), dtype=torch.float64) if train.weight is None else train.weight
-    mean = (weight[:, None] * train.x).mean(0)
-    variances = (weight[:, None] * (train.x - mean) ** 2).mean(0)
-    slopes = None if train.cond is None else train.x.new_zeros(train.cond.shape[1], len(mean))
+    rows, _, weight = _residuals(train._replace(cond=None))
+    mean = (weight[:, None] * rows).mean(0)
+    variances = (weight[:, None] * (rows - mean) ** 2).mean(0)
+    slopes = None if train.cond is None else rows.new_zeros(train.cond.shape[1], len(mean))
     factor = (variances + RIDGE).sqrt().diag()
     return _with_losses(data, MixtureFlow(torch.ones_like(weight[:1]), mean[None], factor[None], slopes))
 

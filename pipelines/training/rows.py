@@ -276,10 +276,15 @@ class TrainingRows:
     dropout: float = 0.0
 
     @cached_property
-    def _transform(self) -> Marginals:
-        """Transforms of pixels on the device of the batches."""
+    def _pixels(self) -> tuple[Marginals, Tensor, Tensor]:
+        """Transforms of pixels, and `loc` and `scale` of the results, on the device of the batches."""
         assert self.prepared.marginals is not None  # pixels have some
-        return deepcopy(self.prepared.marginals).to(self.read.device)
+        device = self.read.device
+        return (
+            deepcopy(self.prepared.marginals).to(device),
+            self.prepared.loc.to(device),
+            self.prepared.scale.to(device),
+        )
 
     @property
     def streamed(self) -> bool:
@@ -303,8 +308,8 @@ class TrainingRows:
         if self.prepared.image is not None:
             x = batch.x.double()
             x += torch.rand(x.shape, generator=generator, dtype=x.dtype, device=device)
-            loc, scale = (unit.to(device) for unit in (self.prepared.loc, self.prepared.scale))
-            return batch._replace(x=((self._transform(x)[0] - loc) / scale).float())
+            marginals, loc, scale = self._pixels
+            return batch._replace(x=((marginals(x)[0] - loc) / scale).float())
         if not places:
             return batch
         noise = torch.rand(len(batch.x), len(places), generator=generator, device=device)

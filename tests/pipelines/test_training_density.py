@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import kstest, multivariate_normal
+from scipy.stats import kstest, multivariate_normal, norm
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 from torch import Tensor
@@ -200,6 +200,19 @@ def test_the_gaussian_given_conditions_is_weighted_linear_regression(weight: str
     x, cond = points(test)
     truth = multivariate_normal(np.zeros(2), covariance).logpdf(x.numpy() - shift - design(test) @ slopes)
     np.testing.assert_allclose(flow.log_prob(x, cond).numpy(), truth, atol=2e-4)  # a ridge of 1e-6, float32 conditions
+
+
+@pytest.mark.parametrize("weight", [None, "heavy"])
+def test_independent_columns_have_their_weighted_moments_whatever_the_conditions(weight: str | None) -> None:
+    train = prepared(weight=weight)
+    flow = model({"loss": "independent"})
+    importance = None if weight is None else train["heavy"].to_numpy()
+    y = train[["x", "y"]].to_numpy()
+    mean = np.average(y, axis=0, weights=importance)
+    deviation = np.sqrt(np.average((y - mean) ** 2, axis=0, weights=importance))
+    x, cond = points(table(150, 2))
+    truth = norm(mean, deviation).logpdf(x.numpy()).sum(1)
+    np.testing.assert_allclose(flow.log_prob(x, cond).numpy(), truth, atol=2e-4)  # a ridge of 1e-6
 
 
 def test_a_gaussian_of_transformed_columns_is_a_gaussian_copula_with_its_determinant() -> None:
