@@ -78,7 +78,7 @@ def parameters(root: Path, profile: str) -> tuple[dict[str, Any], list[str]]:
     They are params.yaml with the changes of the profile, or the whole parameters of one that `write` made.
 
     Raises:
-        UserError: There is no such profile, or a file cannot be read.
+        UserError: There is no such profile, a file cannot be read, or the mirror is no folder.
     """
     if profile != "default" and (file := _profile(root, profile)).parent == root / WORKSPACES:
         return read_yaml(file), []
@@ -96,8 +96,17 @@ def parameters(root: Path, profile: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _missing(root: Path, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the data sets whose files are missing, with the reason; what the schema refuses is left to it."""
+    """Yield the data sets whose files are missing, with the reason; what the schema refuses is left to it.
+
+    Raises:
+        UserError: The mirror is no folder, so that every file would seem missing.
+    """
     mirror = None if params.get("mirror") is None else root / str(params["mirror"])
+    if mirror is not None and not mirror.is_dir():
+        raise UserError(
+            f"params.yaml: mirror is {params['mirror']!r}, which is no folder; expected a folder of local copies, or "
+            "null to have archives downloaded."
+        )
     for name, entry in params["datasets"].items():
         if not (isinstance(entry, Mapping) and isinstance(entry.get("kind"), str)):
             continue

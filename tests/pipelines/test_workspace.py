@@ -350,3 +350,6 @@ def test_a_profile_may_leave_out_data_sets_whose_files_are_missing(tmp_path: Pat
     assert f"{tmp_path / 'copies' / 'maf' / 'hepmass_head.npz'} is missing" in left_out[0]
     found, left_out = workspace.parameters(tmp_path, "all")
     assert list(found["datasets"]) == ["hepmass", "moons", "no"] and left_out == []
+    (tmp_path / "copies").rmdir()
+    with pytest.raises(UserError, match=r"^params.yaml: mirror is 'copies', which is no folder; expected a folder"):
+        workspace.parameters(tmp_path, "some")
