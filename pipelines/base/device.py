@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from pipelines.base.errors import UserError
@@ -32,12 +33,22 @@ def resolve(name: str) -> torch.device:
     return chosen
 
 
-def use(name: str, threads: int) -> torch.device:
-    """Set the number of torch threads and return the device.
+def limit_threads(threads: int) -> None:
+    """Set the number of threads of linear algebra and of OpenMP in this process, loaded or not.
 
-    Floating-point sums depend on both, so a stage sets them before it computes.
+    Floating-point sums depend on it, so a stage sets it before it computes.
     """
+    from threadpoolctl import threadpool_limits
+
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # for a library that is loaded later
+        os.environ[name] = str(threads)
+    threadpool_limits(threads)
+
+
+def use(name: str, threads: int) -> torch.device:
+    """Set the number of threads and return the device, as sums depend on both."""
     import torch
 
     torch.set_num_threads(threads)
+    limit_threads(threads)
     return resolve(name)

@@ -16,6 +16,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipelines.base import device
 from pipelines.base.errors import UserError
 
 P = TypeVar("P")
@@ -76,6 +77,7 @@ def side_by_side(
     import torch
 
     torch.set_num_threads(threads)
+    device.limit_threads(threads)
     began, results = time.monotonic(), list[R]()
     for part in parts:
         left = len(parts) - len(results)
@@ -141,6 +143,7 @@ def _run(pipe: Connection, work: Work[P, Any], part: P, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    device.limit_threads(threads)
     try:
         result = work(part, lambda row: pipe.send(("row", row)))
     except UserError as error:

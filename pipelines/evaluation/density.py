@@ -29,6 +29,8 @@ from pipelines.runs.context import Stage
 
 DEGENERATE = "columns are linear functions of one another, so that the density has no limit and an NLL says little."
 
+DRAWS = 20_000  # values for the constant of a tilt
+
 LEAST = 0.01  # difference of log-densities in nats that rounding may make
 
 MIXTURES = ("gaussian_mixture", "large_mixture")
@@ -147,6 +149,21 @@ class Scorer:
         names = [*self.prepared.columns, *self.prepared.conditions.names, seed]
         table = files.read_table(layout.sampled(layout.samples(self.dataset), cell.method), names)
         return self.prepared.rows(table[table[seed] == cell.seed])
+
+    def draws(self, members: Sequence[Cell]) -> Array:
+        """Return values drawn from some models in equal parts: more than the distances take, `DRAWS` together."""
+        settings = self.params.density.sample_for(self.params.datasets[self.dataset])
+        generator = seeding.generator(self.params.seed, "draws", self.dataset, device=self.device)
+        count, val, found = math.ceil(DRAWS / len(members)), self.prepared.part("val"), []
+        at = val.take(rng_of(self.params, self.dataset, "draws").integers(len(val), size=count))
+        cond = torch.from_numpy(at.cond).to(self.device) if at.cond.shape[1] else None
+        for cell in members:
+            file = layout.network(layout.models(self.dataset, cell.method), cell.seed)
+            flow = density.load(file, self.device, settings.solver, settings.steps, guidance=settings.guidance)
+            with torch.no_grad():
+                x = flow.sample(() if cond is not None else (count,), cond, generator)
+            found.append(x.cpu().numpy().astype(np.float64))
+        return np.concatenate(found)
 
     def in_turn(self, samples: Sequence[Rows]) -> Rows:
         """Return as many samples as the distances take, from each model in turn."""
@@ -298,8 +315,7 @@ def _mixture(
     numbers["parameters"] = sum(one.numbers["parameters"] for one in scores.values())
     numbers["nfe"] = sum(one.numbers["nfe"] for one in scores.values())
     if tilted is not None:
-        drawn = np.concatenate([rows.x for rows in samples])
-        constant, numbers["log_constant_error"] = tilt.log_constant(tilted.log_ratio(drawn))
+        constant, numbers["log_constant_error"] = tilt.log_constant(tilted.log_ratio(scorer.draws(list(scores))))
         numbers["log_constant"] = constant
         mixed = {part: values + tilted.log_ratio(scorer.scored[part].x) - constant for part, values in mixed.items()}
     gain, error = scorer.scored["test"].mean(mixed["test"] - _mean(scores))
