@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flowmatch_core._tensors import as_time
 from flowmatch_core.field import Time, VelocityField
+from flowmatch_core.networks import MLPField
 from flowmatch_core.oracles import LinearGaussianMDP
 from flowmatch_core.successor import (
     Discounts,
@@ -118,7 +119,8 @@ class Plain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 1, dtype=torch.float64)
-        nn.init.constant_(self.layer.weight, 0.3)
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, 0.3)
 
     def forward(self, t: Time, x: Tensor, cond: Tensor) -> Tensor:
         v: Tensor = self.layer(torch.cat([as_time(t, x).expand(len(x))[:, None], x, cond], 1))
@@ -186,12 +188,21 @@ def test_a_discount_belongs_to_its_row(name: str) -> None:
     close(mixed, LOSSES[name](0.9, first.double())[0].total + LOSSES[name](0.0, (~first).double())[0].total)
 
 
+@pytest.mark.parametrize("td_loss", [td2_cfm_loss, td_dd_loss], ids=lambda loss: loss.__name__)
+def test_no_step_waits_for_the_device(td_loss: SuccessorLoss) -> None:
+    """Without values whatever asks for one fails."""
+    windows, gamma = torch.empty(8, 4, 1, device="meta"), torch.empty(8, device="meta", dtype=torch.float64)
+    batch = with_discount(n_step(windows, None, gamma), gamma)
+    field = MLPField(1, (8,), cond_dim=1 + Discounts.FEATURES).to("meta")
+    td_loss(field, field, batch, gamma=gamma).total.backward()  # type: ignore[no-untyped-call]
+
+
 # ---- the exact fields of several discounts are stationary in one batch ----
 
 
 @pytest.mark.parametrize("td_loss", [td_cfm_loss, td2_cfm_loss], ids=lambda loss: loss.__name__)
 def test_oracles_of_several_discounts_are_stationary_together(td_loss: SuccessorLoss) -> None:
-    mdp, n = scalar_process(), 6_000
+    mdp, n = scalar_process(), 4_000
     oracle, gamma = OracleAt(mdp), alternating(n)
     batch = with_discount(transitions(mdp, n), gamma)
     probe = Probe(oracle, n)
