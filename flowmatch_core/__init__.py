@@ -132,6 +132,8 @@ if TYPE_CHECKING:
     from flowmatch_core.solvers import ddim as ddim
     from flowmatch_core.solvers import solve as solve
     from flowmatch_core.solvers import solve_sde as solve_sde
+    from flowmatch_core.successor import ComposedHorizonModel as ComposedHorizonModel
+    from flowmatch_core.successor import Discounts as Discounts
     from flowmatch_core.successor import EnsembleHorizonModel as EnsembleHorizonModel
     from flowmatch_core.successor import GaussianEnsemble as GaussianEnsemble
     from flowmatch_core.successor import GeometricHorizonModel as GeometricHorizonModel
@@ -140,10 +142,13 @@ if TYPE_CHECKING:
     from flowmatch_core.successor import HorizonVAE as HorizonVAE
     from flowmatch_core.successor import LatentHorizonModel as LatentHorizonModel
     from flowmatch_core.successor import LatentNetwork as LatentNetwork
+    from flowmatch_core.successor import LogUniformDiscounts as LogUniformDiscounts
     from flowmatch_core.successor import Loss as Loss
     from flowmatch_core.successor import Particles as Particles
     from flowmatch_core.successor import SuccessorLoss as SuccessorLoss
     from flowmatch_core.successor import Transitions as Transitions
+    from flowmatch_core.successor import UniformDiscounts as UniformDiscounts
+    from flowmatch_core.successor import composition_weights as composition_weights
     from flowmatch_core.successor import ensemble_loss as ensemble_loss
     from flowmatch_core.successor import gan_loss as gan_loss
     from flowmatch_core.successor import geometric as geometric
@@ -156,6 +161,7 @@ if TYPE_CHECKING:
     from flowmatch_core.successor import td_cfm_loss as td_cfm_loss
     from flowmatch_core.successor import td_dd_loss as td_dd_loss
     from flowmatch_core.successor import vae_loss as vae_loss
+    from flowmatch_core.successor import with_discount as with_discount
     from flowmatch_core.times import LateTime as LateTime
     from flowmatch_core.times import LogitNormalTime as LogitNormalTime
     from flowmatch_core.times import StratifiedTime as StratifiedTime
@@ -287,6 +293,8 @@ _MODULES = {
         "solve_sde",
     ),
     "successor": (
+        "ComposedHorizonModel",
+        "Discounts",
         "EnsembleHorizonModel",
         "GaussianEnsemble",
         "GeometricHorizonModel",
@@ -295,10 +303,13 @@ _MODULES = {
         "HorizonVAE",
         "LatentHorizonModel",
         "LatentNetwork",
+        "LogUniformDiscounts",
         "Loss",
         "Particles",
         "SuccessorLoss",
         "Transitions",
+        "UniformDiscounts",
+        "composition_weights",
         "ensemble_loss",
         "gan_loss",
         "geometric",
@@ -311,6 +322,7 @@ _MODULES = {
         "td_cfm_loss",
         "td_dd_loss",
         "vae_loss",
+        "with_discount",
     ),
     "times": ("LateTime", "LogitNormalTime", "StratifiedTime", "TimeLaw", "UniformTime"),
     "whitening": ("partial_whitening",),

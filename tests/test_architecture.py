@@ -60,7 +60,7 @@ ROWS = {
     "pipelines.models.build": (catalog.PATHS, catalog.COUPLINGS, catalog.GRIDS, catalog.NETWORKS),
     "pipelines.models.density": (catalog.OBJECTIVES, catalog.NORMALIZING),
     "pipelines.training.density": (catalog.CLOSED_FORMS,),
-    "pipelines.models.successor": (catalog.SUCCESSOR_LOSSES,),
+    "pipelines.models.successor": (catalog.DISCOUNTS, catalog.SUCCESSOR_LOSSES),
 }
 """Modules that load the rows of these tables of the catalog."""
 

@@ -1,7 +1,9 @@
 """Generative models of successor measures, learned by temporal differences."""
 
 from flowmatch_core.networks.noise_prediction import NoisePrediction
+from flowmatch_core.successor.composition import ComposedHorizonModel, composition_weights
 from flowmatch_core.successor.diagnostics import path_error
+from flowmatch_core.successor.discounts import Discounts, LogUniformDiscounts, UniformDiscounts, with_discount
 from flowmatch_core.successor.ensemble_model import EnsembleHorizonModel
 from flowmatch_core.successor.geometric import geometric
 from flowmatch_core.successor.horizon_model import GeometricHorizonModel, HorizonModel
@@ -27,6 +29,8 @@ from flowmatch_core.successor.particles import Particles
 from flowmatch_core.successor.transitions import Transitions, n_step
 
 __all__ = [
+    "ComposedHorizonModel",
+    "Discounts",
     "EnsembleHorizonModel",
     "GaussianEnsemble",
     "GeometricHorizonModel",
@@ -35,11 +39,14 @@ __all__ = [
     "HorizonVAE",
     "LatentHorizonModel",
     "LatentNetwork",
+    "LogUniformDiscounts",
     "Loss",
     "NoisePrediction",
     "Particles",
     "SuccessorLoss",
     "Transitions",
+    "UniformDiscounts",
+    "composition_weights",
     "ensemble_loss",
     "gan_loss",
     "geometric",
@@ -52,4 +59,5 @@ __all__ = [
     "td_cfm_loss",
     "td_dd_loss",
     "vae_loss",
+    "with_discount",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, final
+from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from flowmatch_core._units import UnitsModule, check_pair
 from flowmatch_core.field import VelocityField
 from flowmatch_core.flow import ContinuousFlow, LogDensity
 from flowmatch_core.solvers import TimeGrid, Uniform
+from flowmatch_core.successor.discounts import Discounts
 from flowmatch_core.successor.geometric import check_gamma
 from flowmatch_core.successor.transitions import condition
 
@@ -26,7 +28,8 @@ class HorizonModel(UnitsModule, ABC):
     The first sample is the NEXT state. All arguments and results are in raw units. With `loc` and `scale` the network
     works on standardised states: x and the state in its condition are `(. - loc) / scale`, as in
     `Transitions.standardise`, and so are actions with `action_loc` and `action_scale`. An action of `None` is that of
-    the policy, for a network conditioned on the state alone. A model is a `torch.nn.Module`: `to`, `parameters` and
+    the policy, for a network conditioned on the state alone. With `discounts` the network has the discount in its
+    condition too, and `at` returns the model at another one. A model is a `torch.nn.Module`: `to`, `parameters` and
     `state_dict` include the network, the locations and the scales, which keep their dtype; see `ContinuousFlow`.
     """
 
@@ -46,12 +49,15 @@ class HorizonModel(UnitsModule, ABC):
         action_loc: Tensor | None = None,
         action_scale: Tensor | None = None,
         constant: Tensor | None = None,
+        discounts: Discounts | None = None,
     ) -> None:
         super().__init__()
         check_gamma(gamma)
+        if discounts is not None:
+            discounts.check(gamma)
         check_pair(loc, scale)
         check_pair(action_loc, action_scale, "action_")
-        self.gamma = gamma
+        self.gamma, self.discounts = gamma, discounts
         self._register_units("action_loc", action_loc)
         self._register_units("action_scale", action_scale)
         self._register_units("constant", constant)
@@ -59,6 +65,18 @@ class HorizonModel(UnitsModule, ABC):
     def _units(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the location and the scale of the states, each with shape `(d,)`, or None as it is here."""
         return None, None
+
+    def at(self, gamma: float) -> Self:
+        """Return the model at another discount; it shares its network and units with this one.
+
+        Raises a `ValueError` unless the discount is one of `discounts`, for which the network was trained.
+        """
+        if self.discounts is None:
+            raise ValueError(f"gamma was {gamma}, but the model has no `discounts`: it is of gamma {self.gamma} alone.")
+        self.discounts.check(gamma)
+        model = copy.copy(self)
+        model.gamma = gamma
+        return model
 
     @abstractmethod
     def sample(
@@ -106,7 +124,11 @@ class HorizonModel(UnitsModule, ABC):
             state = (state - loc) / scale
         if action is not None and self.action_loc is not None and self.action_scale is not None:
             action = (action - self.action_loc) / self.action_scale
-        return condition(state, action)
+        cond = condition(state, action)
+        if self.discounts is None:
+            return cond
+        features = self.discounts.features(cond.new_full(cond.shape[:-1], self.gamma))
+        return torch.cat([cond, features], -1)
 
     def _varying(self, state: Tensor) -> Tensor:
         """Return the components of states that are not constant."""
@@ -136,8 +158,9 @@ class DirectHorizonModel(HorizonModel, ABC):
         action_loc: Tensor | None,
         action_scale: Tensor | None,
         constant: Tensor | None,
+        discounts: Discounts | None = None,
     ) -> None:
-        super().__init__(gamma, loc, scale, action_loc, action_scale, constant)
+        super().__init__(gamma, loc, scale, action_loc, action_scale, constant, discounts)
         self._register_units("loc", loc)
         self._register_units("scale", scale)
 
@@ -166,6 +189,8 @@ class GeometricHorizonModel(HorizonModel):
         constant: The values of the components of a state that never change, with shape `(d,)`, NaN for those that do.
             The model describes the latter alone: `event_shape`, `loc`, `scale` and the density are theirs. States have
             all components, in arguments and samples.
+        discounts: The discounts for which the field was trained, with those of the rows in its condition (see
+            `with_discount`); None for a field of the discount `gamma` alone.
 
     References:
         - Gamma-Models: Generative Temporal Difference Learning for Infinite-Horizon Prediction (Janner et al., 2020),
@@ -199,8 +224,9 @@ class GeometricHorizonModel(HorizonModel):
         action_loc: Tensor | None = None,
         action_scale: Tensor | None = None,
         constant: Tensor | None = None,
+        discounts: Discounts | None = None,
     ) -> None:
-        super().__init__(gamma, loc, scale, action_loc, action_scale, constant)
+        super().__init__(gamma, loc, scale, action_loc, action_scale, constant, discounts)
         self.flow = ContinuousFlow(field, event_shape, solver, steps, grid=grid, loc=loc, scale=scale)
 
     @property

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_core._units import network_dtype
+from flowmatch_core.successor.discounts import Discounts
 from flowmatch_core.successor.horizon_model import DirectHorizonModel
 from flowmatch_core.successor.networks import LatentNetwork
 
@@ -39,8 +40,9 @@ class LatentHorizonModel(DirectHorizonModel):
         action_loc: Tensor | None = None,
         action_scale: Tensor | None = None,
         constant: Tensor | None = None,
+        discounts: Discounts | None = None,
     ) -> None:
-        super().__init__(gamma, loc, scale, action_loc, action_scale, constant)
+        super().__init__(gamma, loc, scale, action_loc, action_scale, constant, discounts)
         self.network = network
 
     def sample(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_core._call import call_field
-from flowmatch_core._tensors import check_shape, expand_time, noise_like, time_like
+from flowmatch_core._tensors import check_shape, expand_time, noise_like, time_like, weighted_mean
 from flowmatch_core.field import VelocityField
 from flowmatch_core.paths import AffinePath, CondOT
 from flowmatch_core.successor.losses.bootstrap import Loss, check_path, discount, interpolate, squared_error
@@ -62,6 +62,7 @@ class Particles(nn.Module):
     next_cond: Tensor
     terminal: Tensor
     weight: Tensor
+    share: Tensor
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class Particles(nn.Module):
             ("cond", (slots, cond_dim)),
             ("next_cond", (slots, cond_dim)),
             ("weight", (slots,)),
+            ("share", (slots,)),
         ):
             self.register_buffer(name, torch.zeros(shape))
         self.register_buffer("terminal", torch.zeros(slots, dtype=torch.bool))
@@ -99,7 +101,7 @@ class Particles(nn.Module):
         target: VelocityField,
         batch: Transitions,
         *,
-        gamma: float,
+        gamma: float | Tensor,
         weight: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Loss:
@@ -109,7 +111,7 @@ class Particles(nn.Module):
             field: The velocity field that learns.
             target: The target, an average of earlier fields.
             batch: The transitions of the direct term, as many as slots; slots that have finished take theirs.
-            gamma: The discount.
+            gamma: The discount, or that of each transition, with shape `(batch,)`, as the weights are.
             weight: The weights of the transitions, with shape `(batch,)`, ones by default: they multiply the direct
                 terms now, and the bootstrap terms of the slots that take the transitions.
             generator: The source of randomness.
@@ -124,23 +126,34 @@ class Particles(nn.Module):
             self.path, "velocity", noise_like(batch.visited, generator), batch.visited, t
         )
         with torch.no_grad():
-            self._refill(batch, weight, generator)
+            self._refill(batch, share, weight, generator)
             velocity = self._velocity(target)
             point, at, cond, live = self.x, self.t, self.cond, self.phase >= 1
             self._move(velocity, generator)
         both = call_field(field, torch.cat([t, at]), torch.cat([direct, point]), torch.cat([batch.condition, cond]))
         at_direct, at_bootstrap = both.chunk(2)
-        direct_term = squared_error(at_direct, direct_velocity, weight)
-        errors = self.weight * (at_bootstrap - velocity).square().sum(1)
-        bootstrap_term = torch.where(live, errors, 0.0).sum() / live.sum().clamp(min=1)
-        return Loss.of(direct_term, bootstrap_term, share)
+        direct_errors = squared_error(at_direct, direct_velocity)
+        errors = self.weight * squared_error(at_bootstrap, velocity)
 
-    def _refill(self, batch: Transitions, weight: Tensor | None, generator: torch.Generator | None) -> None:
+        def over_live(rows: Tensor) -> Tensor:
+            return torch.where(live, rows, 0.0).sum() / live.sum().clamp(min=1)
+
+        direct_term, bootstrap_term = weighted_mean(direct_errors, weight), over_live(errors)
+        if isinstance(share, Tensor):
+            total = weighted_mean((1 - share) * direct_errors, weight) + over_live(self.share * errors)
+        else:
+            total = (1 - share) * direct_term + share * bootstrap_term
+        return Loss(total, direct_term, bootstrap_term)
+
+    def _refill(
+        self, batch: Transitions, share: float | Tensor, weight: Tensor | None, generator: torch.Generator | None
+    ) -> None:
         """Assign a transition and pure noise to the slots that are not on a path."""
         new = self.phase <= 0
         terminal = torch.zeros_like(new) if batch.terminal is None else batch.terminal
         self.terminal = torch.where(new, terminal, self.terminal)
         self.weight = torch.where(new, 1.0 if weight is None else weight.to(self.weight.dtype), self.weight)
+        self.share = torch.where(new, share, self.share)
         self.cond = torch.where(new[:, None], batch.condition, self.cond)
         self.next_cond = torch.where(new[:, None], batch.next_condition, self.next_cond)
         self.x = torch.where(new[:, None], noise_like(batch.state, generator), self.x)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from flowmatch_core._units import check_pair
-from flowmatch_core.successor.geometric import check_gamma
+from flowmatch_core.successor.geometric import check_gamma, log_discount
 
 __all__ = ["Transitions", "condition", "n_step"]
 
@@ -163,7 +162,7 @@ class Transitions:
 def n_step(
     states: Tensor,
     actions: Tensor | None,
-    gamma: float,
+    gamma: float | Tensor,
     *,
     terminal: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -185,7 +184,7 @@ def n_step(
     Args:
         states: The windows, `(batch, n + 1, d)`.
         actions: Their actions, `(batch, n + 1, p)`; None for a field that is conditioned on states alone.
-        gamma: The discount of one step.
+        gamma: The discount of one step, or that of each window, `(batch,)`.
         terminal: Whether $S_1, \dots, S_n$ are terminal, `(batch, n)`.
         generator: The source of randomness of K.
 
@@ -195,7 +194,6 @@ def n_step(
         >>> batch.steps, batch.state.flatten(), batch.next_state.flatten()
         (3, tensor([0., 4.]), tensor([3., 7.]))
     """
-    check_gamma(gamma)
     if states.ndim != 3 or states.shape[1] < 2:
         raise ValueError(f"states had shape {tuple(states.shape)}, but should have shape (batch, n + 1, d), n >= 1.")
     if actions is not None and actions.shape[:2] != states.shape[:2]:
@@ -203,10 +201,9 @@ def n_step(
             f"actions had shape {tuple(actions.shape)}, but should begin with {tuple(states.shape[:2])} as states do."
         )
     batch, n = len(states), states.shape[1] - 1
+    check_gamma(gamma, batch)
     u = torch.rand(batch, generator=generator, dtype=torch.float64, device=states.device)
-    k = torch.ones_like(u, dtype=torch.long)
-    if gamma > 0:
-        k = (1 + torch.floor(torch.log1p(-u * (1 - gamma**n)) / math.log(gamma)).long()).clamp(max=n)
+    k = (1 + torch.floor(torch.log1p(-u * (1 - gamma**n)) / log_discount(gamma)).long()).clamp(max=n)
     last = torch.full_like(k, n)
     ended = None
     if terminal is not None:

@@ -20,6 +20,7 @@ Number = float
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 Fours = Annotated[tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...], Field(min_length=1)]
 Activation = Literal["silu", "tanh", "softplus"]
@@ -213,6 +214,15 @@ TIMES: Mapping[str, Spec] = {
     "uniform": Spec("flowmatch_core.times", "UniformTime"),
 }
 """Laws of the flow times in a loss."""
+
+_DISCOUNTS = "flowmatch_core.successor.discounts"
+_RANGE = {"low": Share, "high": Share}
+
+DISCOUNTS: Mapping[str, Spec] = {
+    "log_uniform": Spec(_DISCOUNTS, "LogUniformDiscounts", _RANGE),
+    "uniform": Spec(_DISCOUNTS, "UniformDiscounts", _RANGE),
+}
+"""Laws of the discounts of rows, for successor models of many discounts."""
 
 NORMALIZING: Mapping[str, NetworkSpec] = {
     "glow": NetworkSpec(

@@ -33,7 +33,7 @@ from pipelines.base import plugins
 from pipelines.base.errors import UserError
 from pipelines.base.plugins import Settings
 from pipelines.config import catalog
-from pipelines.config.catalog import ORACLE, LossSpec, NetworkSpec, Spec
+from pipelines.config.catalog import ORACLE, LossSpec, NetworkSpec, Share, Spec
 from pipelines.config.messages import sentence
 from pipelines.config.operation import Operation
 from pipelines.config.yaml_files import merge, read_yaml
@@ -74,7 +74,6 @@ def _row_of(table: Mapping[str, Spec], *others: str) -> AfterValidator:
 
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1), AfterValidator(_different)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]  # a folder, part of stage names and options
 
 
@@ -154,6 +153,21 @@ class TimeChoice(Choice):
     def spec(self) -> Spec:
         """Entry of the catalog."""
         return catalog.TIMES[self.name]
+
+    def options(self) -> Mapping[str, Any]:
+        """Return the types of the law's options by name."""
+        return self.spec.options
+
+
+class DiscountsChoice(Choice):
+    """A law of discounts on [low, high], a class in `flowmatch_core/successor/discounts.py`."""
+
+    name: Annotated[str, _row_of(catalog.DISCOUNTS)]
+
+    @property
+    def spec(self) -> Spec:
+        """Entry of the catalog."""
+        return catalog.DISCOUNTS[self.name]
 
     def options(self) -> Mapping[str, Any]:
         """Return the types of the law's options by name."""
@@ -245,6 +259,12 @@ class SuccessorFit(Fit):
     particles: bool = Field(
         description="TD²-CFM with bootstrap points that persist between gradient steps, one target evaluation each; "
         "for large networks. A path has ode_steps points"
+    )
+    discounts: DiscountsChoice | None = Field(
+        default=None,
+        description="law of the discount of a row, for one model of many discounts, such as {name: uniform, low: 0.5, "
+        "high: 0.95}; the environment's gamma should be among them, and ema_step * (1 - high) * steps at least 5; "
+        "null: the environment's gamma alone",
     )
 
     @property
@@ -849,8 +869,12 @@ def _check_fit(common: Fit, changes: Sequence[Mapping[str, Any]], path: Path, pr
 
 
 def _check_fit_choices(fit: Fit, path: Path, prefix: tuple[str, ...]) -> None:
-    for key, choice in (("network", fit.network), ("time", fit.time)):
-        _check_choice(choice, path, (*prefix, key))
+    choices: dict[str, Choice | None] = {"network": fit.network, "time": fit.time}
+    if isinstance(fit, SuccessorFit):
+        choices["discounts"] = fit.discounts
+    for key, choice in choices.items():
+        if choice is not None:
+            _check_choice(choice, path, (*prefix, key))
 
 
 def _check_methods_fit(

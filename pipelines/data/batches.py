@@ -87,8 +87,8 @@ class Batches:
 
         return draw, read.seek
 
-    def futures(self, n: int, gamma: float) -> Callable[[torch.Generator], tuple[Transitions, Tensor]]:
-        """Return a function that draws states and on-policy future states.
+    def futures(self, n: int, gamma: float) -> Callable[..., tuple[Transitions, Tensor]]:
+        """Return a function that draws states and on-policy future states, by other discounts if it is given `gamma`.
 
         A state is one that half of a rollout's steps follow, or in a log the steps that its provenance says, or a
         terminal state within fewer. Its future is the state T ~ Geometric(1 - gamma) steps later, or the last one of
@@ -105,7 +105,7 @@ class Batches:
                 "keep more episodes by `rollouts`, or lower `length`."
             )
 
-        def draw(generator: torch.Generator) -> tuple[Transitions, Tensor]:
+        def draw(generator: torch.Generator, gamma: float | Tensor = gamma) -> tuple[Transitions, Tensor]:
             now = _choose(places, n, generator)
             wait = geometric(gamma, (n,), generator=generator, device=now.device)
             state, action = episodes.state, episodes.action
@@ -114,8 +114,8 @@ class Batches:
 
         return draw
 
-    def returns(self, n: int, gamma: float, steps: int) -> Draw:
-        """Return a function that draws `steps`-step transitions of the policy's episodes.
+    def returns(self, n: int, gamma: float, steps: int) -> Callable[..., Transitions]:
+        """Return a function that draws `steps`-step transitions of the policy's episodes, as `futures` does.
 
         A terminal state repeats until the end of a window; no window goes beyond an episode that was cut off.
 
@@ -130,7 +130,7 @@ class Batches:
             )
         ends = bool(episodes.terminal.any())
 
-        def draw(generator: torch.Generator) -> Transitions:
+        def draw(generator: torch.Generator, gamma: float | Tensor = gamma) -> Transitions:
             first = _choose(places, n, generator)[:, None]
             window = torch.minimum(first + torch.arange(steps + 1, device=first.device), episodes.last[first])
             ended = episodes.terminal[window][:, 1:] if ends else None

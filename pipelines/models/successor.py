@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flowmatch_core.networks import NoisePrediction
 from flowmatch_core.paths import AffinePath
 from flowmatch_core.successor import (
+    Discounts,
     EnsembleHorizonModel,
     GaussianEnsemble,
     GeometricHorizonModel,
@@ -27,6 +28,7 @@ from flowmatch_core.successor import (
 from flowmatch_core.successor.losses.bootstrap import check_path
 from pipelines.base.errors import UserError
 from pipelines.config import catalog
+from pipelines.config.params import DiscountsChoice
 from pipelines.models import build, saved
 
 if TYPE_CHECKING:
@@ -47,6 +49,30 @@ def path(choice: PathChoice) -> AffinePath:
     return built
 
 
+def discounts(fit: SuccessorFit, gamma: float) -> Discounts | None:
+    """Return the law of the discounts of rows; None for an environment's discount alone.
+
+    Raises:
+        UserError: The law rejects a value, or the environment's discount is not among them.
+    """
+    if fit.discounts is None:
+        return None
+    try:
+        law = _law(fit.discounts)
+        law.check(gamma)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"params.yaml: discounts is {fit.discounts.name!r} with {fit.discounts.arguments}, where the environment "
+            f"has gamma {gamma}: {error}"
+        ) from None
+    return law
+
+
+def _law(choice: DiscountsChoice) -> Discounts:
+    law: Discounts = choice.spec.load()(**choice.values())
+    return law
+
+
 def loss(choice: SuccessorLossChoice, fit: SuccessorFit) -> Callable[..., Loss]:
     """Return the successor loss of a method with its options bound.
 
@@ -65,6 +91,11 @@ def loss(choice: SuccessorLossChoice, fit: SuccessorFit) -> Callable[..., Loss]:
         raise UserError(
             f"params.yaml: returns is {fit.returns} for the loss {name!r}, which has no bootstrap but {what}; "
             "expected 1: set successor.methods.<name>.fit.returns to 1."
+        )
+    if fit.discounts is not None and spec.needs == "transitions":
+        raise UserError(
+            f"params.yaml: discounts is set for the loss {name!r}, whose model has no discount in its training; "
+            "expected null: set successor.methods.<name>.fit.discounts to null."
         )
     return partial(spec.load(), **{key: value for key, value in choice.values().items() if key in spec.options})
 
@@ -119,11 +150,18 @@ def load(
     model = saved.load(file, device, lambda meta, path: network(meta["network"], meta["prediction"], path))
     meta, gamma, units = model.meta, model.meta["gamma"], _units(model)
     if isinstance(model.network, LatentNetwork):
-        return LatentHorizonModel(model.network, gamma, **units)
+        return LatentHorizonModel(model.network, gamma, **units, discounts=_discounts(meta))
     if isinstance(model.network, GaussianEnsemble):
         act = None if policy is None else partial(_actions, policy)
         return EnsembleHorizonModel(model.network, gamma, policy=act, terminal=meta["terminal"], **units)
-    return GeometricHorizonModel(model.field, model.event_shape, gamma, solver, steps, **units)
+    discounts = _discounts(meta)
+    return GeometricHorizonModel(model.field, model.event_shape, gamma, solver, steps, **units, discounts=discounts)
+
+
+def _discounts(meta: Mapping[str, Any]) -> Discounts | None:
+    """Return the law of discounts that a model was trained with; files of older versions do not mention it."""
+    described = meta.get("discounts")
+    return None if described is None else _law(DiscountsChoice(**described))
 
 
 def _units(model: saved.Saved) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def _check_methods(params: Params, name: str, entry: EnvironmentEntry, length: i
             continue
         fit = params.successor.fit_for(entry, choice)
         successor.loss(choice.loss, fit)
+        successor.discounts(fit, entry.gamma)
         _try(f"successor.methods.{method}.loss", choice.loss, partial(_successor_step, choice, fit))
         if length is not None and fit.returns > length:
             raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_core.paths import AffinePath
-from flowmatch_core.successor import Loss, Particles
+from flowmatch_core.successor import Discounts, Loss, Particles, Transitions, with_discount
 from pipelines.base import layout
 from pipelines.config.params import SuccessorFit, SuccessorMethod
-from pipelines.data.batches import Batches
+from pipelines.data.batches import Batches, Draw
 from pipelines.models import build, successor
 from pipelines.models.untrained import untrained
 from pipelines.runs.context import Stage
@@ -73,13 +74,12 @@ class SuccessorJob(Job):
         if spec.needs == "futures":
             value = self._on_futures(batches, path)
         else:
-            # a loss with a target network has two terms, with half of the batch each
-            rows = fit.batch // 2 if spec.needs == "target" else fit.batch
             if fit.on_policy:
-                draw = batches.returns(rows, self.gamma, fit.returns)
+                draw = batches.returns(self._rows, self.gamma, fit.returns)
             else:
-                draw, seek = batches.transitions(rows, fit.rows_in_memory)
-            memory = _particles(fit, batches, path).to(device) if fit.particles else None
+                single, seek = batches.transitions(self._rows, fit.rows_in_memory)
+                draw = _at_any_discount(single)
+            memory = self._particles(batches, path).to(device) if fit.particles else None
             value = self._on_transitions(draw, path, memory)
 
         def terms(
@@ -89,13 +89,13 @@ class SuccessorJob(Job):
             total, direct, bootstrap = value(network, average, generator, now)
             return {"loss": total, "direct": direct, "bootstrap": bootstrap}
 
-        states, actions = len(batches.states), len(batches.actions)
-        config = successor.network_config(self.choice.loss, fit, states, states + actions)
+        config = successor.network_config(self.choice.loss, fit, len(batches.states), self._cond_dim(batches))
         meta = {
             "network": config,
             "path": self.choice.path.model_dump(),
             "prediction": spec.prediction,
             "gamma": self.gamma,
+            "discounts": None if fit.discounts is None else fit.discounts.model_dump(),
             "terminal": batches.ends,
             **batches.described,
         }
@@ -107,23 +107,26 @@ class SuccessorJob(Job):
         pairs = batches.futures(self.fit.batch, self.gamma)
 
         def value(network: nn.Module, average: nn.Module, generator: torch.Generator, now: Mapping[str, float]) -> Loss:
-            batch, future = pairs(generator)
-            return loss(network, batch, future, **options, **now, generator=generator)
+            gamma = self._discount(generator)
+            batch, future = pairs(generator, gamma)
+            return loss(network, _conditioned(batch, gamma), future, **options, **now, generator=generator)
 
         return value
 
-    def _on_transitions(self, draw: Callable[..., Any], path: AffinePath, memory: Particles | None) -> Value:
-        loss = successor.loss(self.choice.loss, self.fit)
-        if self.choice.loss.spec.needs == "transitions":
-            return lambda network, average, generator, now: loss(network, draw(generator), **now, generator=generator)
-        options: dict[str, Any] = {"gamma": self.gamma, **self._flow_options(path)}
+    def _on_transitions(self, draw: Callable[..., Transitions], path: AffinePath, memory: Particles | None) -> Value:
+        loss, single = successor.loss(self.choice.loss, self.fit), self.choice.loss.spec.needs == "transitions"
+        options: dict[str, Any] = self._flow_options(path)
         if memory is not None:
-            loss, options = memory.td2_cfm_loss, {"gamma": self.gamma}
+            loss, options = memory.td2_cfm_loss, {}
         elif self.choice.loss.spec.ode:
             options |= {"steps": self.fit.ode_steps, "solver": self.fit.ode_solver}
 
         def value(network: nn.Module, average: nn.Module, generator: torch.Generator, now: Mapping[str, float]) -> Loss:
-            return loss(network, average, draw(generator), **options, **now, generator=generator)
+            gamma = self._discount(generator)
+            batch = _conditioned(draw(generator, gamma), gamma)
+            if single:
+                return loss(network, batch, **now, generator=generator)
+            return loss(network, average, batch, gamma=gamma, **options, **now, generator=generator)
 
         return value
 
@@ -132,10 +135,38 @@ class SuccessorJob(Job):
             return {}
         return {"path": path, "time": build.times(self.fit.time)}
 
+    @property
+    def _rows(self) -> int:
+        """Number of rows of a batch; a loss with a target network has two terms, with half of the batch each."""
+        return self.fit.batch // 2 if self.choice.loss.spec.needs == "target" else self.fit.batch
 
-def _particles(fit: SuccessorFit, batches: Batches, path: AffinePath) -> Particles:
-    state, action = len(batches.states), len(batches.actions)
-    return Particles(fit.batch // 2, state, state + action, fit.ode_steps, time=build.times(fit.time), path=path)
+    @cached_property
+    def _discounts(self) -> Discounts | None:
+        return successor.discounts(self.fit, self.gamma)
+
+    def _discount(self, generator: torch.Generator) -> float | Tensor:
+        """Return the environment's discount, or one drawn for every row."""
+        if self._discounts is None:
+            return self.gamma
+        return self._discounts.sample(self._rows, generator=generator, device=generator.device)
+
+    def _cond_dim(self, batches: Batches) -> int:
+        features = 0 if self._discounts is None else self._discounts.FEATURES
+        return len(batches.states) + len(batches.actions) + features
+
+    def _particles(self, batches: Batches, path: AffinePath) -> Particles:
+        sizes = self._rows, len(batches.states), self._cond_dim(batches), self.fit.ode_steps
+        return Particles(*sizes, time=build.times(self.fit.time), path=path)
+
+
+def _at_any_discount(draw: Draw) -> Callable[..., Transitions]:
+    """Return a function that also takes a discount, on which single transitions do not depend."""
+    return lambda generator, gamma: draw(generator)
+
+
+def _conditioned(batch: Transitions, gamma: float | Tensor) -> Transitions:
+    """Return the batch for a network that is conditioned on the discount where every row has its own."""
+    return with_discount(batch, gamma) if isinstance(gamma, Tensor) else batch
 
 
 def _nowhere(step: int) -> None:

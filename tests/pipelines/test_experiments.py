@@ -22,10 +22,12 @@ from pipelines.base import files, plugins
 from pipelines.base.errors import UserError
 from pipelines.config import params, yaml_files
 from pipelines.config.params import ExperimentEntry
-from pipelines.experiments import Finding, Outcome, memoryless_chain, sde_vs_ode, two_d
+from pipelines.environments import linear_gaussian
+from pipelines.experiments import Finding, Outcome, all_discounts, memoryless_chain, sde_vs_ode, two_d
 
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, dict[str, Any]] = {
+    "all_discounts": {"hidden": (16,), "steps": 20, "batch": 32, "starts": 2, "samples": 20, "repeats": 2},
     "memoryless_chain": {"steps": (32, 64), "starts": 20, "chains": 60, "repeats": 2},
     "sde_vs_ode": {"evaluations": (4, 8), "samples": 100, "repeats": 2, "projections": 8, "training_steps": 20},
     "two_d": {
@@ -300,3 +302,40 @@ def test_the_table_has_a_row_per_task_and_method() -> None:
     assert table.loc[table.index[-1], measures].notna().tolist() == [False, True, False, False, False, False]
     given = given.model_copy(update={"experiments": {}})
     assert plugins.load("pipelines.reporting.tables", "two_d").build(given, {}, {}, {}).markdown() == ""
+
+
+# ---- one model of many discounts ----
+
+
+def test_the_spiral_of_the_experiment_is_that_of_the_environment() -> None:
+    mine, theirs = (
+        all_discounts._spiral(torch.device("cpu")),
+        linear_gaussian.build(linear_gaussian.Settings()).oracle(),
+    )
+    assert theirs is not None
+    for name in ("A", "B", "c", "W", "K", "k"):
+        torch.testing.assert_close(getattr(mine, name).double(), getattr(theirs, name).double(), rtol=1e-6, atol=1e-9)
+
+
+def test_a_comparison_has_every_model_at_every_discount() -> None:
+    outcome = measure("all_discounts", gammas=(0.5, 0.9))
+    cells = outcome.table.groupby(["model", "gamma"]).size()
+    assert set(cells) == {2} and len(cells) == len(all_discounts.MODELS) * 2
+    claims = {finding.name: finding.at_most for finding in outcome.findings if finding.at_most is not None}
+    assert claims == {"gamma_0.5_ratio": 1.5, "gamma_0.9_ratio": 1.5}
+
+
+@pytest.mark.parametrize("gammas", [(0.5, 0.99), (0.4, 0.8), (0.8, 0.5)])
+def test_discounts_outside_the_training_are_refused(gammas: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="gammas is"):
+        all_discounts.Settings(gammas=gammas)
+
+
+@pytest.mark.slow  # 4 minutes
+def test_one_model_of_all_discounts_is_nearly_as_good_as_one_of_each() -> None:
+    settings = all_discounts.Settings(repeats=2)
+    outcome = all_discounts.run(settings, generator=torch.Generator().manual_seed(1))
+    found = {finding.name: finding.measured.mean for finding in outcome.findings}
+    for gamma in settings.gammas:
+        assert found[f"gamma_{gamma:g}_ratio"] <= all_discounts.AT_MOST
+        assert found[f"gamma_{gamma:g}_floor"] < found[f"gamma_{gamma:g}_each"]

@@ -142,6 +142,17 @@ def sentence(path: Path) -> str:
         ("successor.methods.td_cfm.loss", {"name": "vae", "beta": [1]}, ["successor.methods.td_cfm.loss", "[1]"]),
         ("successor.fit.time", "normal", ["successor.fit.time", "'normal'", "'logit_normal'"]),
         ("successor.fit.time", {"name": "late", "ep": 1}, ["successor.fit.time.ep is not a known key", "'eps'"]),
+        ("successor.fit.discounts", "normal", ["successor.fit.discounts", "'normal'", "log_uniform, uniform"]),
+        (
+            "successor.fit.discounts",
+            {"name": "uniform", "low": 0.5, "high": 1.0},
+            ["successor.fit.discounts.high", "1.0", "less than 1"],
+        ),
+        (
+            "successor.methods.td_cfm.fit.discounts",
+            {"name": "uniform", "hihg": 0.9},
+            ["successor.methods.td_cfm.fit.discounts.hihg is not a known key", "'high'"],
+        ),
         ("density.fit.time", {"name": "late", "eps": 0}, ["density.fit.time.eps", "0", "greater than 0"]),
         ("density.fit.time", {"name": "uniform", "eps": 1}, ["density.fit.time.eps is not a known key"]),
         ("density.fit.clip", 0.0, ["density.fit.clip", "0", "greater than 0"]),

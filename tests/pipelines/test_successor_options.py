@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,13 +16,16 @@ from torch import Tensor, nn
 from flowmatch_core.field import Time, has_closed_form_divergence
 from flowmatch_core.paths import VelocityOf
 from flowmatch_core.successor import (
+    Discounts,
     GeometricHorizonModel,
     HorizonGAN,
     HorizonModel,
     HorizonVAE,
     LatentHorizonModel,
+    LogUniformDiscounts,
     NoisePrediction,
     Particles,
+    UniformDiscounts,
 )
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError
@@ -29,7 +33,7 @@ from pipelines.config import params, yaml_files
 from pipelines.config.params import Params, SuccessorFit, SuccessorMethod
 from pipelines.data.batches import Batches, Draw
 from pipelines.evaluation import models
-from pipelines.models import build, registry, successor
+from pipelines.models import build, pyfunc, registry, successor
 from pipelines.models.untrained import Untrained
 from pipelines.orchestration import preflight
 from pipelines.runs import versions
@@ -53,6 +57,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "vae": {"loss": {"name": "vae", "beta": 0.1, "width": 16, "blocks": 1}, "seeds": [3, 0]},
     "ensemble": {"loss": {"name": "ensemble", "members": 2, "hidden": [16]}},
     "particles": {"loss": "td2_cfm", "fit": {"particles": True, "returns": 3, "ode_steps": 4}},
+    "discounts": {"loss": "td2_cfm", "fit": {"discounts": {"name": "uniform", "low": 0.5, "high": 0.97}}},
+    "log_discounts": {"loss": "vae", "fit": {"discounts": {"name": "log_uniform", "low": 0.0, "high": 0.97}}},
     "td_cfm": {"loss": "td_cfm"},
     "oracle": {"loss": "oracle"},
 }
@@ -200,6 +206,58 @@ def test_the_likelihood_of_a_diffusion_model_takes_the_closed_form_of_its_diverg
     torch.testing.assert_close(model.log_prob(S, S, A), by_autograd, rtol=1e-4, atol=1e-4)
 
 
+# ---- models of many discounts ----
+
+
+@pytest.mark.parametrize(
+    ("method", "law"),
+    [("discounts", UniformDiscounts(0.5, 0.97)), ("log_discounts", LogUniformDiscounts(0.0, 0.97))],
+)
+def test_a_model_of_many_discounts_loads_at_that_of_the_environment_and_goes_to_others(
+    root: Path, monkeypatch: pytest.MonkeyPatch, method: str, law: Discounts
+) -> None:
+    folder = root / layout.models("spiral", method)
+    monkeypatch.setattr(versions, "files", lambda uri, *others: folder)
+    model = registry.load(f"models:/spiral.{method}/latest")
+    assert isinstance(model, HorizonModel)
+    assert (model.gamma, model.discounts) == (0.95, law)
+    at = {gamma: model.at(gamma).sample(S, A, 3, generator=torch.Generator().manual_seed(0)) for gamma in (0.6, 0.95)}
+    assert torch.equal(at[0.95], model.sample(S, A, 3, generator=torch.Generator().manual_seed(0)))
+    assert not torch.equal(at[0.95], at[0.6])
+    predicted = pyfunc._load_pyfunc(str(folder)).predict(pd.DataFrame(torch.cat([S, A], 1).numpy()))
+    assert np.isfinite(predicted).all(axis=None)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"loss": "td2_cfm"},
+        {"loss": "td2_cfm", "fit": {"returns": 3}},
+        {"loss": "td2_cfm", "fit": {"particles": True}},
+        {"loss": "mc_cfm"},
+        {"loss": "vae"},
+    ],
+    ids=lambda method: "_".join([method["loss"], *method.get("fit", {})]),
+)
+def test_a_step_has_a_discount_for_every_row_and_the_same_in_both_terms(root: Path, method: dict[str, Any]) -> None:
+    law = {"discounts": {"name": "uniform", "low": 0.5, "high": 0.97}}
+    made = job(root, {**method, "fit": {**method.get("fit", {}), **law}})
+    task, generator = made.task(CPU), torch.Generator().manual_seed(0)
+    seen: list[Tensor] = []
+    encode = next(m for name, m in task.network.named_modules() if name.endswith(("from_cond", "encoder.encoder")))
+    encode.register_forward_hook(lambda module, given, result: seen.append(given[0]))
+    for _ in range(3):  # until all particles are under way
+        seen.clear()
+        terms = task.terms(task.network, task.network, generator, 0.0)
+        assert bool(terms["loss"].isfinite())
+    gamma = seen[-1][:, -3]
+    rows = made.fit.batch // (1 if method["loss"] == "mc_cfm" else 2)
+    assert len(set(gamma[:rows].tolist())) == rows
+    assert 0.5 <= float(gamma.min()) < 0.6 and 0.9 < float(gamma.max()) <= 0.97
+    if len(gamma) > rows and not made.fit.particles:  # whose slots keep the transitions of earlier steps
+        assert torch.equal(gamma[:rows], gamma[rows:])
+
+
 # ---- methods that are not run ----
 
 
@@ -288,6 +346,19 @@ def test_the_penalty_of_a_pair_is_that_of_the_share_that_is_done(root: Path) -> 
         ({"loss": "mc_cfm", "fit": {"particles": True}}, ["particles is true", "successor.methods.<name>.fit"]),
         ({"loss": "td_dd", "path": {"name": "vp", "beta_max": 9.0}}, ["successor.methods.<name>.path", "0.1028"]),
         ({"loss": "mc_cfm", "fit": {"returns": 3}}, ["returns is 3", "'mc_cfm'", "successor.methods.<name>.fit"]),
+        (
+            {"loss": "ensemble", "fit": {"discounts": {"name": "uniform", "low": 0.5, "high": 0.97}}},
+            ["discounts is set for the loss 'ensemble'", "expected null"],
+        ),
+        (
+            {"loss": "td_cfm", "fit": {"discounts": {"name": "uniform", "low": 0.5, "high": 0.9}}},
+            ["discounts is 'uniform'", "gamma was 0.95, but should be in [0.5, 0.9]"],
+        ),
+        (
+            {"loss": "td_cfm", "fit": {"discounts": {"name": "log_uniform", "low": 0.99, "high": 0.97}}},
+            ["discounts is 'log_uniform'", "should be 0 <= low <= high < 1"],
+        ),
+        ({"loss": "td_cfm", "fit": {"discounts": {"name": "uniform", "low": 0.5}}}, ["discounts is", "'high'"]),
     ],
 )
 def test_what_a_loss_cannot_use_is_a_sentence_before_anything_runs(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowmatch_core._tensors import noise_like, weighted_mean
+from flowmatch_core._tensors import noise_like
 from flowmatch_core.successor.losses.bootstrap import Loss, discount
 from flowmatch_core.successor.networks import LatentNetwork
 from flowmatch_core.successor.transitions import Transitions
@@ -34,8 +34,7 @@ def two_states(target: LatentNetwork, batch: Transitions, generator: torch.Gener
     return states, torch.cat([batch.condition, batch.condition])
 
 
-def two_terms(rows: Tensor, gamma: float, batch: Transitions, weight: Tensor | None) -> Loss:
+def two_terms(rows: Tensor, gamma: float | Tensor, batch: Transitions, weight: Tensor | None) -> Loss:
     """Return the loss, given the losses of the rows of `two_states`, with shape `(2 batch,)`, and their weights."""
-    share = discount(gamma, batch)
-    direct, bootstrap = (weighted_mean(term, weight) for term in rows.chunk(2))
-    return Loss.of(direct, bootstrap, share)
+    direct, bootstrap = rows.chunk(2)
+    return Loss.of(direct, bootstrap, discount(gamma, batch), weight)

@@ -12,6 +12,9 @@ independent noises. The network predicts a velocity (flow matching) or the noise
 Where S' is terminal the process stays: its successor measure is the point S', and the bootstrap term of that row
 regresses on S' itself. Omitting the term would lose the mass gamma.
 
+The discount is a number, or one for each row: a field whose condition contains it (`with_discount`) learns the measures
+of all discounts at once. The target is then asked at the row's own discount.
+
 References:
     - Temporal Difference Flows (Farebrother et al., 2025), algorithm 1 and table 4, https://arxiv.org/abs/2503.09817
 """
@@ -63,24 +66,36 @@ _PURE = 0.01
 
 
 class Loss(NamedTuple):
-    """A loss and its terms, scalars with `total = (1 - gamma) * direct + gamma * bootstrap`."""
+    """A loss and its terms, scalars.
+
+    With one discount for all rows `total = (1 - gamma) * direct + gamma * bootstrap`. With one for each row these
+    factors are the row's and come before the mean over the batch; the terms are the means without them.
+    """
 
     total: Tensor
     direct: Tensor
     bootstrap: Tensor
 
     @classmethod
-    def of(cls, direct: Tensor, bootstrap: Tensor, share: float) -> Loss:
-        """Return the loss of two terms, given the share of the second, the `discount` of the batch."""
-        return cls((1 - share) * direct + share * bootstrap, direct, bootstrap)
+    def of(cls, direct: Tensor, bootstrap: Tensor, share: float | Tensor, weight: Tensor | None) -> Loss:
+        """Return the loss of the rows of two terms.
+
+        Args:
+            direct: The direct term of each row, with shape `(batch,)`.
+            bootstrap: The bootstrap term of each row, with shape `(batch,)`.
+            share: The share of the second term, the `discount` of the batch: a number, or that of each row.
+            weight: The weights of the rows, with shape `(batch,)`; None for ones.
+        """
+        terms = weighted_mean(direct, weight), weighted_mean(bootstrap, weight)
+        if not isinstance(share, Tensor):
+            return cls((1 - share) * terms[0] + share * terms[1], *terms)
+        total = weighted_mean((1 - share) * direct, weight) + weighted_mean(share * bootstrap, weight)
+        return cls(total, *terms)
 
 
-def squared_error(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the squared norm of the error, summed over dimensions (unlike `cfm_loss`) and averaged over the batch.
-
-    The squared norm of each row is multiplied by its weight, one where there is None.
-    """
-    return weighted_mean(flatten_event((prediction - target).square()).sum(1), weight)
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return the squared norm of the error of each row, summed over dimensions (unlike `cfm_loss`), `(batch,)`."""
+    return flatten_event((prediction - target).square()).sum(1)
 
 
 def check_path(path: AffinePath) -> None:
@@ -94,16 +109,17 @@ def check_path(path: AffinePath) -> None:
         )
 
 
-def discount(gamma: float, batch: Transitions) -> float:
-    """Return the share of the bootstrap term, gamma to the power of the steps of the batch.
+def discount(gamma: float | Tensor, batch: Transitions) -> float | Tensor:
+    """Return the share of the bootstrap term, gamma to the power of the steps of the batch, or that of each row.
 
     Examples:
         >>> s = torch.zeros(1, 2)
         >>> discount(0.5, Transitions(state=s, action=None, next_state=s, next_action=None, direct_state=s, steps=3))
         0.125
     """
-    check_gamma(gamma)
-    return float(gamma**batch.steps)
+    check_gamma(gamma, len(batch))
+    share = gamma**batch.steps
+    return share.to(batch.state.dtype) if isinstance(share, Tensor) else float(share)
 
 
 def interpolate(path: AffinePath, prediction: Prediction, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +194,7 @@ class SuccessorLoss(Protocol):
         target: VelocityField,
         batch: Transitions,
         *,
-        gamma: float,
+        gamma: float | Tensor,
         path: AffinePath = ...,
         steps: int = ...,
         solver: str = ...,
@@ -210,7 +226,7 @@ def two_term(
             target: VelocityField,
             batch: Transitions,
             *,
-            gamma: float,
+            gamma: float | Tensor,
             path: AffinePath = defaults[0],
             steps: int = defaults[1],
             solver: str = defaults[2],
@@ -239,8 +255,8 @@ def two_term(
                 at_direct, at_bootstrap = both.chunk(2)
             else:
                 at_direct, at_bootstrap = call_field(field, t, direct, cond), call_field(field, t, point, cond)
-            direct_term = squared_error(at_direct, direct_value, weight)
-            return Loss.of(direct_term, squared_error(at_bootstrap, value, weight), share)
+            errors = squared_error(at_direct, direct_value), squared_error(at_bootstrap, value)
+            return Loss.of(*errors, share, weight)
 
         loss.__name__, loss.__qualname__ = bootstrap.__name__, bootstrap.__qualname__
         loss.__module__, loss.__doc__ = bootstrap.__module__, bootstrap.__doc__

@@ -73,7 +73,7 @@ def gan_loss(
     target: HorizonGAN,
     batch: Transitions,
     *,
-    gamma: float,
+    gamma: float | Tensor,
     penalty: float | tuple[float, float] = (0.05, 0.005),
     progress: float = 0.0,
     weight: Tensor | None = None,
@@ -85,7 +85,7 @@ def gan_loss(
         field: The generator and critic to train.
         target: The target network, an average of earlier ones.
         batch: The transitions.
-        gamma: The discount.
+        gamma: The discount, or that of each transition, with shape `(batch,)`.
         penalty: The weight $\lambda$ of the gradient penalties, or its values at the start and at the end of
             training, interpolated linearly.
         progress: The fraction of training that is done, in [0, 1].

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_core._call import call_field
-from flowmatch_core._tensors import check_floating, noise_like, time_like
+from flowmatch_core._tensors import check_floating, noise_like, time_like, weighted_mean
 from flowmatch_core.field import TimeSampler, VelocityField
 from flowmatch_core.paths import AffinePath, CondOT
 from flowmatch_core.successor.losses.bootstrap import Loss, check_path, squared_error
@@ -36,8 +36,10 @@ def mc_cfm_loss(
 ) -> Loss:
     """Return the MC-CFM loss of `field`; `future` holds a state S_T of the policy for every row, `(batch, d)`.
 
-    Only state and action of the batch are used. The bootstrap term is 0, so `total` equals `direct`. `weight`, with
-    shape `(batch,)`, multiplies the error of each row before the average over the batch.
+    `future` decides the discount: draw it with that of the row, `geometric(gamma, (batch,))` steps ahead, for a field
+    that has the discount in its condition. Only state and action of the batch are used. The bootstrap term is 0, so
+    `total` equals `direct`. `weight`, with shape `(batch,)`, multiplies the error of each row before the average over
+    the batch.
 
     Examples:
         >>> s = torch.zeros(64, 2)
@@ -54,5 +56,5 @@ def mc_cfm_loss(
     check_floating("future", future)
     t = time_like(future, time, generator)
     sample = path.sample(noise_like(future, generator), future, t)
-    direct = squared_error(call_field(field, t, sample.x_t, batch.condition), sample.velocity, weight)
+    direct = weighted_mean(squared_error(call_field(field, t, sample.x_t, batch.condition), sample.velocity), weight)
     return Loss(direct, direct, torch.zeros_like(direct))

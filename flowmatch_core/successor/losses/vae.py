@@ -79,7 +79,7 @@ def vae_loss(
     target: HorizonVAE,
     batch: Transitions,
     *,
-    gamma: float,
+    gamma: float | Tensor,
     beta: float = 0.5,
     weight: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -90,7 +90,7 @@ def vae_loss(
         field: The network to train.
         target: The target network, an average of earlier ones.
         batch: The transitions.
-        gamma: The discount.
+        gamma: The discount, or that of each transition, with shape `(batch,)`.
         beta: The weight $\beta$ of the divergence from the prior.
         weight: The weights of the transitions, with shape `(batch,)`, ones by default: both terms of a transition are
             multiplied by its weight before the average over the batch.
