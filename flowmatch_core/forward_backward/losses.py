@@ -126,7 +126,8 @@ def fb_value_loss(forward: Tensor, backward: Tensor, next_forward: Tensor, z: Te
     with torch.no_grad():
         reward = (torch.linalg.solve(backward.T @ backward / len(backward), backward.T).T * z).sum(1)
         target = reward + gamma * (next_forward.mean(0) * z).sum(1)
-    return ((forward * z).sum(2) - target).square().mean(1).sum() / 2
+    loss: Tensor = ((forward * z).sum(2) - target).square().mean(1).sum() / 2
+    return loss
 
 
 def fb_actor_loss(forward: Tensor, z: Tensor, *, pessimism: float = 0.5) -> Tensor:
