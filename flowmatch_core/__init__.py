@@ -59,6 +59,15 @@ if TYPE_CHECKING:
     from flowmatch_core.flow import FlowTransform as FlowTransform
     from flowmatch_core.flow import LogDensity as LogDensity
     from flowmatch_core.flow import Moments as Moments
+    from flowmatch_core.forward_backward import FBLoss as FBLoss
+    from flowmatch_core.forward_backward import ForwardBackward as ForwardBackward
+    from flowmatch_core.forward_backward import draw_latents as draw_latents
+    from flowmatch_core.forward_backward import fb_actor_loss as fb_actor_loss
+    from flowmatch_core.forward_backward import fb_loss as fb_loss
+    from flowmatch_core.forward_backward import fb_orthonormality_loss as fb_orthonormality_loss
+    from flowmatch_core.forward_backward import fb_value_loss as fb_value_loss
+    from flowmatch_core.forward_backward import reward_weights as reward_weights
+    from flowmatch_core.forward_backward import uniform_latents as uniform_latents
     from flowmatch_core.guidance import GuidanceScale as GuidanceScale
     from flowmatch_core.guidance import drop_condition as drop_condition
     from flowmatch_core.guidance import guided as guided
@@ -145,6 +154,7 @@ if TYPE_CHECKING:
     from flowmatch_core.successor import LogUniformDiscounts as LogUniformDiscounts
     from flowmatch_core.successor import Loss as Loss
     from flowmatch_core.successor import Particles as Particles
+    from flowmatch_core.successor import Plan as Plan
     from flowmatch_core.successor import SuccessorLoss as SuccessorLoss
     from flowmatch_core.successor import Transitions as Transitions
     from flowmatch_core.successor import UniformDiscounts as UniformDiscounts
@@ -152,6 +162,7 @@ if TYPE_CHECKING:
     from flowmatch_core.successor import ensemble_loss as ensemble_loss
     from flowmatch_core.successor import gan_loss as gan_loss
     from flowmatch_core.successor import geometric as geometric
+    from flowmatch_core.successor import gpi as gpi
     from flowmatch_core.successor import mc_cfm_loss as mc_cfm_loss
     from flowmatch_core.successor import n_step as n_step
     from flowmatch_core.successor import path_error as path_error
@@ -214,6 +225,17 @@ _MODULES = {
         "FlowTransform",
         "LogDensity",
         "Moments",
+    ),
+    "forward_backward": (
+        "FBLoss",
+        "ForwardBackward",
+        "draw_latents",
+        "fb_actor_loss",
+        "fb_loss",
+        "fb_orthonormality_loss",
+        "fb_value_loss",
+        "reward_weights",
+        "uniform_latents",
     ),
     "guidance": ("GuidanceScale", "drop_condition", "guided"),
     "intervals": ("Interval", "paired_difference", "paired_ratio", "t_interval"),
@@ -306,6 +328,7 @@ _MODULES = {
         "LogUniformDiscounts",
         "Loss",
         "Particles",
+        "Plan",
         "SuccessorLoss",
         "Transitions",
         "UniformDiscounts",
@@ -313,6 +336,7 @@ _MODULES = {
         "ensemble_loss",
         "gan_loss",
         "geometric",
+        "gpi",
         "mc_cfm_loss",
         "n_step",
         "path_error",

@@ -26,6 +26,7 @@ from flowmatch_core.successor.losses import (
 )
 from flowmatch_core.successor.networks import LatentNetwork
 from flowmatch_core.successor.particles import Particles
+from flowmatch_core.successor.planning import Plan, gpi
 from flowmatch_core.successor.transitions import Transitions, n_step
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Loss",
     "NoisePrediction",
     "Particles",
+    "Plan",
     "SuccessorLoss",
     "Transitions",
     "UniformDiscounts",
@@ -50,6 +52,7 @@ __all__ = [
     "ensemble_loss",
     "gan_loss",
     "geometric",
+    "gpi",
     "mc_cfm_loss",
     "n_step",
     "path_error",
