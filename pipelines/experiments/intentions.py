@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flowmatch_core.oracles import TwoDrifts
     from flowmatch_core.successor import IntentionEncoder, Transitions
 
+SIGNS = (1.0, -1.0)
 MODELS = {"without": "without z", "direct": "z of the direct term", "decoder": "z of the decoder"}
 TRUTH = "truth"
 REACH, BINS = 4.0, 50  # of the figure, from -REACH to REACH in units of 1 / (1 - gamma) drifts
@@ -60,82 +61,31 @@ def run(settings: Settings, *, generator: torch.Generator) -> Outcome:
     import pandas as pd
     import torch
 
-    from flowmatch_core.intervals import ONE_SIDED, ratio, t_interval
     from flowmatch_core.metrics import emd
     from flowmatch_core.oracles import TwoDrifts
 
     unit = 1 / (1 - settings.gamma)  # in which the mean given the sign is 1
     walk = TwoDrifts(torch.full((1,), 1 / unit, device=generator.device), settings.noise / unit)
-    start, signs = torch.zeros(1, 1, device=generator.device), (1.0, -1.0)
-    rows, laws = [], []
+    scores, laws = [], []
     for repeat in range(settings.repeats):
-        truth = {
-            sign: [
-                unit
-                * walk.successor(start, sign * torch.ones_like(start), settings.gamma).sample(
-                    settings.samples, generator=generator
-                )[:, 0]
-                for _ in range(2)
-            ]
-            for sign in signs
-        }
-        floor = sum(float(emd(*truth[sign])) for sign in signs) / 2
-        found: dict[str, dict[float, Tensor]] = {TRUTH: {sign: x for sign, (x, _) in truth.items()}}
-        rows.append({"model": TRUTH, "repeat": repeat, "emd": floor})
+        truth, again = ({sign: unit * _true(walk, sign, settings, generator) for sign in SIGNS} for _ in range(2))
+        found = {TRUTH: again}
+        score: dict[str, dict[str, float | None]] = {TRUTH: {}}
         for name in MODELS:
             model = _train(name, walk, settings, generator)
-            found[name] = {sign: unit * _sample(model, walk, sign, settings, generator) for sign in signs}
-            rows.append(
-                {
-                    "model": name,
-                    "repeat": repeat,
-                    "emd": sum(float(emd(found[name][sign], truth[sign][0])) for sign in signs) / 2,
-                    "variance": float(torch.cat(list(found[name].values())).square().mean()),
-                    "probe": _probe(model.encoder, walk, settings, generator),
-                }
-            )
-        if repeat == 0:
-            laws = [
-                _histogram(x, unit).assign(model=name, sign=sign) for name in found for sign, x in found[name].items()
-            ]
-    table = pd.DataFrame(rows)
-    exact = {
-        "without": float(walk.mixed(start, settings.gamma).second_moment) * unit**2,
-        "decoder": float(walk.successor(start, None, settings.gamma).second_moment) * unit**2,
-    }
-
-    def values(model: str, column: str) -> dict[int, float]:
-        return table[table["model"] == model].set_index("repeat")[column].to_dict()
-
-    def mean(name: str, sentence: str, model: str, column: str, low: float | None = None) -> Finding:
-        return Finding(name, sentence, t_interval(list(values(model, column).values()), ONE_SIDED), low)
-
-    converged = [value / exact["without"] for value in values("without", "variance").values()]
-    gain = ratio(values("decoder", "emd"), values("without", "emd"), ONE_SIDED)
-    findings = [
-        Finding("gain", "EMD to the truth given the sign: z of the decoder / without z", gain, at_most=0.5),
-        mean("probe", "Share of signs in a linear probe of z: decoder", "decoder", "probe", 0.95),
-        mean("probe_direct", "Share of signs in a linear probe of z: direct term", "direct", "probe"),
-        Finding(
-            "converged",
-            f"Without z: variance / {exact['without']:.4g}, that of the walk with new signs",
-            t_interval(converged, ONE_SIDED),
-            0.8,
-            1.2,
-        ),
-        mean(
-            "variance_decoder",
-            f"z of the decoder: variance, where the truth has {exact['decoder']:.4g}",
-            "decoder",
-            "variance",
-        ),
-        *(mean(f"emd_{name}", f"EMD to the truth: {title}", name, "emd") for name, title in MODELS.items()),
-        mean("emd_floor", "EMD to the truth: true samples", TRUTH, "emd"),
-    ]
+            found[name] = {sign: unit * _sample(model, walk, sign, settings, generator) for sign in SIGNS}
+            score[name] = {"probe": _probe(model.encoder, walk, settings, generator)}
+        for name, x in found.items():
+            distance = sum(float(emd(x[sign], truth[sign])) for sign in SIGNS) / len(SIGNS)
+            variance = float(torch.cat(list(x.values())).square().mean())  # about the start, 0
+            scores.append({"model": name, "repeat": repeat, "emd": distance, "variance": variance, **score[name]})
+            if repeat == 0:
+                laws += [_histogram(x[sign], unit).assign(model=name, sign=sign) for sign in SIGNS]
+    table = pd.DataFrame(scores)
     return Outcome(
         title="Intentions of a walk",
         table=pd.concat([table, *laws], ignore_index=True),
-        findings=tuple(findings),
+        findings=_findings(table, walk, unit, settings),
         notes=(
             f"A walk that drifts by 1 or by -1 a step for a whole episode, noise {settings.noise:g}, discount "
             f"{settings.gamma:g}; z has {settings.latent} dimensions. {settings.steps} steps of {settings.batch} "
@@ -167,6 +117,53 @@ def figure(table: pd.DataFrame) -> Figure:
     return shown
 
 
+def _findings(table: pd.DataFrame, walk: TwoDrifts, unit: float, settings: Settings) -> tuple[Finding, ...]:
+    import torch
+
+    from flowmatch_core.intervals import ONE_SIDED, ratio, t_interval
+
+    start = torch.zeros(1, 1, device=walk.drift.device)
+    lasting = float(walk.successor(start, None, settings.gamma).second_moment) * unit**2
+    mixed = float(walk.mixed(start, settings.gamma).second_moment) * unit**2
+
+    def values(model: str, column: str) -> dict[int, float]:
+        return dict(enumerate(table.loc[table["model"] == model, column].tolist()))
+
+    def measured(
+        name: str, sentence: str, model: str, column: str, low: float | None = None, high: float | None = None
+    ) -> Finding:
+        return Finding(name, sentence, t_interval(list(values(model, column).values()), ONE_SIDED), low, high)
+
+    return (
+        Finding(
+            "gain",
+            "EMD to the truth given the sign: z of the decoder / without z",
+            ratio(values("decoder", "emd"), values("without", "emd"), ONE_SIDED),
+            at_most=0.5,
+        ),
+        measured("probe_decoder", "Signs that a linear probe of z gets right: decoder", "decoder", "probe", 0.95),
+        measured("probe_direct", "Signs that a linear probe of z gets right: direct term", "direct", "probe"),
+        measured(
+            "variance_without",
+            f"Variance without z; {mixed:.4g} where the sign is drawn again at every step",
+            "without",
+            "variance",
+            0.8 * mixed,
+            1.2 * mixed,
+        ),
+        measured("variance_direct", "Variance with z of the direct term", "direct", "variance"),
+        measured("variance_decoder", f"Variance with z of the decoder; truth: {lasting:.4g}", "decoder", "variance"),
+        *(measured(f"emd_{name}", f"EMD to the truth: {title}", name, "emd") for name, title in MODELS.items()),
+        measured("emd_floor", "EMD to the truth: true samples", TRUTH, "emd"),
+    )
+
+
+def _true(walk: TwoDrifts, sign: float, settings: Settings, generator: torch.Generator) -> Tensor:
+    """Return samples of the truth from the start 0 given the sign."""
+    start = walk.drift.new_zeros(1)
+    return walk.successor(start, start + sign, settings.gamma).sample(settings.samples, generator=generator)
+
+
 def _draw(walk: TwoDrifts, sign: Tensor, generator: torch.Generator) -> tuple[Transitions, Tensor, Tensor]:
     """Return first steps from 0 as transitions, and first and second steps in units of the drift."""
     from flowmatch_core.successor import Transitions
@@ -196,16 +193,30 @@ def _train(name: str, walk: TwoDrifts, settings: Settings, generator: torch.Gene
     field, target = _along(network), _along(average)
     encoder = IntentionEncoder(1, settings.latent, settings.hidden, weights).to(generator.device)
     decoder = IntentionDecoder(1 + settings.latent, 1, settings.hidden, weights).to(generator.device)
-    options = {"gamma": settings.gamma, "steps": settings.ode_steps, "generator": generator}
+    learned, decoded = name != "without", name == "decoder"
 
     def loss() -> Tensor:
         batch, first, second = _draw(walk, walk.draw_sign(settings.batch, generator=generator), generator)
-        if name == "without":
-            return td2_cfm_loss(field, target, batch, **options).total
-        decoded = {"decoder": decoder, "outcome": first} if name == "decoder" else {}
-        return intention_loss(field, target, batch, second, encoder, beta=settings.beta, **options, **decoded).total
+        if not learned:
+            plain = td2_cfm_loss(
+                field, target, batch, gamma=settings.gamma, steps=settings.ode_steps, generator=generator
+            )
+            return plain.total
+        return intention_loss(
+            field,
+            target,
+            batch,
+            second,
+            encoder,
+            gamma=settings.gamma,
+            beta=settings.beta,
+            decoder=decoder if decoded else None,
+            outcome=first if decoded else None,
+            steps=settings.ode_steps,
+            generator=generator,
+        ).total
 
-    used = [network, *([] if name == "without" else [encoder]), *([decoder] if name == "decoder" else [])]
+    used = [network, *[encoder] * learned, *[decoder] * decoded]
     optimizer = torch.optim.Adam([p for module in used for p in module.parameters()], settings.lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     for _ in range(settings.steps):
@@ -214,7 +225,7 @@ def _train(name: str, walk: TwoDrifts, settings: Settings, generator: torch.Gene
         optimizer.step()
         schedule.step()
         polyak_update(average, network, settings.ema_step)
-    return Trained(target, None if name == "without" else encoder)
+    return Trained(target, encoder if learned else None)
 
 
 def _along(network: MLPField) -> VelocityField:
@@ -225,7 +236,8 @@ def _along(network: MLPField) -> VelocityField:
     """
     import torch
 
-    def field(t: Time, x: Tensor, cond: Tensor) -> Tensor:
+    def field(t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        assert cond is not None  # a walk has a state
         state, z = cond[:, :1], cond[:, 1:]
         moved = x - torch.as_tensor(t, dtype=x.dtype, device=x.device).reshape(-1, 1) * state
         velocity: Tensor = state + network(t, moved, z if z.shape[1] else None)
