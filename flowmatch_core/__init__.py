@@ -113,8 +113,10 @@ if TYPE_CHECKING:
     from flowmatch_core.objectives import sb_cfm_loss as sb_cfm_loss
     from flowmatch_core.objectives import sf2m_loss as sf2m_loss
     from flowmatch_core.objectives import snapshot_cfm_loss as snapshot_cfm_loss
+    from flowmatch_core.oracles import GaussianIntentions as GaussianIntentions
     from flowmatch_core.oracles import GaussianMixture as GaussianMixture
     from flowmatch_core.oracles import LinearGaussianMDP as LinearGaussianMDP
+    from flowmatch_core.oracles import TwoDrifts as TwoDrifts
     from flowmatch_core.paths import OU as OU
     from flowmatch_core.paths import VE as VE
     from flowmatch_core.paths import VP as VP
@@ -149,6 +151,9 @@ if TYPE_CHECKING:
     from flowmatch_core.successor import HorizonGAN as HorizonGAN
     from flowmatch_core.successor import HorizonModel as HorizonModel
     from flowmatch_core.successor import HorizonVAE as HorizonVAE
+    from flowmatch_core.successor import IntentionDecoder as IntentionDecoder
+    from flowmatch_core.successor import IntentionEncoder as IntentionEncoder
+    from flowmatch_core.successor import IntentionLoss as IntentionLoss
     from flowmatch_core.successor import LatentHorizonModel as LatentHorizonModel
     from flowmatch_core.successor import LatentNetwork as LatentNetwork
     from flowmatch_core.successor import LogUniformDiscounts as LogUniformDiscounts
@@ -163,6 +168,7 @@ if TYPE_CHECKING:
     from flowmatch_core.successor import gan_loss as gan_loss
     from flowmatch_core.successor import geometric as geometric
     from flowmatch_core.successor import gpi as gpi
+    from flowmatch_core.successor import intention_loss as intention_loss
     from flowmatch_core.successor import mc_cfm_loss as mc_cfm_loss
     from flowmatch_core.successor import n_step as n_step
     from flowmatch_core.successor import path_error as path_error
@@ -283,7 +289,7 @@ _MODULES = {
         "sf2m_loss",
         "snapshot_cfm_loss",
     ),
-    "oracles": ("GaussianMixture", "LinearGaussianMDP"),
+    "oracles": ("GaussianIntentions", "GaussianMixture", "LinearGaussianMDP", "TwoDrifts"),
     "paths": (
         "AffinePath",
         "CondOT",
@@ -323,6 +329,9 @@ _MODULES = {
         "HorizonGAN",
         "HorizonModel",
         "HorizonVAE",
+        "IntentionDecoder",
+        "IntentionEncoder",
+        "IntentionLoss",
         "LatentHorizonModel",
         "LatentNetwork",
         "LogUniformDiscounts",
@@ -337,6 +346,7 @@ _MODULES = {
         "gan_loss",
         "geometric",
         "gpi",
+        "intention_loss",
         "mc_cfm_loss",
         "n_step",
         "path_error",

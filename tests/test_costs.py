@@ -142,7 +142,7 @@ TABLE: dict[str, tuple[Edit, set[str]]] = {
         | of("train_successor", ["spiral"], SUCCESSORS)
         | RESULTS,
     ),
-    "a TD loss": (text("flowmatch_core/successor/losses/td2_cfm.py"), SUCCESSOR),
+    "a TD loss": (text("flowmatch_core/successor/losses/td2_cfm.py"), SUCCESSOR | EXPERIMENTS),
     "an objective": (text("flowmatch_core/objectives/cfm.py"), DENSITY | EXPERIMENTS),
     "a metric": (text("flowmatch_core/metrics.py"), EVALUATE_DENSITY | EVALUATE_SUCCESSOR | EXPERIMENTS),
     "a data set's code": (text("pipelines/datasets/moons.py"), PREPARE | EVALUATE_DENSITY | EXPERIMENTS),

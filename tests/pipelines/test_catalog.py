@@ -42,7 +42,10 @@ WITHOUT_ROW: Mapping[str, Mapping[str, str]] = {
         "bridge": "its bridge replaces path and coupling, which a method names",
         "snapshots": "it needs samples at several times, which a data set does not have",
     },
-    "flowmatch_core.successor.losses": {"bootstrap": "what the losses share"},
+    "flowmatch_core.successor.losses": {
+        "bootstrap": "what the losses share",
+        "intention": "it trains an encoder on evidence, which an environment does not state",
+    },
 }
 ROWS = [(name, spec) for table in TABLES.values() for name, spec in table.items()]
 OWN_NETWORKS = [(name, spec.network) for name, spec in catalog.SUCCESSOR_LOSSES.items() if spec.network]

@@ -18,16 +18,28 @@ from scipy.integrate import quad
 
 from flowmatch_core import metrics
 from flowmatch_core.intervals import Interval
+from flowmatch_core.networks import MLPField
+from flowmatch_core.oracles import TwoDrifts
+from flowmatch_core.solvers import solve
 from pipelines.base import files, plugins
 from pipelines.base.errors import UserError
 from pipelines.config import params, yaml_files
 from pipelines.config.params import ExperimentEntry
 from pipelines.environments import linear_gaussian
-from pipelines.experiments import Finding, Outcome, all_discounts, memoryless_chain, sde_vs_ode, two_d
+from pipelines.experiments import (
+    Finding,
+    Outcome,
+    all_discounts,
+    intentions,
+    memoryless_chain,
+    sde_vs_ode,
+    two_d,
+)
 
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, dict[str, Any]] = {
     "all_discounts": {"hidden": (16,), "steps": 20, "batch": 32, "starts": 2, "samples": 20, "repeats": 2},
+    "intentions": {"hidden": (16,), "steps": 10, "batch": 32, "ode_steps": 1, "samples": 50, "repeats": 2},
     "memoryless_chain": {"steps": (32, 64), "starts": 20, "chains": 60, "repeats": 2},
     "sde_vs_ode": {"evaluations": (4, 8), "samples": 100, "repeats": 2, "projections": 8, "training_steps": 20},
     "two_d": {
@@ -339,3 +351,53 @@ def test_one_model_of_all_discounts_is_nearly_as_good_as_one_of_each() -> None:
     for gamma in settings.gammas:
         assert found[f"gamma_{gamma:g}_ratio"] <= all_discounts.AT_MOST
         assert found[f"gamma_{gamma:g}_floor"] < found[f"gamma_{gamma:g}_each"]
+
+
+# ---- intentions ----
+
+
+def hidden_drift() -> tuple[intentions.Settings, TwoDrifts]:
+    """The walk in the units of the experiment, in which the mean given the sign is 1."""
+    settings = intentions.Settings(samples=4000)
+    return settings, TwoDrifts(torch.tensor([1 - settings.gamma]), settings.noise * (1 - settings.gamma))
+
+
+def believed(evidence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The encoder that believes the sign of the second step."""
+    return evidence.sign(), torch.full_like(evidence, -40.0)
+
+
+def test_a_model_of_the_walk_moves_with_the_state() -> None:
+    network = MLPField(1, (16,), 1, generator=torch.Generator().manual_seed(0)).double()
+    x0, state, z = torch.randn(3, 5, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    field = intentions._along(network)
+    with torch.no_grad():
+        here = solve(field, x0, cond=torch.cat([state, z], 1), solver="rk4", steps=20).x
+        torch.testing.assert_close(here, state + solve(network, x0, cond=z, solver="rk4", steps=20).x)
+
+
+def test_the_signs_of_steps_are_probed_as_often_as_noise_permits() -> None:
+    settings, walk = hidden_drift()
+    share = intentions._probe(believed, walk, settings, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    assert share == pytest.approx(float(torch.special.ndtr(torch.tensor(1 / settings.noise))), abs=0.005)
+
+
+def test_samples_are_given_the_evidence_of_their_episode() -> None:
+    """The exact field: the sign that is believed is wrong as often as the noise of a step outweighs the drift."""
+    settings, walk = hidden_drift()
+    model = intentions.Trained(walk.velocity_field(settings.gamma, tolerance=1e-3), believed)  # type: ignore[arg-type]
+    mean = 2 * float(torch.special.ndtr(torch.tensor(1 / settings.noise))) - 1
+    for sign in (1.0, -1.0):
+        x = intentions._sample(model, walk, sign, settings, torch.Generator().manual_seed(0))
+        assert float(x.mean()) == pytest.approx(sign * mean, abs=4.5 * float(x.std()) / settings.samples**0.5 + 0.02)
+
+
+@pytest.mark.slow  # MINUTES
+def test_an_intention_keeps_the_drifts_apart() -> None:
+    outcome = intentions.run(intentions.Settings(repeats=2), generator=torch.Generator().manual_seed(1))
+    rows = outcome.table[outcome.table["emd"].notna()]
+    scores = rows.pivot(index="repeat", columns="model", values="emd")
+    variances = rows.loc[rows["model"] == "without", "variance"]
+    assert variances.between(20, 30).all()  # it has learned the walk with new signs, of variance 25
+    assert (scores["decoder"] <= 0.5 * scores["without"]).all()
+    assert (rows.loc[rows["model"] == "decoder", "probe"] >= 0.95).all()

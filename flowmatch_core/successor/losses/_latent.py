@@ -1,7 +1,7 @@
-r"""Shared by the losses of latent-variable horizon models (GAN and VAE).
+r"""Shared by the losses with a latent variable: those of GAN and VAE, and of intentions.
 
-They have the direct and the bootstrap term of the other losses, with the loss $\ell$ of one state in place of a
-regression:
+Those of GAN and VAE have the direct and the bootstrap term of the other losses, with the loss $\ell$ of one state in
+place of a regression:
 
 $$
 \ell(\theta) = (1-\gamma)\,E\,\ell(S'|S,A;\theta) + \gamma\,E\,\ell(\widehat X|S,A;\theta), \quad
@@ -20,7 +20,21 @@ from flowmatch_core.successor.losses.bootstrap import Loss, discount
 from flowmatch_core.successor.networks import LatentNetwork
 from flowmatch_core.successor.transitions import Transitions
 
-__all__ = ["two_states", "two_terms"]
+__all__ = ["divergence_from_prior", "two_states", "two_terms"]
+
+
+def divergence_from_prior(mean: Tensor, log_scale: Tensor) -> Tensor:
+    r"""Return $\mathrm{KL}(N(\mu, \operatorname{diag}\varsigma^2)\,\|\,N(0, I))$ of every row in nats, `(batch,)`.
+
+    $$
+    \tfrac12 \sum_i (\mu_i^2 + \varsigma_i^2 - 1 - \log\varsigma_i^2)
+    $$
+
+    Examples:
+        >>> divergence_from_prior(torch.ones(1, 2), torch.zeros(1, 2))
+        tensor([1.])
+    """
+    return (mean.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(1) / 2
 
 
 def two_states(target: LatentNetwork, batch: Transitions, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:

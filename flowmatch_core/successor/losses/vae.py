@@ -25,7 +25,7 @@ from torch import Tensor
 
 from flowmatch_core._tensors import noise_like
 from flowmatch_core.networks.layers import draw_weights
-from flowmatch_core.successor.losses._latent import two_states, two_terms
+from flowmatch_core.successor.losses._latent import divergence_from_prior, two_states, two_terms
 from flowmatch_core.successor.losses.bootstrap import Loss
 from flowmatch_core.successor.networks import ConditionalMLP, LatentNetwork
 from flowmatch_core.successor.transitions import Transitions
@@ -110,5 +110,4 @@ def vae_loss(
     mean, log_scale = field.encode(states, cond)
     code = mean + log_scale.exp() * noise_like(states, generator)
     error = (states - field.generate(code, cond)).square().sum(1)
-    divergence = (mean.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(1) / 2
-    return two_terms(error + beta * divergence, gamma, batch, weight)
+    return two_terms(error + beta * divergence_from_prior(mean, log_scale), gamma, batch, weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,14 @@ from flowmatch_core.paths import CondOT
 from flowmatch_core.successor import (
     HorizonGAN,
     HorizonVAE,
+    IntentionDecoder,
+    IntentionEncoder,
+    IntentionLoss,
     Loss,
     Particles,
     Transitions,
     gan_loss,
+    intention_loss,
     mc_cfm_loss,
     td2_cfm_loss,
     td2_dd_loss,
@@ -42,6 +47,11 @@ def shifted(t: Time, x: Tensor, cond: Tensor | None) -> Tensor:
     return torch.tanh(x) + cond
 
 
+def wavy(t: Time, x: Tensor, cond: Tensor | None) -> Tensor:
+    assert cond is not None
+    return torch.tanh(x) + cond[:, :2] * cond[:, 2:]
+
+
 def token_logits(t: Time, x: Tensor, cond: Tensor | None) -> Logits:
     assert cond is not None
     return Logits(cond[:, None].expand(*x.shape, 2))
@@ -56,7 +66,12 @@ def of_tokens(loss: Callable[..., Tensor], cond: Tensor, weight: Tensor | None) 
     return loss(token_logits, TOKENS, x1, None, cond, weight=weight, generator=generator())
 
 
-def of_successor(loss: Callable[..., Loss], cond: Tensor, weight: Tensor | None) -> Tensor:
+def intention(decoder: IntentionDecoder | None, batch: Transitions, **options: Any) -> IntentionLoss:
+    encoder = IntentionEncoder(2, 2, (8,), generator()).double()
+    return intention_loss(wavy, wavy, batch, batch.state, encoder, decoder=decoder, **options)
+
+
+def of_successor(loss: Callable[..., Loss | IntentionLoss], cond: Tensor, weight: Tensor | None) -> Tensor:
     batch = Transitions(cond, None, X1, None, terminal=torch.arange(N) % 4 == 0)
     return loss(batch, gamma=0.8, weight=weight, generator=generator()).total
 
@@ -79,6 +94,10 @@ LOSSES: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
         for fused in (True, False)
     },
     "vae": partial(of_successor, partial(vae_loss, *2 * [HorizonVAE(2, 2, 8, generator=generator()).double()])),
+    **{
+        f"intention{'' if decoder is None else ' decoded'}": partial(of_successor, partial(intention, decoder))
+        for decoder in (None, IntentionDecoder(4, 2, (8,), generator()).double())
+    },
     "gan": partial(of_successor, partial(gan_loss, *2 * [HorizonGAN(2, 2, 8, generator=generator()).double()])),
 }
 
