@@ -61,10 +61,7 @@ def discounts(fit: SuccessorFit, gamma: float) -> Discounts | None:
         law = _law(fit.discounts)
         law.check(gamma)
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"params.yaml: discounts is {fit.discounts.name!r} with {fit.discounts.arguments}, where the environment "
-            f"has gamma {gamma}: {error}"
-        ) from None
+        raise UserError(f"params.yaml: discounts is {fit.discounts.name!r} where gamma is {gamma}: {error}") from None
     return law
 
 

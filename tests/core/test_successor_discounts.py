@@ -208,8 +208,15 @@ def test_oracles_of_several_discounts_are_stationary_together(td_loss: Successor
     probe = Probe(oracle, n)
     loss = td_loss(probe, oracle, batch, gamma=gamma, generator=generator())
     assert z_scores(probe.gradients(loss.total), 0.0).abs().max() < BOUND
-    wrong = td_loss(probe, oracle, batch, gamma=gamma.roll(1), generator=generator())
-    assert z_scores(probe.gradients(wrong.total), 0.0).abs().max() > 2 * BOUND  # the power of the test
+
+
+def test_another_discount_than_that_of_the_condition_is_not_stationary() -> None:
+    """The power of the test above."""
+    mdp, n = scalar_process(), 4_000
+    oracle, gamma = OracleAt(mdp), alternating(n)
+    probe, batch = Probe(oracle, n), with_discount(transitions(mdp, n), gamma)
+    loss = td2_cfm_loss(probe, oracle, batch, gamma=gamma.roll(1), generator=generator())
+    assert z_scores(probe.gradients(loss.total), 0.0).abs().max() > 2 * BOUND
 
 
 def test_oracles_of_several_discounts_are_stationary_for_futures_of_their_rows() -> None:

@@ -127,7 +127,7 @@ def test_futures_are_geometric_and_the_last_state_has_what_lies_beyond(tmp_path:
 def test_a_discount_of_each_row_is_that_of_its_future_and_of_its_window(tmp_path: Path) -> None:
     """With gamma 0 it is the next state, with gamma near 1 the last one of the episode; windows end where they end."""
     made, n = batches(tmp_path), 2_000
-    gamma = torch.tensor([0.0, 1 - 1e-9]).double().repeat(n // 2)
+    gamma = torch.tensor([0.0, 1 - 1e-9], dtype=torch.float64).repeat(n // 2)
     batch, future = made.futures(n, 0.5)(generator(), gamma)
     here, there = place(batch.state), place(future)
     assert torch.equal(there, torch.where(gamma == 0, here + 1, here // 100 * 100 + LENGTH))
