@@ -79,4 +79,5 @@ class GaussianIntentions:
 
     def _precision(self) -> Tensor:
         identity = torch.eye(self.C.shape[-1], dtype=self.C.dtype, device=self.C.device)
-        return identity + self.C.mT @ torch.linalg.solve(self.Pi, self.C)
+        precision: Tensor = identity + self.C.mT @ torch.linalg.solve(self.Pi, self.C)
+        return precision

@@ -66,8 +66,9 @@ from flowmatch_core.field import TimeSampler, VelocityField
 from flowmatch_core.networks.embeddings import Encoder
 from flowmatch_core.networks.layers import draw_weights, linear
 from flowmatch_core.paths import AffinePath, CondOT
+from flowmatch_core.successor.geometric import check_gamma
 from flowmatch_core.successor.losses._latent import divergence_from_prior
-from flowmatch_core.successor.losses.bootstrap import Loss, discount
+from flowmatch_core.successor.losses.bootstrap import discount
 from flowmatch_core.successor.losses.mc_cfm import mc_cfm_loss
 from flowmatch_core.successor.losses.td2_cfm import td2_cfm_loss
 from flowmatch_core.successor.transitions import Transitions, condition
@@ -186,7 +187,7 @@ def intention_loss(
         evidence: What the encoder sees, with shape `(batch, e)`, such as `batch.next_condition`.
         encoder: The encoder to train, such as `IntentionEncoder`: it maps the evidence to the mean and the log standard
             deviation of z, both `(batch, m)`.
-        gamma: The discount.
+        gamma: The discount, one number for all rows.
         beta: The weight $\beta$ of the divergence from the prior.
         decoder: The decoder to train, in which case the encoder learns from it in place of the direct term.
         outcome: What the decoder predicts, with shape `(batch, o)`; the state of the direct term by default.
@@ -198,6 +199,7 @@ def intention_loss(
             multiplied by its weight before the average over the batch.
         generator: The source of randomness.
     """
+    check_gamma(gamma)
     if not 0 <= beta < math.inf:
         raise ValueError(f"beta was {beta}, but should be a finite number, not negative.")
     if decoder is None and outcome is not None:
@@ -229,7 +231,8 @@ def intention_loss(
         direct = terms.direct
         predicted = batch.visited if outcome is None else outcome
         reconstruction = -weighted_mean(decoder.log_prob(predicted, condition(batch.condition, z)), weight)
-    total = Loss.of(direct, terms.bootstrap, discount(gamma, batch)).total + beta * divergence + reconstruction
+    share = discount(gamma, batch)
+    total = (1 - share) * direct + share * terms.bootstrap + beta * divergence + reconstruction
     return IntentionLoss(total, direct, terms.bootstrap, divergence, reconstruction)
 
 
