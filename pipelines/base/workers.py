@@ -16,7 +16,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.base import device
+from pipelines.base import device, memory
 from pipelines.base.errors import UserError
 
 P = TypeVar("P")
@@ -144,6 +144,7 @@ def _run(pipe: Connection, work: Work[P, Any], part: P, threads: int) -> None:
 
     torch.set_num_threads(threads)
     device.limit_threads(threads)
+    memory.keep()
     try:
         result = work(part, lambda row: pipe.send(("row", row)))
     except UserError as error:

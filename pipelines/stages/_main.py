@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from pipelines.base import console, device, files, locks, ranks
+from pipelines.base import console, device, files, locks, memory, ranks
 from pipelines.base.errors import UserError
 from pipelines.config import params as parameters
 from pipelines.config.params import Params
@@ -76,6 +76,7 @@ def _attempt(main: Callable[..., None], name: str, arguments: dict[str, str]) ->
     before = needed.state()
     params = parameters.load()
     device.limit_threads(params.threads)
+    memory.keep()
     _check_cell(params, arguments)
     settings = params.model_dump(mode="json", exclude_unset=True)
     record = RunRecord.start(name, {**arguments, "profile": params.profile, "seed": params.seed}, settings)
