@@ -51,8 +51,8 @@ class TwoDrifts:
         785.0
         >>> round(float(walk.mixed(s, gamma=0.95).second_moment), 2)
         25.0
-        >>> walk.successor(s, torch.ones(1, 1), gamma=0.95).mean           # c / (1 - gamma)
-        tensor([[20.0000]])
+        >>> round(float(walk.successor(s, torch.ones(1, 1), gamma=0.95).mean), 2)     # c / (1 - gamma)
+        20.0
     """
 
     drift: Tensor
