@@ -211,8 +211,9 @@ def test_a_method_that_diverged_leaves_the_colours_of_errors_to_the_others() -> 
         plt.close(figure)
 
 
-def test_a_method_that_diverged_is_a_cross_and_does_not_stretch_the_axis() -> None:
-    cells = metrics(td_cfm={"emd": 1e9, "emd_low": -1e9, "emd_high": 3e9, "diverged": True}, td2_cfm=cell(0.4))
+@pytest.mark.parametrize("diverged", [True, False])
+def test_a_method_that_is_far_off_is_a_cross_and_does_not_stretch_the_axis(diverged: bool) -> None:
+    cells = metrics(td_cfm={"emd": 1e9, "emd_low": -1e9, "emd_high": 3e9, "diverged": diverged}, td2_cfm=cell(0.4))
     figure = curves.against_floor({"maze_loop": cells})
     axis = figure.axes[0]
     assert axis.get_xlim()[1] < 20

@@ -18,6 +18,9 @@ from pipelines.reporting.figures.style import TRUTH, style
 from pipelines.reporting.labels import label
 from pipelines.reporting.ranking import EnvironmentCells, Score, over_floor, scores
 
+FAR = 1e3
+"""Floors beyond which a distance is drawn at the edge of the figure: a few samples decide it."""
+
 
 def losses(
     logs: Mapping[str, pd.DataFrame], terms: Mapping[str, str], chosen: Mapping[str, float | None] | None = None
@@ -58,11 +61,11 @@ def losses(
 def against_floor(metrics: Mapping[str, EnvironmentCells]) -> Figure:
     """Plot EMD over floor of every method, on a logarithmic axis on which 1 is as good as true samples.
 
-    Whiskers are intervals; a cross at the right edge marks a method that diverged.
+    Whiskers are intervals; a cross at the right edge marks a method that diverged, or is more than `FAR` floors away.
     """
     found = {place: over_floor(cells) for place, cells in metrics.items()}
     methods = list(dict.fromkeys(method for rows in found.values() for method in rows))
-    finite = [s for rows in found.values() for s in rows.values() if not s.diverged]
+    finite = [s for rows in found.values() for s in rows.values() if not _is_off(s)]
     edge = 2 * max((s.mean for s in finite), default=5.0)  # intervals are cut, as those of two seeds are very long
     heights = {place: 0.14 + 0.055 * max(2, len(rows)) for place, rows in found.items()}
     height = max(sum(heights.values()) + 0.75, 0.2 * len(methods) + 0.2)  # as tall as the legend
@@ -103,13 +106,18 @@ def _plain_ticks(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
+def _is_off(score: Score) -> bool:
+    """Return whether a score has no place on the axis."""
+    return score.diverged or score.mean > FAR
+
+
 def _whisker(axis: Axes, y: float, method: str, score: Score, edge: float) -> Artist:
     look = style(method)
-    if score.diverged:
+    if _is_off(score):
         axis.plot(edge, y, marker="x", color=look["color"], markersize=7, markeredgewidth=2, linestyle="none")
-    if score.low is not None and score.high is not None and not score.diverged:
+    if score.low is not None and score.high is not None and not _is_off(score):
         axis.plot([max(score.low, 1e-3), score.high], [y, y], color=look["color"], linewidth=1.3)
-    drawn = math.nan if score.diverged else score.mean  # for the legend
+    drawn = math.nan if _is_off(score) else score.mean  # for the legend
     return axis.plot(drawn, y, marker=look["marker"], color=look["color"], markersize=4, linestyle="none")[0]
 
 
