@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -123,7 +123,9 @@ def figure(table: pd.DataFrame) -> Figure:
     shown, axis = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
     for index, (name, label) in enumerate(MODELS.items()):
         rows = table[table["model"] == name].groupby("gamma")["emd"]
-        look = {"color": style.TRUTH, "linestyle": ":"} if name == "floor" else {"color": f"C{index}", "marker": "o"}
+        look: dict[str, Any] = {"color": f"C{index}", "marker": "o"}
+        if name == "floor":
+            look = {"color": style.TRUTH, "linestyle": ":"}
         axis.errorbar(
             1 / (1 - rows.mean().index), rows.mean(), rows.sem(), label=label, markersize=3, capsize=2, **look
         )
