@@ -123,9 +123,9 @@ def figure(table: pd.DataFrame) -> Figure:
     shown, axis = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
     for index, (name, label) in enumerate(MODELS.items()):
         rows = table[table["model"] == name].groupby("gamma")["emd"]
-        look: dict[str, Any] = (
-            {"color": style.TRUTH, "linestyle": ":"} if name == "floor" else {"color": f"C{index}", "marker": "o"}
-        )
+        look: dict[str, Any] = {"color": f"C{index}", "marker": "o"}
+        if name == "floor":
+            look = {"color": style.TRUTH, "linestyle": ":"}
         axis.errorbar(
             1 / (1 - rows.mean().index), rows.mean(), rows.sem(), label=label, markersize=3, capsize=2, **look
         )

@@ -54,7 +54,7 @@ class SuccessorPredictor:
         """Return one drawn future state per row of the input; `params` may have the `seed` of the draw."""
         import torch
 
-        rows = torch.as_tensor(model_input.to_numpy(np.float64, copy=True))  # torch takes only what it may write
+        rows = torch.tensor(model_input.to_numpy(np.float64))
         state, action = rows[:, : len(self.states)], rows[:, len(self.states) :]
         generator = torch.Generator().manual_seed(int((params or {}).get("seed", 0)))
         with torch.no_grad():
