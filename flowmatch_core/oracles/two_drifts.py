@@ -52,7 +52,7 @@ class TwoDrifts:
         >>> round(float(walk.mixed(s, gamma=0.95).second_moment), 2)
         25.0
         >>> walk.successor(s, torch.ones(1, 1), gamma=0.95).mean           # c / (1 - gamma)
-        tensor([[20.0000]])
+        tensor([[20.]])
     """
 
     drift: Tensor
