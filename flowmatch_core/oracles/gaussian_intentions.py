@@ -75,7 +75,8 @@ class GaussianIntentions:
 
     def information(self) -> Tensor:
         """Return I(z; a | s) in nats, a scalar."""
-        return torch.logdet(self._precision()) / 2
+        information: Tensor = torch.logdet(self._precision()) / 2
+        return information
 
     def _precision(self) -> Tensor:
         identity = torch.eye(self.C.shape[-1], dtype=self.C.dtype, device=self.C.device)

@@ -34,13 +34,13 @@ class Settings(plugins.Settings):
     latent: int = Field(default=1, ge=1, le=100, description="dimensions of the intention z")
     beta: float = Field(default=0.01, ge=0, description="weight of the divergence of z from its prior")
     hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1, description="widths of all networks")
-    steps: int = Field(default=3_000, ge=1, le=1_000_000, description="gradient steps")
+    steps: int = Field(default=2_000, ge=1, le=1_000_000, description="gradient steps")
     batch: int = Field(default=256, ge=2, le=100_000, description="transitions per gradient step")
     lr: float = Field(default=3e-3, gt=0, description="learning rate of Adam at the start; a cosine to zero")
     ema_step: float = Field(
         default=0.1, gt=0, le=1, description="step of the target; times (1 - gamma) steps it should be at least 5"
     )
-    ode_steps: int = Field(default=5, ge=1, le=1_000, description="midpoint steps of the bootstrap")
+    ode_steps: int = Field(default=3, ge=1, le=1_000, description="midpoint steps of the bootstrap")
     samples: int = Field(default=1_000, ge=2, le=10_000, description="samples of each law")
     repeats: int = Field(default=3, ge=2, le=100, description="repetitions with new data and new networks")
 

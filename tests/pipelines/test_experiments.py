@@ -392,7 +392,7 @@ def test_samples_are_given_the_evidence_of_their_episode() -> None:
         assert float(x.mean()) == pytest.approx(sign * mean, abs=4.5 * float(x.std()) / settings.samples**0.5 + 0.02)
 
 
-@pytest.mark.slow  # MINUTES
+@pytest.mark.slow  # a minute
 def test_an_intention_keeps_the_drifts_apart() -> None:
     outcome = intentions.run(intentions.Settings(repeats=2), generator=torch.Generator().manual_seed(1))
     rows = outcome.table[outcome.table["emd"].notna()]
