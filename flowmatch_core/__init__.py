@@ -142,11 +142,13 @@ if TYPE_CHECKING:
     from flowmatch_core.successor import LatentNetwork as LatentNetwork
     from flowmatch_core.successor import Loss as Loss
     from flowmatch_core.successor import Particles as Particles
+    from flowmatch_core.successor import Plan as Plan
     from flowmatch_core.successor import SuccessorLoss as SuccessorLoss
     from flowmatch_core.successor import Transitions as Transitions
     from flowmatch_core.successor import ensemble_loss as ensemble_loss
     from flowmatch_core.successor import gan_loss as gan_loss
     from flowmatch_core.successor import geometric as geometric
+    from flowmatch_core.successor import gpi as gpi
     from flowmatch_core.successor import mc_cfm_loss as mc_cfm_loss
     from flowmatch_core.successor import n_step as n_step
     from flowmatch_core.successor import path_error as path_error
@@ -297,11 +299,13 @@ _MODULES = {
         "LatentNetwork",
         "Loss",
         "Particles",
+        "Plan",
         "SuccessorLoss",
         "Transitions",
         "ensemble_loss",
         "gan_loss",
         "geometric",
+        "gpi",
         "mc_cfm_loss",
         "n_step",
         "path_error",

@@ -24,6 +24,7 @@ from flowmatch_core.successor.losses import (
 )
 from flowmatch_core.successor.networks import LatentNetwork
 from flowmatch_core.successor.particles import Particles
+from flowmatch_core.successor.planning import Plan, gpi
 from flowmatch_core.successor.transitions import Transitions, n_step
 
 __all__ = [
@@ -38,11 +39,13 @@ __all__ = [
     "Loss",
     "NoisePrediction",
     "Particles",
+    "Plan",
     "SuccessorLoss",
     "Transitions",
     "ensemble_loss",
     "gan_loss",
     "geometric",
+    "gpi",
     "mc_cfm_loss",
     "n_step",
     "path_error",

@@ -231,6 +231,21 @@ class GeometricHorizonModel(HorizonModel):
         """
         return self._whole(self.flow.sample((n,), cond=self._bound(state, action), generator=generator, check=check))
 
+    def push(self, noise: Tensor, state: Tensor, action: Tensor | None, *, check: bool = True) -> Tensor:
+        """Return the future states that the flow makes of noise, those of `sample` for the same noise.
+
+        Args:
+            noise: Draws of N(0, I), with shape `(*lead, batch, d)`, `d` without the constant components.
+            state: The states, with shape `(batch, d)`.
+            action: The actions, with shape `(batch, p)`, or None.
+            check: Whether a path with values that are not finite raises a `SolverError`.
+
+        Returns:
+            The future states, with shape `(*lead, batch, d)`.
+        """
+        path = self.flow.trajectory(cond=self._bound(state, action), x0=noise, check=check)
+        return self._whole(path[-1])
+
     def particles(
         self, state: Tensor, action: Tensor | None, n: int, steps: int, *, generator: torch.Generator | None = None
     ) -> Tensor:

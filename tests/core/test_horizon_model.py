@@ -103,6 +103,15 @@ def test_likelihoods_of_many_points_broadcast_with_their_states() -> None:
     assert estimate.solver_error.max() > 0
 
 
+def test_pushed_noise_becomes_the_samples() -> None:
+    loc, scale = tensor(1.0, -2.0), tensor(0.5, 3.0)
+    field = standardised(loc, scale)[1].velocity_field(0.6)
+    model = GeometricHorizonModel(field, (2,), 0.6, loc=loc, scale=scale, constant=tensor(math.nan, 4.0, math.nan))
+    state, action = randn(3, 3, seed=1), randn(3, 2, seed=2)
+    samples = model.sample(state, action, 5, generator=generator(3))
+    assert torch.equal(model.push(randn(5, 3, 2, seed=3), state, action), samples)
+
+
 def test_grid_of_the_flow_is_the_one_given() -> None:
     cond = tensor([1.0])
 
