@@ -13,6 +13,7 @@ _ENTRIES: dict[tuple[str, ...], set[str]] = {
     ("datasets",): {"kind"},
     ("environments",): {"kind"},
     ("experiments",): {"kind"},
+    ("plans",): {"rewards"},
     ("density", "methods"): {"loss"},
     ("successor", "methods"): {"loss"},
 }

@@ -101,7 +101,12 @@ def _of_family(family: Family, built: Environment, units: Mapping[str, Any]) -> 
     """Return the names and the units of what models are conditioned on beside the state, actions and then w."""
     loc, scale = family.units
     return {
-        "family": {"names": list(family.names), "source": family.source},
+        "family": {
+            "names": list(family.names),
+            "source": family.source,
+            "low": family.low.tolist(),
+            "high": family.high.tolist(),
+        },
         "action_names": list(built.inputs),
         "action_loc": [*units["action_loc"], *loc.tolist()],
         "action_scale": [*units["action_scale"], *scale.tolist()],
@@ -158,7 +163,7 @@ class Collection:
             does not make it so.
         rollouts: Episodes under the policy: rows S_0, ..., S_length with the policy's action. Half start from coverage
             states ("coverage") if the environment has them, the others from the start distribution ("start"). A
-            terminal state is absorbing: `terminal` rows repeat it until the end. With a family, w is part of the action.
+            terminal state is absorbing: `terminal` rows repeat it until the end. With a family, w is part of actions.
         evaluation: As `rollouts`, but from the start distribution only, with every reward of the row's state.
     """
 

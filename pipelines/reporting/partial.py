@@ -42,10 +42,13 @@ def complete(params: Params, nodes: Mapping[str, Node], changed: Collection[str]
         ("datasets", "data set", layout.metrics),
         ("environments", "environment", layout.metrics),
         ("experiments", "experiment", layout.findings),
+        ("plans", "planning", layout.planned),
     ):
         entries = getattr(params, section)
         stages = {name: made.get(metrics(name).as_posix()) for name in entries}
         lost = [name for name, stage in stages.items() if stage is None or _before(nodes, [stage]) & set(changed)]
+        if section == "plans":  # whose environment is described by its own results
+            lost += [name for name in entries if name not in kept["environments"] and name not in lost]
         kept[section] = {name: entry for name, entry in entries.items() if name not in lost}
         missing += [f"{kind} {name}" for name in lost]
     return params.model_copy(update=kept), missing

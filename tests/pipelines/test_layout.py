@@ -111,6 +111,7 @@ EXPECTED: dict[str, tuple[set[Path], set[Path]]] = {
     "sample_successor": ({COLLECTED, models("spiral")}, {layout.samples("spiral")}),
     "evaluate_density": ({PREPARED, models("moons"), layout.samples("moons")}, scored("moons")),
     "evaluate_successor": ({COLLECTED, models("spiral"), layout.samples("spiral")}, scored("spiral")),
+    "plan_successor": ({COLLECTED, models("spiral")}, {layout.plans("spiral"), layout.planned("spiral")}),
     "experiment": (set(), EXPERIMENT),
     "tables": ({layout.LOGS, layout.METRICS, layout.PREPARED, layout.TRANSITIONS}, {layout.TABLES}),
     "report": ({*layout.GATHERED, layout.TABLES}, {layout.REPORT}),

@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """`metrics[data set or environment][method][name]`, as in `data/metrics/<name>.json`; `logs` in the same form.
 
-`metrics["experiments/<name>"][finding][name]` belong to an experiment. The logs of data sets also have `seconds`.
+`metrics["experiments/<name>"][finding][name]` belong to an experiment, `metrics["plans/<name>"][reward][method][name]`
+to the planners of an environment. The logs of data sets also have `seconds`.
 """
 
 ORDER = (
     "comparisons",
     "claims",
+    "planning_claims",
+    "planning",
     "maze",
     "successor",
     "horizons",
@@ -273,6 +276,8 @@ def save(params: Params, folder: Path) -> list[Table]:
             final["seconds"] = times.mean(name, method, params.density.seeds_for(entry, method), final)
     for name in params.experiments:
         metrics[f"experiments/{name}"] = files.read_json(layout.findings(name))
+    for name in params.plans:
+        metrics[f"plans/{name}"] = files.read_json(layout.planned(name))
     folder.mkdir(parents=True)
     tables = [plugins.load(__name__, name).build(params, metrics, logs, provenance) for name in ORDER]
     for table in tables:
