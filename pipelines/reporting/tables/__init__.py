@@ -230,9 +230,17 @@ def physics_steps(entry: EnvironmentEntry) -> int:
     return int(entry.own.get("action_repeat", 5)) if entry.kind == "maze" else 1
 
 
+def has_family(entry: EnvironmentEntry) -> bool:
+    """Return whether the models of a simulator are those of a family of policies."""
+    return bool(entry.own.get("family") or (entry.own.get("policy") and entry.own.get("w")))
+
+
 def papers_task(entry: EnvironmentEntry) -> str:
-    """Return the task of a maze whose horizon is about 100 physics steps, as in the paper, or an empty text."""
-    if entry.kind != "maze":
+    """Return the task of a maze whose horizon is about 100 physics steps, as in the paper, or an empty text.
+
+    A maze with a family of policies has none.
+    """
+    if entry.kind != "maze" or has_family(entry):
         return ""
     horizon = 1 / (1 - entry.gamma ** (1 / physics_steps(entry)))
     return str(entry.own.get("task", "loop")) if 70 <= horizon <= 140 else ""
