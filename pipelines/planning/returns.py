@@ -15,7 +15,7 @@ from pipelines import environments
 from pipelines.base import device, files, layout, metric_keys, seeding
 from pipelines.base.errors import UserError
 from pipelines.config.catalog import ORACLE
-from pipelines.config.params import Params
+from pipelines.config.params import Params, PlanSettings
 from pipelines.environments import Array, Family, Simulator
 from pipelines.evaluation import cells, models
 from pipelines.evaluation.cells import Cell
@@ -142,7 +142,7 @@ class Comparison:
         return cls(stage.params, environment, found)
 
     @property
-    def settings(self) -> Any:
+    def settings(self) -> PlanSettings:
         """Settings of the planning."""
         return self.params.plans[self.environment]
 

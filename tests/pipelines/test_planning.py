@@ -24,7 +24,15 @@ from pipelines.planning.planner import Law, Planner, fresh
 from pipelines.reporting.tables import planning, planning_claims
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
-from pipelines.stages import collect, plan_successor, train_successor
+from pipelines.stages import (
+    collect,
+    evaluate_successor,
+    plan_successor,
+    report,
+    sample_successor,
+    tables,
+    train_successor,
+)
 
 ROOT = Path(__file__).parents[2]
 NAME, REWARDS = "maze_goals", ("square", "reach_bottom_left")
@@ -182,6 +190,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
         for method in loaded.successor.methods:
             train_successor.main(stage, NAME, method)
         plan_successor.main(stage, NAME)
+        sample_successor.main(stage, NAME)
+        evaluate_successor.main(stage, NAME)
+        tables.main(stage)
+        report.main(stage)
     return here, loaded
 
 
@@ -228,6 +240,21 @@ def test_metrics_and_tables_have_the_mean_returns_in_physics_steps(results: tupl
     assert float(row["train"].split()[0]) == pytest.approx(5 * mean, rel=1e-2, abs=1e-9)
     paper = rows[(rows["task"] == "mean") & (rows["method"] == "td2_cfm")].iloc[0]
     assert paper["paper: train"] == "801"
+
+
+def test_the_report_has_a_picture_of_every_task(results: tuple[Path, Params]) -> None:
+    folder = results[0] / layout.REPORT
+    page = layout.page(folder).read_text()
+    assert "Planning in maze_goals" in page and "in place of Forward-Backward" in page
+    assert "Claims about planning" in page
+    for reward in REWARDS:
+        assert (layout.figures(folder) / f"{NAME}-{reward}.png").stat().st_size > 1000
+
+
+def test_a_maze_with_a_family_has_no_task_of_the_paper(results: tuple[Path, Params]) -> None:
+    """Its models are not those of one policy, so that the claims about them are not asked."""
+    table = files.read_json(layout.table(results[0] / layout.TABLES, "claims", "json"))
+    assert table["rows"] == []
 
 
 def test_a_trained_planner_answers(results: tuple[Path, Params], monkeypatch: pytest.MonkeyPatch) -> None:
