@@ -225,6 +225,20 @@ class Environment(Process):
     def episodes(self, beginning: Beginning, n: int, length: int, rng: np.random.Generator) -> Episodes:
         """Draw n episodes under the policy, from one of the `beginnings`."""
 
+    def acted(self, act: Callable[[Array], Array], n: int, length: int, rng: np.random.Generator) -> Array:
+        """Return the states of episodes from the start distribution, (n, length + 1, states).
+
+        Args:
+            act: Policy of all episodes together, called once a step, (n, states) -> (n, actions); it may keep state.
+            n: Number of episodes.
+            length: Number of steps.
+            rng: Source of randomness; the start states come first from it, so that they do not depend on the policy.
+
+        Raises:
+            UserError: The environment is one in which nobody can act, which is the default.
+        """
+        raise UserError(f"nobody can act in {self.source}; expected a simulator, or one of gymnasium.")
+
     def expert(self, reward: str) -> Callable[[Array], Array] | None:
         """Return a policy that is known to be good for a reward, or None if there is none."""
         return None
@@ -330,6 +344,10 @@ class Simulator(Environment):
         drawn = self.follow(lambda state: family.act(state, w), beginning, n, length, rng)
         kept = np.broadcast_to(w[:, None], (n, length + 1, w.shape[1]))
         return replace(drawn, actions=np.concatenate([drawn.actions, kept], -1))
+
+    def acted(self, act: Callable[[Array], Array], n: int, length: int, rng: np.random.Generator) -> Array:
+        """Return the states of episodes from the start distribution under a policy that may keep state."""
+        return self.roll(self.starts(rng, n), length, act, rng)[0]
 
     def follow(
         self,

@@ -8,6 +8,7 @@ from typing import Annotated, Self, final
 import numpy as np
 from pydantic import Field, model_validator
 
+from pipelines.base import plugins
 from pipelines.environments import Array, Family, SimulatorSettings
 from pipelines.environments import _entry_point as entry_points
 from pipelines.environments._entry_point import EntryPoint
@@ -15,14 +16,9 @@ from pipelines.environments._entry_point import EntryPoint
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 
 
-class FamilySettings(SimulatorSettings):
-    """The behaviour of a simulator, and policies of the user's in place of its own."""
+class LawSettings(plugins.Settings):
+    """The vectors w of a family of policies of the user's."""
 
-    policy: EntryPoint | None = Field(
-        None,
-        description="package.module:function from states (n, d) and w (n, dw) to actions (n, a): deterministic, row by "
-        "row, called from several threads; null: the environment's own policy",
-    )
     w: dict[Name, tuple[float, float]] = Field(
         {}, description="bounds of each component of w, by name: {gx: [-0.27, 0.27], gy: [-0.27, 0.27]}"
     )
@@ -33,13 +29,29 @@ class FamilySettings(SimulatorSettings):
     )
 
     @model_validator(mode="after")
-    def _whole_family(self) -> Self:
-        if (self.policy is None) != (not self.w) or (self.draw is not None and self.policy is None):
-            given = ", ".join(name for name in ("policy", "w", "draw") if getattr(self, name))
-            raise ValueError(f"a family of policies needs policy and w, found {given} alone; expected both or none")
+    def _whole_law(self) -> Self:
+        if self.draw is not None and not self.w:
+            raise ValueError("draw is given without w; expected the bounds of each component of w, or neither")
         empty = [name for name, (low, high) in self.w.items() if not low < high]
         if empty:
             raise ValueError(f"w.{empty[0]} is {list(self.w[empty[0]])}; expected a lower bound below the upper one")
+        return self
+
+
+class FamilySettings(LawSettings, SimulatorSettings):
+    """The behaviour of a simulator, and policies of the user's in place of its own."""
+
+    policy: EntryPoint | None = Field(
+        None,
+        description="package.module:function from states (n, d) and w (n, dw) to actions (n, a): deterministic, row by "
+        "row, called from several threads; null: the environment's own policy",
+    )
+
+    @model_validator(mode="after")
+    def _whole_family(self) -> Self:
+        if (self.policy is None) != (not self.w):
+            given = "w" if self.policy is None else "policy"
+            raise ValueError(f"a family of policies needs policy and w, found {given} alone; expected both or none")
         return self
 
 

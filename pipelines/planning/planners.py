@@ -37,7 +37,7 @@ def load(
         model: A model as `pipelines.models.registry.load` takes it, such as `maze_goals.td2_cfm` or a folder.
         reward: Name of a reward of its environment.
         w: Default w_r of the task, (dw,). None: of policies drawn from the family, the one with the greatest return
-            in the simulator from its start states.
+            in the environment from its start states.
         law: D(W); see `fresh`.
         seed: Seed of the network; the first one by default.
         device: As in params.yaml.
@@ -58,7 +58,6 @@ def load(
     from pipelines import environments
     from pipelines.base import layout
     from pipelines.base.device import resolve
-    from pipelines.environments import Simulator
     from pipelines.models import registry, saved
     from pipelines.planning import singles
     from pipelines.planning.choices import ByModel
@@ -81,8 +80,6 @@ def load(
         raise UserError(f"no reward {reward!r}, expected one of {', '.join(known)}{did_you_mean(reward, known)}.")
     rng = np.random.default_rng(random)
     if w is None:
-        if not isinstance(environment, Simulator):
-            raise UserError(f"the environment {meta['kind']!r} is no simulator, in which w is looked for; expected w.")
         w = singles.best(environment, family, [reward], SINGLES, rng)[reward]
     generator = torch.Generator(resolve(device)).manual_seed(random)
     choose = ByModel(network, lambda state: environment.rewards(state)[reward], samples, margin, generator)

@@ -1,4 +1,4 @@
-"""Returns of planners in the simulator, beside those of the best single policy and of planning by simulation."""
+"""Returns of planners in the environment, beside those of the best single policy and of planning by simulation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.base import device, files, layout, metric_keys, seeding
 from pipelines.base.errors import UserError
 from pipelines.config.catalog import ORACLE
 from pipelines.config.params import Params, PlanSettings
-from pipelines.environments import Array, Family, Simulator
+from pipelines.environments import Array, Environment, Family, Simulator
 from pipelines.evaluation import cells, models
 from pipelines.evaluation.cells import Cell
 from pipelines.planning import singles
@@ -76,10 +76,24 @@ class Known:
         return self.policy(state)
 
 
+class Watched:
+    """The actions of an actor, which keeps the w that it follows."""
+
+    def __init__(self, actor: Actor) -> None:
+        self.actor, self.followed = actor, list[Array]()
+
+    def __call__(self, state: Array) -> Array:
+        """Return the action in each row's state."""
+        action = self.actor.act(state)
+        if self.actor.w is not None:
+            self.followed.append(self.actor.w)
+        return action
+
+
 def plan(stage: Stage, environment: str) -> None:
     """Act in an environment with the models of every method, and write returns, paths and metrics."""
     work = Comparison.of(stage, environment)
-    methods = [SINGLE, *([EXPERT] if work.experts else []), SIMULATION, *work.methods]
+    methods = [*work.references, *work.methods]
     every = [Cell(method, seed) for method in methods for seed in work.seeds(method)]
     for reward, w in work.defaults.items():
         stage.log(f"{reward}: the best of {work.settings.singles} policies has w = {np.round(w, 3).tolist()}")
@@ -127,18 +141,18 @@ class Comparison:
         """Return the comparison of an environment, with the best single policies.
 
         Raises:
-            UserError: It is no simulator, has no family or not every reward, or a method has no flow.
+            UserError: It has no family or not every reward, nobody can act in it, or a method has no flow.
         """
         settings = stage.params.plans[environment]
-        simulator, family = cls(stage.params, environment, {}).built()
-        unknown = [reward for reward in settings.rewards if reward not in simulator.reward_names()]
+        built, family = cls(stage.params, environment, {}).built()
+        unknown = [reward for reward in settings.rewards if reward not in built.reward_names()]
         if unknown:
             raise UserError(
                 f"params.yaml: plans.{environment}.rewards has {unknown[0]!r}; expected of "
-                f"{', '.join(simulator.reward_names())}."
+                f"{', '.join(built.reward_names())}."
             )
         rng = stage.rng("plan", environment, SINGLE)
-        found = singles.best(simulator, family, settings.rewards, settings.singles, rng, settings.length)
+        found = singles.best(built, family, settings.rewards, settings.singles, rng, settings.length)
         return cls(stage.params, environment, found)
 
     @property
@@ -169,10 +183,11 @@ class Comparison:
         return wanted
 
     @property
-    def experts(self) -> list[str]:
-        """Rewards for which a good policy is known."""
-        simulator, _ = self.built()
-        return [reward for reward in self.settings.rewards if simulator.expert(reward) is not None]
+    def references(self) -> list[str]:
+        """What the planners with models are compared with, as far as the environment has it."""
+        built, _ = self.built()
+        known = any(built.expert(reward) is not None for reward in self.settings.rewards)
+        return [SINGLE, *([EXPERT] if known else []), *([SIMULATION] if isinstance(built, Simulator) else [])]
 
     def seeds(self, method: str) -> tuple[int, ...]:
         """Return the training seeds of a method; a reference has those of all methods, each with its own starts."""
@@ -181,69 +196,63 @@ class Comparison:
             return successor.seeds_for(entry, method)
         return tuple(sorted({seed for name in self.methods for seed in successor.seeds_for(entry, name)}))
 
-    def built(self) -> tuple[Simulator, Family]:
+    def built(self) -> tuple[Environment, Family]:
         """Return the environment and its family.
 
         Raises:
-            UserError: It is no simulator, or has no family.
+            UserError: It has no family.
         """
         entry = self.params.environments[self.environment]
         built = environments.build(entry.kind, entry.settings())
-        if not isinstance(built, Simulator) or built.family is None:
-            what = "has no family of policies" if isinstance(built, Simulator) else "is no simulator"
+        if not isinstance(built, Environment) or built.family is None:
             raise UserError(
-                f"params.yaml: plans has {self.environment!r}, which {what}; expected a simulator with `policy` and "
-                "`w`, or the maze with family: goals."
+                f"params.yaml: plans has {self.environment!r}, which has no family of policies; expected an "
+                "environment with `policy` and `w`, or the maze with family: goals."
             )
         return built, built.family
 
     def __call__(self, cell: Cell, send: Callable[[str], None]) -> Episodes:
         """Return the episodes of a method and a seed, and send the mean return of each task."""
-        settings, (simulator, family) = self.settings, self.built()
+        settings, (built, family) = self.settings, self.built()
         drawn = cell.seed == self.seeds(cell.method)[0]
-        starts = simulator.starts(self._rng("starts", cell.seed), settings.episodes)
         returns, paths = list[pd.DataFrame](), list[pd.DataFrame]()
-        for reward, law, actor in self._actors(cell, simulator, family):
-            rng = self._rng("dynamics", cell.seed, reward)
-            states, followed = [starts], list[Array]()
-            for _ in range(settings.length):
-                states.append(simulator.step(states[-1], actor.act(states[-1]), rng))
-                if actor.w is not None:
-                    followed.append(actor.w)
-            along = np.stack(states, 1)
-            gained = simulator.rewards(along[:, 1:].reshape(-1, along.shape[-1]))[reward]
-            total = gained.reshape(len(starts), -1).sum(1)
+        for reward, law, actor in self._actors(cell, built, family):
+            act = Watched(actor)
+            # the same generator for every method: the same starts, and the same noise where the dynamics have some
+            along = built.acted(act, settings.episodes, settings.length, self._rng("episodes", cell.seed))
+            total = built.rewards(along[:, 1:].reshape(-1, along.shape[-1]))[reward].reshape(len(along), -1).sum(1)
             about = {"reward": reward, "method": cell.method, "law": law, "seed": cell.seed}
-            returns.append(pd.DataFrame({**about, "episode": range(len(starts)), "return": total}))
+            returns.append(pd.DataFrame({**about, "episode": range(len(along)), "return": total}))
             send(f"{cell}: {reward}{'' if law == ALONE else f', {law}'}: return {total.mean():.1f}")
-            if drawn and followed and law in (ALONE, settings.laws[-1]):
-                paths.append(_path(about, along[:, :-1], np.stack(followed, 1), simulator, family))
+            if drawn and act.followed and law in (ALONE, settings.laws[-1]):
+                paths.append(_path(about, along[:, :-1], np.stack(act.followed, 1), built, family))
         return Episodes(pd.concat(returns, ignore_index=True), pd.concat(paths, ignore_index=True) if paths else None)
 
-    def _actors(self, cell: Cell, simulator: Simulator, family: Family) -> Iterator[tuple[str, str, Actor]]:
+    def _actors(self, cell: Cell, built: Environment, family: Family) -> Iterator[tuple[str, str, Actor]]:
         """Yield the reward, the law of candidates and the policy of every task of a method."""
         settings = self.settings
         for reward in settings.rewards:
             if cell.method == SINGLE:
                 yield reward, ALONE, Fixed(family, np.tile(self.defaults[reward], (settings.episodes, 1)))
             elif cell.method == EXPERT:
-                expert = simulator.expert(reward)
+                expert = built.expert(reward)
                 if expert is not None:
                     yield reward, ALONE, Known(expert)
             else:
                 for law in settings.laws:
-                    yield reward, law, self._planner(cell, simulator, family, reward, law)
+                    yield reward, law, self._planner(cell, built, family, reward, law)
 
-    def _planner(self, cell: Cell, simulator: Simulator, family: Family, reward: str, law: Law) -> Planner:
+    def _planner(self, cell: Cell, built: Environment, family: Family, reward: str, law: Law) -> Planner:
         settings, gamma = self.settings, self.params.environments[self.environment].gamma
         rng = self._rng("candidates", cell.seed, reward, law)
 
         def of(state: Array) -> Array:
-            return simulator.rewards(state)[reward]
+            return built.rewards(state)[reward]
 
         choose: Choose
         if cell.method == SIMULATION:
-            choose = BySimulation(simulator, family, of, gamma, settings.simulated, self._rng("simulation", cell.seed))
+            assert isinstance(built, Simulator)
+            choose = BySimulation(built, family, of, gamma, settings.simulated, self._rng("simulation", cell.seed))
         else:
             chosen = device.resolve(self.params.device)
             model = models.load(
@@ -261,9 +270,9 @@ class Comparison:
         return np.random.default_rng(seeding.derived_seed(self.params.seed, "plan", self.environment, *key))
 
 
-def _path(about: Mapping[str, Any], states: Array, w: Array, simulator: Simulator, family: Family) -> pd.DataFrame:
+def _path(about: Mapping[str, Any], states: Array, w: Array, built: Environment, family: Family) -> pd.DataFrame:
     """Return one row per episode and step, with the state and the w that is followed."""
     episodes, steps, _ = states.shape
-    named = [*metric_keys.columns("state", simulator.state_names), *metric_keys.columns("w", family.names)]
+    named = [*metric_keys.columns("state", built.state_names), *metric_keys.columns("w", family.names)]
     rows = pd.DataFrame(np.concatenate([states, w], -1).reshape(episodes * steps, -1), columns=named)
     return rows.assign(**about, episode=np.arange(episodes).repeat(steps), step=np.tile(np.arange(steps), episodes))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
-from pipelines.environments import Array, Family, Simulator
+from pipelines.environments import Array, Environment, Family
 
-STARTS, LENGTH = 4, 200  # start states of each policy, and transitions of an episode
+STARTS, LENGTH = 4, 200  # episodes of each policy, and their transitions
+TOGETHER = 16  # policies whose episodes are drawn together
 
 
 def best(
-    simulator: Simulator,
+    environment: Environment,
     family: Family,
     rewards: Sequence[str],
     n: int,
@@ -21,11 +23,18 @@ def best(
 ) -> dict[str, Array]:
     """Return for each reward the w, (dw,), with the greatest mean return among n of the training's law.
 
-    The return is the sum of rewards along episodes of `length` transitions from `STARTS` start states, the same for
-    all policies. It is a strong choice: a zero-shot one knows no return.
+    The return is the sum of rewards along `STARTS` episodes of `length` transitions from the start distribution. It is
+    a strong choice: a zero-shot one knows no return.
     """
-    w, starts = family.draw(n, rng), simulator.starts(rng, STARTS)
-    each = w.repeat(STARTS, 0)
-    states, _ = simulator.roll(np.tile(starts, (n, 1)), length, lambda state: family.act(state, each), rng)
-    found = simulator.rewards(states[:, 1:].reshape(-1, states.shape[-1]))
-    return {reward: w[found[reward].reshape(n, -1).sum(1).argmax()] for reward in rewards}
+    w = family.draw(n, rng)
+    returns = dict[str, list[Array]]((reward, []) for reward in rewards)
+    for some in np.array_split(w, -(-n // TOGETHER)):
+        states = environment.acted(partial(_follow, family, some.repeat(STARTS, 0)), len(some) * STARTS, length, rng)
+        found = environment.rewards(states[:, 1:].reshape(-1, states.shape[-1]))
+        for reward, values in returns.items():
+            values.append(found[reward].reshape(len(some), -1).sum(1))
+    return {reward: w[np.concatenate(values).argmax()] for reward, values in returns.items()}
+
+
+def _follow(family: Family, w: Array, state: Array) -> Array:
+    return family.act(state, w)

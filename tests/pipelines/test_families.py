@@ -158,6 +158,7 @@ def test_draws_outside_the_bounds_are_one_sentence() -> None:
         {"policy": "tests.pipelines.policies:towards"},
         {"w": {"wx": (-1, 1)}},
         {"draw": "tests.pipelines.policies:corners"},
+        {"policy": "tests.pipelines.policies:towards", "draw": "tests.pipelines.policies:corners"},
         {**MINE, "w": {"wx": (1, -1)}},
     ],
 )

@@ -282,7 +282,7 @@ def changed(loaded: Params, entry: dict[str, Any] | None = None, **plan: Any) ->
 @pytest.mark.parametrize(
     ("entry", "plan", "words"),
     [
-        ({"family": None}, {}, "plans has 'maze_goals', which has no family of policies; expected a simulator with"),
+        ({"family": None}, {}, "plans has 'maze_goals', which has no family of policies; expected an env"),
         ({}, {"rewards": ["walk"]}, "plans.maze_goals.rewards has 'walk'; expected of loop, "),
         ({}, {"candidates": 1}, "candidates"),
         ({}, {"methods": ["walk"]}, "plans.maze_goals.methods has 'walk'; expected of those it runs: td_cfm, td2_cfm"),
