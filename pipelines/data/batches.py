@@ -51,9 +51,9 @@ class Batches:
         self._state = self.loc[varying], self.scale[varying]
         self._constant = np.array([provenance["constants"].get(name, np.nan) for name in names])
         self._action = tuple(_double(provenance[f"action_{name}"], device) for name in ("loc", "scale"))
-        keys = ("state_names", "action_names", "constants", "action_loc", "action_scale")
+        keys = ["state_names", "action_names", "constants", "action_loc", "action_scale"]
         if self.family is not None:
-            keys += ("kind", "settings")  # with which a planner makes the family again
+            keys += ["kind", "settings"]  # with which a planner makes the family again
         self.described = {key: provenance[key] for key in keys}
 
     @cached_property
@@ -96,7 +96,10 @@ class Batches:
         def draw(generator: torch.Generator) -> Transitions:
             drawn = read.draw(generator)
             state, next_state, action, *rest = torch.split(drawn[:, : sum(sizes)], sizes, 1)
-            action, next_action = self._of_family(action, next_state, generator) if not rest else (action, *rest)
+            if rest:
+                (next_action,) = rest
+            else:
+                action, next_action = self._of_family(action, next_state, generator)
             terminal = drawn[:, -1] > 0.5 if drawn.shape[1] > sum(sizes) else None
             return Transitions(state, action, next_state, next_action, terminal=terminal)
 

@@ -87,9 +87,9 @@ class Gymnasium(Environment):
         self.bounds = (low[0], low[-1], high[0], high[-1])
         self.source = f"gymnasium {_library().__version__}, {settings.id}, policy {settings.policy}"
         self.fidelity = "gymnasium's own; one rollout a start is the truth, exact where the dynamics are deterministic"
-        count = len(self.action_names)
-        self.family = Named(settings.policy, settings.w, settings.draw, count) if settings.w else None
-        self._policy = load(settings.policy, (count,))
+        size = len(self.action_names)
+        self.family = Named(settings.policy, settings.w, settings.draw, size) if settings.w else None
+        self._policy = load(settings.policy, (size,))
         self._rewards = {name: load(entry, ()) for name, entry in settings.rewards.items()}
         rng = np.random.default_rng(0)  # report an error in the policy before anything runs
         self._one(rng)[0](self.starts(rng, 1))
@@ -162,18 +162,18 @@ class Gymnasium(Environment):
         states = np.empty((n, length + 1, len(self.state_names)))
         actions = np.empty((n, length + 1, len(self.inputs)))
         terminal = np.zeros((n, length + 1), dtype=bool)
-        count = len(self.action_names)
+        size = len(self.action_names)
         with closing(self._make(max_episode_steps=-1)) as made:
             for i in range(n):
                 last, ended = 0, False
-                act, actions[i, :, count:] = self._one(rng)
+                act, actions[i, :, size:] = self._one(rng)
                 for row in islice(self._episode(made, "policy", act, rng), length):
-                    states[i, last], actions[i, last, :count], states[i, last + 1], ended = row
+                    states[i, last], actions[i, last, :size], states[i, last + 1], ended = row
                     last += 1
                 if last < length and not ended:
                     raise self._cut(last, length)
                 states[i, last:], terminal[i, last:] = states[i, last], ended
-                actions[i, last:, :count] = act(states[i, last : last + 1])
+                actions[i, last:, :size] = act(states[i, last : last + 1])
         return Episodes(states, actions, terminal)
 
     def _cut(self, steps: int, length: int) -> UserError:

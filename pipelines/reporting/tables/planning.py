@@ -14,7 +14,7 @@ LAWS = ("random", "local", "train")
 SINGLE = "single"
 
 PUBLISHED: Mapping[str, tuple[str, str, str]] = {
-    SINGLE: ("472.5 (FB)",) * 3,
+    SINGLE: ("472.5 (FB)", "472.5 (FB)", "472.5 (FB)"),
     "td_dd": ("569", "600", "538"),
     "td2_dd": ("764", "806", "789"),
     "td_cfm": ("625", "672", "696"),
