@@ -104,7 +104,12 @@ class Planner:
         """Return the action in each row's state, (n, states) -> (n, actions).
 
         Rows are those of the call before, one transition later; call `reset` before other episodes.
+
+        Raises:
+            UserError: There are more or fewer rows.
         """
+        if self.w is not None and len(self.w) != len(state):
+            raise UserError(f"{len(state)} states follow {len(self.w)}; expected as many, or a reset() before.")
         if self.w is None or self._since == self.every:
             self.w, self._since = self._plan(state), 0
         self._since += 1

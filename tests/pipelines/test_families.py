@@ -12,6 +12,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from flowmatch_core._tensors import as_time
+from flowmatch_core.field import Time
+from flowmatch_core.oracles import LinearGaussianMDP
+from flowmatch_core.successor import SuccessorLoss, Transitions, td2_cfm_loss
 from pipelines import environments
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError
@@ -22,6 +26,9 @@ from pipelines.environments import Array, Family, linear_gaussian, maze
 from pipelines.environments._family import sources
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
+from tests.support.checks import BOUND, z_scores
+from tests.support.processes import TD_LOSSES, Probe
+from tests.support.random import generator
 
 ROOT = Path(__file__).parents[2]
 MINE = {"w": {"wx": (-1.0, 1.0), "wy": (-1.0, 1.0)}, "policy": "tests.pipelines.policies:towards"}
@@ -172,19 +179,23 @@ def test_half_a_family_is_refused(bad: dict[str, Any]) -> None:
 # ---- tables and batches ----
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
-def collected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tables(here: Path, name: str, entry: dict[str, Any]) -> Path:
     """The folder of an environment's tables."""
-    here = tmp_path_factory.mktemp("family")
     raw = yaml_files.read_yaml(ROOT / "params.yaml")
-    raw["environments"] = {request.param: KINDS[request.param]}
+    raw["environments"] = {name: entry}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         patch.setenv("FLOWMATCH_HOME", str(here / "home"))
         patch.setenv("FLOWMATCH_INVOCATION", "test")
         record = RunRecord.start("test", {})
-        collect.write(Stage("test", params.parse(raw, Path("params.yaml")), record), request.param)
-    return here / layout.collected(request.param)
+        collect.write(Stage("test", params.parse(raw, Path("params.yaml")), record), name)
+    return here / layout.collected(name)
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def collected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tables of each kind of family."""
+    return tables(tmp_path_factory.mktemp("family"), request.param, KINDS[request.param])
 
 
 def part(table: pd.DataFrame, prefix: str) -> Array:
@@ -231,10 +242,10 @@ def test_every_row_of_a_batch_has_a_w_of_its_own_by_which_the_next_action_is_the
     family = batches.family
     assert family is not None
     draw, _ = batches.transitions(500, 10**6)
-    generator = torch.Generator().manual_seed(0)
+    source = torch.Generator().manual_seed(0)
     seen = []
     table = part(pd.read_parquet(layout.transitions(collected)), "action")
-    for batch in (draw(generator), draw(generator)):
+    for batch in (draw(source), draw(source)):
         assert batch.action is not None and batch.next_action is not None
         count = batch.action.shape[1] - len(family.names)
         units = [torch.tensor(files.read_json(layout.provenance(collected))[f"action_{n}"]) for n in ("loc", "scale")]
@@ -281,3 +292,67 @@ def test_futures_are_those_of_the_w_that_a_model_is_given(collected: Path) -> No
     clear = np.linalg.norm(end, axis=1) > 1e-3
     assert clear.sum() > 1000
     np.testing.assert_allclose(steps[clear], np.round(steps[clear]), atol=0.02)
+
+
+# ---- the fixed point ----
+
+NOISE, RHO, GAMMA, ROWS = 0.3, 0.99, 0.8, 4000
+
+
+class OfCorners:
+    """The exact field of every w of the law of corners, where the policy is a = (w - s) / 2."""
+
+    def __init__(self) -> None:
+        eye = torch.eye(2, dtype=torch.float64)
+        corners = torch.tensor([[a, b] for a in (-1.0, 1.0) for b in (-1.0, 1.0)], dtype=torch.float64)
+        self.fields = [
+            (w, LinearGaussianMDP(RHO * eye, RHO * eye, 0 * w, NOISE**2 * eye, -eye / 2, w / 2).velocity_field(GAMMA))
+            for w in corners
+        ]
+
+    def __call__(self, t: Time, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        assert cond is not None
+        v, times = torch.zeros_like(x), as_time(t, x).expand(len(x))
+        for w, field in self.fields:
+            here = (cond[:, 4:] == w).all(1)
+            v[here] = field(times[here], x[here], cond[here, :4])
+        return v
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory: pytest.TempPathFactory) -> Transitions:
+    """A batch of the corners' family in the units of the environment."""
+    entry = {**KINDS["mine"], "noise": NOISE, "draw": "tests.pipelines.policies:corners", "transitions": 20_000}
+    folder = tables(tmp_path_factory.mktemp("corners"), "corners", entry)
+    batches, provenance = Batches(folder, torch.device("cpu")), files.read_json(layout.provenance(folder))
+    torch.manual_seed(0)
+    drawn = batches.transitions(ROWS, 10**6)[0](torch.Generator().manual_seed(0))
+    loc, scale = (torch.tensor(provenance[f"action_{name}"], dtype=torch.float64) for name in ("loc", "scale"))
+
+    def actions(standardised: Tensor | None) -> Tensor:
+        assert standardised is not None
+        action = standardised.double() * scale + loc
+        return torch.cat([action[:, :2], action[:, 2:].round()], 1)
+
+    state, following = (part.double() * batches.scale + batches.loc for part in (drawn.state, drawn.next_state))
+    return Transitions(state, actions(drawn.action), following, actions(drawn.next_action))
+
+
+@pytest.mark.parametrize("loss", TD_LOSSES)
+def test_the_exact_field_of_every_w_is_the_fixed_point_of_one_batch_with_all_of_them(
+    batch: Transitions, loss: SuccessorLoss
+) -> None:
+    probe, given = Probe(OfCorners(), ROWS), {"gamma": GAMMA, "steps": 5}
+    total = loss(probe, OfCorners(), batch, **given, generator=generator()).total
+    assert z_scores(probe.gradients(total), 0.0).abs().max() < BOUND
+
+
+def test_next_actions_of_another_w_have_another_fixed_point(batch: Transitions) -> None:
+    """The power of the test above: the w of the next row in the bootstrap alone."""
+    assert batch.next_action is not None
+    w = batch.next_action[:, 2:].roll(1, 0)
+    other = torch.cat([0.5 * (w - batch.next_state), w], 1)
+    probe = Probe(OfCorners(), ROWS)
+    wrong = Transitions(batch.state, batch.action, batch.next_state, other)
+    total = td2_cfm_loss(probe, OfCorners(), wrong, gamma=GAMMA, steps=5, generator=generator()).total
+    assert z_scores(probe.gradients(total), 0.0).abs().max() > 2 * BOUND

@@ -80,6 +80,8 @@ def test_candidates_are_the_default_the_present_and_new_ones_and_plans_are_some_
         for row in range(5):
             np.testing.assert_array_equal(actions[row], maze.Goals().act(np.tile(state[row], (6, 1)), w[row]))
         np.testing.assert_array_equal(followed[3 * number], w[:, 3])
+    with pytest.raises(UserError, match=r"^2 states follow 5; expected as many"):
+        planner.act(state[:2])
     planner.reset()
     planner.act(state)
     np.testing.assert_array_equal(choose.asked[-1][2][:, 1], choose.asked[-1][2][:, 0])
