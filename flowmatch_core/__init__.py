@@ -59,6 +59,15 @@ if TYPE_CHECKING:
     from flowmatch_core.flow import FlowTransform as FlowTransform
     from flowmatch_core.flow import LogDensity as LogDensity
     from flowmatch_core.flow import Moments as Moments
+    from flowmatch_core.forward_backward import FBLoss as FBLoss
+    from flowmatch_core.forward_backward import ForwardBackward as ForwardBackward
+    from flowmatch_core.forward_backward import draw_latents as draw_latents
+    from flowmatch_core.forward_backward import fb_actor_loss as fb_actor_loss
+    from flowmatch_core.forward_backward import fb_loss as fb_loss
+    from flowmatch_core.forward_backward import fb_orthonormality_loss as fb_orthonormality_loss
+    from flowmatch_core.forward_backward import fb_value_loss as fb_value_loss
+    from flowmatch_core.forward_backward import reward_weights as reward_weights
+    from flowmatch_core.forward_backward import uniform_latents as uniform_latents
     from flowmatch_core.guidance import GuidanceScale as GuidanceScale
     from flowmatch_core.guidance import drop_condition as drop_condition
     from flowmatch_core.guidance import guided as guided
@@ -210,6 +219,17 @@ _MODULES = {
         "FlowTransform",
         "LogDensity",
         "Moments",
+    ),
+    "forward_backward": (
+        "FBLoss",
+        "ForwardBackward",
+        "draw_latents",
+        "fb_actor_loss",
+        "fb_loss",
+        "fb_orthonormality_loss",
+        "fb_value_loss",
+        "reward_weights",
+        "uniform_latents",
     ),
     "guidance": ("GuidanceScale", "drop_condition", "guided"),
     "intervals": ("Interval", "paired_difference", "paired_ratio", "t_interval"),

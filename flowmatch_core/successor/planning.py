@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,15 +18,19 @@ ROWS = 2**16
 """How many samples are solved together; it bounds the memory."""
 
 
-class Plan(NamedTuple):
-    """The candidate to follow in every state, with what it was chosen by."""
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The candidate to follow in every state, with what it was chosen by.
+
+    Args:
+        index: The number of the chosen candidate, with shape `(batch,)`.
+        value: The estimates of Q, with shape `(batch, N)`.
+        error: The standard errors of the differences of `value` to that of candidate 0, with shape `(batch, N)`.
+    """
 
     index: Tensor
-    """The number of the chosen candidate, with shape `(batch,)`."""
     value: Tensor
-    """The estimates of Q, with shape `(batch, N)`."""
     error: Tensor
-    """The standard errors of the differences of `value` to that of candidate 0, with shape `(batch, N)`."""
 
 
 @torch.no_grad()
@@ -46,7 +50,7 @@ def gpi(
     $$
     \hat Q_i(s) = \frac{1}{1-\gamma}\,\frac1n \sum_{j=1}^n r(X_{ij}), \quad X_{ij} = \psi_1(\epsilon_j | s, a_i, w_i),
     \qquad
-    i^* = \operatorname*{arg\,max}_{i\,:\, i = 0 \text{ or } \hat Q_i - \hat Q_0 > m\, \hat\sigma_i} \hat Q_i
+    i^* = \arg\max_{i\,:\, i = 0 \text{ or } \hat Q_i - \hat Q_0 > m\, \hat\sigma_i} \hat Q_i
     $$
 
     The noises $\epsilon_j$ are the same for all candidates of a state, so that what they have in common cancels from
@@ -105,7 +109,7 @@ def gpi(
     for part in distinct.split(max(1, ROWS // samples)):
         rows = part[:, 0].long()
         found.append(_rewards(reward, model.push(noise[:, rows], state[rows], part[:, 1:])))
-    rewards = torch.cat(found)[place].unflatten(0, (batch, count)) / (1 - model.gamma)
+    rewards = torch.cat(found)[place].reshape(batch, count, samples) / (1 - model.gamma)
     differences = rewards - rewards[:, :1]
     gain, error = differences.mean(-1), differences.std(-1) / math.sqrt(samples)
     index = torch.where(gain > margin * error, gain, 0.0).argmax(1)  # the first of the greatest
@@ -139,4 +143,4 @@ def _rewards(reward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     check_shape("the result of reward", rewards, (len(states),))
     check_floating("the result of reward", rewards)
     check_finite("the result of reward", rewards)
-    return rewards.unflatten(0, (x.shape[1], x.shape[0]))
+    return rewards.reshape(x.shape[1], x.shape[0])

@@ -77,6 +77,7 @@ FLOORS: list[dict[str, set[str]]] = [
             "times",
         },
     },
+    {"forward_backward": {"_tensors", "_units", "networks", "successor"}},
 ]
 MAY_IMPORT = {room: rooms for floor in FLOORS for room, rooms in floor.items()}
 CLOSED = {"discrete", "normalizing"}  # no other room imports them
