@@ -287,16 +287,17 @@ def test_futures_are_those_of_the_w_that_a_model_is_given(collected: Path) -> No
     rho = 0.99
     rest = w * rho / (2 - rho)
     start, end = state - rest, later - rest
-    ratio = (start * end).sum(1) / (start**2).sum(1)
-    steps = np.log(ratio) / np.log(rho / 2)
-    clear = np.linalg.norm(end, axis=1) > 1e-3
+    clear = np.linalg.norm(end, axis=1) > 1e-3  # many times the rounding of float32
     assert clear.sum() > 1000
-    np.testing.assert_allclose(steps[clear], np.round(steps[clear]), atol=0.02)
+    ratio = (start * end)[clear].sum(1) / (start**2)[clear].sum(1)
+    steps = np.log(ratio) / np.log(rho / 2)
+    np.testing.assert_allclose(steps, np.round(steps), atol=0.02)
+    assert steps.min() > 0.9
 
 
 # ---- the fixed point ----
 
-NOISE, RHO, GAMMA, ROWS = 0.3, 0.99, 0.8, 4000
+NOISE, RHO, GAMMA, ROWS = 0.3, 0.99, 0.8, 2000
 
 
 class OfCorners:
@@ -342,7 +343,7 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> Transitions:
 def test_the_exact_field_of_every_w_is_the_fixed_point_of_one_batch_with_all_of_them(
     batch: Transitions, loss: SuccessorLoss
 ) -> None:
-    probe, given = Probe(OfCorners(), ROWS), {"gamma": GAMMA, "steps": 10}
+    probe, given = Probe(OfCorners(), ROWS), {"gamma": GAMMA, "steps": 10, "solver": "rk4"}
     total = loss(probe, OfCorners(), batch, **given, generator=generator()).total
     assert z_scores(probe.gradients(total), 0.0).abs().max() < BOUND
 
