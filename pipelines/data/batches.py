@@ -51,10 +51,10 @@ class Batches:
         self._state = self.loc[varying], self.scale[varying]
         self._constant = np.array([provenance["constants"].get(name, np.nan) for name in names])
         self._action = tuple(_double(provenance[f"action_{name}"], device) for name in ("loc", "scale"))
-        keys = ["state_names", "action_names", "constants", "action_loc", "action_scale"]
-        if self.family is not None:
-            keys += ["kind", "settings"]  # with which a planner makes the family again
+        keys = ("state_names", "action_names", "constants", "action_loc", "action_scale")
         self.described = {key: provenance[key] for key in keys}
+        if self.family is not None:  # which a planner makes again
+            self.described["family_of"] = {key: provenance[key] for key in ("kind", "settings")}
 
     @cached_property
     def ends(self) -> bool:

@@ -470,7 +470,7 @@ def build(kind: str, settings: plugins.Settings) -> Process:
 
 
 def restore(described: Mapping[str, Any]) -> Environment:
-    """Return the environment of a provenance, or of a model's description, by its `kind` and its `settings`.
+    """Return the environment that a provenance, or a model of a family, describes by `kind` and `settings`.
 
     Raises:
         UserError: It cannot be created.

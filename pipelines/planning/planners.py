@@ -67,12 +67,12 @@ def load(
         folder = Path(model) if Path(model).is_dir() else versions.files(model, Path(scratch))
         network = registry.read(folder, model, seed=seed, device=device, solver=solver, steps=steps)
         meta = saved.meta(next(iter(layout.networks(folder).values())))
-    if "kind" not in meta or not isinstance(network, GeometricHorizonModel):
+    if "family_of" not in meta or not isinstance(network, GeometricHorizonModel):
         raise UserError(
             f"the model {model!r} is not one of a family of policies; expected a flow that was trained in an "
             "environment with a family, such as maze_goals.td2_cfm."
         )
-    environment = environments.restore(meta)
+    environment = environments.restore(meta["family_of"])
     family = environment.family
     assert family is not None
     if reward not in environment.reward_names():
