@@ -43,7 +43,7 @@ def test_the_default_profile_has_a_stage_for_every_cell(here: dict[str, graph.No
 
 @pytest.mark.parametrize(
     ("profile", "stages"),
-    [("smoke", 22), ("paper", 167), ("td_tables", 103), ("td_planning", 12), ("density_tables", 63)],
+    [("smoke", 22), ("paper", 167), ("td_tables", 103), ("td_planning", 11), ("density_tables", 63)],
 )
 def test_the_other_profiles_too(tmp_path: Path, profile: str, stages: int) -> None:
     folder = workspace.prepare(ROOT, profile)

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError, first_line
@@ -37,7 +38,7 @@ def complete(params: Params, nodes: Mapping[str, Node], changed: Collection[str]
     """
     made = {out: node.name for node in nodes.values() for out in node.outs}
     missing: list[str] = []
-    kept = {}
+    kept = dict[str, dict[str, Any]]()
     for section, kind, metrics in (
         ("datasets", "data set", layout.metrics),
         ("environments", "environment", layout.metrics),

@@ -36,6 +36,9 @@ def paths() -> Iterator[tuple[str, Path]]:
         yield from (("samples", samples), ("experiment", result), ("value_map", layout.value_map(samples)))
         yield from (("metrics", layout.metrics(name)), ("findings", layout.findings(name)))
         yield "source", layout.source(name)
+        plans = layout.plans(name)
+        yield from (("plans", plans), ("episodes", layout.episodes(plans)), ("paths", layout.paths(plans)))
+        yield "planned", layout.planned(name)
         for function in ("results", "figure", "summary"):
             yield function, getattr(layout, function)(result)
         for method in METHODS:
