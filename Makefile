@@ -12,7 +12,7 @@ export NO_MKDOCS_2_WARNING := 1
 RUN := "$(BIN)/python" -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow tables td-tables td-claims serve status plots ui compare publish promote push pull gc test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
+.PHONY: help setup repro flow tables td-tables td-claims td-planning serve status plots ui compare publish promote push pull gc test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ td-claims: setup  ## its claims with eight seeds, half an hour on two cores; goe
 
 serve: setup  ## retrain on the schedule of params.yaml, with Prefect's pages at http://127.0.0.1:4200
 	@$(RUN) serve --profile $(PROFILE)
+
+td-planning: setup  ## planning by its models among the policies of a family, half an hour on two cores; goes on where it was
+	@$(RUN) flow --profile td_planning
 
 status: setup  ## what a run would do
 	@$(RUN) status --profile $(PROFILE)

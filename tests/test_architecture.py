@@ -29,10 +29,11 @@ ROOMS: dict[str, set[str]] = {
     "models": {"base", "config", "runs"},
     "training": {"base", "config", "data", "models", "runs"},
     "evaluation": {"base", "config", "datasets", "environments", "models", "runs"},
+    "planning": {"base", "config", "environments", "evaluation", "models", "runs"},
     "reporting": {"base", "config", "runs"},
     "experiments": {"base", "datasets", "reporting", "runs"},
     "orchestration": {"base", "config", "datasets", "environments", "evaluation", "models", "runs"},
-    "stages": {"base", "config", "data", "evaluation", "experiments", "reporting", "runs", "training"},
+    "stages": {"base", "config", "data", "evaluation", "experiments", "planning", "reporting", "runs", "training"},
 }
 """Which rooms of `pipelines` each room may import: always rooms above it in this table."""
 

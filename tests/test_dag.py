@@ -24,6 +24,7 @@ def expected(loaded: params.Params) -> set[str]:
         *(f"{s}@{e}" for s in ("collect", "sample_successor", "evaluate_successor") for e in loaded.environments),
         *(f"train_density@{cell}" for cell in density),
         *(f"train_successor@{cell}" for cell in successor),
+        *(f"plan_successor@{e}" for e in loaded.plans),
         *(f"experiment@{e}" for e in loaded.experiments),
         "tables",
         "report",
@@ -41,7 +42,8 @@ def test_the_default_profile_has_a_stage_for_every_cell(here: dict[str, graph.No
 
 
 @pytest.mark.parametrize(
-    ("profile", "stages"), [("smoke", 22), ("paper", 167), ("td_tables", 103), ("density_tables", 63)]
+    ("profile", "stages"),
+    [("smoke", 22), ("paper", 167), ("td_tables", 103), ("td_planning", 11), ("density_tables", 63)],
 )
 def test_the_other_profiles_too(tmp_path: Path, profile: str, stages: int) -> None:
     folder = workspace.prepare(ROOT, profile)

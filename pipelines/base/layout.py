@@ -13,11 +13,11 @@ RAW = DATA / "raw"
 SOURCES = DATA / "sources"
 """Fingerprints of external files, one file per data set and environment."""
 PREPARED, TRANSITIONS, MODELS, LOGS = (DATA / name for name in ("prepared", "transitions", "models", "logs"))
-SAMPLES, EVALUATIONS, EXPERIMENTS = (DATA / name for name in ("samples", "evaluations", "experiments"))
+SAMPLES, EVALUATIONS, EXPERIMENTS, PLANS = (DATA / name for name in ("samples", "evaluations", "experiments", "plans"))
 METRICS, TABLES, REPORT = (DATA / name for name in ("metrics", "tables", "report"))
 PARTIAL = DATA / "partial"
 """Tables and report of a run that failed; no output of DVC."""
-GATHERED = (EXPERIMENTS, EVALUATIONS, LOGS, METRICS, PREPARED, SAMPLES, TRANSITIONS)
+GATHERED = (EXPERIMENTS, EVALUATIONS, LOGS, METRICS, PLANS, PREPARED, SAMPLES, TRANSITIONS)
 """Folders that whole-project stages depend on; DVC requires them to exist, even if they are empty."""
 
 PARTS = ("train", "val", "test")
@@ -167,6 +167,26 @@ def metrics(data: str) -> Path:
 def findings(experiment: str) -> Path:
     """Return the metrics of an experiment."""
     return METRICS / "experiments" / f"{experiment}.json"
+
+
+def plans(environment: str) -> Path:
+    """Return the folder of the episodes of an environment's planners."""
+    return PLANS / environment
+
+
+def episodes(folder: Path) -> Path:
+    """Return the returns of the episodes of planners: one row per reward, method, law, seed and episode."""
+    return folder / "episodes.parquet"
+
+
+def paths(folder: Path) -> Path:
+    """Return the states of some episodes of planners, with the w that is followed in each."""
+    return folder / "paths.parquet"
+
+
+def planned(environment: str) -> Path:
+    """Return the metrics of an environment's planners."""
+    return METRICS / "plans" / f"{environment}.json"
 
 
 def experiment(name: str) -> Path:

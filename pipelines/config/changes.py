@@ -13,6 +13,7 @@ _ENTRIES: dict[tuple[str, ...], set[str]] = {
     ("datasets",): {"kind"},
     ("environments",): {"kind"},
     ("experiments",): {"kind"},
+    ("plans",): {"rewards"},
     ("density", "methods"): {"loss"},
     ("successor", "methods"): {"loss"},
 }
@@ -44,7 +45,7 @@ def apply(base: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[dict[str
     >>> apply(base, {"only": {"datasets": []}, "seed": 3})
     ({'datasets': {}, 'seed': 3}, [])
     """
-    base, skipped = _keep_only(base, changes.get(ONLY, {})), []
+    given, base, skipped = base, _keep_only(base, changes.get(ONLY, {})), list[str]()
     changes = deepcopy({key: value for key, value in changes.items() if key not in (ONLY, SKIP_MISSING)})
     for section, complete in _ENTRIES.items():
         present, entries = _at(base, *section), _at(changes, *section)
@@ -55,6 +56,8 @@ def apply(base: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[dict[str
                 if change is not None:  # nothing is left to remove
                     skipped.append(".".join((*section, name)))
     merged = deepcopy(merge(base, changes))
+    for name in _at(given, "environments").keys() - _at(merged, "environments").keys():
+        _at(merged, "plans").pop(name, None)  # there is no planning without its environment
     return merged, skipped + _drop_names(merged, base, changes)
 
 

@@ -43,7 +43,13 @@ FixedSolver = Literal["euler", "midpoint", "heun", "rk4"]
 LikelihoodSolver = Literal[FixedSolver, "adams"]
 PAGE_PARTS = frozenset({"results", "densities", "tables", "environments", "run", "parameters"})
 """Anchors of the report, beside those of entries."""
-REFERENCES = {"floor": "the sampling floor", "truth": "the true samples"}
+REFERENCES = {
+    "floor": "the sampling floor",
+    "truth": "the true samples",
+    "single": "the best single policy",
+    "simulation": "planning by simulation",
+    "expert": "the scripted policy",
+}
 """What stands beside methods in tables and pictures."""
 NEAR = 100.0  # weight of a change of condition in the cost of a coupling; a larger one exchanges fewer rows
 LONGEST_KEY = 250  # characters of the name of a parameter in MLflow
@@ -673,6 +679,37 @@ class SuccessorEvaluation(Settings):
     )
 
 
+class PlanSettings(Settings):
+    """Planning among the policies of an environment's family, and the episodes by which planners are compared."""
+
+    rewards: tuple[str, ...] = Field(min_length=1, description="tasks: names of rewards of the environment")
+    methods: tuple[Name, ...] | None = Field(
+        default=None, min_length=1, description="methods with whose models it plans; null: all flows that run there"
+    )
+    laws: tuple[Literal["random", "local", "train"], ...] = Field(
+        default=("random", "local", "train"),
+        min_length=1,
+        description="laws D(W) of new candidates: random, uniform between the bounds of w; local, around w_r; train, "
+        "that of the training",
+    )
+    candidates: int = Field(default=16, ge=2, description="candidates of a plan: w_r, the present w, and new ones")
+    samples: int = Field(default=128, ge=2, description="samples per candidate, whose noise candidates share")
+    margin: float = Field(
+        default=1.5,
+        ge=0,
+        description="standard errors by which the value of a candidate must exceed that of w_r",
+    )
+    solver: FixedSolver = "midpoint"
+    steps: int = Field(default=3, ge=1, description="solver steps of a sample")
+    every: int = Field(default=4, ge=1, description="transitions between two plans")
+    episodes: int = Field(default=4, ge=1, description="episodes per task and seed, with equal starts for all methods")
+    length: int = Field(default=200, ge=1, description="transitions per episode")
+    singles: int = Field(
+        default=256, ge=1, description="policies among which w_r is the one with the greatest true return"
+    )
+    simulated: int = Field(default=60, ge=1, description="transitions of a rollout where planning is by simulation")
+
+
 class Section(Settings):
     """A section of methods, with their seeds and training settings."""
 
@@ -743,6 +780,7 @@ class Params(Settings):
     density: Density
     environments: dict[Name, EnvironmentEntry]
     successor: Successor
+    plans: dict[Name, PlanSettings] = Field(default={}, description="planning, by environment")
     experiments: dict[Name, ExperimentEntry]
     operation: Operation = Operation()
 
@@ -781,6 +819,15 @@ class Params(Settings):
                     raise ValueError(
                         f"{heading}.{data}.methods has {unknown[0]!r}; expected of {family}.methods: {', '.join(known)}"
                     )
+        for name, plan in self.plans.items():
+            if name not in self.environments:
+                raise ValueError(f"plans has {name!r}; expected of environments: {', '.join(self.environments)}")
+            runs = self.successor.methods_for(self.environments[name])
+            unknown = [method for method in plan.methods or () if method not in runs]
+            if unknown:
+                raise ValueError(
+                    f"plans.{name}.methods has {unknown[0]!r}; expected of those it runs: {', '.join(runs)}"
+                )
         for name in self.successor.evaluate.solver_steps:
             if name not in self.environments:
                 raise ValueError(

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from flowmatch_core.successor import Transitions, geometric, n_step
+from pipelines import environments
 from pipelines.base import files, layout, metric_keys
 from pipelines.base.errors import UserError
 from pipelines.data import streaming
@@ -30,7 +31,8 @@ class Batches:
 
     Attributes:
         states: Names of the components of a state that vary, those of the batches.
-        actions: Names of the components of an action.
+        actions: Names of the components of an action; with a family, those of w are behind them.
+        family: Policies of the environment that models are trained for, if there are several.
         loc: Location of all components of a state, double precision.
         scale: Their scale.
         described: What a model needs beside them to work in the units of the environment.
@@ -41,14 +43,18 @@ class Batches:
         provenance = files.read_json(layout.provenance(folder))
         names: list[str] = provenance["state_names"]
         self.actions: list[str] = provenance["action_names"]
+        self.family = environments.restore(provenance).family if "family" in provenance else None
         self.horizon: int | None = provenance.get("length")
         self.loc, self.scale = (_double(provenance[name], device) for name in ("loc", "scale"))
         varying = [i for i, name in enumerate(names) if name not in provenance["constants"]]
         self.states = [names[i] for i in varying]
         self._state = self.loc[varying], self.scale[varying]
+        self._constant = np.array([provenance["constants"].get(name, np.nan) for name in names])
         self._action = tuple(_double(provenance[f"action_{name}"], device) for name in ("loc", "scale"))
         keys = ("state_names", "action_names", "constants", "action_loc", "action_scale")
         self.described = {key: provenance[key] for key in keys}
+        if self.family is not None:  # which a planner makes again
+            self.described["family_of"] = {key: provenance[key] for key in ("kind", "settings")}
 
     @cached_property
     def ends(self) -> bool:
@@ -58,14 +64,23 @@ class Batches:
     def transitions(self, n: int, rows_in_memory: int) -> tuple[Draw, Callable[[int], None]]:
         """Return a function that draws off-policy transitions, and a function that seeks a step.
 
+        With a family of policies every row of a batch has a new w, by which its next action is the policy's.
+
         Args:
             n: Rows per batch.
             rows_in_memory: A longer table is streamed from disk.
         """
         path = layout.transitions(self.folder)
-        columns = [*metric_keys.columns("state", self.states), *metric_keys.columns("next_state", self.states)]
-        columns += [*metric_keys.columns("action", self.actions), *metric_keys.columns("next_action", self.actions)]
-        loc, scale = (torch.cat([s, s, a, a]) for s, a in zip(self._state, self._action, strict=True))
+        parts = {"state": self.states, "next_state": self.states, "action": self.actions, "next_action": self.actions}
+        if self.family is not None:
+            parts = {**parts, "action": self.actions[: -len(self.family.names)]}
+            del parts["next_action"]
+        sizes = [len(names) for names in parts.values()]
+        columns = [column for part, names in parts.items() for column in metric_keys.columns(part, names)]
+        units = [
+            (self._state if "state" in part else self._action, size) for part, size in zip(parts, sizes, strict=True)
+        ]
+        loc, scale = (torch.cat([unit[which][:size] for unit, size in units]) for which in (0, 1))
         if self.ends:
             columns, loc, scale = [*columns, "terminal"], F.pad(loc, (0, 1)), F.pad(scale, (0, 1), value=1.0)
         read = streaming.read(
@@ -77,11 +92,14 @@ class Batches:
             seed=torch.initial_seed(),
             device=loc.device,
         )
-        sizes = [len(self.states)] * 2 + [len(self.actions)] * 2
 
         def draw(generator: torch.Generator) -> Transitions:
             drawn = read.draw(generator)
-            state, next_state, action, next_action = torch.split(drawn[:, : sum(sizes)], sizes, 1)
+            state, next_state, action, *rest = torch.split(drawn[:, : sum(sizes)], sizes, 1)
+            if rest:
+                (next_action,) = rest
+            else:
+                action, next_action = self._of_family(action, next_state, generator)
             terminal = drawn[:, -1] > 0.5 if drawn.shape[1] > sum(sizes) else None
             return Transitions(state, action, next_state, next_action, terminal=terminal)
 
@@ -138,6 +156,18 @@ class Batches:
             return n_step(state, action, gamma, terminal=ended, generator=generator)
 
         return draw
+
+    def _of_family(self, action: Tensor, next_state: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the actions and the next actions of policies with a new w for every row, each with w behind it."""
+        family, (loc, scale), (at, unit) = self.family, self._action, self._state
+        assert family is not None
+        seed = torch.randint(2**63 - 1, (), generator=generator, device=action.device)
+        w = family.draw(len(action), np.random.default_rng(int(seed)))
+        state = np.tile(self._constant, (len(action), 1))
+        state[:, np.isnan(self._constant)] = (next_state.double() * unit + at).cpu().numpy()
+        following = _double(np.concatenate([family.act(state, w), w], 1), action.device)
+        next_action = ((following - loc) / scale).float()
+        return torch.cat([action, next_action[:, action.shape[1] :]], 1), next_action
 
     @cached_property
     def _episodes(self) -> _Episodes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from pipelines.config.params import EnvironmentEntry
 from pipelines.data import moments
 from pipelines.data.logs import LogTables, columns
 from pipelines.data.moments import Moments
-from pipelines.environments import Beginning, Environment, Log, Process, Simulator
+from pipelines.environments import Beginning, Environment, Family, Log, Process, Simulator
 from pipelines.runs.context import Stage
 
 TRANSITIONS, EPISODES = 10_000, 250  # rows or episodes per piece
@@ -77,6 +77,8 @@ def _from_environment(folder: Path, entry: EnvironmentEntry, seed: int) -> dict[
     # Models standardise with `loc` and `scale`, and report in the units of the environment; samples far outside the
     # range from `low` to `high` count as diverged.
     units, constants = _write_transitions(folder, collector.transitions(count, entry.length), built)
+    if built.family is not None:
+        units |= _of_family(built.family, built, units)
     rollouts = collector.rollouts(entry.rollouts, entry.length)
     files.write_table(layout.rollouts(folder), rollouts)
     evaluation = collector.evaluation(entry.starts, entry.length)
@@ -92,6 +94,22 @@ def _from_environment(folder: Path, entry: EnvironmentEntry, seed: int) -> dict[
         "starts": entry.starts,
         "messages": [*messages, *constants],
         **units,
+    }
+
+
+def _of_family(family: Family, built: Environment, units: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the names and the units of what models are conditioned on beside the state, actions and then w."""
+    loc, scale = family.units
+    return {
+        "family": {
+            "names": list(family.names),
+            "source": family.source,
+            "low": family.low.tolist(),
+            "high": family.high.tolist(),
+        },
+        "action_names": list(built.inputs),
+        "action_loc": [*units["action_loc"], *loc.tolist()],
+        "action_scale": [*units["action_scale"], *scale.tolist()],
     }
 
 
@@ -139,12 +157,13 @@ class Collection:
     """The tables of one environment, ordered by episode and step.
 
     Attributes:
-        transitions: Off-policy rows, with the policy's action in the next state. Rows that cover the state space are
+        transitions: Off-policy rows, with the policy's action in the next state, unless there is a family of policies,
+            whose w every training batch draws anew. Rows that cover the state space are
             one episode each (`behaviour` "coverage"). `terminal` is true if the next state is terminal; a time limit
             does not make it so.
         rollouts: Episodes under the policy: rows S_0, ..., S_length with the policy's action. Half start from coverage
             states ("coverage") if the environment has them, the others from the start distribution ("start"). A
-            terminal state is absorbing: `terminal` rows repeat it until the end.
+            terminal state is absorbing: `terminal` rows repeat it until the end. With a family, w is part of actions.
         evaluation: As `rollouts`, but from the start distribution only, with every reward of the row's state.
     """
 
@@ -247,15 +266,17 @@ class Collector:
         simulator = getattr(self.environment, "simulator", self.environment)  # recorded episodes have a simulator
         if not isinstance(simulator, Simulator):
             return None
+        family, count = self.environment.family, len(self.environment.action_names)
         rng = np.random.default_rng(self.seeds[4])
         first = evaluation[evaluation["step"] == 0].head(COUNTERFACTUALS)
-        names, actions = self.environment.state_names, self.environment.action_names
+        names, actions = self.environment.state_names, self.environment.inputs
         state, action = first[metric_keys.columns("state", names)], first[metric_keys.columns("action", actions)]
         here, own = state.to_numpy(), action.to_numpy()
+        w = own[:, count:]
         parts = []
         for exchanged, now, act in (
             ("state", np.roll(here, -1, 0), own),
-            ("action", here, simulator.actions(rng, len(here))),
+            ("action", here, np.concatenate([simulator.actions(rng, len(here)), w], -1)),
         ):
             for step in range(length + 1):
                 parts.append(
@@ -269,8 +290,9 @@ class Collector:
                         }
                     )
                 )
-                now = simulator.step(now, act, rng)
-                act = self.environment.policy(now)
+                now = simulator.step(now, act[:, :count], rng)
+                following = self.environment.policy(now) if family is None else family.act(now, w)
+                act = np.concatenate([following, w], -1)
         table = pd.concat(parts, ignore_index=True)
         return table.sort_values(["exchanged", "episode", "step"], ignore_index=True)
 
@@ -384,6 +406,7 @@ def _pieces(count: int, size: int, seed: np.random.SeedSequence, first: int = 0)
 
 def _transitions(environment: Environment, length: int, piece: Piece) -> pd.DataFrame:
     rows = environment.transitions(piece.numbers, length, np.random.default_rng(piece.seed))
+    following = None if environment.family is not None else environment.policy(rows.next_state)
     return pd.DataFrame(
         {
             "episode": rows.episode,
@@ -392,7 +415,7 @@ def _transitions(environment: Environment, length: int, piece: Piece) -> pd.Data
             **columns("state", environment.state_names, rows.state),
             **columns("action", environment.action_names, rows.action),
             **columns("next_state", environment.state_names, rows.next_state),
-            **columns("next_action", environment.action_names, environment.policy(rows.next_state)),
+            **({} if following is None else columns("next_action", environment.action_names, following)),
             "terminal": rows.terminal,
         }
     )
@@ -407,7 +430,7 @@ def _rollout(environment: Environment, beginning: Beginning, length: int, piece:
             "step": np.tile(np.arange(length + 1), count),
             "behaviour": beginning,
             **columns("state", environment.state_names, drawn.states.reshape(-1, drawn.states.shape[2])),
-            **columns("action", environment.action_names, drawn.actions.reshape(-1, drawn.actions.shape[2])),
+            **columns("action", environment.inputs, drawn.actions.reshape(-1, drawn.actions.shape[2])),
             "terminal": drawn.terminal.ravel(),
         }
     )

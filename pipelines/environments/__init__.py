@@ -10,16 +10,20 @@ process that is known by recorded episodes alone is a `Log`.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines.base import plugins
+from pipelines.base.errors import UserError
 
 if TYPE_CHECKING:
     from flowmatch_core.oracles import LinearGaussianMDP
@@ -29,6 +33,9 @@ Rectangle = tuple[float, float, float, float]
 Beginning = Literal["coverage", "start"]
 Behaviour = Literal["coverage", "random", "policy", "visited", "recorded"]
 Truth = Literal["simulator", "held-out episodes", "no reference"]
+
+DRAWN = 10_000  # w's of which the units of a family are estimated
+RENEWED = 10  # transitions after which an episode that covers the states of a family's policies takes another w
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,60 @@ class Episodes:
     terminal: NDArray[np.bool_]
 
 
+class Family(ABC):
+    r"""Deterministic policies $\pi_w$ of an environment, one for each vector w.
+
+    Attributes:
+        names: Names of the components of w.
+        low: Lower bounds of the components, shape (dw,).
+        high: Upper bounds of the components, shape (dw,).
+        source: Origin of the policies.
+    """
+
+    names: tuple[str, ...]
+    low: Array
+    high: Array
+    source: str
+
+    @abstractmethod
+    def act(self, state: Array, w: Array) -> Array:
+        r"""Return the action of $\pi_w$ in each row's state, (n, states) and (n, dw) -> (n, actions)."""
+
+    @abstractmethod
+    def draw(self, n: int, rng: np.random.Generator) -> Array:
+        """Draw n vectors w from the law of the training, (n, dw)."""
+
+    def nearest(self, w: Array) -> Array:
+        """Return the nearest vectors within the law, (n, dw) -> (n, dw)."""
+        return np.clip(w, self.low, self.high)
+
+    def check(self, w: Array) -> None:
+        """Raise an error if a vector is outside the law.
+
+        Raises:
+            UserError: It is; the message has the first such vector and the bounds.
+        """
+        inside = np.isclose(self.nearest(w), w, rtol=0, atol=1e-9).all(-1)  # false where w is not a number
+        if not inside.all():
+            bounds = (f"{name} in [{a:g}, {b:g}]" for name, a, b in zip(self.names, self.low, self.high, strict=True))
+            raise UserError(
+                f"w is {np.round(w[inside.argmin()], 4).tolist()}, outside the law of {self.source}; expected "
+                f"{', '.join(bounds)}{self._hole}."
+            )
+
+    _hole: str = ""
+    """What the law leaves out between its bounds, in words."""
+
+    @cached_property
+    def units(self) -> tuple[Array, Array]:
+        r"""Location and scale of w for networks, (dw,) each, with which $E|w|^2 = 1$.
+
+        So w weighs as much as one component of the state, however many components it has.
+        """
+        drawn = self.draw(DRAWN, np.random.default_rng(0))
+        return drawn.mean(0), drawn.std(0) * np.sqrt(len(self.names))
+
+
 class Process(ABC):
     """A reward-free decision process with one fixed policy, as figures and evaluations know it.
 
@@ -122,6 +183,7 @@ class Environment(Process):
         bounds: Rectangle (x0, y0, x1, y1) of the first two state columns that figures show.
         walls: Rectangles (x0, y0, x1, y1) that figures draw.
         beginnings: Available distributions of the first state of an episode.
+        family: Policies in place of the one policy, or None; then models are conditioned on w, too.
         thread_safe: Whether several threads may call the methods at once.
     """
 
@@ -129,7 +191,13 @@ class Environment(Process):
     bounds: Rectangle
     walls: tuple[Rectangle, ...] = ()
     beginnings: tuple[Beginning, ...] = ("coverage", "start")
+    family: Family | None = None
     thread_safe: bool = True
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of what models are conditioned on beside the state: components of the action, then those of w."""
+        return self.action_names + (() if self.family is None else self.family.names)
 
     def checks(self, rng: np.random.Generator) -> list[str]:
         """Try the environment before its tables are drawn, and return sentences on what was found."""
@@ -156,6 +224,24 @@ class Environment(Process):
     @abstractmethod
     def episodes(self, beginning: Beginning, n: int, length: int, rng: np.random.Generator) -> Episodes:
         """Draw n episodes under the policy, from one of the `beginnings`."""
+
+    def acted(self, act: Callable[[Array], Array], n: int, length: int, rng: np.random.Generator) -> Array:
+        """Return the states of episodes from the start distribution, (n, length + 1, states).
+
+        Args:
+            act: Policy of all episodes together, called once a step, (n, states) -> (n, actions); it may keep state.
+            n: Number of episodes.
+            length: Number of steps.
+            rng: Source of randomness; the start states come first from it, so that they do not depend on the policy.
+
+        Raises:
+            UserError: The environment is one in which nobody can act, which is the default.
+        """
+        raise UserError(f"nobody can act in {self.source}; expected a simulator, or one of gymnasium.")
+
+    def expert(self, reward: str) -> Callable[[Array], Array] | None:
+        """Return a policy that is known to be good for a reward, or None if there is none."""
+        return None
 
     def available(self) -> int | None:
         """Return the number of rows that `transitions` has, or None if it is unlimited."""
@@ -247,8 +333,21 @@ class Simulator(Environment):
                 return self._following(rows, length, behaviour, rng)
 
     def episodes(self, beginning: Beginning, n: int, length: int, rng: np.random.Generator) -> Episodes:
-        """Draw rollouts from states that cover the space, or from the start distribution."""
-        return self.follow(self.policy, beginning, n, length, rng)
+        """Draw rollouts from states that cover the space, or from the start distribution.
+
+        With a family, each follows the policy of a w of its own, whose components stand behind those of its actions.
+        """
+        family = self.family
+        if family is None:
+            return self.follow(self.policy, beginning, n, length, rng)
+        w = family.draw(n, rng)
+        drawn = self.follow(lambda state: family.act(state, w), beginning, n, length, rng)
+        kept = np.broadcast_to(w[:, None], (n, length + 1, w.shape[1]))
+        return replace(drawn, actions=np.concatenate([drawn.actions, kept], -1))
+
+    def acted(self, act: Callable[[Array], Array], n: int, length: int, rng: np.random.Generator) -> Array:
+        """Return the states of episodes from the start distribution under a policy that may keep state."""
+        return self.roll(self.starts(rng, n), length, act, rng)[0]
 
     def follow(
         self,
@@ -260,7 +359,7 @@ class Simulator(Environment):
     ) -> Episodes:
         """Draw episodes under any policy."""
         state = self.starts(rng, n) if beginning == "start" else self.coverage(rng, n)[0]
-        states, actions = self._roll(state, length, policy, rng)
+        states, actions = self.roll(state, length, policy, rng)
         actions = np.concatenate([actions, policy(states[:, -1])[:, None]], 1)
         return Episodes(states, actions, np.zeros(states.shape[:2], dtype=bool))
 
@@ -283,7 +382,7 @@ class Simulator(Environment):
         exact = self.exact_values(state, self.policy(state), gamma).get(reward)
         if exact is not None:
             return exact
-        states, _ = self._roll(state, length, self.policy, rng)
+        states, _ = self.roll(state, length, self.policy, rng)
         rewards = self.rewards(states[:, 1:].reshape(-1, state.shape[1]))[reward].reshape(len(state), length)
         value: Array = rewards @ gamma ** np.arange(length)
         return value
@@ -307,16 +406,18 @@ class Simulator(Environment):
         """Return rows of episodes with a behaviour.
 
         `random`: random actions from the start distribution. `policy`: the policy, half of the episodes from states
-        that cover the space, half from the start distribution. `visited`: the states of `policy`, with actions
-        interpolated between the policy's and random ones.
+        that cover the space, half from the start distribution; with a family, policies that change along an episode,
+        all from states that cover the space. `visited`: the states of `policy`, with actions interpolated between the
+        policy's and random ones.
         """
-        count = -(-len(rows) // length)
-        state = self.starts(rng, count)
+        episodes = -(-len(rows) // length)
+        state = self.starts(rng, episodes)
         if behaviour != "random":
-            covered = -(-count // 2)
+            covered = -(-episodes // 2) if self.family is None else episodes
             state[:covered] = self.coverage(rng, covered)[0]
-        act = self.policy if behaviour != "random" else lambda state: self.actions(rng, len(state))
-        states, actions = self._roll(state, length, act, rng)
+        followed = self.policy if self.family is None else _changing(self.family, rng)
+        act = followed if behaviour != "random" else lambda state: self.actions(rng, len(state))
+        states, actions = self.roll(state, length, act, rng)
         now, then = (part.reshape(-1, state.shape[1])[: len(rows)] for part in (states[:, :-1], states[:, 1:]))
         action = actions.reshape(-1, actions.shape[2])[: len(rows)]
         if behaviour == "visited":
@@ -334,7 +435,7 @@ class Simulator(Environment):
             np.full(len(rows), behaviour),
         )
 
-    def _roll(
+    def roll(
         self, state: Array, length: int, act: Callable[[Array], Array], rng: np.random.Generator
     ) -> tuple[Array, Array]:
         """Return states (n, length + 1, states) from `state` on, and the actions (n, length, actions) between them."""
@@ -345,6 +446,19 @@ class Simulator(Environment):
         return np.stack(states, 1), np.stack(actions, 1)
 
 
+def _changing(family: Family, rng: np.random.Generator) -> Callable[[Array], Array]:
+    """Return the actions along episodes in which every row takes another w after `RENEWED` steps."""
+    steps, w = count(), np.empty((0, len(family.names)))
+
+    def act(state: Array) -> Array:
+        nonlocal w
+        if next(steps) % RENEWED == 0:
+            w = family.draw(len(state), rng)
+        return family.act(state, w)
+
+    return act
+
+
 def build(kind: str, settings: plugins.Settings) -> Process:
     """Return the environment or the log of a kind, the name of a file in this folder.
 
@@ -352,4 +466,16 @@ def build(kind: str, settings: plugins.Settings) -> Process:
         UserError: There is no such file, or the environment cannot be created.
     """
     built: Process = plugins.load(__name__, kind).build(settings)
+    return built
+
+
+def restore(described: Mapping[str, Any]) -> Environment:
+    """Return the environment that a provenance, or a model of a family, describes by `kind` and `settings`.
+
+    Raises:
+        UserError: It cannot be created.
+    """
+    kind = described["kind"]
+    built = build(kind, plugins.load(__name__, kind).Settings.model_validate_json(json.dumps(described["settings"])))
+    assert isinstance(built, Environment), kind
     return built

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,21 @@ from pipelines.environments import Array
 EntryPoint = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
 
 
-def load(name: EntryPoint, shape: tuple[int, ...]) -> Callable[[Array], Array]:
+def find(name: EntryPoint) -> Callable[..., Any]:
+    """Import a user function.
+
+    Raises:
+        UserError: The module or function does not exist.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise _unknown(name, error) from None
+    return function
+
+
+def load(name: EntryPoint, shape: tuple[int, ...]) -> Callable[..., Array]:
     """Import a user function and wrap it to check its results.
 
     >>> load("numpy:negative", (2,))(np.ones((1, 2)))
@@ -31,31 +45,16 @@ def load(name: EntryPoint, shape: tuple[int, ...]) -> Callable[[Array], Array]:
         shape: Shape of one result.
 
     Returns:
-        The function, from rows (n, ...) to float64 rows (n, *shape).
+        The function, from rows (n, ...), and other rows where it takes some, to float64 rows (n, *shape).
 
     Raises:
         UserError: The module or function does not exist, or, when called, the function returns no numbers, another
             shape, or NaN or infinity for a finite row.
     """
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise _unknown(name, error) from None
+    function = find(name)
 
-    def checked(rows: Array) -> Array:
-        returned = function(rows)
-        try:
-            answer: Array = np.asarray(returned, dtype=np.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{name} answered {len(rows)} rows with a {type(returned).__name__} that is no array of numbers "
-                f"({first_line(error)}); expected shape {(len(rows), *shape)}."
-            ) from None
-        if answer.shape != (len(rows), *shape):
-            raise UserError(
-                f"{name} answered {len(rows)} rows with shape {answer.shape}; expected shape {(len(rows), *shape)}."
-            )
+    def checked(rows: Array, *others: Array) -> Array:
+        answer = numbers(name, function(rows, *others), (len(rows), *shape), "rows")
         bad = ~_finite(answer) & _finite(rows)
         if bad.any():
             raise UserError(
@@ -65,6 +64,24 @@ def load(name: EntryPoint, shape: tuple[int, ...]) -> Callable[[Array], Array]:
         return answer
 
     return checked
+
+
+def numbers(name: EntryPoint, returned: object, shape: tuple[int, ...], what: str) -> Array:
+    """Return what a user function answered `shape[0]` rows or draws with as an array.
+
+    Raises:
+        UserError: It is no array of numbers of this shape.
+    """
+    try:
+        answer: Array = np.asarray(returned, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{name} answered {shape[0]} {what} with a {type(returned).__name__} that is no array of numbers "
+            f"({first_line(error)}); expected shape {shape}."
+        ) from None
+    if answer.shape != shape:
+        raise UserError(f"{name} answered {shape[0]} {what} with shape {answer.shape}; expected shape {shape}.")
+    return answer
 
 
 def sources(*names: str) -> dict[str, Path]:

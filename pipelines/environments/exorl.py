@@ -80,6 +80,8 @@ class Exorl(Environment):
                     "own; expected the policy in one place: write it into `simulator`."
                 )
             self._policy = load(settings.policy, (len(self.action_names),))
+        else:
+            self.family = self.simulator.family
 
     def policy(self, state: Array) -> Array:
         """Return the actions of the user's policy, or of the simulator's."""
@@ -110,9 +112,17 @@ class Exorl(Environment):
 
     def episodes(self, beginning: Beginning, n: int, length: int, rng: np.random.Generator) -> Episodes:
         """Draw rollouts in the simulator."""
-        if isinstance(self.simulator, Simulator):
+        if isinstance(self.simulator, Simulator) and self.family is None:
             return self.simulator.follow(self._policy, beginning, n, length, rng)
         return self.simulator.episodes(beginning, n, length, rng)
+
+    def acted(self, act: Callable[[Array], Array], n: int, length: int, rng: np.random.Generator) -> Array:
+        """Return the states of episodes in the simulator."""
+        return self.simulator.acted(act, n, length, rng)
+
+    def expert(self, reward: str) -> Callable[[Array], Array] | None:
+        """Return the good policy that the simulator knows for a reward."""
+        return self.simulator.expert(reward)
 
     def rewards(self, state: Array) -> dict[str, Array]:
         """Return the rewards of the simulator, not the recorded ones."""

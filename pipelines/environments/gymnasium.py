@@ -1,8 +1,8 @@
 """Any Gymnasium environment with real vectors as observations and actions, by its id.
 
 The observation is used as the state. Because the environment cannot be set to a state, transitions come from episodes:
-with random actions, under the policy, or with both. An episode that the environment terminates ends in a terminal
-state; one that a time limit cuts off does not.
+with random actions, under the policy, or with both. With `w` the policy is a family of policies. An episode that the
+environment terminates ends in a terminal state; one that a time limit cuts off does not.
 
 An environment may keep state in its class or module, so one thread steps it, one instance after the other, unless the
 entry says that it is safe. Some transitions are replayed before the tables are drawn.
@@ -11,7 +11,7 @@ entry says that it is safe. Some transitions are replayed before the tables are 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from itertools import count, islice
@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import numpy as np
 from pydantic import Field
 
-from pipelines.base import plugins
 from pipelines.base.errors import UserError, first_line
 from pipelines.environments import Array, Beginning, Environment, Episodes, Steps
 from pipelines.environments import _entry_point as entry_points
 from pipelines.environments._entry_point import EntryPoint, load
+from pipelines.environments._family import LawSettings, Named
 
 if TYPE_CHECKING:
     import gymnasium
@@ -35,13 +35,13 @@ Label = Literal["random", "policy", "visited"]
 REPLAYED = 20  # transitions
 
 
-class Settings(plugins.Settings):
+class Settings(LawSettings):
     """The environment, its policy, and the behaviour that generates transitions."""
 
     id: str = Field(min_length=1, description='as `gymnasium.make` takes it: "Pendulum-v1", "package.module:Mine-v0"')
     policy: EntryPoint = Field(
-        description="package.module:function from observations (n, d) to actions (n, a): deterministic, row by row, "
-        "called from several threads if `thread_safe`; a change of its module is noticed"
+        description="package.module:function from observations (n, d), and w (n, dw) of a family, to actions (n, a): "
+        "deterministic, row by row, called from several threads if `thread_safe`; a change of its module is noticed"
     )
     behaviour: Literal["random", "policy", "mixed"] = Field(
         "random",
@@ -87,9 +87,12 @@ class Gymnasium(Environment):
         self.bounds = (low[0], low[-1], high[0], high[-1])
         self.source = f"gymnasium {_library().__version__}, {settings.id}, policy {settings.policy}"
         self.fidelity = "gymnasium's own; one rollout a start is the truth, exact where the dynamics are deterministic"
-        self._policy = load(settings.policy, (len(self.action_names),))
+        size = len(self.action_names)
+        self.family = Named(settings.policy, settings.w, settings.draw, size) if settings.w else None
+        self._policy = load(settings.policy, (size,))
         self._rewards = {name: load(entry, ()) for name, entry in settings.rewards.items()}
-        self.policy(self.starts(np.random.default_rng(0), 1))  # report an error in the policy before anything runs
+        rng = np.random.default_rng(0)  # report an error in the policy before anything runs
+        self._one(rng)[0](self.starts(rng, 1))
 
     def checks(self, rng: np.random.Generator) -> list[str]:
         """Replay transitions with the same seeds, alone and in turns with another instance.
@@ -121,8 +124,27 @@ class Gymnasium(Environment):
         return [found]
 
     def policy(self, state: Array) -> Array:
-        """Return the actions of the user's function."""
+        """Return the actions of the user's function, which is a policy of its own without `w`."""
         return self._policy(state)
+
+    def acted(self, act: Callable[[Array], Array], n: int, length: int, rng: np.random.Generator) -> Array:
+        """Return the states of episodes in as many instances, which must not share state.
+
+        A terminal state repeats until the end.
+        """
+        with ExitStack() as stack:
+            made = [stack.enter_context(closing(self._make(max_episode_steps=-1))) for _ in range(n)]
+            states = [np.stack([_vector(one.reset(seed=_seed(rng))[0]) for one in made])]
+            over = np.zeros(n, dtype=bool)
+            for step in range(length):
+                action, following = act(states[-1]).astype(self.action_type), states[-1].copy()
+                for i in np.flatnonzero(~over):
+                    observation, _, over[i], cut, _ = made[i].step(action[i])
+                    following[i] = _vector(observation)
+                    if cut and not over[i] and step + 1 < length:
+                        raise self._cut(step + 1, length)
+                states.append(following)
+        return np.stack(states, 1)
 
     def starts(self, rng: np.random.Generator, n: int) -> Array:
         """Draw initial observations of episodes."""
@@ -138,22 +160,35 @@ class Gymnasium(Environment):
     def episodes(self, beginning: Beginning, n: int, length: int, rng: np.random.Generator) -> Episodes:
         """Draw episodes without a time limit, from the environment's own start distribution."""
         states = np.empty((n, length + 1, len(self.state_names)))
-        actions = np.empty((n, length + 1, len(self.action_names)))
+        actions = np.empty((n, length + 1, len(self.inputs)))
         terminal = np.zeros((n, length + 1), dtype=bool)
+        size = len(self.action_names)
         with closing(self._make(max_episode_steps=-1)) as made:
             for i in range(n):
                 last, ended = 0, False
-                for row in islice(self._episode(made, "policy", rng), length):
-                    states[i, last], actions[i, last], states[i, last + 1], ended = row
+                act, actions[i, :, size:] = self._one(rng)
+                for row in islice(self._episode(made, "policy", act, rng), length):
+                    states[i, last], actions[i, last, :size], states[i, last + 1], ended = row
                     last += 1
                 if last < length and not ended:
-                    raise UserError(
-                        f"{self.settings.id} cut an episode off after {last} steps without terminating it; "
-                        f"expected {length} steps, so lower `length` or lift the limit by `arguments`."
-                    )
+                    raise self._cut(last, length)
                 states[i, last:], terminal[i, last:] = states[i, last], ended
-                actions[i, last:] = self.policy(states[i, last : last + 1])
+                actions[i, last:, :size] = act(states[i, last : last + 1])
         return Episodes(states, actions, terminal)
+
+    def _cut(self, steps: int, length: int) -> UserError:
+        return UserError(
+            f"{self.settings.id} cut an episode off after {steps} steps without terminating it; "
+            f"expected {length} steps, so lower `length` or lift the limit by `arguments`."
+        )
+
+    def _one(self, rng: np.random.Generator) -> tuple[Callable[[Array], Array], Array]:
+        """Return the policy of an episode and its w, (1, dw), which has no components where there is one policy."""
+        family = self.family
+        if family is None:
+            return self.policy, np.empty((1, 0))
+        w = family.draw(1, rng)
+        return lambda state: family.act(state, w), w
 
     def rewards(self, state: Array) -> dict[str, Array]:
         """Return the user's rewards, and every component of the observation under its name."""
@@ -180,17 +215,21 @@ class Gymnasium(Environment):
         """Yield the fields of `Steps` of one episode after the other, without end."""
         for number in count(episode):
             label = self._label(number)
-            for step, row in enumerate(self._episode(made, label, rng)):
+            for step, row in enumerate(self._episode(made, label, self._one(rng)[0], rng)):
                 yield *row, number, step, label
 
     def _episode(
-        self, made: gymnasium.Env[Any, Any], label: Label, rng: np.random.Generator
+        self,
+        made: gymnasium.Env[Any, Any],
+        label: Label,
+        act: Callable[[Array], Array],
+        rng: np.random.Generator,
     ) -> Iterator[tuple[Array, Array, Array, bool]]:
         """Yield steps (state, action, next state, terminated) until the environment ends the episode."""
         odds = {"random": 1.0, "visited": 0.5, "policy": 0.0}[label]  # of a random action
         state, ended, cut = _vector(made.reset(seed=_seed(rng))[0]), False, False
         while not (ended or cut):
-            action = rng.uniform(self.low, self.high) if rng.random() < odds else self.policy(state[None])[0]
+            action = rng.uniform(self.low, self.high) if rng.random() < odds else act(state[None])[0]
             observation, _, ended, cut, _ = made.step(action.astype(self.action_type))
             following = _vector(observation)
             yield state, action, following, bool(ended)
@@ -211,13 +250,14 @@ class Gymnasium(Environment):
 
 
 def sources(settings: Settings, mirror: Path | None) -> dict[str, Path]:
-    """Return the files of the modules of the policy, of the rewards and of an environment with an own module.
+    """Return the files of the modules of the policy, the law of w, the rewards and an environment with its own module.
 
     Raises:
         UserError: A module does not exist.
     """
     own = [settings.id] if ":" in settings.id else []
-    return entry_points.sources(settings.policy, *settings.rewards.values(), *own)
+    law = [settings.draw] if settings.draw else []
+    return entry_points.sources(settings.policy, *settings.rewards.values(), *law, *own)
 
 
 def build(settings: Settings) -> Gymnasium:

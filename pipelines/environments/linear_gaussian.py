@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 from pydantic import Field
 
-from pipelines.environments import Array, Simulator, SimulatorSettings
+from pipelines.environments import Array, Simulator, _family
+from pipelines.environments._family import FamilySettings
 
 if TYPE_CHECKING:
     from flowmatch_core.oracles import LinearGaussianMDP
 
 
-class Settings(SimulatorSettings):
+class Settings(FamilySettings):
     """The dynamics of the spiral and the location of its reward."""
 
     contraction: float = Field(0.99, ge=0, lt=1, description="factor of the radius per step, the spectral radius of F")
@@ -45,6 +46,7 @@ class Spiral(Simulator):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.family = _family.own(settings, len(self.action_names))
 
     @cached_property
     def gain(self) -> Array:
@@ -78,8 +80,10 @@ class Spiral(Simulator):
         squared = ((state - np.array(self.settings.goal)) ** 2).sum(-1) / self.settings.width**2
         return {"bump": np.exp(-squared / 2)}
 
-    def oracle(self) -> LinearGaussianMDP:
-        """Return the same process in closed form, float64."""
+    def oracle(self) -> LinearGaussianMDP | None:
+        """Return the same process in closed form, float64; None with a family, whose policies need not be linear."""
+        if self.family is not None:
+            return None
         import torch
 
         from flowmatch_core.oracles import LinearGaussianMDP
@@ -91,14 +95,15 @@ class Spiral(Simulator):
         )
 
     def exact_values(self, state: Array, action: Array, gamma: float) -> dict[str, Array]:
-        """Return the value of the bump, a sum of Gaussian integrals."""
+        """Return the value of the bump, a sum of Gaussian integrals; none with a family."""
         import torch
 
+        oracle = self.oracle()
+        if oracle is None:
+            return {}
         goal = torch.tensor(self.settings.goal, dtype=torch.float64)
         spread = self.settings.width**2 * torch.eye(2, dtype=torch.float64)
-        value = self.oracle().value_bump(
-            torch.from_numpy(state), torch.from_numpy(action), gamma, goal=goal, spread=spread
-        )
+        value = oracle.value_bump(torch.from_numpy(state), torch.from_numpy(action), gamma, goal=goal, spread=spread)
         return {"bump": value.numpy()}
 
 
@@ -111,3 +116,6 @@ def build(settings: Settings) -> Spiral:
     array([[0. , 0.5]])
     """
     return Spiral(settings)
+
+
+sources = _family.sources

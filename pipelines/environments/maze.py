@@ -8,13 +8,16 @@ axis.
 from __future__ import annotations
 
 import os
-from typing import Literal, final
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipelines.environments import Array, Simulator, SimulatorSettings
+from pipelines.environments import Array, Family, Simulator, _family
+from pipelines.environments._family import FamilySettings
 
 ARENA = 0.3  # half width between the border planes
 LIMIT = 0.29  # range of the ball's centre
@@ -56,13 +59,14 @@ ROOMS = {
 GOALS = {f"reach_{name}": 0.15 * np.array(signs, dtype=float) for name, signs in ROOMS.items()}
 LONG = "reach_bottom_left_long"  # the goal in the room next to the start, reached through all other rooms
 GOAL_RADIUS, GOAL_MARGIN = 0.015, 6 * 0.015
+GOAL_RANGE = (0.03, 0.27)  # m from an axis, within which each coordinate of a goal of the family is
 DIAMOND = 0.24  # the loop runs along |x| + |y| = DIAMOND, and crosses a passage at this coordinate
 BAND = 0.2  # square and fast_slow reward motion where exactly one coordinate is larger
 SLOW, FAST = 0.045, 0.095  # m/s along x and along y in fast_slow
 
 
-class Settings(SimulatorSettings):
-    """The policy and the duration of an action."""
+class Settings(FamilySettings):
+    """The policy, or the family of policies, and the duration of an action."""
 
     task: Literal[
         "loop",
@@ -75,6 +79,15 @@ class Settings(SimulatorSettings):
         "reach_bottom_left_long",
     ] = Field("loop", description="the scripted policy")
     action_repeat: int = Field(5, ge=1, le=10, description="physics steps of 0.02 s that one transition lasts")
+    family: Literal["goals"] | None = Field(
+        None, description="goals: scripted policies to every goal of a room, in place of the policy of the task"
+    )
+
+    @model_validator(mode="after")
+    def _one_family(self) -> Self:
+        if self.family is not None and self.policy is not None:
+            raise ValueError(f"family is {self.family} and policy {self.policy}; expected one of them")
+        return self
 
 
 def clearance(position: Array) -> Array:
@@ -196,13 +209,14 @@ def band_velocity(position: Array, velocity: Array, along_x: float, along_y: flo
 def reach_target(position: Array, goal: Array, long_way: bool = False) -> Array:
     """Return the point to head for, (n, 2): the goal in its own room, otherwise the next passage around the wall.
 
-    The route is the shorter one, clockwise from the opposite room, or with `long_way` always clockwise. A ball that has
-    not passed the tip of an arm moves along the arm before it crosses.
+    There is one goal, (2,), or one for each position, (n, 2). The route is the shorter one, clockwise from the opposite
+    room, or with `long_way` always clockwise. A ball that has not passed the tip of an arm moves along the arm before
+    it crosses.
     """
     signs = room_signs(position)
     order = np.array(list(ROOMS.values()))
-    room = (signs[:, None, :] == order).all(-1).argmax(-1)
-    rooms_ahead = (int((np.sign(goal) == order).all(-1).argmax()) - room) % 4
+    room, goals_room = ((corner[..., None, :] == order).all(-1).argmax(-1) for corner in (signs, np.sign(goal)))
+    rooms_ahead = (goals_room - room) % 4
     # Clockwise, rooms are left alternately along x and along y; counter-clockwise along the other axis.
     cross_x = (room % 2 == 0) == (long_way | (rooms_ahead < 3))
     size = np.abs(position)
@@ -219,8 +233,52 @@ def reach_target(position: Array, goal: Array, long_way: bool = False) -> Array:
 
 
 @final
+class Goals(Family):
+    r"""The scripted policies $\pi_g$ to a goal g = (gx, gy) in one of the rooms, in place of Forward-Backward's.
+
+    $$ \pi_g(s) = \mathrm{drive}(4\, (\mathrm{target}(x, g) - x), v), \qquad |g_x|, |g_y| \sim U[0.03, 0.27] $$
+    """
+
+    names = ("gx", "gy")
+    low, high = np.full(2, -GOAL_RANGE[1]), np.full(2, GOAL_RANGE[1])
+    source = "the scripted policies to goals, in place of Forward-Backward"
+    _hole = f" without the {2 * GOAL_RANGE[0]:g} m around the axes"
+
+    def act(self, state: Array, w: Array) -> Array:
+        """Return the action towards each row's goal."""
+        return drive(4 * (reach_target(state[:, :2], w) - state[:, :2]), state[:, 2:])
+
+    def draw(self, n: int, rng: np.random.Generator) -> Array:
+        """Draw goals uniformly from the four squares of the law."""
+        goal: Array = rng.choice([-1.0, 1.0], (n, 2)) * rng.uniform(*GOAL_RANGE, (n, 2))
+        return goal
+
+    def nearest(self, w: Array) -> Array:
+        """Return the nearest goals in the squares; a coordinate of zero counts as positive."""
+        goal: Array = np.where(w < 0, -1.0, 1.0) * np.clip(np.abs(w), *GOAL_RANGE)
+        return goal
+
+
+def scripted(task: str, state: Array) -> Array:
+    """Return the scripted action of a task: around the diamond or the square, or to the goal."""
+    position, velocity = state[:, :2], state[:, 2:]
+    match task:
+        case "loop":
+            wanted = loop_velocity(position, velocity)
+        case "square":
+            wanted = band_velocity(position, velocity, TERMINAL_SPEED, TERMINAL_SPEED)
+        case "fast_slow":
+            wanted = band_velocity(position, velocity, -SLOW, -FAST)
+        case "reach_bottom_left_long":
+            wanted = 4 * (reach_target(position, GOALS["reach_bottom_left"], long_way=True) - position)
+        case reach:
+            wanted = 4 * (reach_target(position, GOALS[reach]) - position)
+    return drive(wanted, velocity)
+
+
+@final
 class Maze(Simulator):
-    """The maze with the policy of one task."""
+    """The maze with the policy of one task, or with the policies to goals."""
 
     state_names = ("x", "y", "vx", "vy")
     action_names = ("ux", "uy")
@@ -236,23 +294,16 @@ class Maze(Simulator):
         import mujoco
 
         self.settings = settings
+        self.family = Goals() if settings.family == "goals" else _family.own(settings, len(self.action_names))
         self.model = mujoco.MjModel.from_xml_string(MJCF)
 
     def policy(self, state: Array) -> Array:
-        """Return the scripted action: around the diamond or the square, or to the goal of the task."""
-        position, velocity = state[:, :2], state[:, 2:]
-        match self.settings.task:
-            case "loop":
-                wanted = loop_velocity(position, velocity)
-            case "square":
-                wanted = band_velocity(position, velocity, TERMINAL_SPEED, TERMINAL_SPEED)
-            case "fast_slow":
-                wanted = band_velocity(position, velocity, -SLOW, -FAST)
-            case "reach_bottom_left_long":
-                wanted = 4 * (reach_target(position, GOALS["reach_bottom_left"], long_way=True) - position)
-            case reach:
-                wanted = 4 * (reach_target(position, GOALS[reach]) - position)
-        return drive(wanted, velocity)
+        """Return the scripted action of the task."""
+        return scripted(self.settings.task, state)
+
+    def expert(self, reward: str) -> Callable[[Array], Array]:
+        """Return the scripted policy of the task of that name."""
+        return partial(scripted, reward)
 
     def step(self, state: Array, action: Array, rng: np.random.Generator) -> Array:
         """Return the state after `action_repeat` physics steps under a constant action, for each row independently."""
@@ -306,3 +357,6 @@ def build(settings: Settings) -> Maze:
     (3, 4)
     """
     return Maze(settings)
+
+
+sources = _family.sources

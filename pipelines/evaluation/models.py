@@ -39,11 +39,11 @@ def load(
 
 
 def policy(built: Process) -> Callable[[Array], Array] | None:
-    """Return the policy of an environment, or that of a log if it is known."""
+    """Return the policy of an environment, or that of a log if it is known; None where there is a family of them."""
     if isinstance(built, Log):
         return built.act
     assert isinstance(built, Environment)
-    return built.policy
+    return built.policy if built.family is None else None
 
 
 def sample(model: HorizonModel, state: Tensor, action: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -35,6 +35,9 @@ METHODS = {
     "gan": "GAN",
     "vae": "VAE",
     "ensemble": "Ensemble",
+    "single": "best single policy",
+    "simulation": "GPI by simulation",
+    "expert": "scripted policy",
 }
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError, first_line
@@ -37,15 +38,18 @@ def complete(params: Params, nodes: Mapping[str, Node], changed: Collection[str]
     """
     made = {out: node.name for node in nodes.values() for out in node.outs}
     missing: list[str] = []
-    kept = {}
+    kept = dict[str, dict[str, Any]]()
     for section, kind, metrics in (
         ("datasets", "data set", layout.metrics),
         ("environments", "environment", layout.metrics),
         ("experiments", "experiment", layout.findings),
+        ("plans", "planning", layout.planned),
     ):
         entries = getattr(params, section)
         stages = {name: made.get(metrics(name).as_posix()) for name in entries}
         lost = [name for name, stage in stages.items() if stage is None or _before(nodes, [stage]) & set(changed)]
+        if section == "plans":  # whose environment is described by its own results
+            lost += [name for name in entries if name not in kept["environments"] and name not in lost]
         kept[section] = {name: entry for name, entry in entries.items() if name not in lost}
         missing += [f"{kind} {name}" for name in lost]
     return params.model_copy(update=kept), missing

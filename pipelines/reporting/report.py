@@ -17,6 +17,7 @@ from pipelines.reporting import facts, ranking
 from pipelines.reporting.facts import Facts
 from pipelines.reporting.figures import curves, style
 from pipelines.reporting.figures import density as density_figures
+from pipelines.reporting.figures import planning as planning_figures
 from pipelines.reporting.figures import successor as successor_figures
 from pipelines.reporting.labels import label
 from pipelines.reporting.tables import ORDER, physics_steps
@@ -139,6 +140,8 @@ def compose(params: Params, folder: Path, tables: Path, run: Facts, incomplete: 
     page.tables = [table for name in ORDER if (table := _table(tables, name))["rows"]]
     if params.datasets:
         _densities(page, params)
+    for name in params.plans:
+        _plans(page, params, name)
     _experiments(page, params)
     layout.page(folder).write_text(render(page, params, run), encoding="utf-8")
 
@@ -361,6 +364,33 @@ def _flow(page: Page, section: Section, methods: Sequence[str], clock: str) -> N
         there = {method: files.read_table(read(folder, method)) for method in methods if read(folder, method).exists()}
         if there:
             page.picture(section, f"{name}-{what}", draw(there), caption)
+
+
+def _plans(page: Page, params: Params, name: str) -> None:
+    """Add the episodes of planners of an environment, a picture of each task."""
+    settings, provenance = params.plans[name], files.read_json(layout.provenance(layout.collected(name)))
+    family, found = provenance["family"], files.read_json(layout.planned(name))
+    law = settings.laws[-1]
+    text = (
+        f"Generalised policy improvement among policies of a family ({family['source']}): every {settings.every} "
+        f"transitions {settings.candidates} candidates are compared by {settings.samples} samples each, and one other "
+        f"than the task's best single policy must exceed it by {settings.margin:g} standard errors."
+    )
+    section = Section(f"{name}-planning", f"Planning in {name}", text)
+    page.others.append(section)
+    paths = files.read_table(layout.paths(layout.plans(name)))
+    for reward in settings.rewards:
+        here = {str(method): rows for method, rows in paths[paths["reward"] == reward].groupby("method", sort=False)}
+        returns = {m: found[reward][m].get("return", found[reward][m].get(f"return_{law}")) for m in here}
+        best = max(returns, key=lambda method: returns[method])
+        part = Section(f"{name}-{reward}", reward, lead=f"{label(best)} has the greatest return.")
+        section.parts.append(part)
+        figure = planning_figures.paths(here, provenance["bounds"], provenance["walls"], family["low"], family["high"])
+        caption = (
+            f"{reward}: episodes of the first seed from their starts (red), candidates of law {law}. The colour is "
+            "the w of the policy that is followed, a cross its goal."
+        )
+        page.picture(part, f"{name}-{reward}", figure, caption, 0)
 
 
 def _experiments(page: Page, params: Params) -> None:

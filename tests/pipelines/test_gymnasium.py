@@ -212,3 +212,46 @@ def test_without_gymnasium_the_sentence_says_how_to_get_it(monkeypatch: pytest.M
     settings = member.Settings(**PENDULUM)
     with pytest.raises(UserError, match=r"pip install -e '.\[gymnasium\]'"):
         member.build(settings)
+
+
+# ---- families of policies ----
+
+FAMILY = CORRIDOR | {"policy": f"{HERE}:pushing", "w": {"push": [0.2, 1.0]}, "arguments": {"noise": 0.0}}
+
+
+def test_an_episode_under_a_family_follows_one_w() -> None:
+    table = draw(FAMILY).rollouts
+    seen = set()
+    for episode in episodes(table):
+        state, (action, w) = part(episode, "state"), part(episode, "action").T
+        assert len(np.unique(w)) == 1
+        np.testing.assert_array_equal(action, w)
+        alive = ~episode["terminal"].to_numpy()
+        np.testing.assert_allclose(np.diff(state[:, 0])[alive[:-1]], 0.2 * w[0], atol=1e-12)
+        assert not np.diff(state, axis=0)[~alive[:-1]].any()
+        seen.add(w[0])
+    assert len(seen) == 30 and 0.2 <= min(seen) < 0.4 < 0.8 < max(seen) <= 1.0
+
+
+def test_one_can_act_in_as_many_episodes_as_one_likes() -> None:
+    built, asked = member.build(member.Settings(**FAMILY)), []
+
+    def act(state: Array) -> Array:
+        asked.append(state)
+        return np.full((len(state), 1), 0.1 * len(asked))
+
+    states = built.acted(act, 5, 8, np.random.default_rng(0))
+    assert states.shape == (5, 9, 2)
+    np.testing.assert_array_equal(np.stack(asked, 1), states[:, :-1])
+    place = states[:, :1, 0] + 0.02 * np.concatenate([[0], np.arange(1, 9).cumsum()])
+    over = np.maximum.accumulate(place > 1, 1)
+    first = np.take_along_axis(place, over.argmax(1)[:, None], 1)
+    np.testing.assert_allclose(states[..., 0], np.where(over, first, place))
+    assert len(np.unique(states[:, 0, 0])) == 5
+    again = built.acted(lambda state: np.zeros((len(state), 1)), 5, 1, np.random.default_rng(0))
+    np.testing.assert_array_equal(again[:, 0], states[:, 0])  # the starts do not depend on the policy
+
+
+def test_a_familys_broken_policy_is_told_before_anything_runs() -> None:
+    with pytest.raises(UserError, match=r"answered 1 rows with shape \(1, 2\); expected shape \(1, 1\)"):
+        member.build(member.Settings(**(FAMILY | {"w": {"push": [0, 1], "pull": [0, 1]}})))

@@ -36,6 +36,9 @@ def paths() -> Iterator[tuple[str, Path]]:
         yield from (("samples", samples), ("experiment", result), ("value_map", layout.value_map(samples)))
         yield from (("metrics", layout.metrics(name)), ("findings", layout.findings(name)))
         yield "source", layout.source(name)
+        plans = layout.plans(name)
+        yield from (("plans", plans), ("episodes", layout.episodes(plans)), ("paths", layout.paths(plans)))
+        yield "planned", layout.planned(name)
         for function in ("results", "figure", "summary"):
             yield function, getattr(layout, function)(result)
         for method in METHODS:
@@ -111,6 +114,7 @@ EXPECTED: dict[str, tuple[set[Path], set[Path]]] = {
     "sample_successor": ({COLLECTED, models("spiral")}, {layout.samples("spiral")}),
     "evaluate_density": ({PREPARED, models("moons"), layout.samples("moons")}, scored("moons")),
     "evaluate_successor": ({COLLECTED, models("spiral"), layout.samples("spiral")}, scored("spiral")),
+    "plan_successor": ({COLLECTED, models("spiral")}, {layout.plans("spiral"), layout.planned("spiral")}),
     "experiment": (set(), EXPERIMENT),
     "tables": ({layout.LOGS, layout.METRICS, layout.PREPARED, layout.TRANSITIONS}, {layout.TABLES}),
     "report": ({*layout.GATHERED, layout.TABLES}, {layout.REPORT}),

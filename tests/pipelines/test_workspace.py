@@ -6,6 +6,7 @@ import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -292,7 +293,7 @@ def test_names_of_entries_that_are_not_there_are_left_out() -> None:
     ]
 
 
-@pytest.mark.parametrize("profile", ["td_tables", "td_tables_smoke", "td_claims", "td_claims_smoke"])
+@pytest.mark.parametrize("profile", ["td_tables", "td_tables_smoke", "td_claims", "td_claims_smoke", "td_planning"])
 def test_a_profile_about_given_entries_runs_none_of_the_users_own(profile: str) -> None:
     raw = yaml_files.read_yaml(ROOT / "params.yaml")
     wanted, _ = changes.apply(raw, yaml_files.read_yaml(PROFILES / f"{profile}.yaml"))
@@ -306,6 +307,14 @@ def test_a_profile_about_given_entries_runs_none_of_the_users_own(profile: str) 
     found["density"] = wanted["density"]  # which trains on no data set
     assert found == wanted
     assert found["datasets"] == {} and found["experiments"] == {}
+
+
+@pytest.mark.parametrize("profile", [{"only": {"environments": []}}, {"environments": {"mine": None}}])
+def test_a_profile_without_an_environment_does_not_plan_in_it(profile: dict[str, Any]) -> None:
+    base = {"environments": {"mine": {"kind": "maze"}}, "plans": {"mine": {"rewards": ["loop"]}}}
+    found, skipped = changes.apply(base, profile)
+    assert found == {"environments": {}, "plans": {}}
+    assert skipped == []
 
 
 @pytest.mark.parametrize("only", [None, ["datasets"], {"datasets": None}, {"datasets": "moons"}, {"methods": []}])

@@ -157,7 +157,7 @@ def _params(
 ) -> dict[str, Any]:
     """Return params.yaml with the file as its only entry."""
     params = deepcopy(dict(base))
-    params |= {"profile": name, "datasets": {name: dict(entry)}, "environments": {}, "experiments": {}}
+    params |= {"profile": name, "datasets": {name: dict(entry)}, "environments": {}, "plans": {}, "experiments": {}}
     params["successor"]["evaluate"]["solver_steps"] = {}  # they are of environments
     density = params["density"]
     density["methods"] = _methods(density["methods"], entry, options.methods)

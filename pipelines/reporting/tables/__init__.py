@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """`metrics[data set or environment][method][name]`, as in `data/metrics/<name>.json`; `logs` in the same form.
 
-`metrics["experiments/<name>"][finding][name]` belong to an experiment. The logs of data sets also have `seconds`.
+`metrics["experiments/<name>"][finding][name]` belong to an experiment, `metrics["plans/<name>"][reward][method][name]`
+to the planners of an environment. The logs of data sets also have `seconds`.
 """
 
 ORDER = (
     "comparisons",
     "claims",
+    "planning_claims",
+    "planning",
     "maze",
     "successor",
     "horizons",
@@ -227,9 +230,17 @@ def physics_steps(entry: EnvironmentEntry) -> int:
     return int(entry.own.get("action_repeat", 5)) if entry.kind == "maze" else 1
 
 
+def has_family(entry: EnvironmentEntry) -> bool:
+    """Return whether the models of a simulator are those of a family of policies."""
+    return bool(entry.own.get("family") or (entry.own.get("policy") and entry.own.get("w")))
+
+
 def papers_task(entry: EnvironmentEntry) -> str:
-    """Return the task of a maze whose horizon is about 100 physics steps, as in the paper, or an empty text."""
-    if entry.kind != "maze":
+    """Return the task of a maze whose horizon is about 100 physics steps, as in the paper, or an empty text.
+
+    A maze with a family of policies has none.
+    """
+    if entry.kind != "maze" or has_family(entry):
         return ""
     horizon = 1 / (1 - entry.gamma ** (1 / physics_steps(entry)))
     return str(entry.own.get("task", "loop")) if 70 <= horizon <= 140 else ""
@@ -273,6 +284,8 @@ def save(params: Params, folder: Path) -> list[Table]:
             final["seconds"] = times.mean(name, method, params.density.seeds_for(entry, method), final)
     for name in params.experiments:
         metrics[f"experiments/{name}"] = files.read_json(layout.findings(name))
+    for name in params.plans:
+        metrics[f"plans/{name}"] = files.read_json(layout.planned(name))
     folder.mkdir(parents=True)
     tables = [plugins.load(__name__, name).build(params, metrics, logs, provenance) for name in ORDER]
     for table in tables:

@@ -17,6 +17,7 @@ from pipelines.reporting.tables import (
     Cells,
     Table,
     between,
+    has_family,
     limits,
     numbers_of,
     papers_task,
@@ -162,7 +163,7 @@ def _kinds(entry: EnvironmentEntry) -> set[str]:
     if task:
         kinds |= {LOOP} if task == LOOP else {REACH} if task.startswith(REACH) else set()
         kinds |= {MIXED} if entry.own.get("behaviour") == "mixed" else set()
-    elif entry.kind == "linear_gaussian" and entry.gamma >= 0.95:
+    elif entry.kind == "linear_gaussian" and entry.gamma >= 0.95 and not has_family(entry):
         kinds.add(SPIRAL)
     return kinds
 
