@@ -75,9 +75,9 @@ class GaussianIntentions:
 
     def information(self) -> Tensor:
         """Return I(z; a | s) in nats, a scalar."""
-        information: Tensor = torch.logdet(self._precision()) / 2
-        return information
+        return torch.logdet(self._precision()) / 2
 
     def _precision(self) -> Tensor:
         identity = torch.eye(self.C.shape[-1], dtype=self.C.dtype, device=self.C.device)
-        return identity + self.C.mT @ torch.linalg.solve(self.Pi, self.C)
+        precision: Tensor = identity + self.C.mT @ torch.linalg.solve(self.Pi, self.C)
+        return precision
