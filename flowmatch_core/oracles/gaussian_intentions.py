@@ -75,8 +75,7 @@ class GaussianIntentions:
 
     def information(self) -> Tensor:
         """Return I(z; a | s) in nats, a scalar."""
-        information: Tensor = torch.logdet(self._precision()) / 2
-        return information
+        return torch.logdet(self._precision()) / 2
 
     def _precision(self) -> Tensor:
         identity = torch.eye(self.C.shape[-1], dtype=self.C.dtype, device=self.C.device)
