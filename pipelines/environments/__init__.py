@@ -217,8 +217,13 @@ class SimulatorSettings(plugins.Settings):
 
 
 class Simulator(Environment):
-    """An environment that can be set to any state and has no terminal states."""
+    """An environment that can be set to any state and has no terminal states.
 
+    Attributes:
+        positions: Whether the first two components of the state are a position, over which values can be mapped.
+    """
+
+    positions: bool = True
     settings: SimulatorSettings
 
     @abstractmethod

@@ -85,7 +85,7 @@ class Sampler:
         self.start = truth.read(layout.collected(environment), self.device)
         built = environments.build(self.entry.kind, self.entry.settings())
         self.grid = None
-        if isinstance(built, Simulator) and len(built.state_names) > 1 and self.entry.reward is not None:
+        if isinstance(built, Simulator) and built.positions and len(built.state_names) > 1 and self.entry.reward:
             self.grid = ValueGrid(built, self.entry)
 
     def __reduce__(self) -> tuple[type[Sampler], tuple[Params, str]]:

@@ -1,0 +1,77 @@
+"""Policies that are stored with the project: small networks from observations to actions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.base import files, layout
+from pipelines.base.errors import UserError
+from pipelines.environments import Array
+
+FARTHEST = 10.0
+"""Largest standardised component of an observation that an actor is given; a larger one is cut off."""
+
+
+@dataclass(frozen=True)
+class Actor:
+    r"""A deterministic policy with actions in $[-1, 1]^a$, computed in double precision.
+
+    With $z = \mathrm{clip}((s - \mu) / \sigma, -10, 10)$ it is $\mathrm{clip}(W z + b, -1, 1)$ if it has one layer, and
+    $\tanh(W_n h_{n-1} + b_n)$ with $h_i = \max(W_i h_{i-1} + b_i, 0)$, $h_0 = z$ if it has several.
+
+    >>> actor = Actor(np.zeros(2), np.ones(2), ((np.array([[0.5, 0.0]]), np.zeros(1)),))
+    >>> actor(np.array([[1.0, 3.0], [4.0, 0.0]]))
+    array([[0.5],
+           [1. ]])
+
+    Attributes:
+        loc: Location of observations, shape (s,).
+        scale: Their scale, shape (s,).
+        layers: Weight (outputs, inputs) and bias (outputs,) of each layer.
+    """
+
+    loc: Array
+    scale: Array
+    layers: tuple[tuple[Array, Array], ...]
+
+    def __call__(self, state: Array) -> Array:
+        """Return the actions (n, a) in the states (n, s)."""
+        x = np.clip((state - self.loc) / self.scale, -FARTHEST, FARTHEST)
+        *hidden, (weight, bias) = self.layers
+        for inner, shift in hidden:
+            x = np.maximum(x @ inner.T + shift, 0)
+        last: Array = x @ weight.T + bias
+        return np.tanh(last) if hidden else np.clip(last, -1, 1)
+
+    def write(self, name: str, provenance: dict[str, Any]) -> Path:
+        """Store the actor and its provenance under a name, and return the file."""
+        import torch
+
+        arrays = {"loc": self.loc, "scale": self.scale}
+        for number, (weight, bias) in enumerate(self.layers):
+            arrays |= {f"weight{number}": weight, f"bias{number}": bias}
+        path = layout.actor(name)
+        files.write_tensors(path, {key: torch.tensor(a, dtype=torch.float32) for key, a in arrays.items()}, {})
+        files.write_json(layout.actor_provenance(name), provenance)
+        return path
+
+
+def read(name: str) -> Actor:
+    """Return the actor that is stored under a name.
+
+    Raises:
+        UserError: There is none.
+    """
+    path = layout.actor(name)
+    if not path.exists():
+        raise UserError(
+            f"there is no stored policy {path.name}; make it by `python -m pipelines.policies.train {name}`."
+        )
+    arrays = {key: value.double().numpy() for key, value in files.read_tensors(path)[0].items()}
+    count = sum(key.startswith("weight") for key in arrays)
+    layers = tuple((arrays[f"weight{number}"], arrays[f"bias{number}"]) for number in range(count))
+    return Actor(arrays["loc"], arrays["scale"], layers)
