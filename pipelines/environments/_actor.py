@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError
 from pipelines.environments import Array
+
+Weights = NDArray[np.floating[Any]]
 
 FARTHEST = 10.0
 """Largest standardised component of an observation that an actor is given; a larger one is cut off."""
@@ -31,12 +34,12 @@ class Actor:
     Attributes:
         loc: Location of observations, shape (s,).
         scale: Their scale, shape (s,).
-        layers: Weight (outputs, inputs) and bias (outputs,) of each layer.
+        layers: Weight (outputs, inputs) and bias (outputs,) of each layer, in single or double precision.
     """
 
     loc: Array
     scale: Array
-    layers: tuple[tuple[Array, Array], ...]
+    layers: tuple[tuple[Weights, Weights], ...]
 
     def __call__(self, state: Array) -> Array:
         """Return the actions (n, a) in the states (n, s)."""
@@ -47,17 +50,15 @@ class Actor:
         last: Array = x @ weight.T + bias
         return np.tanh(last) if hidden else np.clip(last, -1, 1)
 
-    def write(self, name: str, provenance: dict[str, Any]) -> Path:
-        """Store the actor and its provenance under a name, and return the file."""
+    def write(self, name: str, provenance: Mapping[str, Any]) -> None:
+        """Store the actor and its provenance under a name."""
         import torch
 
-        arrays = {"loc": self.loc, "scale": self.scale}
+        arrays: dict[str, Weights] = {"loc": self.loc, "scale": self.scale}
         for number, (weight, bias) in enumerate(self.layers):
             arrays |= {f"weight{number}": weight, f"bias{number}": bias}
-        path = layout.actor(name)
-        files.write_tensors(path, {key: torch.tensor(a, dtype=torch.float32) for key, a in arrays.items()}, {})
+        files.write_tensors(layout.actor(name), {key: torch.from_numpy(array) for key, array in arrays.items()}, {})
         files.write_json(layout.actor_provenance(name), provenance)
-        return path
 
 
 def read(name: str) -> Actor:
@@ -71,7 +72,7 @@ def read(name: str) -> Actor:
         raise UserError(
             f"there is no stored policy {path.name}; make it by `python -m pipelines.policies.train {name}`."
         )
-    arrays = {key: value.double().numpy() for key, value in files.read_tensors(path)[0].items()}
+    arrays = files.read_arrays(path, "loc", "scale", "weight", "bias")[1]
     count = sum(key.startswith("weight") for key in arrays)
     layers = tuple((arrays[f"weight{number}"], arrays[f"bias{number}"]) for number in range(count))
     return Actor(arrays["loc"], arrays["scale"], layers)

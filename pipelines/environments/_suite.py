@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -127,13 +128,13 @@ class Domain(Simulator):
             np.array(LABELS)[kinds][row // length],
         )
 
-    def returns(self, n: int, rng: np.random.Generator) -> Array:
-        """Return the policy's sum of rewards over episodes of 1000 control steps, (n,).
+    def returns(self, policy: Callable[[Array], Array], n: int, rng: np.random.Generator) -> Array:
+        """Return a policy's sum of rewards over episodes of 1000 control steps, (n,).
 
         The reward of a transition is that of its last state, for each of its control steps.
         """
         length = EPISODE // self.settings.action_repeat
-        states, _ = self._roll(self.starts(rng, n), length, self.policy, rng)
+        states, _ = self._roll(self.starts(rng, n), length, policy, rng)
         rewards = self.rewards(states[:, 1:].reshape(-1, states.shape[2]))[self.settings.task]
         total: Array = self.settings.action_repeat * rewards.reshape(n, length).sum(1)
         return total
@@ -149,7 +150,7 @@ class Domain(Simulator):
         known = files.read_json(layout.actor_provenance(self.stored))
         changed = {"action_repeat": known["action_repeat"]}
         there = type(self)(self.settings.model_copy(update=changed))
-        here = float(there.returns(known["episodes"], np.random.default_rng(known["seed"])).mean())
+        here = float(there.returns(self.policy, known["episodes"], np.random.default_rng(known["seed"])).mean())
         found = f"the stored policy {self.stored} has a return of {here:.0f} on mujoco {mujoco.__version__}"
         if here < KEPT * known["return"]:
             versions = known["versions"]

@@ -1,0 +1,105 @@
+"""Train the policy of a task and store it with its provenance: `python -m pipelines.policies.train cheetah_run`.
+
+A policy by stable-baselines3 needs the extra `policies`, every one the extra `dmc`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipelines.base import extras, plugins
+from pipelines.base.errors import UserError
+from pipelines.environments import _actor
+from pipelines.environments._actor import Actor
+from pipelines.environments._suite import Domain
+from pipelines.policies.random_search import RandomSearch
+
+EPISODES = 16
+"""Episodes whose mean return is recorded."""
+
+
+class Recipe(Protocol):
+    """A way to train a policy."""
+
+    action_repeat: int
+
+    def train(self, domain: Domain, seed: int, say: Any) -> Actor:
+        """Return a trained policy."""
+
+
+def recipe(name: str) -> Recipe:
+    """Return how the policy of a name is trained.
+
+    Raises:
+        UserError: There is no such policy, or a package is missing.
+    """
+    if name == "cheetah_run":
+        return RandomSearch()
+    if name != "walker_walk":
+        raise UserError(f"no policy {name!r}; expected cheetah_run or walker_walk.")
+    if find_spec("stable_baselines3") is None:
+        raise UserError(
+            f"training {name} needs the package stable-baselines3, which is not installed; "
+            "run `pip install -e '.[policies]'`."
+        )
+    from pipelines.policies.actor_critic import ActorCritic
+
+    return ActorCritic()
+
+
+def train(name: str, seed: int) -> dict[str, Any]:
+    """Train the policy of a name, store it, and return its provenance.
+
+    Raises:
+        UserError: There is no such policy, or a package is missing.
+    """
+    how, (kind, _, task) = recipe(name), name.partition("_")
+    module, began = plugins.load("pipelines.environments", kind), time.process_time()
+    domain: Domain = module.build(module.Settings(task=task, action_repeat=how.action_repeat))
+    actor = how.train(domain, seed, print)
+    found = domain.returns(actor, EPISODES, np.random.default_rng(seed + 1))
+    packages = ["mujoco", "dm_control", "numpy", "torch"]
+    packages += ["stable-baselines3"] if find_spec("stable_baselines3") and not isinstance(how, RandomSearch) else []
+    provenance = {
+        "command": f"python -m pipelines.policies.train {name} --seed {seed}",
+        "method": type(how).__name__,
+        "settings": asdict(how),  # type: ignore[call-overload]
+        "seed": seed + 1,
+        "action_repeat": how.action_repeat,
+        "episodes": EPISODES,
+        "return": float(found.mean()),
+        "return_sd": float(found.std(ddof=1)),
+        "cpu_seconds": round(time.process_time() - began),
+        "versions": {package: version(package) for package in packages},
+    }
+    actor.write(name, provenance)
+    return provenance
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command, and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.policies.train", description=train.__doc__)
+    parser.add_argument("name", help="cheetah_run or walker_walk")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args(arguments)
+    try:
+        made = train(chosen.name, chosen.seed)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{chosen.name}: return {made['return']:.0f} (sd {made['return_sd']:.0f} over {EPISODES} episodes)")
+    return 0
+
+
+extras.check()
+
+if __name__ == "__main__":
+    sys.exit(main())
