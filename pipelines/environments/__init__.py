@@ -86,6 +86,8 @@ class Process(ABC):
         source: Origin of the definition.
         fidelity: How close the environment is to its origin.
         truth: What models are compared with.
+        standardised: Whether distances are also reported in standard deviations of the data, because the components of
+            a state differ much in size.
     """
 
     state_names: tuple[str, ...]
@@ -93,6 +95,7 @@ class Process(ABC):
     source: str
     fidelity: str
     truth: Truth
+    standardised: bool = False
 
     @abstractmethod
     def rewards(self, state: Array) -> dict[str, Array]:

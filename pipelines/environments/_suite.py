@@ -58,6 +58,7 @@ class Domain(Simulator):
     substeps: int
     beginnings = ("start",)
     positions = False
+    standardised = True
     fidelity = (
         "the suite's own physics, to rounding, and rewards; own policy and transitions; one rollout a start is the "
         "truth, which is exact, because policy and dynamics are deterministic"

@@ -26,9 +26,7 @@ PARENTS = (0, 1, 2, 0, 4, 5)  # the body on which each joint hangs the next one
 class Settings(_suite.Settings):
     """The policy, the duration of an action, and the behaviour that generates transitions."""
 
-    task: Literal["walk"] = Field(
-        "walk", description="the stored policy, which is trained for the reward of this name"
-    )
+    task: Literal["walk"] = Field("walk", description="the stored policy, which is trained for the reward of this name")
 
 
 @final

@@ -86,9 +86,7 @@ class ActorCritic:
 class Rows(VecEnv):
     """Rows of a domain as environments that a time limit cuts off together."""
 
-    def __init__(
-        self, domain: Domain, n: int, length: int, loc: Array, scale: Array, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, domain: Domain, n: int, length: int, loc: Array, scale: Array, rng: np.random.Generator) -> None:
         self.domain, self.length, self.loc, self.scale, self.rng = domain, length, loc, scale, rng
         self.state, self.age, self.action = np.zeros((n, len(loc))), 0, np.zeros((n, len(domain.action_names)))
         seen = Box(-FARTHEST, FARTHEST, (len(loc),), np.float32)

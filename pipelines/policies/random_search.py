@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.environments import Array
 from pipelines.environments._actor import FARTHEST, Actor
 from pipelines.environments._suite import Domain
 
@@ -51,7 +52,8 @@ class RandomSearch:
             plus, minus = self._returns(domain, tried, moments, rng).reshape(2, -1)
             top = np.argsort(-np.maximum(plus, minus))[: self.top]
             spread = np.concatenate([plus[top], minus[top]]).std() or 1.0
-            matrix = matrix + self.step / spread * np.einsum("i,iao->ao", plus[top] - minus[top], direction[top]) / self.top
+            slope = np.einsum("i,iao->ao", plus[top] - minus[top], direction[top]) / (self.top * spread)
+            matrix = matrix + self.step * slope
             if iteration % self.every == 0:
                 actor = Actor(moments.loc, moments.scale, ((matrix, np.zeros(actions)),))
                 found = float(domain.returns(actor, 4, np.random.default_rng(seed)).mean())
@@ -60,10 +62,10 @@ class RandomSearch:
                     best, highest = actor, found
         return best
 
-    def _returns(self, domain: Domain, matrices: np.ndarray, moments: Moments, rng: np.random.Generator) -> np.ndarray:
+    def _returns(self, domain: Domain, matrices: Array, moments: Moments, rng: np.random.Generator) -> Array:
         """Return the sum of rewards of each of the linear policies from a common start, and count what they see."""
         state = np.repeat(domain.starts(rng, 1), len(matrices), 0)
-        loc, scale, seen, total = moments.loc, moments.scale, list[np.ndarray](), np.zeros(len(matrices))
+        loc, scale, seen, total = moments.loc, moments.scale, list[Array](), np.zeros(len(matrices))
         for _ in range(self.length // self.action_repeat):
             standard = np.clip((state - loc) / scale, -FARTHEST, FARTHEST)
             action = np.clip(np.einsum("nao,no->na", matrices, standard), -1, 1)
@@ -81,12 +83,12 @@ class Moments:
         self.count, self.loc, self.square = 0, np.zeros(size), np.zeros(size)
 
     @property
-    def scale(self) -> np.ndarray:
+    def scale(self) -> Array:
         """Standard deviation, 1 for a component that has not moved."""
         found = np.sqrt(self.square / max(self.count, 1))
         return np.where(found > 1e-8, found, 1.0)
 
-    def add(self, rows: np.ndarray) -> None:
+    def add(self, rows: Array) -> None:
         """Count rows (n, size), by the pairwise update of mean and sum of squares."""
         count, loc = self.count + len(rows), rows.mean(0)
         apart = loc - self.loc

@@ -17,7 +17,6 @@ import numpy as np
 
 from pipelines.base import extras, plugins
 from pipelines.base.errors import UserError
-from pipelines.environments import _actor
 from pipelines.environments._actor import Actor
 from pipelines.environments._suite import Domain
 from pipelines.policies.random_search import RandomSearch

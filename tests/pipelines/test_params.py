@@ -453,7 +453,7 @@ def test_zero_is_a_seed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("profile", "seeds"),
-    [("default", {4, 3}), ("smoke", {1}), ("paper", {3}), ("td_tables", {3}), ("td_claims", {8})],
+    [("default", {4, 3}), ("smoke", {1}), ("paper", {3}), ("td_tables", {3}), ("td_claims", {8}), ("td_domains", {3})],
 )
 def test_every_profile_is_valid_and_has_its_seeds(tmp_path: Path, profile: str, seeds: set[int]) -> None:
     raw = yaml_files.read_yaml(ROOT / "params.yaml")

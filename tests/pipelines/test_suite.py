@@ -13,9 +13,9 @@ from scipy import stats
 os.environ.setdefault("MUJOCO_GL", "disabled")
 pytest.importorskip("dm_control", reason="run `pip install -e '.[dmc]'`")
 
-from pipelines.base import plugins  # noqa: E402
-from pipelines.base.errors import UserError  # noqa: E402
-from pipelines.environments import Array, _suite  # noqa: E402
+from pipelines.base import plugins
+from pipelines.base.errors import UserError
+from pipelines.environments import Array, _suite
 
 DOMAINS = ("cheetah", "walker")
 STORED = (("cheetah", "run"), ("walker", "walk"))

@@ -31,6 +31,7 @@ ORDER = (
     "comparisons",
     "claims",
     "maze",
+    "domains",
     "successor",
     "horizons",
     "paths",
