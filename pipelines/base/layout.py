@@ -76,6 +76,11 @@ def counterfactual(folder: Path) -> Path:
     return folder / "counterfactual.parquet"
 
 
+def film(folder: Path) -> Path:
+    """Return the strip of frames of the policy, of an environment that can be seen."""
+    return folder / "film.png"
+
+
 def neighbours(folder: Path) -> Path:
     """Return another logged future for every start state of the evaluation of a log, with which its floor is found."""
     return folder / "neighbours.parquet"

@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -159,6 +160,13 @@ class Environment(Process):
     @abstractmethod
     def episodes(self, beginning: Beginning, n: int, length: int, rng: np.random.Generator) -> Episodes:
         """Draw n episodes under the policy, from one of the `beginnings`."""
+
+    def film(self, file: Path, rng: np.random.Generator) -> str | None:
+        """Write frames of an episode under the policy as PNG, or return a sentence why there are none.
+
+        An environment that nothing can be seen of returns None and writes nothing.
+        """
+        return None
 
     def available(self) -> int | None:
         """Return the number of rows that `transitions` has, or None if it is unlimited."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 EPISODE = 1000  # control steps of the suite's episodes
 ODDS = (0.0, 0.25, 0.5, 1.0)  # of a random action, in one episode after the other of mixed behaviour
 LABELS: tuple[Behaviour, ...] = ("policy", "visited", "visited", "random")
+BEFORE, FRAMES, APART = 100, 8, 0.1  # transitions before a film, its frames, and the seconds between them
 KEPT = 0.9  # share of its recorded return that a stored policy must reach
 
 
@@ -161,6 +162,21 @@ class Domain(Simulator):
                 f"`{known['command']}`."
             )
         return [f"{found} and had {known['return']:.0f} where it was trained"]
+
+    def film(self, file: Path, rng: np.random.Generator) -> str | None:
+        """Write frames of an episode a tenth of a second apart, or return a sentence why there are none."""
+        from pipelines.environments import _film  # which imports this module
+
+        steps = self.settings.action_repeat * self.substeps
+        apart = max(1, round(APART / (steps * self.model.opt.timestep)))
+        physics, states = self.physics(self.starts(rng, 1)), list[Array]()
+        for _ in range(BEFORE + FRAMES * apart):  # the position along the track goes on, so that the floor moves
+            physics = advance(self.model, physics, self.policy(self.observe(physics)), steps)
+            states.append(physics[0])
+        shown = np.stack(states[BEFORE::apart])
+        if _film.strip(self.domain, shown, file):
+            return None
+        return f"no film of {self.stored}: MuJoCo renders neither by EGL nor by OSMesa here"
 
 
 def folder() -> Path:

@@ -15,7 +15,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from pipelines.environments import Array
 from pipelines.environments._actor import FARTHEST, Actor
-from pipelines.environments._suite import EPISODE, Domain
+from pipelines.environments._suite import Domain
+
+SEEN = 40  # episodes of random actions that give location and scale of the observations
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,12 @@ class ActorCritic:
         """Return the best actor that an evaluation saw."""
         torch.set_num_threads(1)
         rng = np.random.default_rng(seed)
-        random = domain.settings.model_copy(update={"behaviour": "random"})
-        seen = type(domain)(random).transitions(range(self.first), EPISODE // self.action_repeat, rng).state
-        loc, scale = seen.mean(0), seen.std(0)
-        actions = len(domain.action_names)
+        length, actions = self.length // self.action_repeat, len(domain.action_names)
+        random = domain.follow(lambda state: domain.actions(rng, len(state)), "start", SEEN, length, rng)
+        loc, scale = random.states.mean((0, 1)), random.states.std((0, 1))
         model = TD3(
             "MlpPolicy",
-            Rows(domain, self.rows, self.length // self.action_repeat, loc, scale, rng),
+            Rows(domain, self.rows, length, loc, scale, rng),
             policy_kwargs={"net_arch": [self.width, self.width]},
             learning_rate=self.lr,
             learning_starts=self.first,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 os.environ.setdefault("MUJOCO_GL", "disabled")
@@ -15,7 +18,7 @@ pytest.importorskip("dm_control", reason="run `pip install -e '.[dmc]'`")
 
 from pipelines.base import plugins
 from pipelines.base.errors import UserError
-from pipelines.environments import Array, _suite
+from pipelines.environments import Array, _film, _suite
 
 DOMAINS = ("cheetah", "walker")
 STORED = (("cheetah", "run"), ("walker", "walk"))
@@ -146,3 +149,22 @@ def test_mixed_episodes_have_odds_of_random_actions_from_none_to_one(domain: str
     np.testing.assert_allclose(environment.step(rows.state, rows.action, rng()), rows.next_state, atol=1e-9)
     same = (rows.next_state[:-1] == rows.state[1:]).all(-1)
     np.testing.assert_array_equal(same, rows.step[1:] > 0)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_a_film_shows_the_policy_or_says_why_not(domain: str, tmp_path: Path) -> None:
+    file = tmp_path / "film.png"
+    sentence = make(domain, 2).film(file, rng())
+    if sentence is not None:
+        assert sentence.endswith("neither by EGL nor by OSMesa here")
+        return
+    frames = np.split(np.asarray(Image.open(file).convert("RGB"), dtype=float), 8, 1)
+    assert all(frame.std() > 10 for frame in frames)
+    assert all(np.abs(one - other).mean() > 1 for one, other in pairwise(frames))
+
+
+def test_without_a_display_there_is_a_sentence_and_no_film(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_film, "PLATFORMS", ("none",))
+    sentence = make("cheetah", 2).film(tmp_path / "film.png", rng())
+    assert sentence == "no film of cheetah_run: MuJoCo renders neither by EGL nor by OSMesa here"
+    assert not list(tmp_path.iterdir())
