@@ -70,7 +70,7 @@ def test_the_library_works_without_the_extras(tmp_path: Path) -> None:
     [
         *(
             (f"from pipelines.environments.{kind} import *; build(Settings())", "dm_control", "dmc")
-            for kind in ("cheetah", "walker")
+            for kind in ("cheetah", "walker", "quadruped")
         ),
         ("from pipelines.policies.train import recipe; recipe('walker_walk')", "stable-baselines3", "policies"),
     ],

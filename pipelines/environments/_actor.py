@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,18 +62,26 @@ class Actor:
         files.write_json(layout.actor_provenance(name), provenance)
 
 
+def paths(name: str) -> tuple[Path, Path]:
+    """Return the files of the actor that is stored under a name, and of its provenance.
+
+    Raises:
+        UserError: One of them is missing.
+    """
+    found = layout.actor(name), layout.actor_provenance(name)
+    missing = next((path for path in found if not path.exists()), None)
+    if missing is not None:
+        raise UserError(f"{missing} is not there; make it by `python -m pipelines.policies.train {name}`.")
+    return found
+
+
 def read(name: str) -> Actor:
     """Return the actor that is stored under a name.
 
     Raises:
         UserError: There is none.
     """
-    path = layout.actor(name)
-    if not path.exists():
-        raise UserError(
-            f"there is no stored policy {path.name}; make it by `python -m pipelines.policies.train {name}`."
-        )
-    arrays = files.read_arrays(path, "loc", "scale", "weight", "bias")[1]
+    arrays = files.read_arrays(paths(name)[0], "loc", "scale", "weight", "bias")[1]
     count = sum(key.startswith("weight") for key in arrays)
     layers = tuple((arrays[f"weight{number}"], arrays[f"bias{number}"]) for number in range(count))
     return Actor(arrays["loc"], arrays["scale"], layers)

@@ -1,13 +1,14 @@
-"""What the planar domains of the DeepMind Control Suite (arXiv 1801.00690) share: physics, data and rewards.
+"""What domains of the DeepMind Control Suite (arXiv 1801.00690) share: physics, stored policies and data.
 
 The suite's own MJCF files are simulated by `mujoco.rollout` on batches of rows. The state is the suite's flat
-observation. It determines the physics up to the horizontal position, on which nothing depends, so that a domain can be
-set to any state, and rewards of sampled states are exact.
+observation. That of a planar domain determines the physics up to the position along the track, on which nothing else
+depends, so that the domain can be set to any state, and rewards of sampled states are exact.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
@@ -20,12 +21,23 @@ from pydantic import Field
 
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError
-from pipelines.environments import Array, Behaviour, Simulator, SimulatorSettings, Steps
+from pipelines.environments import (
+    Array,
+    Beginning,
+    Behaviour,
+    Environment,
+    Episodes,
+    Simulator,
+    SimulatorSettings,
+    Steps,
+)
 from pipelines.environments import _actor as actors
 from pipelines.environments._actor import Actor
 
 if TYPE_CHECKING:
     import mujoco
+
+Policy = Callable[[Array], Array]
 
 EPISODE = 1000  # control steps of the suite's episodes
 ODDS = (0.0, 0.25, 0.5, 1.0)  # of a random action, in one episode after the other of mixed behaviour
@@ -46,19 +58,20 @@ class Settings(SimulatorSettings):
     )
 
 
-class Domain(Simulator):
-    """A planar domain of the suite with the stored policy of one task.
+class Domain(Environment):
+    """A domain of the suite with the stored policy of one task.
 
     Attributes:
         domain: Name of the suite's file.
         substeps: Physics steps of a control step.
+        camera: Camera of the suite that follows the body.
         stored: Name of the stored policy.
     """
 
     domain: str
     substeps: int
+    camera: str
     beginnings = ("start",)
-    positions = False
     standardised = True
     fidelity = (
         "the suite's own physics, to rounding, and rewards; own policy and transitions; one rollout a start is the "
@@ -69,16 +82,46 @@ class Domain(Simulator):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.stored = f"{self.domain}_{settings.task}"
-        self.model = load(self.domain)
+        self.model = self.load()
         self.source = f"dm_control's {self.domain} (arXiv 1801.00690), stored policy {self.stored}"
 
-    @abstractmethod
-    def physics(self, state: Array) -> Array:
-        """Return positions and velocities (n, nq + nv) of observations, at horizontal position 0."""
+    def load(self) -> mujoco.MjModel:
+        """Return the model of the suite's file."""
+        return load(self.domain)
 
     @abstractmethod
-    def observe(self, physics: Array) -> Array:
-        """Return the observations of positions and velocities."""
+    def begin(self, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
+        """Draw starts: states (n, s), and what MuJoCo integrates in them, positions and velocities first."""
+
+    @abstractmethod
+    def move(self, physics: Array, action: Array) -> tuple[Array, Array]:
+        """Return states and physics after `action_repeat` control steps under constant actions (n, a)."""
+
+    def roll(
+        self, act: Policy, n: int, length: int, rng: np.random.Generator, alike: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """Draw episodes from the start distribution.
+
+        Args:
+            act: Actions (n, a) in the states (n, s), the rows in the same order at every step.
+            n: Number of episodes.
+            length: Transitions of an episode.
+            rng: Source of randomness.
+            alike: Whether all episodes begin in one start state.
+
+        Returns:
+            States (n, length + 1, s), the actions (n, length, a) between them, and the physics (n, length + 1, p).
+        """
+        state, now = self.begin(rng, 1 if alike else n)
+        if alike:
+            state, now = np.repeat(state, n, 0), np.repeat(now, n, 0)
+        states, actions, physics = [state], list[Array](), [now]
+        for _ in range(length):
+            actions.append(act(state))
+            state, now = self.move(now, actions[-1])
+            states.append(state)
+            physics.append(now)
+        return np.stack(states, 1), np.stack(actions, 1), np.stack(physics, 1)
 
     @cached_property
     def actor(self) -> Actor:
@@ -93,18 +136,10 @@ class Domain(Simulator):
         """Return the actions of the stored policy."""
         return self.actor(state)
 
-    def step(self, state: Array, action: Array, rng: np.random.Generator) -> Array:
-        """Return the state after `action_repeat` control steps under a constant action, clipped to [-1, 1]."""
-        steps = self.settings.action_repeat * self.substeps
-        return self.observe(advance(self.model, self.physics(state), action, steps))
-
     def actions(self, rng: np.random.Generator, n: int) -> Array:
         """Draw uniformly from the box of actions."""
-        return rng.uniform(-1, 1, (n, len(self.action_names)))
-
-    def coverage(self, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
-        """Draw starts, whose joints have any angle, and uniform actions."""
-        return self.starts(rng, n), self.actions(rng, n)
+        low, high = self.model.actuator_ctrlrange.T
+        return rng.uniform(low, high, (n, self.model.nu))
 
     def transitions(self, rows: range, length: int, rng: np.random.Generator) -> Steps:
         """Return rows of episodes of `length` steps from the start distribution, with the behaviour of the settings."""
@@ -118,7 +153,7 @@ class Domain(Simulator):
             random = rng.random(len(state)) < odds
             return np.where(random[:, None], self.actions(rng, len(state)), self.policy(state))
 
-        states, actions = self._roll(self.starts(rng, count), length, act, rng)
+        states, actions, _ = self.roll(act, count, length, rng)
         now, then = (part.reshape(-1, states.shape[2])[: len(rows)] for part in (states[:, :-1], states[:, 1:]))
         return Steps(
             now,
@@ -130,15 +165,20 @@ class Domain(Simulator):
             np.array(LABELS)[kinds][row // length],
         )
 
-    def returns(self, policy: Callable[[Array], Array], n: int, rng: np.random.Generator) -> Array:
+    def episodes(self, beginning: Beginning, n: int, length: int, rng: np.random.Generator) -> Episodes:
+        """Draw rollouts of the policy from the start distribution."""
+        states, actions, _ = self.roll(self.policy, n, length, rng)
+        actions = np.concatenate([actions, self.policy(states[:, -1])[:, None]], 1)
+        return Episodes(states, actions, np.zeros(states.shape[:2], dtype=bool))
+
+    def returns(self, policy: Policy, n: int, rng: np.random.Generator) -> Array:
         """Return a policy's sum of rewards over episodes of 1000 control steps, (n,).
 
         The reward of a transition is that of its last state, for each of its control steps.
         """
-        length = EPISODE // self.settings.action_repeat
-        states, _ = self._roll(self.starts(rng, n), length, policy, rng)
+        states, *_ = self.roll(policy, n, EPISODE // self.settings.action_repeat, rng)
         rewards = self.rewards(states[:, 1:].reshape(-1, states.shape[2]))[self.settings.task]
-        total: Array = self.settings.action_repeat * rewards.reshape(n, length).sum(1)
+        total: Array = self.settings.action_repeat * rewards.reshape(n, -1).sum(1)
         return total
 
     def checks(self, rng: np.random.Generator) -> list[str]:
@@ -167,16 +207,45 @@ class Domain(Simulator):
         """Write frames of an episode a tenth of a second apart, or return a sentence why there are none."""
         from pipelines.environments import _film  # which imports this module
 
-        steps = self.settings.action_repeat * self.substeps
-        apart = max(1, round(APART / (steps * self.model.opt.timestep)))
-        physics, states = self.physics(self.starts(rng, 1)), list[Array]()
-        for _ in range(BEFORE + FRAMES * apart):  # the position along the track goes on, so that the floor moves
-            physics = advance(self.model, physics, self.policy(self.observe(physics)), steps)
-            states.append(physics[0])
-        shown = np.stack(states[BEFORE::apart])
-        if _film.strip(self.domain, shown, file):
+        seconds = self.settings.action_repeat * self.substeps * self.model.opt.timestep
+        apart = max(1, round(APART / seconds))
+        *_, physics = self.roll(self.policy, 1, BEFORE + FRAMES * apart - 1, rng)
+        if _film.strip(type(self).__module__, physics[0, BEFORE::apart], file):
             return None
         return f"no film of {self.stored}: MuJoCo renders neither by EGL nor by OSMesa here"
+
+
+class Planar(Domain, Simulator):
+    """A domain in the plane, whose observation determines the physics up to the position along the track."""
+
+    positions = False
+    camera = "side"
+
+    @abstractmethod
+    def physics(self, state: Array) -> Array:
+        """Return positions and velocities (n, nq + nv) of observations, at position 0 along the track."""
+
+    @abstractmethod
+    def observe(self, physics: Array) -> Array:
+        """Return the observations of positions and velocities."""
+
+    def begin(self, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
+        """Draw starts."""
+        state = self.starts(rng, n)
+        return state, self.physics(state)
+
+    def move(self, physics: Array, action: Array) -> tuple[Array, Array]:
+        """Return states and physics after an action; the body moves on along the track."""
+        following = advance(self.model, physics, action, self.settings.action_repeat * self.substeps)[0]
+        return self.observe(following), following
+
+    def step(self, state: Array, action: Array, rng: np.random.Generator) -> Array:
+        """Return the state after `action_repeat` control steps under a constant action, clipped to [-1, 1]."""
+        return self.move(self.physics(state), action)[0]
+
+    def coverage(self, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
+        """Draw starts, whose joints have any angle, and uniform actions."""
+        return self.starts(rng, n), self.actions(rng, n)
 
 
 def folder() -> Path:
@@ -194,39 +263,38 @@ def folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "suite"
 
 
-def load(domain: str) -> mujoco.MjModel:
-    """Return the model of a domain of the suite."""
+def load(domain: str, change: Callable[[mujoco.MjSpec], None] = lambda spec: None) -> mujoco.MjModel:
+    """Return the model of a domain of the suite, after a change of its file."""
     # Nothing is rendered, so MuJoCo does not need a display.
     os.environ.setdefault("MUJOCO_GL", "disabled")
     import mujoco
 
-    # The suite's cheetah sets its mass by an attribute that MuJoCo warns of, in a log file in the working directory.
-    handler = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda text: None)
-    try:
-        return mujoco.MjModel.from_xml_path(str(folder() / f"{domain}.xml"))
-    finally:
-        mujoco.set_mju_user_warning(handler)
+    spec = mujoco.MjSpec.from_file(str(folder() / f"{domain}.xml"))
+    change(spec)
+    with warnings.catch_warnings():  # the suite's cheetah sets its mass in the old way
+        warnings.filterwarnings("ignore", "compiler attribute 'settotalmass'")
+        return spec.compile()
 
 
 def sources(domain: str, task: str) -> dict[str, Path]:
-    """Return the suite's file of a domain, and the stored policy of a task with its provenance."""
-    stored = f"{domain}_{task}"
-    paths = (folder() / f"{domain}.xml", layout.actor(stored), layout.actor_provenance(stored))
-    return {path.name: path for path in paths}
+    """Return the suite's file of a domain, and the stored policy of a task with its provenance.
+
+    Raises:
+        UserError: dm_control is not installed, or there is no such policy.
+    """
+    return {path.name: path for path in (folder() / f"{domain}.xml", *actors.paths(f"{domain}_{task}"))}
 
 
-def advance(model: mujoco.MjModel, physics: Array, action: Array, steps: int) -> Array:
-    """Return positions and velocities (n, nq + nv) after physics steps under constant actions (n, nu)."""
+def advance(model: mujoco.MjModel, physics: Array, action: Array, steps: int) -> tuple[Array, Array]:
+    """Return physics (n, p) after physics steps under constant actions (n, nu), and the sensors of the last step."""
     from mujoco import MjData, rollout
 
     if not len(physics):  # MuJoCo crashes on zero rows
-        return physics.copy()
+        return physics.copy(), np.empty((0, model.nsensordata))
     initial = np.concatenate([np.zeros((len(physics), 1)), physics], -1)  # MuJoCo's state begins with the time
     control = np.broadcast_to(action[:, None], (len(action), steps, action.shape[1]))
-    trajectory, _ = rollout.rollout(model, MjData(model), initial, control)
-    following: Array = trajectory[:, -1, 1:]
-    return following
+    trajectory, sensors = rollout.rollout(model, MjData(model), initial, control)
+    return trajectory[:, -1, 1:], sensors[:, -1]
 
 
 def limited_joints(model: mujoco.MjModel, rng: np.random.Generator, n: int) -> Array:

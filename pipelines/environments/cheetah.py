@@ -26,7 +26,7 @@ class Settings(_suite.Settings):
 
 
 @final
-class Cheetah(_suite.Domain):
+class Cheetah(_suite.Planar):
     """Cheetah with the stored policy of a task."""
 
     domain = "cheetah"
@@ -47,7 +47,7 @@ class Cheetah(_suite.Domain):
         """Draw joint angles uniformly within their limits, and let the animal fall for 200 physics steps."""
         position = _suite.limited_joints(self.model, rng, n)
         physics = np.concatenate([position, np.zeros((n, self.model.nv))], -1)
-        return self.observe(_suite.advance(self.model, physics, np.zeros((n, self.model.nu)), SETTLING))
+        return self.observe(_suite.advance(self.model, physics, np.zeros((n, self.model.nu)), SETTLING)[0])
 
     def rewards(self, state: Array) -> dict[str, Array]:
         """Return the suite's `run`: the speed of the centre of mass in units of 10 m/s, between 0 and 1."""
@@ -58,7 +58,7 @@ def sources(settings: Settings, mirror: Path | None) -> dict[str, Path]:
     """Return the suite's file, and the stored policy.
 
     Raises:
-        UserError: dm_control is not installed.
+        UserError: dm_control is not installed, or there is no such policy.
     """
     return _suite.sources(Cheetah.domain, settings.task)
 

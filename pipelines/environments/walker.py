@@ -30,7 +30,7 @@ class Settings(_suite.Settings):
 
 
 @final
-class Walker(_suite.Domain):
+class Walker(_suite.Planar):
     """Walker with the stored policy of a task."""
 
     domain = "walker"
@@ -89,7 +89,7 @@ def sources(settings: Settings, mirror: Path | None) -> dict[str, Path]:
     """Return the suite's file, and the stored policy.
 
     Raises:
-        UserError: dm_control is not installed.
+        UserError: dm_control is not installed, or there is no such policy.
     """
     return _suite.sources(Walker.domain, settings.task)
 

@@ -37,6 +37,7 @@ class ActorCritic:
         noise: Standard deviation of the noise on actions.
         length: Control steps until an episode is cut off, so that training sees many starts.
         first: Transitions with random actions before the first update.
+        goal: Return of an evaluation that ends training.
     """
 
     action_repeat: int = 2
@@ -51,14 +52,15 @@ class ActorCritic:
     noise: float = 0.2
     length: int = 500
     first: int = 10_000
+    goal: float = 800.0
 
     def train(self, domain: Domain, seed: int, say: Callable[[str], None]) -> Actor:
         """Return the best actor that an evaluation saw."""
         torch.set_num_threads(1)
         rng = np.random.default_rng(seed)
         length, actions = self.length // self.action_repeat, len(domain.action_names)
-        random = domain.follow(lambda state: domain.actions(rng, len(state)), "start", SEEN, length, rng)
-        loc, scale = random.states.mean((0, 1)), random.states.std((0, 1))
+        seen, *_ = domain.roll(lambda state: domain.actions(rng, len(state)), SEEN, length, rng)
+        loc, scale = seen.mean((0, 1)), seen.std((0, 1))
         model = TD3(
             "MlpPolicy",
             Rows(domain, self.rows, length, loc, scale, rng),
@@ -81,21 +83,27 @@ class ActorCritic:
             say(f"{number * self.steps} transitions: return {found:.0f}")
             if found > highest:
                 best, highest = actor, found
+            if found >= self.goal:
+                break
         return best
 
 
 class Rows(VecEnv):
     """Rows of a domain as environments that a time limit cuts off together."""
 
+    render_mode = None
+
     def __init__(self, domain: Domain, n: int, length: int, loc: Array, scale: Array, rng: np.random.Generator) -> None:
         self.domain, self.length, self.loc, self.scale, self.rng = domain, length, loc, scale, rng
-        self.state, self.age, self.action = np.zeros((n, len(loc))), 0, np.zeros((n, len(domain.action_names)))
+        self.age, self.action = 0, np.zeros((n, len(domain.action_names)))
+        self.state, self.physics = domain.begin(rng, n)
         seen = Box(-FARTHEST, FARTHEST, (len(loc),), np.float32)
         super().__init__(n, seen, Box(-1, 1, (len(domain.action_names),), np.float32))
 
     def reset(self) -> np.ndarray:
         """Begin new episodes."""
-        self.state, self.age = self.domain.starts(self.rng, self.num_envs), 0
+        self.age = 0
+        self.state, self.physics = self.domain.begin(self.rng, self.num_envs)
         return self._seen()
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -104,7 +112,8 @@ class Rows(VecEnv):
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Take the noted actions, and begin new episodes where these are cut off, which is no terminal state."""
-        self.state, self.age = self.domain.step(self.state, self.action, self.rng), self.age + 1
+        self.age += 1
+        self.state, self.physics = self.domain.move(self.physics, self.action)
         reward = self.domain.rewards(self.state)[self.domain.settings.task].astype(np.float32)
         over, seen = self.age == self.length, self._seen()
         infos = [{"TimeLimit.truncated": True, "terminal_observation": row} if over else {} for row in seen]

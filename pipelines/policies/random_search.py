@@ -64,15 +64,16 @@ class RandomSearch:
 
     def _returns(self, domain: Domain, matrices: Array, moments: Moments, rng: np.random.Generator) -> Array:
         """Return the sum of rewards of each of the linear policies from a common start, and count what they see."""
-        state = np.repeat(domain.starts(rng, 1), len(matrices), 0)
-        loc, scale, seen, total = moments.loc, moments.scale, list[Array](), np.zeros(len(matrices))
-        for _ in range(self.length // self.action_repeat):
+        loc, scale = moments.loc, moments.scale
+
+        def act(state: Array) -> Array:
             standard = np.clip((state - loc) / scale, -FARTHEST, FARTHEST)
-            action = np.clip(np.einsum("nao,no->na", matrices, standard), -1, 1)
-            state = domain.step(state, action, rng)
-            total += domain.rewards(state)[domain.settings.task]
-            seen.append(state)
-        moments.add(np.concatenate(seen))
+            return np.clip(np.einsum("nao,no->na", matrices, standard), -1, 1)
+
+        states, *_ = domain.roll(act, len(matrices), self.length // self.action_repeat, rng, alike=True)
+        seen = states[:, 1:].reshape(-1, states.shape[2])
+        moments.add(seen)
+        total: Array = domain.rewards(seen)[domain.settings.task].reshape(len(matrices), -1).sum(1)
         return total
 
 

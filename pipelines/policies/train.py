@@ -42,8 +42,8 @@ def recipe(name: str) -> Recipe:
     """
     if name == "cheetah_run":
         return RandomSearch()
-    if name != "walker_walk":
-        raise UserError(f"no policy {name!r}; expected cheetah_run or walker_walk.")
+    if name not in ("walker_walk", "quadruped_walk"):
+        raise UserError(f"no policy {name!r}; expected cheetah_run, walker_walk or quadruped_walk.")
     if find_spec("stable_baselines3") is None:
         raise UserError(
             f"training {name} needs the package stable-baselines3, which is not installed; "
@@ -86,7 +86,7 @@ def train(name: str, seed: int) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command, and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.policies.train", description=train.__doc__)
-    parser.add_argument("name", help="cheetah_run or walker_walk")
+    parser.add_argument("name", help="cheetah_run, walker_walk or quadruped_walk")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
     try:

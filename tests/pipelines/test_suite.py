@@ -151,6 +151,32 @@ def test_mixed_episodes_have_odds_of_random_actions_from_none_to_one(domain: str
     np.testing.assert_array_equal(same, rows.step[1:] > 0)
 
 
+def test_a_step_of_the_quadruped_is_that_of_dm_control() -> None:
+    theirs, ours, draw = reference("quadruped", "walk"), make("quadruped"), rng()
+    data, specification = theirs.physics.data, theirs.action_spec()
+    actions = draw.uniform(specification.minimum, specification.maximum, (200, 12))
+    states, physics, rewards = [observation(theirs.reset())], [np.concatenate([data.qpos, data.qvel, data.act])], []
+    for action in actions:
+        step = theirs.step(action)
+        states.append(observation(step))
+        physics.append(np.concatenate([data.qpos, data.qvel, data.act]))
+        rewards.append(step.reward)
+    followed, integrated = ours.move(np.array(physics[:-1]), actions)
+    np.testing.assert_allclose(integrated, physics[1:], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(followed[:, :48], np.array(states)[1:, :48], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(followed, states[1:], rtol=0, atol=1e-10)  # contact forces, to the solver's tolerance
+    np.testing.assert_allclose(ours.rewards(np.array(states[1:]))["walk"], rewards, rtol=0, atol=1e-12)
+
+
+def test_starts_of_the_quadruped_have_the_law_of_dm_control() -> None:
+    theirs = np.array([observation(reference("quadruped", "walk").reset()) for _ in range(150)])
+    ours = make("quadruped").starts(rng(), 600)
+    for component in (*range(44, 48), *range(48, 54)):  # of the torso, the velocities of which are 0
+        assert stats.ks_2samp(theirs[:, component], ours[:, component]).pvalue > 1e-4, component
+    np.testing.assert_allclose(ours[:, :44], 0, atol=1e-12)
+    np.testing.assert_allclose(theirs[:, :44], 0, atol=1e-12)
+
+
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_a_film_shows_the_policy_or_says_why_not(domain: str, tmp_path: Path) -> None:
     file = tmp_path / "film.png"

@@ -45,6 +45,6 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
         "The paper's numbers are means over four tasks of a domain with TD3 policies, 10 M transitions of ExORL, "
         "γ = .99 and 3 M steps of a U-Net; only the order of the methods compares.",
         *(f"{name}: {message}." for name in here for message in provenance[name].get("messages", ())),
-        seeds_note(params.successor, here) if here else "",
+        *([seeds_note(params.successor, here)] if here else []),
     )
     return Table("domains", "Domains of the DeepMind Control Suite", pd.DataFrame(rows), notes)
