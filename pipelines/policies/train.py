@@ -11,30 +11,23 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipelines.base import extras, plugins
 from pipelines.base.errors import UserError
-from pipelines.environments._actor import Actor
 from pipelines.environments._suite import Domain
 from pipelines.policies.random_search import RandomSearch
+
+if TYPE_CHECKING:
+    from pipelines.policies.actor_critic import ActorCritic
 
 EPISODES = 16
 """Episodes whose mean return is recorded."""
 
 
-class Recipe(Protocol):
-    """A way to train a policy."""
-
-    action_repeat: int
-
-    def train(self, domain: Domain, seed: int, say: Any) -> Actor:
-        """Return a trained policy."""
-
-
-def recipe(name: str) -> Recipe:
+def recipe(name: str) -> RandomSearch | ActorCritic:
     """Return how the policy of a name is trained.
 
     Raises:
@@ -65,12 +58,12 @@ def train(name: str, seed: int) -> dict[str, Any]:
     domain: Domain = module.build(module.Settings(task=task, action_repeat=how.action_repeat))
     actor = how.train(domain, seed, print)
     found = domain.returns(actor, EPISODES, np.random.default_rng(seed + 1))
-    packages = ["mujoco", "dm_control", "numpy", "torch"]
-    packages += ["stable-baselines3"] if find_spec("stable_baselines3") and not isinstance(how, RandomSearch) else []
+    packages = ["mujoco", "dm_control", "numpy"]
+    packages += [] if isinstance(how, RandomSearch) else ["torch", "stable-baselines3"]
     provenance = {
         "command": f"python -m pipelines.policies.train {name} --seed {seed}",
         "method": type(how).__name__,
-        "settings": asdict(how),  # type: ignore[call-overload]
+        "settings": asdict(how),
         "seed": seed + 1,
         "action_repeat": how.action_repeat,
         "episodes": EPISODES,
