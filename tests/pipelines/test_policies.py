@@ -60,7 +60,7 @@ def test_running_moments_are_those_of_all_rows() -> None:
 
 
 class Regulator:
-    """A linear system x' = x + a / 2 whose reward is largest if it is brought to the origin: a = -x in units of 1."""
+    """A linear system x' = x + a / 2 whose reward is largest at the origin."""
 
     state_names, action_names, settings = ("x",), ("a",), SimpleNamespace(task="rest")
 
@@ -81,11 +81,11 @@ class Regulator:
 
 
 def test_random_search_finds_the_gain_of_a_regulator() -> None:
-    search = RandomSearch(iterations=60, directions=8, top=4, step=0.1, noise=0.1, length=20, every=10)
+    search = RandomSearch(action_repeat=1, iterations=60, directions=8, top=4, step=0.2, noise=0.2, length=20, every=10)
     found = search.train(Regulator(), 0, lambda sentence: None)  # type: ignore[arg-type]
-    ends = Regulator().roll(found, 50, 20, rng(1))[0][:, -1]
-    assert np.abs(ends).max() < 0.05
-    assert Regulator().returns(found, 50, rng(1)).mean() > 16
+    assert Regulator().returns(lambda state: 0 * state, 50, rng(1)).mean() < 8
+    assert Regulator().returns(found, 50, rng(1)).mean() > 17
+    assert found.layers[0][0].item() < 0
 
 
 def test_rows_are_cut_off_together_and_say_what_they_saw_last() -> None:
