@@ -220,6 +220,7 @@ class Planar(Domain, Simulator):
 
     positions = False
     camera = "side"
+    settings: Settings
 
     @abstractmethod
     def physics(self, state: Array) -> Array:

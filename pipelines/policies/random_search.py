@@ -68,7 +68,8 @@ class RandomSearch:
 
         def act(state: Array) -> Array:
             standard = np.clip((state - loc) / scale, -FARTHEST, FARTHEST)
-            return np.clip(np.einsum("nao,no->na", matrices, standard), -1, 1)
+            action: Array = np.clip(np.einsum("nao,no->na", matrices, standard), -1, 1)
+            return action
 
         states, *_ = domain.roll(act, len(matrices), self.length // self.action_repeat, rng, alike=True)
         seen = states[:, 1:].reshape(-1, states.shape[2])
