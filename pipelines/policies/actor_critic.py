@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,8 @@ class ActorCritic:
 
     Attributes:
         action_repeat: Control steps that an action lasts.
-        rounds: Evaluations; the best actor is kept.
-        steps: Transitions between two evaluations.
+        rounds: Number of candidates.
+        steps: Transitions between two candidates.
         rows: Episodes that are simulated together.
         updates: Gradient steps for each step of the rows.
         width: Units of each of the two hidden layers.
@@ -37,7 +37,6 @@ class ActorCritic:
         noise: Standard deviation of the noise on actions.
         length: Control steps until an episode is cut off, so that training sees many starts.
         first: Transitions with random actions before the first update.
-        goal: Return of an evaluation that ends training.
     """
 
     action_repeat: int = 2
@@ -52,10 +51,9 @@ class ActorCritic:
     noise: float = 0.2
     length: int = 500
     first: int = 10_000
-    goal: float = 800.0
 
-    def train(self, domain: Domain, seed: int, say: Callable[[str], None]) -> Actor:
-        """Return the best actor that an evaluation saw."""
+    def candidates(self, domain: Domain, seed: int) -> Iterator[Actor]:
+        """Yield the actor after each round."""
         torch.set_num_threads(1)
         rng = np.random.default_rng(seed)
         length, actions = self.length // self.action_repeat, len(domain.action_names)
@@ -75,17 +73,9 @@ class ActorCritic:
             seed=seed,
             device="cpu",
         )
-        best, highest = _actor(model, loc, scale), -np.inf
-        for number in range(1, self.rounds + 1):
-            model.learn(self.steps, reset_num_timesteps=number == 1)
-            actor = _actor(model, loc, scale)
-            found = float(domain.returns(actor, 4, np.random.default_rng(seed)).mean())
-            say(f"{number * self.steps} transitions: return {found:.0f}")
-            if found > highest:
-                best, highest = actor, found
-            if found >= self.goal:
-                break
-        return best
+        for number in range(self.rounds):
+            model.learn(self.steps, reset_num_timesteps=number == 0)
+            yield _actor(model, loc, scale)
 
 
 class Rows(VecEnv):

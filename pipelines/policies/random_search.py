@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ class RandomSearch:
         step: Step size $\alpha$.
         noise: Size $\nu$ of the perturbations.
         length: Control steps of a rollout.
-        every: Iterations between two evaluations; the best policy is kept.
+        every: Iterations between two candidates.
     """
 
     action_repeat: int = 2
@@ -40,12 +40,11 @@ class RandomSearch:
     length: int = 200
     every: int = 20
 
-    def train(self, domain: Domain, seed: int, say: Callable[[str], None]) -> Actor:
-        """Return the best actor that an evaluation saw."""
+    def candidates(self, domain: Domain, seed: int) -> Iterator[Actor]:
+        """Yield the policy of every few iterations."""
         rng = np.random.default_rng(seed)
         states, actions = len(domain.state_names), len(domain.action_names)
         matrix, moments = np.zeros((actions, states)), Moments(states)
-        best, highest = Actor(moments.loc, moments.scale, ((matrix, np.zeros(actions)),)), -np.inf
         for iteration in range(1, self.iterations + 1):
             direction = rng.standard_normal((self.directions, actions, states))
             tried = matrix + self.noise * np.concatenate([direction, -direction])
@@ -55,12 +54,7 @@ class RandomSearch:
             slope = np.einsum("i,iao->ao", plus[top] - minus[top], direction[top]) / (self.top * spread)
             matrix = matrix + self.step * slope
             if iteration % self.every == 0:
-                actor = Actor(moments.loc, moments.scale, ((matrix, np.zeros(actions)),))
-                found = float(domain.returns(actor, 4, np.random.default_rng(seed)).mean())
-                say(f"iteration {iteration}: return {found:.0f}")
-                if found > highest:
-                    best, highest = actor, found
-        return best
+                yield Actor(moments.loc, moments.scale, ((matrix, np.zeros(actions)),))
 
     def _returns(self, domain: Domain, matrices: Array, moments: Moments, rng: np.random.Generator) -> Array:
         """Return the sum of rewards of each of the linear policies from a common start, and count what they see."""

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,8 +23,8 @@ from pipelines.policies.random_search import RandomSearch
 if TYPE_CHECKING:
     from pipelines.policies.actor_critic import ActorCritic
 
-EPISODES = 16
-"""Episodes whose mean return is recorded."""
+COMPARED, RECORDED = 4, 16
+"""Episodes over which candidates are compared, and those whose mean return is recorded."""
 
 
 def recipe(name: str) -> RandomSearch | ActorCritic:
@@ -47,33 +47,39 @@ def recipe(name: str) -> RandomSearch | ActorCritic:
     return ActorCritic()
 
 
-def train(name: str, seed: int) -> dict[str, Any]:
-    """Train the policy of a name, store it, and return its provenance.
+def train(name: str, seed: int) -> None:
+    """Train the policy of a name, and store the best candidate so far with its provenance.
+
+    Candidates are compared over a few episodes; the recorded return is that of others.
 
     Raises:
         UserError: There is no such policy, or a package is missing.
     """
     how, (kind, _, task) = recipe(name), name.partition("_")
-    module, began = plugins.load("pipelines.environments", kind), time.process_time()
+    module, began, highest = plugins.load("pipelines.environments", kind), time.process_time(), -np.inf
     domain: Domain = module.build(module.Settings(task=task, action_repeat=how.action_repeat))
-    actor = how.train(domain, seed, print)
-    found = domain.returns(actor, EPISODES, np.random.default_rng(seed + 1))
     packages = ["mujoco", "dm_control", "numpy"]
     packages += [] if isinstance(how, RandomSearch) else ["torch", "stable-baselines3"]
-    provenance = {
-        "command": f"python -m pipelines.policies.train {name} --seed {seed}",
-        "method": type(how).__name__,
-        "settings": asdict(how),
-        "seed": seed + 1,
-        "action_repeat": how.action_repeat,
-        "episodes": EPISODES,
-        "return": float(found.mean()),
-        "return_sd": float(found.std(ddof=1)),
-        "cpu_seconds": round(time.process_time() - began),
-        "versions": {package: version(package) for package in packages},
-    }
-    actor.write(name, provenance)
-    return provenance
+    for number, actor in enumerate(how.candidates(domain, seed), 1):
+        found = domain.returns(actor, COMPARED, np.random.default_rng(seed)).mean()
+        if found > highest:
+            highest = found
+            recorded = domain.returns(actor, RECORDED, np.random.default_rng(seed + 1))
+            provenance = {
+                "command": f"python -m pipelines.policies.train {name} --seed {seed}",
+                "method": type(how).__name__,
+                "settings": asdict(how),
+                "candidate": number,
+                "action_repeat": how.action_repeat,
+                "episodes": RECORDED,
+                "seed": seed + 1,
+                "return": float(recorded.mean()),
+                "return_sd": float(recorded.std(ddof=1)),
+                "cpu_seconds": round(time.process_time() - began),
+                "versions": {package: version(package) for package in packages},
+            }
+            actor.write(name, provenance)
+        print(f"candidate {number}: return {found:.0f}, the best so far {highest:.0f}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,11 +89,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
     try:
-        made = train(chosen.name, chosen.seed)
+        train(chosen.name, chosen.seed)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{chosen.name}: return {made['return']:.0f} (sd {made['return_sd']:.0f} over {EPISODES} episodes)")
     return 0
 
 

@@ -82,7 +82,7 @@ class Regulator:
 
 def test_random_search_finds_the_gain_of_a_regulator() -> None:
     search = RandomSearch(action_repeat=1, iterations=60, directions=8, top=4, step=0.2, noise=0.2, length=20, every=10)
-    found = search.train(Regulator(), 0, lambda sentence: None)  # type: ignore[arg-type]
+    *_, found = search.candidates(Regulator(), 0)  # type: ignore[arg-type]
     assert Regulator().returns(lambda state: 0 * state, 50, rng(1)).mean() < 8
     assert Regulator().returns(found, 50, rng(1)).mean() > 17
     assert found.layers[0][0].item() < 0
