@@ -55,7 +55,7 @@ td-tables: setup  ## the Maze tables of Temporal Difference Flows, an hour on tw
 td-claims: setup  ## its claims with eight seeds, half an hour on two cores; goes on where it was
 	@$(RUN) flow --profile td_claims
 
-td-domains: $(VENV)/.domains-installed  ## its Table 1 on domains of the control suite, under an hour on two cores; goes on where it was
+td-domains: $(VENV)/.domains-installed  ## its methods on the control suite, under an hour on two cores; goes on where it was
 	@$(RUN) flow --profile td_domains
 
 serve: setup  ## retrain on the schedule of params.yaml, with Prefect's pages at http://127.0.0.1:4200

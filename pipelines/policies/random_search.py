@@ -32,12 +32,12 @@ class RandomSearch:
     """
 
     action_repeat: int = 2
-    iterations: int = 300
+    iterations: int = 200
     directions: int = 32
-    top: int = 16
+    top: int = 8
     step: float = 0.02
     noise: float = 0.03
-    length: int = 200
+    length: int = 400
     every: int = 20
 
     def candidates(self, domain: Domain, seed: int) -> Iterator[Actor]:
