@@ -61,7 +61,7 @@ class Walker(_suite.Planar):
         for parent, joint in zip(PARENTS, physics[:, 3:9].T, strict=True):
             angle.append(angle[parent] - joint)
         turned = np.stack(angle, -1)
-        orientation = np.stack([np.cos(turned), np.sin(turned)], -1).reshape(len(physics), -1)
+        orientation = np.stack([np.cos(turned), np.sin(turned)], -1).reshape(len(physics), 2 * len(BODIES))
         return np.concatenate([orientation, physics[:, :1] + HEIGHT, physics[:, 9:]], -1)
 
     def starts(self, rng: np.random.Generator, n: int) -> Array:

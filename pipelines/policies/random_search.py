@@ -21,6 +21,7 @@ class RandomSearch:
     largest $\max(r_i^+, r_i^-)$, where $\sigma_R$ is the standard deviation of their 2b returns.
 
     Attributes:
+        maximised: Component of the state whose sum is the return: other than a reward, a speed has a slope everywhere.
         action_repeat: Control steps that an action lasts.
         iterations: Number of steps.
         directions: Number of directions in an iteration.
@@ -31,6 +32,7 @@ class RandomSearch:
         every: Iterations between two candidates.
     """
 
+    maximised: str = "vx"
     action_repeat: int = 2
     iterations: int = 200
     directions: int = 32
@@ -57,7 +59,7 @@ class RandomSearch:
                 yield Actor(moments.loc, moments.scale, ((matrix, np.zeros(actions)),))
 
     def _returns(self, domain: Domain, matrices: Array, moments: Moments, rng: np.random.Generator) -> Array:
-        """Return the sum of rewards of each of the linear policies from a common start, and count what they see."""
+        """Return the sum over a rollout of each of the linear policies from a common start, and count what they see."""
         loc, scale = moments.loc, moments.scale
 
         def act(state: Array) -> Array:
@@ -68,7 +70,7 @@ class RandomSearch:
         states, *_ = domain.roll(act, len(matrices), self.length // self.action_repeat, rng, alike=True)
         seen = states[:, 1:].reshape(-1, states.shape[2])
         moments.add(seen)
-        total: Array = domain.rewards(seen)[domain.settings.task].reshape(len(matrices), -1).sum(1)
+        total: Array = states[:, 1:, domain.state_names.index(self.maximised)].sum(1)
         return total
 
 

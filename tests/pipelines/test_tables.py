@@ -136,7 +136,7 @@ def test_a_claim_is_open_where_seeds_disagree() -> None:
     ("method", "value", "failed"),
     [
         ("mc_cfm", cell(8.0, 0.1), []),
-        ("td_cfm", cell(7.2, 9.0), [1]),
+        ("td_cfm", cell(7.2, 9.0), [0]),
         ("td2_cfm_returns", cell(8.0, 0.5), [4]),
     ],
 )
