@@ -21,7 +21,7 @@ from pipelines.base.errors import UserError
 from pipelines.environments import Array, _film, _suite
 
 DOMAINS = ("cheetah", "walker")
-STORED = (("cheetah", "run"),)
+STORED = (("cheetah", "run"), ("walker", "walk"))
 TASKS = (("cheetah", "run"), ("walker", "stand"), ("walker", "walk"), ("walker", "run"))
 
 
