@@ -24,13 +24,13 @@ FARTHEST = 10.0
 class Actor:
     r"""A deterministic policy with actions in $[-1, 1]^a$, computed in double precision.
 
-    With $z = \mathrm{clip}((s - \mu) / \sigma, -10, 10)$ it is $\mathrm{clip}(W z + b, -1, 1)$ if it has one layer, and
-    $\tanh(W_n h_{n-1} + b_n)$ with $h_i = \max(W_i h_{i-1} + b_i, 0)$, $h_0 = z$ if it has several.
+    $$ a = \tanh(W_n h_{n-1} + b_n), \qquad h_i = \max(W_i h_{i-1} + b_i, 0), \qquad
+       h_0 = \mathrm{clip}((s - \mu) / \sigma, -10, 10) $$
 
     >>> actor = Actor(np.zeros(2), np.ones(2), ((np.array([[0.5, 0.0]]), np.zeros(1)),))
-    >>> actor(np.array([[1.0, 3.0], [4.0, 0.0]]))
-    array([[0.5],
-           [1. ]])
+    >>> actor(np.array([[0.0, 3.0], [40.0, 0.0]])).round(4)
+    array([[0.    ],
+           [0.9999]])
 
     Attributes:
         loc: Location of observations, shape (s,).
@@ -48,8 +48,8 @@ class Actor:
         *hidden, (weight, bias) = self.layers
         for inner, shift in hidden:
             x = np.maximum(x @ inner.T + shift, 0)
-        last: Array = x @ weight.T + bias
-        return np.tanh(last) if hidden else np.clip(last, -1, 1)
+        action: Array = np.tanh(x @ weight.T + bias)
+        return action
 
     def write(self, name: str, provenance: Mapping[str, Any]) -> None:
         """Store the actor and its provenance under a name."""

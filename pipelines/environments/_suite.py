@@ -97,9 +97,7 @@ class Domain(Environment):
     def move(self, physics: Array, action: Array) -> tuple[Array, Array]:
         """Return states and physics after `action_repeat` control steps under constant actions (n, a)."""
 
-    def roll(
-        self, act: Policy, n: int, length: int, rng: np.random.Generator, alike: bool = False
-    ) -> tuple[Array, Array, Array]:
+    def roll(self, act: Policy, n: int, length: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
         """Draw episodes from the start distribution.
 
         Args:
@@ -107,14 +105,11 @@ class Domain(Environment):
             n: Number of episodes.
             length: Transitions of an episode.
             rng: Source of randomness.
-            alike: Whether all episodes begin in one start state.
 
         Returns:
             States (n, length + 1, s), the actions (n, length, a) between them, and the physics (n, length + 1, p).
         """
-        state, now = self.begin(rng, 1 if alike else n)
-        if alike:
-            state, now = np.repeat(state, n, 0), np.repeat(now, n, 0)
+        state, now = self.begin(rng, n)
         states, actions, physics = [state], list[Array](), [now]
         for _ in range(length):
             actions.append(act(state))

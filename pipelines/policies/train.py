@@ -1,6 +1,6 @@
 """Train the policy of a task and store it with its provenance: `python -m pipelines.policies.train cheetah_run`.
 
-A policy by stable-baselines3 needs the extra `policies`, every one the extra `dmc`.
+It needs the extras `dmc` and `policies`.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ import numpy as np
 from pipelines.base import extras, plugins
 from pipelines.base.errors import UserError
 from pipelines.environments._suite import Domain
-from pipelines.policies.random_search import RandomSearch
 
 if TYPE_CHECKING:
     from pipelines.policies.actor_critic import ActorCritic
 
+NAMES = ("cheetah_run", "walker_walk", "quadruped_walk")
+PACKAGES = ("mujoco", "dm_control", "numpy", "torch", "stable-baselines3")
+"""Packages whose versions are recorded."""
 COMPARED, RECORDED = 4, 16
 """Episodes over which candidates are compared, and those whose mean return is recorded."""
 
 
-def recipe(name: str) -> RandomSearch | ActorCritic:
+def recipe(name: str) -> ActorCritic:
     """Return how the policy of a name is trained.
 
     Raises:
         UserError: There is no such policy, or a package is missing.
     """
-    if name == "cheetah_run":
-        return RandomSearch()
-    if name not in ("walker_walk", "quadruped_walk"):
-        raise UserError(f"no policy {name!r}; expected cheetah_run, walker_walk or quadruped_walk.")
+    if name not in NAMES:
+        raise UserError(f"no policy {name!r}; expected {', '.join(NAMES[:-1])} or {NAMES[-1]}.")
     if find_spec("stable_baselines3") is None:
         raise UserError(
             f"training {name} needs the package stable-baselines3, which is not installed; "
@@ -58,8 +58,6 @@ def train(name: str, seed: int) -> None:
     how, (kind, _, task) = recipe(name), name.partition("_")
     module, began, highest = plugins.load("pipelines.environments", kind), time.process_time(), -np.inf
     domain: Domain = module.build(module.Settings(task=task, action_repeat=how.action_repeat))
-    packages = ["mujoco", "dm_control", "numpy"]
-    packages += [] if isinstance(how, RandomSearch) else ["torch", "stable-baselines3"]
     for number, actor in enumerate(how.candidates(domain, seed), 1):
         found = domain.returns(actor, COMPARED, np.random.default_rng(seed)).mean()
         if found > highest:
@@ -76,7 +74,7 @@ def train(name: str, seed: int) -> None:
                 "return": float(recorded.mean()),
                 "return_sd": float(recorded.std(ddof=1)),
                 "cpu_seconds": round(time.process_time() - began),
-                "versions": {package: version(package) for package in packages},
+                "versions": {package: version(package) for package in PACKAGES},
             }
             actor.write(name, provenance)
         print(f"candidate {number}: return {found:.0f}, the best so far {highest:.0f}", flush=True)
@@ -85,7 +83,7 @@ def train(name: str, seed: int) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command, and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.policies.train", description=train.__doc__)
-    parser.add_argument("name", help="cheetah_run, walker_walk or quadruped_walk")
+    parser.add_argument("name", help=", ".join(NAMES))
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
     try:

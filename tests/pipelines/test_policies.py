@@ -1,4 +1,4 @@
-"""Stored policies: their file, random search on a problem with a known answer, and rows for stable-baselines3."""
+"""Stored policies: their file, and rows for stable-baselines3."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import pytest
 
 from pipelines.base import layout
 from pipelines.base.errors import UserError
-from pipelines.environments import Array, _actor
+from pipelines.environments import _actor
 from pipelines.environments._actor import Actor
 from pipelines.policies import train
-from pipelines.policies.random_search import Moments, RandomSearch
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -38,52 +37,12 @@ def test_an_actor_is_read_as_it_was_written(sizes: tuple[int, ...], monkeypatch:
 
 
 def test_actions_of_an_actor_by_hand() -> None:
-    state = rng(1).normal(0, 30, (200, 3))
-    linear, deep = actor(3, 2), actor(3, 5, 2)
-    z = np.clip((state - linear.loc) / linear.scale, -10, 10)
-    ((weight, bias),) = linear.layers
-    np.testing.assert_allclose(linear(state), np.clip(z @ weight.T + bias, -1, 1), atol=1e-12)
+    state, deep = rng(1).normal(0, 30, (200, 3)), actor(3, 5, 2)
     z = np.clip((state - deep.loc) / deep.scale, -10, 10)
     (first, shift), (weight, bias) = deep.layers
     hidden = np.where(z @ first.T + shift > 0, z @ first.T + shift, 0)
     np.testing.assert_allclose(deep(state), np.tanh(hidden @ weight.T + bias), atol=1e-12)
-
-
-def test_running_moments_are_those_of_all_rows() -> None:
-    rows, moments = rng().normal(3, 2, (100, 4)), Moments(4)
-    np.testing.assert_array_equal(moments.scale, 1)
-    for part in np.split(rows, [10, 11, 60]):
-        moments.add(part)
-    np.testing.assert_allclose(moments.loc, rows.mean(0), atol=1e-12)
-    np.testing.assert_allclose(moments.scale, rows.std(0), atol=1e-12)
-
-
-class Regulator:
-    """A linear system x' = x + a / 2, which sees x and how close it is to the origin."""
-
-    state_names, action_names = ("x", "near"), ("a",)
-
-    def roll(self, act: Any, n: int, length: int, rng: np.random.Generator, alike: bool = False) -> tuple[Array, ...]:
-        x = np.repeat(rng.uniform(-1, 1, (1, 1)), n, 0) if alike else rng.uniform(-1, 1, (n, 1))
-        states = [np.concatenate([x, np.exp(-10 * x**2)], -1)]
-        for _ in range(length):
-            x = x + act(states[-1]) / 2
-            states.append(np.concatenate([x, np.exp(-10 * x**2)], -1))
-        return np.stack(states, 1), np.empty(0), np.empty(0)
-
-
-def test_random_search_brings_a_regulator_to_the_origin() -> None:
-    search = RandomSearch(
-        maximised="near", action_repeat=1, iterations=60, directions=8, top=4, step=0.2, noise=0.2, length=20, every=60
-    )
-    (found,) = search.candidates(Regulator(), 0)  # type: ignore[arg-type]
-
-    def near(policy: Any) -> float:
-        return float(Regulator().roll(policy, 50, 20, rng(1))[0][:, 1:, 1].mean())
-
-    assert near(lambda state: 0 * state[:, :1]) < 0.4
-    assert near(found) > 0.8
-    assert found.layers[0][0][0, 0] < 0
+    assert (np.abs(z) == 10).any()
 
 
 def test_rows_are_cut_off_together_and_say_what_they_saw_last() -> None:
