@@ -112,8 +112,8 @@ def test_samples_off_the_circle_are_projected_on_it() -> None:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_starts_have_the_law_of_dm_control(domain: str) -> None:
-    theirs = np.array([observation(reference(domain, "run").reset()) for _ in range(150)])
-    ours = make(domain).starts(rng(), 2000)
+    theirs = np.array([observation(reference(domain, "run").reset()) for _ in range(80)])
+    ours = make(domain).starts(rng(), 1000)
     moving = np.ptp(theirs, 0) > 1e-9
     np.testing.assert_array_equal(np.ptp(ours, 0) > 1e-9, moving)
     np.testing.assert_allclose(ours[0, ~moving], theirs[0, ~moving], atol=1e-12)
@@ -178,8 +178,8 @@ def test_a_step_of_the_quadruped_is_that_of_dm_control() -> None:
 
 
 def test_starts_of_the_quadruped_have_the_law_of_dm_control() -> None:
-    theirs = np.array([observation(reference("quadruped", "walk").reset()) for _ in range(150)])
-    ours = make("quadruped").starts(rng(), 600)
+    theirs = np.array([observation(reference("quadruped", "walk").reset()) for _ in range(80)])
+    ours = make("quadruped").starts(rng(), 300)
     for component in (*range(44, 48), *range(48, 54)):  # of the torso, the velocities of which are 0
         assert stats.ks_2samp(theirs[:, component], ours[:, component]).pvalue > 1e-4, component
     np.testing.assert_allclose(ours[:, :44], 0, atol=1e-12)

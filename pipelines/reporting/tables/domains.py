@@ -42,7 +42,7 @@ def build(params: Params, metrics: Cells, logs: Cells, provenance: Mapping[str, 
     notes = (
         "EMD in the units of the observation, in which joint velocities of rad/s outweigh everything else, and in "
         "standard deviations of the training states. In 17 dimensions and more neither shows an error of the value.",
-        "The paper's numbers are means over four tasks of a domain with TD3 policies, 10 M transitions of ExORL, "
+        "The paper's numbers are means over the tasks of a domain, of TD3 policies on 10 M transitions of ExORL with "
         "γ = .99 and 3 M steps of a U-Net; only the order of the methods compares.",
         *(f"{name}: {message}." for name in here for message in provenance[name].get("messages", ())),
         *([seeds_note(params.successor, here)] if here else []),
