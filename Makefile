@@ -12,7 +12,7 @@ export NO_MKDOCS_2_WARNING := 1
 RUN := "$(BIN)/python" -m pipelines.orchestration
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow tables td-tables td-claims td-planning serve status plots ui compare publish promote push pull gc test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
+.PHONY: help setup repro flow tables td-tables td-claims td-planning td-domains serve status plots ui compare publish promote push pull gc test test-slow lint docs docs-serve examples readme bench peers gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -35,6 +35,11 @@ $(VENV)/.scale-installed: $(VENV)/.installed
 	"$(BIN)/python" -m pip install --quiet --constraint requirements.lock --editable '.[dask,ray,postgres,s3,minari,test-slow]'
 	touch "$@"
 
+# The domains of the control suite, and what trains their policies.
+$(VENV)/.domains-installed: $(VENV)/.installed
+	"$(BIN)/python" -m pip install --quiet --constraint requirements.lock --editable '.[dmc,policies]'
+	touch "$@"
+
 repro: setup  ## run what has changed, to the report (PROFILE=smoke|default|paper)
 	@$(RUN) repro --profile $(PROFILE)
 
@@ -49,6 +54,9 @@ td-tables: setup  ## the Maze tables of Temporal Difference Flows, an hour on tw
 
 td-claims: setup  ## its claims with eight seeds, half an hour on two cores; goes on where it was
 	@$(RUN) flow --profile td_claims
+
+td-domains: $(VENV)/.domains-installed  ## its methods on the control suite, under an hour on two cores; goes on where it was
+	@$(RUN) flow --profile td_domains
 
 serve: setup  ## retrain on the schedule of params.yaml, with Prefect's pages at http://127.0.0.1:4200
 	@$(RUN) serve --profile $(PROFILE)
@@ -86,7 +94,7 @@ gc: setup  ## remove from DVC's cache what neither the project nor a profile use
 test: $(VENV)/.docs-installed  ## the tests, on all cores
 	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder
 
-test-slow: $(VENV)/.scale-installed  ## the tests that take minutes, local clusters and stores among them
+test-slow: $(VENV)/.scale-installed $(VENV)/.domains-installed  ## the tests that take minutes, local clusters and stores among them
 	@"$(BIN)/python" -m pytest -m slow
 
 lint: setup  ## ruff (rules and format) and mypy

@@ -24,6 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "config": {"base"},
     "datasets": {"base"},
     "environments": {"base"},
+    "policies": {"base", "environments"},
     "runs": {"base", "config"},
     "data": {"base", "config", "datasets", "environments", "runs"},
     "models": {"base", "config", "runs"},
@@ -186,7 +187,9 @@ def test_only_the_catalog_and_the_plugins_import_by_name() -> None:
         "pipelines.base.plugins",
         "pipelines.config.catalog",
         "pipelines.environments._entry_point",  # a user's policy
+        "pipelines.environments._suite",  # is it installed?
         "pipelines.environments.gymnasium",  # is it installed?
+        "pipelines.policies.train",  # is it installed, and its version
         "pipelines.runs.store",  # is it installed?
         "pipelines.reporting.facts",  # versions of packages
         "pipelines.orchestration.clusters",  # is it installed?

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_packaging import GYMNASIUM, PIPELINE, ROOT
+from tests.test_packaging import DOMAINS, GYMNASIUM, PIPELINE, ROOT
 
 # Python imports this module when it starts: the finders of modules then know nothing of the hidden ones.
 SITECUSTOMIZE = """
@@ -63,6 +63,23 @@ def test_the_library_works_without_the_extras(tmp_path: Path) -> None:
     code = "import flowmatch_core as fm; print(*(getattr(fm, name) for name in fm.__all__))"
     result = python("-c", code, without=PIPELINE | GYMNASIUM, tmp_path=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "package", "extra"),
+    [
+        *(
+            (f"from pipelines.environments.{kind} import *; build(Settings())", "dm_control", "dmc")
+            for kind in ("cheetah", "walker", "quadruped")
+        ),
+        ("from pipelines.policies.train import recipe; recipe('walker_walk')", "stable-baselines3", "policies"),
+    ],
+)
+def test_a_domain_and_its_training_name_their_extra(code: str, package: str, extra: str, tmp_path: Path) -> None:
+    result = python("-c", code, without=DOMAINS, tmp_path=tmp_path)
+    *_, error = result.stderr.splitlines()
+    assert error.startswith("pipelines.base.errors.UserError: ")
+    assert f"the package {package}, which is not installed; run `pip install -e '.[{extra}]'`." in error
 
 
 def test_the_pipeline_does_not_ask_for_gymnasium(tmp_path: Path) -> None:

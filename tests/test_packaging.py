@@ -51,6 +51,7 @@ def importable(requirements: list[str]) -> set[str]:
 CORE = importable(PROJECT["dependencies"])
 PIPELINE = importable(EXTRAS["pipeline"]) - NOT_IMPORTED
 GYMNASIUM = importable(EXTRAS["gymnasium"])
+DOMAINS = {name for extra in ("dmc", "policies") for name in importable(EXTRAS[extra])}
 SCALE = {name for extra in ("dask", "ray", "postgres", "s3", "minari") for name in importable(EXTRAS[extra])} - PIPELINE
 
 
@@ -186,11 +187,11 @@ def test_the_library_imports_its_six_dependencies() -> None:
 
 
 def test_the_pipeline_imports_its_extra() -> None:
-    assert third_party(*python_files("pipelines")) - CORE - SCALE == PIPELINE | GYMNASIUM
+    assert third_party(*python_files("pipelines")) - CORE - SCALE - DOMAINS == PIPELINE | GYMNASIUM
 
 
 def test_tests_import_what_the_extras_declare() -> None:
-    declared = CORE | PIPELINE | GYMNASIUM | SCALE | importable(EXTRAS["test"] + EXTRAS["test-slow"])
+    declared = CORE | PIPELINE | GYMNASIUM | SCALE | DOMAINS | importable(EXTRAS["test"] + EXTRAS["test-slow"])
     assert third_party(*python_files("tests")) <= declared
 
 

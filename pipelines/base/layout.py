@@ -1,6 +1,6 @@
-"""All paths below `data/`; no other module spells the name of a file or folder there.
+"""All paths below `data/`, and those of stored policies; no other module spells the name of a file or folder there.
 
-Paths are relative to the working directory of a stage: the project or a profile's workspace.
+Paths below `data/` are relative to the working directory of a stage: the project or a profile's workspace.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ SOURCES = DATA / "sources"
 PREPARED, TRANSITIONS, MODELS, LOGS = (DATA / name for name in ("prepared", "transitions", "models", "logs"))
 SAMPLES, EVALUATIONS, EXPERIMENTS, PLANS = (DATA / name for name in ("samples", "evaluations", "experiments", "plans"))
 METRICS, TABLES, REPORT = (DATA / name for name in ("metrics", "tables", "report"))
+POLICIES = Path(__file__).parents[1] / "policies"
+"""Stored policies, beside the code that makes them."""
 PARTIAL = DATA / "partial"
 """Tables and report of a run that failed; no output of DVC."""
 GATHERED = (EXPERIMENTS, EVALUATIONS, LOGS, METRICS, PLANS, PREPARED, SAMPLES, TRANSITIONS)
@@ -72,6 +74,11 @@ def evaluation(folder: Path) -> Path:
 def counterfactual(folder: Path) -> Path:
     """Return the episodes from start states with a replaced state or action."""
     return folder / "counterfactual.parquet"
+
+
+def film(folder: Path) -> Path:
+    """Return the strip of frames of the policy, of an environment that can be seen."""
+    return folder / "film.png"
 
 
 def neighbours(folder: Path) -> Path:
@@ -222,3 +229,13 @@ def page(folder: Path) -> Path:
 def figures(folder: Path) -> Path:
     """Return the folder of the figures of a report."""
     return folder / "figures"
+
+
+def actor(name: str) -> Path:
+    """Return the stored policy of a task, such as `cheetah_run`."""
+    return POLICIES / f"{name}.safetensors"
+
+
+def actor_provenance(name: str) -> Path:
+    """Return how a stored policy was made, and its return."""
+    return POLICIES / f"{name}.json"

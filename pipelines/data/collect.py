@@ -83,6 +83,7 @@ def _from_environment(folder: Path, entry: EnvironmentEntry, seed: int) -> dict[
     files.write_table(layout.rollouts(folder), rollouts)
     evaluation = collector.evaluation(entry.starts, entry.length)
     files.write_table(layout.evaluation(folder), evaluation)
+    unseen = built.film(layout.film(folder), np.random.default_rng(collector.seeds[6]))
     exchanged = collector.counterfactuals(evaluation, entry.length)
     if exchanged is not None:
         files.write_table(layout.counterfactual(folder), exchanged)
@@ -92,7 +93,7 @@ def _from_environment(folder: Path, entry: EnvironmentEntry, seed: int) -> dict[
         "cut_off_mass": entry.gamma**entry.length,
         "rows": {"transitions": count, "rollouts": len(rollouts), "evaluation": len(evaluation)},
         "starts": entry.starts,
-        "messages": [*messages, *constants],
+        "messages": [*messages, *constants, *filter(None, [unseen])],
         **units,
     }
 
@@ -195,7 +196,7 @@ class Collector:
         assert isinstance(built, Environment), kind
         self.environment = built
         self.kind = kind
-        self.seeds = np.random.SeedSequence(seed).spawn(6)
+        self.seeds = np.random.SeedSequence(seed).spawn(7)
         self.workers = (workers or os.cpu_count() or 1) if self.environment.thread_safe else 1
 
     def checks(self) -> list[str]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -147,6 +148,8 @@ class Process(ABC):
         source: Origin of the definition.
         fidelity: How close the environment is to its origin.
         truth: What models are compared with.
+        standardised: Whether distances are also reported in standard deviations of the data, because the components of
+            a state differ much in size.
     """
 
     state_names: tuple[str, ...]
@@ -154,6 +157,7 @@ class Process(ABC):
     source: str
     fidelity: str
     truth: Truth
+    standardised: bool = False
 
     @abstractmethod
     def rewards(self, state: Array) -> dict[str, Array]:
@@ -243,6 +247,13 @@ class Environment(Process):
         """Return a policy that is known to be good for a reward, or None if there is none."""
         return None
 
+    def film(self, file: Path, rng: np.random.Generator) -> str | None:
+        """Write frames of an episode under the policy as PNG, or return a sentence why there are none.
+
+        An environment that nothing can be seen of returns None and writes nothing.
+        """
+        return None
+
     def available(self) -> int | None:
         """Return the number of rows that `transitions` has, or None if it is unlimited."""
         return None
@@ -303,8 +314,13 @@ class SimulatorSettings(plugins.Settings):
 
 
 class Simulator(Environment):
-    """An environment that can be set to any state and has no terminal states."""
+    """An environment that can be set to any state and has no terminal states.
 
+    Attributes:
+        positions: Whether the first two components of the state are a position, over which values can be mapped.
+    """
+
+    positions: bool = True
     settings: SimulatorSettings
 
     @abstractmethod

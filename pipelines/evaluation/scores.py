@@ -34,6 +34,7 @@ class SampleScore:
         value: True value at each start state, (starts,); None without a reward.
         gamma: Discount per transition.
         unit: Unit of distances by component, (d,); None for that of the state.
+        scale: Another unit, in which distances are reported as well; None for none.
     """
 
     truth: Tensor
@@ -41,10 +42,13 @@ class SampleScore:
     value: Array | None
     gamma: float
     unit: Tensor | None = None
+    scale: Tensor | None = None
 
     def __call__(self, x: Tensor) -> dict[str, Array]:
         """Return EMD and value at each start state; NaN where a sample is not finite."""
         found = {"emd": distances(x, self.truth, self.unit)}
+        if self.scale is not None:
+            found["emd_standardised"] = distances(x, self.truth, self.scale)
         if self.reward is None or self.value is None:
             return found
         value = rewards(self.reward, x).mean(0) / (1 - self.gamma)
@@ -113,7 +117,7 @@ def likelihood(model: HorizonModel, x: Tensor, start: Starts) -> tuple[dict[str,
 
 def means(values: Mapping[str, Array]) -> dict[str, float]:
     """Return the scores of one seed: means over start states, and the EMD of the worst one."""
-    same = ("emd", BELLMAN, f"{BELLMAN}_floor", "nll", "nll_solver_error")
+    same = ("emd", "emd_standardised", BELLMAN, f"{BELLMAN}_floor", "nll", "nll_solver_error")
     numbers = {name: values[name].mean() for name in same if name in values}
     if "emd" in values:
         numbers["emd_worst"] = values["emd"].max()

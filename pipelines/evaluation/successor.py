@@ -151,7 +151,8 @@ class SuccessorEvaluator:
         self.score: SampleScore | None = None
         if built.truth != "no reference":
             true = self.true(self.start, self.samples, "evaluate", environment)
-            self.score = SampleScore(true, *self._value(built, folder), self.entry.gamma, self.unit)
+            scale = truth.scale(self.provenance, self.device) if built.standardised else None
+            self.score = SampleScore(true, *self._value(built, folder), self.entry.gamma, self.unit, scale)
 
     def _value(self, built: Process, folder: Path) -> tuple[Reward | None, Array | None]:
         """Return the reward, and its true value at every start state."""

@@ -86,7 +86,7 @@ class Sampler:
         built = environments.build(self.entry.kind, self.entry.settings())
         self.grid = None
         shown = len(built.state_names) > 1 and self.entry.reward is not None
-        if shown and isinstance(built, Simulator) and built.family is None:
+        if shown and isinstance(built, Simulator) and built.positions and built.family is None:
             self.grid = ValueGrid(built, self.entry)
 
     def __reduce__(self) -> tuple[type[Sampler], tuple[Params, str]]:

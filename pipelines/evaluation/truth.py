@@ -213,8 +213,11 @@ def rewards(reward: Reward, x: Tensor) -> Array:
 
 def unit(provenance: Mapping[str, Any], device: torch.device) -> Tensor | None:
     """Return the unit of distances: the standard deviations of a log's states, whose columns may be of any kind."""
-    if provenance["truth"] == "simulator":
-        return None
+    return None if provenance["truth"] == "simulator" else scale(provenance, device)
+
+
+def scale(provenance: Mapping[str, Any], device: torch.device) -> Tensor:
+    """Return the standard deviations of an environment's states."""
     return torch.tensor(provenance["scale"], dtype=torch.float64, device=device)
 
 

@@ -213,6 +213,11 @@ def _environment(page: Page, params: Params, name: str, metrics: ranking.Environ
     lead = ranking.ranking(rivals) if truth is not None else ranking.residuals(metrics)
     section = Section(name, name, text, lead)
     page.environments.append(section)
+    film = layout.film(collected)
+    if film.exists():
+        file = page.folder / f"{name}-film.png"
+        file.write_bytes(files.read_bytes(film))
+        page.image(section, file, "The policy, in frames a tenth of a second apart.")
     plane = len(names) > 1
     if samples and plane:
         caption = (

@@ -25,7 +25,7 @@ def paths() -> Iterator[tuple[str, Path]]:
         yield from folders.items()
         for part in layout.PARTS:
             yield "part", layout.part(folders["prepared"], part)
-        for function in ("transitions", "rollouts", "evaluation", "counterfactual", "neighbours"):
+        for function in ("transitions", "rollouts", "evaluation", "counterfactual", "film", "neighbours"):
             yield function, getattr(layout, function)(folders["collected"])
         yield "marginals", layout.marginals(folders["prepared"])
         for folder in (folders["prepared"], folders["collected"]):
@@ -58,7 +58,13 @@ def test_every_function_of_the_layout_is_looked_at() -> None:
     own = {
         name for name, found in inspect.getmembers(layout, inspect.isfunction) if found.__module__ == layout.__name__
     }
-    assert {name for name, _ in paths()} == own - {"networks"}
+    assert {name for name, _ in paths()} == own - {"networks", "actor", "actor_provenance"}
+
+
+def test_stored_policies_lie_beside_the_code_that_makes_them() -> None:
+    found = {function(name) for function in (layout.actor, layout.actor_provenance) for name in ("a_run", "b_walk")}
+    assert len(found) == 4
+    assert {path.parent for path in found} == {ROOT / "pipelines" / "policies"}
 
 
 def test_paths_are_different_and_below_the_folder_of_data() -> None:

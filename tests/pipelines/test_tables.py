@@ -132,6 +132,26 @@ def test_a_claim_is_open_where_seeds_disagree() -> None:
     assert shared[:3] == ["holds"] * 3  # what a seed does to both cancels
 
 
+@pytest.mark.parametrize(
+    ("method", "value", "failed"),
+    [
+        ("mc_cfm", cell(8.0, 0.1), []),
+        ("td_cfm", cell(7.2, 9.0), [0]),
+        ("td2_cfm_returns", cell(8.0, 0.5), [4]),
+    ],
+)
+def test_claims_of_a_domain_fail_by_their_numbers(method: str, value: dict[str, Any], failed: list[int]) -> None:
+    raw = PARAMS.model_dump(mode="json")
+    raw["environments"] = {"cheetah_run": {**raw["environments"]["spiral"], "kind": "cheetah", "reward": "run"}}
+    raw["successor"]["methods"]["td2_cfm_returns"] = {"loss": "td2_cfm", "fit": {"returns": 10}}
+    metrics = {"td_cfm": cell(10.0, 3.0), "td2_cfm": cell(7.0, 2.0), "td2_cfm_returns": cell(8.0, 0.1), method: value}
+    logs = {"cheetah_run": LOGS["maze_loop"]}
+    rows = claims.build(params.Params.model_validate(raw), {"cheetah_run": metrics}, logs, ORIGINS).rows
+    assert len(rows) == 5
+    assert [i for i, verdict in enumerate(rows["verdict"]) if verdict == "FAILS"] == failed
+    assert list(rows["expected"].dropna()) == ["≥ 1.15", "10 to 1e+06", "≥ 5"]
+
+
 def test_a_single_seed_decides_nothing() -> None:
     one = changed("successor", seeds=[0])
     assert set(judged(results(), one)) == {"open"}

@@ -293,7 +293,9 @@ def test_names_of_entries_that_are_not_there_are_left_out() -> None:
     ]
 
 
-@pytest.mark.parametrize("profile", ["td_tables", "td_tables_smoke", "td_claims", "td_claims_smoke", "td_planning"])
+@pytest.mark.parametrize(
+    "profile", ["td_tables", "td_tables_smoke", "td_claims", "td_claims_smoke", "td_planning", "td_domains"]
+)
 def test_a_profile_about_given_entries_runs_none_of_the_users_own(profile: str) -> None:
     raw = yaml_files.read_yaml(ROOT / "params.yaml")
     wanted, _ = changes.apply(raw, yaml_files.read_yaml(PROFILES / f"{profile}.yaml"))

@@ -34,6 +34,7 @@ ORDER = (
     "planning_claims",
     "planning",
     "maze",
+    "domains",
     "successor",
     "horizons",
     "paths",

@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.config.params import EnvironmentEntry, Params, SuccessorFit
 from pipelines.config.yaml_files import merge
 from pipelines.reporting.tables import HOLE, Cells, Table, interval, papers_task, seeds_note, text
+from pipelines.reporting.tables.domains import PUBLISHED as DOMAINS
 
 # Description of a simulator's behaviours.
 BEHAVIOURS = {
@@ -183,6 +184,12 @@ def _differences(params: Params, provenance: Mapping[str, Mapping[str, Any]]) ->
             yield (
                 f"{name}: scripted policy, {count} transitions from {behaviour}, γ = {entry.gamma:g} a "
                 f"transition of {entry.own.get('action_repeat', 5)} physics steps, {here}"
+            )
+        elif entry.kind in DOMAINS:
+            odds = " with odds of a random action from 0 to 1" * (entry.own.get("behaviour", "mixed") == "mixed")
+            yield (
+                f"{name}: stored policy, {count} transitions of episodes{odds}, γ = {entry.gamma:g} a transition of "
+                f"{entry.own.get('action_repeat', 2)} control steps, {here}"
             )
         elif entry.kind == "linear_gaussian":
             yield f"{name}: not in the paper; its truth is in closed form (γ = {entry.gamma:g})."
