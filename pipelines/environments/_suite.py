@@ -97,7 +97,7 @@ class Domain(Environment):
     def move(self, physics: Array, action: Array) -> tuple[Array, Array]:
         """Return states and physics after `action_repeat` control steps under constant actions (n, a)."""
 
-    def roll(self, act: Policy, n: int, length: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
+    def perform(self, act: Policy, n: int, length: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
         """Draw episodes from the start distribution.
 
         Args:
@@ -148,7 +148,7 @@ class Domain(Environment):
             random = rng.random(len(state)) < odds
             return np.where(random[:, None], self.actions(rng, len(state)), self.policy(state))
 
-        states, actions, _ = self.roll(act, count, length, rng)
+        states, actions, _ = self.perform(act, count, length, rng)
         now, then = (part.reshape(-1, states.shape[2])[: len(rows)] for part in (states[:, :-1], states[:, 1:]))
         return Steps(
             now,
@@ -162,7 +162,7 @@ class Domain(Environment):
 
     def episodes(self, beginning: Beginning, n: int, length: int, rng: np.random.Generator) -> Episodes:
         """Draw rollouts of the policy from the start distribution."""
-        states, actions, _ = self.roll(self.policy, n, length, rng)
+        states, actions, _ = self.perform(self.policy, n, length, rng)
         actions = np.concatenate([actions, self.policy(states[:, -1])[:, None]], 1)
         return Episodes(states, actions, np.zeros(states.shape[:2], dtype=bool))
 
@@ -171,7 +171,7 @@ class Domain(Environment):
 
         The reward of a transition is that of its last state, for each of its control steps.
         """
-        states, *_ = self.roll(policy, n, EPISODE // self.settings.action_repeat, rng)
+        states, *_ = self.perform(policy, n, EPISODE // self.settings.action_repeat, rng)
         rewards = self.rewards(states[:, 1:].reshape(-1, states.shape[2]))[self.settings.task]
         total: Array = self.settings.action_repeat * rewards.reshape(n, -1).sum(1)
         return total
@@ -204,7 +204,7 @@ class Domain(Environment):
 
         seconds = self.settings.action_repeat * self.substeps * self.model.opt.timestep
         apart = max(1, round(APART / seconds))
-        *_, physics = self.roll(self.policy, 1, BEFORE + FRAMES * apart - 1, rng)
+        *_, physics = self.perform(self.policy, 1, BEFORE + FRAMES * apart - 1, rng)
         if _film.strip(type(self).__module__, physics[0, BEFORE::apart], file):
             return None
         return f"no film of {self.stored}: MuJoCo renders neither by EGL nor by OSMesa here"

@@ -137,8 +137,6 @@ def prepare(root: Path, profile: str, *, apart: bool = False) -> Path:
     if here != root:
         params, _ = parameters(root, profile)
         _synchronise(root, here, relocate(params, root, here))
-    for gathered in layout.GATHERED:  # that of a section of params.yaml without entries stays empty
-        (here / gathered).mkdir(parents=True, exist_ok=True)
     return here
 
 

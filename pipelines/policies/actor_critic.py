@@ -57,7 +57,7 @@ class ActorCritic:
         torch.set_num_threads(1)
         rng = np.random.default_rng(seed)
         length, actions = self.length // self.action_repeat, len(domain.action_names)
-        seen, *_ = domain.roll(lambda state: domain.actions(rng, len(state)), SEEN, length, rng)
+        seen, *_ = domain.perform(lambda state: domain.actions(rng, len(state)), SEEN, length, rng)
         loc, scale = seen.mean((0, 1)), seen.std((0, 1))
         model = TD3(
             "MlpPolicy",

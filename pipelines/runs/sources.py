@@ -74,7 +74,8 @@ def refresh(root: Path, params: Params) -> None:
         hashes = _Hashes.load()
         wanted = {layout.source(name): _fingerprint(paths, hashes) for name, paths in find(params).items()}
         hashes.save()
-        layout.SOURCES.mkdir(parents=True, exist_ok=True)  # also where experiments alone run, which have none
+        for folder in (layout.SOURCES, *layout.GATHERED):  # that of a section without entries stays empty
+            folder.mkdir(parents=True, exist_ok=True)
         for path, fingerprint in wanted.items():
             if not path.exists() or json.loads(path.read_text(encoding="utf-8")) != fingerprint:
                 files.write_json(path, fingerprint)
