@@ -149,9 +149,9 @@ def sentence(path: Path) -> str:
             ["successor.fit.discounts.high", "1.0", "less than 1"],
         ),
         (
-            "successor.methods.td_cfm.fit.discounts",
+            "successor.fit.discounts",
             {"name": "uniform", "hihg": 0.9},
-            ["successor.methods.td_cfm.fit.discounts.hihg is not a known key", "'high'"],
+            ["successor.fit.discounts.hihg is not a known key", "'high'"],
         ),
         ("density.fit.time", {"name": "late", "eps": 0}, ["density.fit.time.eps", "0", "greater than 0"]),
         ("density.fit.time", {"name": "uniform", "eps": 1}, ["density.fit.time.eps is not a known key"]),
