@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-_WAIT_SECONDS = 0.2
+_WAIT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
