@@ -148,7 +148,7 @@ TABLE: dict[str, tuple[Edit, set[str]]] = {
     "a data set's code": (text("pipelines/datasets/moons.py"), PREPARE | EVALUATE_DENSITY | EXPERIMENTS),
     "an environment's code": (
         text("pipelines/environments/maze.py"),
-        COLLECT | SAMPLE_SUCCESSOR | EVALUATE_SUCCESSOR,
+        COLLECT | SUCCESSOR,  # the policies of a family are asked in training
     ),
     "the training loop": (text("pipelines/training/loop.py"), TRAIN_DENSITY | TRAIN_SUCCESSOR),
     "the base seed": (parameter("seed", 7), EVERYTHING - {"tables"}),

@@ -29,6 +29,8 @@ class SuccessorLosses(griffe.Extension):
         losses = pkg["successor.losses"]
         for module in losses.modules.values():
             for function in module.functions.values():
+                if function.is_alias:  # a loss that another module imports
+                    continue
                 if any(str(decorator.value).startswith("two_term") for decorator in function.decorators):
                     _take_runtime_signature(function)
 

@@ -24,7 +24,7 @@ class ForwardBackward(UnitsModule):
 
     $$
     M^{\pi_z}(dx|s,a) \approx F^z(s,a)^\top B(x)\,\rho(dx), \qquad
-    \pi_z(s) \approx \arg\max_a F^z(s,a)^\top z, \qquad
+    \pi_z(s) \approx \operatorname{argmax}_a F^z(s,a)^\top z, \qquad
     z_r = \sqrt d\,\frac{E_\rho[r(x) B(x)]}{|E_\rho[r(x) B(x)]|}
     $$
 

@@ -50,7 +50,7 @@ def gpi(
     $$
     \hat Q_i(s) = \frac{1}{1-\gamma}\,\frac1n \sum_{j=1}^n r(X_{ij}), \quad X_{ij} = \psi_1(\epsilon_j | s, a_i, w_i),
     \qquad
-    i^* = \arg\max_{i\,:\, i = 0 \text{ or } \hat Q_i - \hat Q_0 > m\, \hat\sigma_i} \hat Q_i
+    i^* = \operatorname{argmax}_{i\,:\, i = 0 \text{ or } \hat Q_i - \hat Q_0 > m\, \hat\sigma_i} \hat Q_i
     $$
 
     The noises $\epsilon_j$ are the same for all candidates of a state, so that what they have in common cancels from

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 MODULES = (
     *("apprise", "dvc", "filelock", "h5py", "httpx", "jinja2", "matplotlib", "mlflow", "mujoco", "networkx", "pandas"),
     *("PIL", "prefect", "psutil", "pyarrow", "pydantic", "pydantic_core", "safetensors", "sklearn", "sqlalchemy"),
-    *("vl_convert", "yaml"),
+    *("threadpoolctl", "vl_convert", "yaml"),
 )
 """What the extra `pipeline` of pyproject.toml brings, as it is imported."""
 

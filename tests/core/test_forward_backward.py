@@ -342,7 +342,7 @@ def test_value_is_the_product_of_features_and_latents() -> None:
     close(one, model.value(x, action, z[:1].expand(9, 6)))
 
 
-def test_noise_of_actions_is_cut_off_and_keeps_the_gradient() -> None:
+def test_noise_of_actions_is_cut_off() -> None:
     model, x = small().double(), randn(4_000, 4, seed=1)
     z = uniform_latents(4_000, 6, generator=generator(), dtype=torch.float64)
     plain = model.policy(x, z)
@@ -354,7 +354,18 @@ def test_noise_of_actions_is_cut_off_and_keeps_the_gradient() -> None:
     tail, density = math.erfc(1.5 / math.sqrt(2)), math.exp(-1.125) / math.sqrt(2 * math.pi)
     variance = 0.04 * (1 - tail - 3 * density + 2.25 * tail)
     assert z_scores(moved.square(), variance).abs().max() < BOUND
-    slopes, expected = (torch.autograd.grad(of.sum(), list(model.actor_network.parameters())) for of in (noisy, plain))
+
+
+def test_noise_keeps_the_gradient_also_where_an_action_is_cut_off() -> None:
+    model, x = small().double(), randn(50, 4, seed=1)
+    last = model.actor_network.last[-1]
+    assert isinstance(last, torch.nn.Linear)
+    torch.nn.init.constant_(last.bias, 1.5)
+    z = uniform_latents(50, 6, generator=generator(), dtype=torch.float64)
+    noisy = model.policy(x, z, noise=0.2, generator=generator())
+    assert 0.1 < (noisy == 1).double().mean() < 0.9
+    weights = list(model.actor_network.parameters())
+    slopes, expected = (torch.autograd.grad(of.sum(), weights) for of in (noisy, model.policy(x, z)))
     for slope, truth in zip(slopes, expected, strict=True):
         close(slope, truth)
 

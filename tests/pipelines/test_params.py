@@ -149,9 +149,9 @@ def sentence(path: Path) -> str:
             ["successor.fit.discounts.high", "1.0", "less than 1"],
         ),
         (
-            "successor.methods.td_cfm.fit",
-            {"discounts": {"name": "uniform", "hihg": 0.9}},
-            ["successor.methods.td_cfm.fit.discounts.hihg is not a known key", "'high'"],
+            "successor.fit.discounts",
+            {"name": "uniform", "hihg": 0.9},
+            ["successor.fit.discounts.hihg is not a known key", "'high'"],
         ),
         ("density.fit.time", {"name": "late", "eps": 0}, ["density.fit.time.eps", "0", "greater than 0"]),
         ("density.fit.time", {"name": "uniform", "eps": 1}, ["density.fit.time.eps is not a known key"]),
@@ -464,15 +464,7 @@ def test_zero_is_a_seed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("profile", "seeds"),
-    [
-        ("default", {4, 3}),
-        ("smoke", {1}),
-        ("paper", {3}),
-        ("td_tables", {3}),
-        ("td_planning", {3}),
-        ("td_claims", {8}),
-        ("td_domains", {3}),
-    ],
+    [("default", {4, 3}), ("smoke", {1}), ("paper", {3}), ("td_tables", {3}), ("td_claims", {8})],
 )
 def test_every_profile_is_valid_and_has_its_seeds(tmp_path: Path, profile: str, seeds: set[int]) -> None:
     raw = yaml_files.read_yaml(ROOT / "params.yaml")
