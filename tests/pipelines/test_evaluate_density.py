@@ -354,6 +354,8 @@ def test_a_mixture_is_tilted_by_its_ratio_and_the_constant_of_its_samples(
     made = prepared(tmp_path / "mine", normal_parts(1_000, x=(0.0, 1.0)))
     scorer = scorer_of(made, rows=50)
     monkeypatch.setattr(Scorer, "samples", lambda self, cell: self.other)
+    drawn = np.random.default_rng(5).normal(size=(1_000, 1))
+    monkeypatch.setattr(Scorer, "draws", lambda self, members: drawn)
     each = {Cell("cfm", 0): scored({part: stats.norm.logpdf(rows.x[:, 0]) for part, rows in scorer.scored.items()})}
     ratio = SimpleNamespace(log_ratio=lambda x: x[:, 0])
     found = evaluation._mixture(each, scorer, None, cast(Tilt, ratio))
@@ -385,6 +387,21 @@ def test_a_model_that_is_no_better_than_a_gaussian_or_that_memorised_rows_is_tol
     found = evaluation._warnings(each, numbers, scorer)
     assert found[0] == "the solver is coarse."
     assert [next((word for word in said if word in one), one) for one in found[1:]] == said
+
+
+def test_the_constant_of_a_tilt_rests_on_equal_parts_of_the_members(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = scorer_of(prepared(tmp_path / "mine", normal_parts(100, x=(0.0, 1.0))), rows=50)
+
+    def load(file: Path, *_: Any, **__: Any) -> SimpleNamespace:
+        seed = float(file.stem.removeprefix("seed"))
+        return SimpleNamespace(sample=lambda shape, cond, generator: torch.full((*shape, 1), seed))
+
+    monkeypatch.setattr(evaluation.density, "load", load)
+    found, count = np.unique(scorer.draws([Cell("cfm", seed) for seed in range(3)]), return_counts=True)
+    assert found.tolist() == [0, 1, 2]
+    assert set(count) == {-(-evaluation.DRAWS // 3)}
 
 
 def test_samples_have_the_conditions_of_validation_rows_for_every_method(tmp_path: Path) -> None:

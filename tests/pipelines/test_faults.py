@@ -298,7 +298,7 @@ def test_a_bare_dvc_repro_executes_no_name_of_an_entry(project: Path) -> None:
             stage.pop(section, None)
     write(project, "dvc.yaml", yaml.safe_dump(graph))
     entries = dict.fromkeys(NASTY, "")
-    raw = {"datasets": entries, "environments": entries, "experiments": entries}
+    raw = dict.fromkeys(("datasets", "environments", "plans", "experiments"), entries)
     raw |= {section: {"methods": {NASTY[0]: {}}} for section in ("density", "successor")}
     write(project, "params.yaml", yaml.safe_dump(raw))
     write(project, "bin/python", '#!/bin/sh\nprintf "%s|" "$@" >> ran\n')
