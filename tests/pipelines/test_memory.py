@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +37,11 @@ print(sorted({{found["num_threads"] for found in threadpool_info()}}), torch.get
 
 
 def output(code: str) -> str:
-    """What a new process prints."""
-    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    """What a new process prints, in which nothing else sets a number of threads."""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    finished = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     return finished.stdout.strip()
 
 
