@@ -71,10 +71,18 @@ def expect_same(shown: str, printed: str, absolute: float, relative: float) -> N
 
 
 RUN = [*TUTORIALS, DOCS / "how-to" / "loss.md", DOCS / "how-to" / "network.md"]
+LONG = ("choices",)  # half a minute
 PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
-@pytest.mark.parametrize("path", [path for path in RUN if blocks(path.read_text())], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] if path.stem in LONG else [], id=path.stem)
+        for path in RUN
+        if blocks(path.read_text())
+    ],
+)
 def test_a_page_prints_what_it_shows(path: Path) -> None:
     page = path.read_text()
     printed = run_page(page)

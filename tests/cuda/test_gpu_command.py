@@ -67,6 +67,7 @@ def test_without_a_card_it_says_so_in_one_sentence() -> None:
     assert gpu.PAGE.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_rehearsal_has_all_rows_without_the_packages_that_it_does_not_need(tmp_path: Path) -> None:
     before, page = gpu.PAGE.read_bytes(), tmp_path / "deep" / "gpu.md"
     finished = run("-c", WITHOUT, "--device", "cpu", "--quick", "--out", str(page))
