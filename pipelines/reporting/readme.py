@@ -17,14 +17,18 @@ from pipelines.reporting.tables import ORDER
 
 README = Path("README.md")
 _RESULTS, _PAPER = Path("docs/results"), Path(".workspaces/td_tables")
+_PLANNING = Path(".workspaces/td_planning")
 PAGES = {
     _RESULTS / "default.md": layout.TABLES,
     _RESULTS / "td_tables.md": _PAPER / layout.TABLES,
     _RESULTS / "density.md": Path(".workspaces/density_tables") / layout.TABLES,
     _RESULTS / "td_claims.md": Path(".workspaces/td_claims") / layout.TABLES,
+    _RESULTS / "td_planning.md": _PLANNING / layout.TABLES,
 }
 PICTURES = {
     _RESULTS / "occupancy.png": layout.figures(layout.REPORT) / "maze_loop-occupancy.png",
+    _RESULTS / "td_planning-square.png": _PLANNING / layout.figures(layout.REPORT) / "maze_goals-square.png",
+    _RESULTS / "td_planning-fast_slow.png": _PLANNING / layout.figures(layout.REPORT) / "maze_goals-fast_slow.png",
     _RESULTS / "td_tables-emd.png": _PAPER / layout.figures(layout.REPORT) / "emd.png",
     _RESULTS / "td_tables-horizons.png": _PAPER / layout.figures(layout.REPORT) / "maze_loop-horizons.png",
 }
