@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from pipelines.base.errors import UserError
@@ -34,7 +35,7 @@ def resolve(name: str) -> torch.device:
 
 
 def limit_threads(threads: int) -> None:
-    """Set the number of threads of linear algebra and of OpenMP in this process, loaded or not.
+    """Set the number of threads of torch, linear algebra and OpenMP in this process, loaded or not.
 
     Floating-point sums depend on it, so a stage sets it before it computes.
     """
@@ -43,12 +44,11 @@ def limit_threads(threads: int) -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # for a library that is loaded later
         os.environ[name] = str(threads)
     threadpool_limits(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
 
 
 def use(name: str, threads: int) -> torch.device:
     """Set the number of threads and return the device, as sums depend on both."""
-    import torch
-
-    torch.set_num_threads(threads)
     limit_threads(threads)
     return resolve(name)

@@ -74,9 +74,6 @@ def side_by_side(
     Raises:
         UserError: `work` raised it, or a process was killed from outside; the other processes are ended.
     """
-    import torch
-
-    torch.set_num_threads(threads)
     device.limit_threads(threads)
     began, results = time.monotonic(), list[R]()
     for part in parts:
@@ -140,9 +137,6 @@ def _run(pipe: Connection, work: Work[P, Any], part: P, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(threads)
     device.limit_threads(threads)
     memory.keep()
     try:

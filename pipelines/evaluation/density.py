@@ -20,6 +20,7 @@ from pipelines.base import device, files, layout, metric_keys, seeding
 from pipelines.config.params import DensityEvaluation, Params
 from pipelines.evaluation import cells, tilt
 from pipelines.evaluation.cells import Cell
+from pipelines.evaluation.density_sampling import draw_at, sampler
 from pipelines.evaluation.likelihood import likelihoods, mixture
 from pipelines.evaluation.rows import Array, Moments, Prepared, Rows, conditions, rng_of
 from pipelines.evaluation.tilt import Tilt
@@ -152,18 +153,12 @@ class Scorer:
 
     def draws(self, members: Sequence[Cell]) -> Array:
         """Return values drawn from some models in equal parts: more than the distances take, `DRAWS` together."""
-        settings = self.params.density.sample_for(self.params.datasets[self.dataset])
         generator = seeding.generator(self.params.seed, "draws", self.dataset, device=self.device)
-        count, val, found = math.ceil(DRAWS / len(members)), self.prepared.part("val"), []
+        count, val = math.ceil(DRAWS / len(members)), self.prepared.part("val")
         at = val.take(rng_of(self.params, self.dataset, "draws").integers(len(val), size=count))
-        cond = torch.from_numpy(at.cond).to(self.device) if at.cond.shape[1] else None
-        for cell in members:
-            file = layout.network(layout.models(self.dataset, cell.method), cell.seed)
-            flow = density.load(file, self.device, settings.solver, settings.steps, guidance=settings.guidance)
-            with torch.no_grad():
-                x = flow.sample(() if cond is not None else (count,), cond, generator)
-            found.append(x.cpu().numpy().astype(np.float64))
-        return np.concatenate(found)
+        with torch.no_grad():
+            found = [draw_at(sampler(self.params, self.dataset, cell, self.device), at, generator) for cell in members]
+        return torch.cat(found).double().cpu().numpy()
 
     def in_turn(self, samples: Sequence[Rows]) -> Rows:
         """Return as many samples as the distances take, from each model in turn."""

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flowmatch_core.flow import ContinuousFlow
+from flowmatch_core.flow import ContinuousFlow, Flow
 from pipelines.base import device, files, layout, metric_keys, seeding
 from pipelines.config.params import Params
 from pipelines.evaluation import cells
@@ -62,21 +62,34 @@ def sample(stage: Stage, dataset: str) -> None:
 def _sample(
     cell: Cell, send: object, *, params: Params, dataset: str, columns: list[str], at: Rows, chosen: torch.device
 ) -> Sampled:
-    entry = params.datasets[dataset]
-    settings = params.density.sample_for(entry)
-    file = layout.network(layout.models(dataset, cell.method), cell.seed)
-    flow = density.load(file, chosen, settings.solver, settings.steps, guidance=settings.guidance)
+    entry, flow = params.datasets[dataset], sampler(params, dataset, cell, chosen)
     generator = seeding.generator(params.seed, "sample", dataset, cell.seed, device=chosen)
-    cond = torch.from_numpy(at.cond).to(chosen) if at.cond.shape[1] else None
     states = velocities = None
     with torch.no_grad():
-        x = flow.sample(() if cond is not None else (len(at),), cond, generator)
+        x, cond = draw_at(flow, at, generator), _conditions(at, chosen)
         few = len(columns) <= SHOWN_COLUMNS
         if few and isinstance(flow, ContinuousFlow) and cell.seed == params.density.seeds_for(entry, cell.method)[0]:
             states = _trajectory(flow, columns, cond, generator)
             velocities = _velocities(flow, chosen) if len(columns) == 2 and cond is None else None
     rows = pd.concat([pd.DataFrame(x.cpu().numpy(), columns=columns), at.table], axis=1)
     return Sampled(rows.assign(**{metric_keys.free("seed", rows.columns): cell.seed}), states, velocities)
+
+
+def sampler(params: Params, dataset: str, cell: Cell, chosen: torch.device) -> Flow:
+    """Return the model of a cell with the solver and the guidance of its samples."""
+    settings = params.density.sample_for(params.datasets[dataset])
+    file = layout.network(layout.models(dataset, cell.method), cell.seed)
+    return density.load(file, chosen, settings.solver, settings.steps, guidance=settings.guidance)
+
+
+def draw_at(flow: Flow, at: Rows, generator: torch.Generator) -> Tensor:
+    """Draw a sample for each row, at its conditions."""
+    cond = _conditions(at, generator.device)
+    return flow.sample(() if cond is not None else (len(at),), cond, generator)
+
+
+def _conditions(at: Rows, device: torch.device) -> Tensor | None:
+    return torch.from_numpy(at.cond).to(device) if at.cond.shape[1] else None
 
 
 def _trajectory(

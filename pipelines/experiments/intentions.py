@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pipelines.base import plugins
 from pipelines.experiments import Finding, Outcome
+from pipelines.experiments._training import minimise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -218,13 +219,7 @@ def _train(name: str, walk: TwoDrifts, settings: Settings, generator: torch.Gene
 
     used = [network, *[encoder] * learned, *[decoder] * decoded]
     optimizer = torch.optim.Adam([p for module in used for p in module.parameters()], settings.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    for _ in range(settings.steps):
-        optimizer.zero_grad()
-        loss().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        polyak_update(average, network, settings.ema_step)
+    minimise(loss, optimizer, settings.steps, lambda: polyak_update(average, network, settings.ema_step))
     return Trained(target, encoder if learned else None)
 
 

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 from pipelines import datasets
 from pipelines.base import plugins
 from pipelines.experiments import Finding, Outcome
+from pipelines.experiments._training import minimise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -229,12 +230,7 @@ def _minimise(field: MLPField, loss: Callable[[], Tensor], settings: Settings) -
     import torch
 
     optimizer = torch.optim.AdamW(field.parameters(), settings.lr, weight_decay=1e-5, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    for _ in range(settings.steps):
-        optimizer.zero_grad()
-        loss().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+    minimise(loss, optimizer, settings.steps)
 
 
 def _measure(field: MLPField, drawn: Draws, transport: float, settings: Settings) -> dict[str, float]:

@@ -8,11 +8,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from pipelines.base.errors import UserError, did_you_mean
+from pipelines.config.params import PlanSettings
 from pipelines.environments import Array
 from pipelines.planning.planner import Law, Planner
 
-SINGLES = 256
-"""Policies of a family among which the default of a task is looked for."""
+USUAL = PlanSettings(rewards=("any",))
+"""The settings of `plans` in params.yaml where it does not say otherwise."""
 
 
 def load(
@@ -23,12 +24,12 @@ def load(
     law: Law = "train",
     seed: int | None = None,
     device: str = "cpu",
-    solver: str = "midpoint",
-    steps: int = 3,
-    candidates: int = 16,
-    samples: int = 128,
-    margin: float = 1.5,
-    every: int = 4,
+    solver: str = USUAL.solver,
+    steps: int = USUAL.steps,
+    candidates: int = USUAL.candidates,
+    samples: int = USUAL.samples,
+    margin: float = USUAL.margin,
+    every: int = USUAL.every,
     random: int = 0,
 ) -> Planner:
     """Load a trained planner, whose `act(state)` returns actions; reading its files cannot execute code.
@@ -80,7 +81,7 @@ def load(
         raise UserError(f"no reward {reward!r}, expected one of {', '.join(known)}{did_you_mean(reward, known)}.")
     rng = np.random.default_rng(random)
     if w is None:
-        w = singles.best(environment, family, [reward], SINGLES, rng)[reward]
+        w = singles.best(environment, family, [reward], USUAL.singles, rng)[reward]
     generator = torch.Generator(resolve(device)).manual_seed(random)
     choose = ByModel(network, lambda state: environment.rewards(state)[reward], samples, margin, generator)
     return Planner(family, choose, w, law, candidates=candidates, every=every, rng=rng)

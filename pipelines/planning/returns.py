@@ -230,7 +230,7 @@ class Comparison:
 
     def _actors(self, cell: Cell, built: Environment, family: Family) -> Iterator[tuple[str, str, Actor]]:
         """Yield the reward, the law of candidates and the policy of every task of a method."""
-        settings = self.settings
+        settings, model = self.settings, self._model(cell) if cell.method in self.methods else None
         for reward in settings.rewards:
             if cell.method == SINGLE:
                 yield reward, ALONE, Fixed(family, np.tile(self.defaults[reward], (settings.episodes, 1)))
@@ -240,9 +240,25 @@ class Comparison:
                     yield reward, ALONE, Known(expert)
             else:
                 for law in settings.laws:
-                    yield reward, law, self._planner(cell, built, family, reward, law)
+                    yield reward, law, self._planner(cell, built, family, model, reward, law)
 
-    def _planner(self, cell: Cell, built: Environment, family: Family, reward: str, law: Law) -> Planner:
+    def _model(self, cell: Cell) -> GeometricHorizonModel:
+        settings, chosen = self.settings, device.resolve(self.params.device)
+        model = models.load(
+            self.params, self.environment, cell.method, cell.seed, chosen, settings.solver, settings.steps
+        )
+        assert isinstance(model, GeometricHorizonModel), cell.method
+        return model
+
+    def _planner(
+        self,
+        cell: Cell,
+        built: Environment,
+        family: Family,
+        model: GeometricHorizonModel | None,
+        reward: str,
+        law: Law,
+    ) -> Planner:
         settings, gamma = self.settings, self.params.environments[self.environment].gamma
         rng = self._rng("candidates", cell.seed, reward, law)
 
@@ -250,15 +266,11 @@ class Comparison:
             return built.rewards(state)[reward]
 
         choose: Choose
-        if cell.method == SIMULATION:
+        if model is None:
             assert isinstance(built, Simulator)
             choose = BySimulation(built, family, of, gamma, settings.simulated, self._rng("simulation", cell.seed))
         else:
             chosen = device.resolve(self.params.device)
-            model = models.load(
-                self.params, self.environment, cell.method, cell.seed, chosen, settings.solver, settings.steps
-            )
-            assert isinstance(model, GeometricHorizonModel), cell.method
             key = ("plan", self.environment, cell.seed, reward, law)
             noise = seeding.generator(self.params.seed, *key, device=chosen)
             choose = ByModel(model, of, settings.samples, settings.margin, noise)
