@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -41,6 +41,7 @@ from pipelines.config.yaml_files import merge, read_yaml
 Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
 FixedSolver = Literal["euler", "midpoint", "heun", "rk4"]
 LikelihoodSolver = Literal[FixedSolver, "adams"]
+CandidateLaw = Literal["random", "local", "train"]
 PAGE_PARTS = frozenset({"results", "densities", "tables", "environments", "run", "parameters"})
 """Anchors of the report, beside those of entries."""
 REFERENCES = {
@@ -686,8 +687,8 @@ class PlanSettings(Settings):
     methods: tuple[Name, ...] | None = Field(
         default=None, min_length=1, description="methods with whose models it plans; null: all flows that run there"
     )
-    laws: tuple[Literal["random", "local", "train"], ...] = Field(
-        default=("random", "local", "train"),
+    laws: tuple[CandidateLaw, ...] = Field(
+        default=get_args(CandidateLaw),
         min_length=1,
         description="laws D(W) of new candidates: random, uniform between the bounds of w; local, around w_r; train, "
         "that of the training",

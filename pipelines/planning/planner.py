@@ -11,21 +11,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
 from pipelines.base.errors import UserError
+from pipelines.config.params import CandidateLaw
 from pipelines.environments import Array, Family
 
 if TYPE_CHECKING:
     from pipelines.planning.choices import Choose
 
-Law = Literal["random", "local", "train"]
 NEAR = 0.5  # standard deviations of the law by which local candidates differ from the default
 
 
-def fresh(family: Family, law: Law, default: Array, n: int, rng: np.random.Generator) -> Array:
+def fresh(family: Family, law: CandidateLaw, default: Array, n: int, rng: np.random.Generator) -> Array:
     """Draw candidates from a law D(W), (n, dw).
 
     Args:
@@ -80,7 +80,7 @@ class Planner:
         family: Family,
         choose: Choose,
         default: Array,
-        law: Law = "train",
+        law: CandidateLaw = "train",
         *,
         candidates: int = 16,
         every: int = 4,

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from pipelines.base.errors import UserError, did_you_mean
-from pipelines.config.params import PlanSettings
+from pipelines.config.params import CandidateLaw, PlanSettings
 from pipelines.environments import Array
-from pipelines.planning.planner import Law, Planner
+from pipelines.planning.planner import Planner
 
 USUAL = PlanSettings(rewards=("any",))
 """The settings of `plans` in params.yaml where it does not say otherwise."""
@@ -21,7 +21,7 @@ def load(
     reward: str,
     *,
     w: Array | None = None,
-    law: Law = "train",
+    law: CandidateLaw = "train",
     seed: int | None = None,
     device: str = "cpu",
     solver: str = USUAL.solver,

@@ -15,13 +15,13 @@ from pipelines import environments
 from pipelines.base import device, files, layout, metric_keys, seeding
 from pipelines.base.errors import UserError
 from pipelines.config.catalog import ORACLE
-from pipelines.config.params import Params, PlanSettings
+from pipelines.config.params import CandidateLaw, Params, PlanSettings
 from pipelines.environments import Array, Environment, Family, Simulator
 from pipelines.evaluation import cells, models
 from pipelines.evaluation.cells import Cell
 from pipelines.planning import singles
 from pipelines.planning.choices import ByModel, BySimulation, Choose
-from pipelines.planning.planner import Law, Planner
+from pipelines.planning.planner import Planner
 from pipelines.runs.context import Stage
 
 SINGLE, SIMULATION, EXPERT = "single", "simulation", "expert"
@@ -257,7 +257,7 @@ class Comparison:
         family: Family,
         model: GeometricHorizonModel | None,
         reward: str,
-        law: Law,
+        law: CandidateLaw,
     ) -> Planner:
         settings, gamma = self.settings, self.params.environments[self.environment].gamma
         rng = self._rng("candidates", cell.seed, reward, law)

@@ -17,11 +17,11 @@ from flowmatch_core.successor import GeometricHorizonModel
 from pipelines.base import files, layout
 from pipelines.base.errors import UserError
 from pipelines.config import changes, params, yaml_files
-from pipelines.config.params import Params
+from pipelines.config.params import CandidateLaw, Params
 from pipelines.environments import Array, linear_gaussian, maze
 from pipelines.planning import planners, returns, singles
 from pipelines.planning.choices import ByModel, BySimulation
-from pipelines.planning.planner import Law, Planner, fresh
+from pipelines.planning.planner import Planner, fresh
 from pipelines.reporting.tables import planning, planning_claims
 from pipelines.runs.context import Stage
 from pipelines.runs.records import RunRecord
@@ -89,7 +89,7 @@ def test_candidates_are_the_default_the_present_and_new_ones_and_plans_are_some_
 
 
 @pytest.mark.parametrize("law", ["random", "local", "train"])
-def test_candidates_of_every_law_are_within_that_of_the_family(law: Law) -> None:
+def test_candidates_of_every_law_are_within_that_of_the_family(law: CandidateLaw) -> None:
     family, default = maze.Goals(), np.array([0.2, -0.2])
     w = fresh(family, law, default, 4000, rng())
     family.check(w)

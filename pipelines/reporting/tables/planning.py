@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from flowmatch_core.intervals import ONE_SIDED, ratio, t_interval
 from pipelines.base import metric_keys
-from pipelines.config.params import Params
+from pipelines.config.params import CandidateLaw, Params
 from pipelines.reporting.tables import Cells, Table, between, physics_steps, seeds_note
 
-LAWS = ("random", "local", "train")
+LAWS: tuple[str, ...] = get_args(CandidateLaw)
 SINGLE = "single"
 
 PUBLISHED: Mapping[str, tuple[str, str, str]] = {
